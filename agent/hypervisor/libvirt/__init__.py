@@ -1,0 +1,1 @@
+"""libvirt: the adapter, the only room that imports it."""

@@ -1,0 +1,192 @@
+"""What the agent asks of a hypervisor. `fake` and `libvirt` implement it; `agent.testing.check_hypervisor` holds both to it.
+
+Identity is the domain's UUID everywhere. All calls are safe to repeat: the agent repeats them after a crash.
+Raises, where nothing else is said: `HypervisorDown` when the hypervisor cannot be asked (it reconnects by itself),
+`VmNotFound` for an unknown id, `DeadlineExceeded` when a call hangs past its lane's patience.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import trio
+
+
+class DomainState(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTOFF = "shutoff"
+    SUSPENDED = "suspended"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainPlan:
+    """A domain to define. Memory in MiB. `directory` is the VM's own folder: its sockets and its serial log go there.
+
+    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`. `metadata` is opaque text that the hypervisor keeps for us.
+    """
+
+    id: str
+    name: str
+    cpu_cores: int
+    memory: int
+    accelerator: str  # "kvm" or "qemu"
+    directory: Path
+    disk: Path
+    seed: Path | None
+    network: str
+    mac: str
+    metadata: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """A domain as the hypervisor sees it. `reason` is a word such as `crashed`, `disk_full`, `user`, or None.
+
+    `metadata` is None for a domain that is not ours. `started_at` is None unless the domain is active.
+    """
+
+    id: str
+    name: str
+    state: DomainState
+    reason: str | None
+    cpu_cores: int
+    memory: int
+    accelerator: str
+    autostart: bool
+    metadata: str | None
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainStats:
+    """Counters since the start. Bytes; `cpu_time` in seconds."""
+
+    cpu_time: float
+    memory_rss: int
+    disk_read: int
+    disk_written: int
+    disk_allocated: int
+    net_received: int
+    net_sent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """`source` says where they were learnt: `agent`, `lease`, `arp`, `none`."""
+
+    addresses: Sequence[str]
+    source: str
+
+
+class ChangeKind(StrEnum):
+    """`RESYNC`: events may have been lost (connection lost and back, or the channel was full): list again."""
+
+    DEFINED = "defined"
+    UNDEFINED = "undefined"
+    STATE = "state"
+    DISK_FULL = "disk_full"
+    AGENT_UP = "agent_up"
+    AGENT_DOWN = "agent_down"
+    DOWN = "down"
+    RESYNC = "resync"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something that happened to a domain; `id` is None for `DOWN` and `RESYNC`."""
+
+    kind: ChangeKind
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What this hypervisor can do here. `accelerator` is `kvm` only where KVM truly works."""
+
+    name: str
+    version: str
+    uri: str
+    accelerator: str
+    networks: Sequence[str]
+    host_cpus: int
+    problems: Sequence[str] = field(default=())
+
+
+class Hypervisor(Protocol):
+    """Life and death of domains."""
+
+    @property
+    def features(self) -> Features: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def changes(self) -> trio.MemoryReceiveChannel[Change]:
+        """One bounded channel; when it is full the oldest changes give way and a `RESYNC` takes their place."""
+        ...
+
+    async def list_domains(self) -> Sequence[Domain]:
+        """All domains, ours and others. Never blocks on a hung guest."""
+        ...
+
+    async def get_domain(self, id: str) -> Domain: ...
+
+    async def define(self, plan: DomainPlan) -> None:
+        """Define, or redefine the same id. Raises: VmExists when another domain has the name."""
+        ...
+
+    async def undefine(self, id: str) -> None:
+        """Forget an inactive domain with all that hangs on it; one that is gone is no error. Raises: WrongState if active."""
+        ...
+
+    async def start(self, id: str) -> None:
+        """Boot; one that is active stays as it is. Raises: InsufficientResources, ImageDamaged, Unsupported, WrongState."""
+        ...
+
+    async def shutdown(self, id: str) -> None:
+        """Ask the guest to power off (guest agent, else ACPI) and return at once; no error if it is off."""
+        ...
+
+    async def destroy(self, id: str) -> None:
+        """Pull the plug; no error if it is off. Works on a hung QEMU."""
+        ...
+
+    async def pause(self, id: str) -> None: ...
+
+    async def resume(self, id: str) -> None: ...
+
+    async def set_metadata(self, id: str, metadata: str) -> None: ...
+
+    async def set_autostart(self, id: str, *, enabled: bool) -> None: ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """Optional power: look at a running domain. Each raises WrongState when it is not running."""
+
+    async def stats(self, id: str) -> DomainStats: ...
+
+    async def addresses(self, id: str) -> Addresses: ...
+
+    async def screenshot(self, id: str) -> bytes:
+        """A PNG."""
+        ...
+
+
+@runtime_checkable
+class Dialling(Protocol):
+    """Optional power: reach a TCP port of a guest from this process, whatever network it is on."""
+
+    async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
+        """Raises: WrongState when it does not run, PeerUnreachable never, Unsupported when its network cannot be reached,
+        OSError when nothing answers on the port.
+        """
+        ...

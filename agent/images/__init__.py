@@ -1,0 +1,1 @@
+"""Disk images: kept by content, run as overlays, moved between machines."""

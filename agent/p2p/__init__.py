@@ -1,0 +1,1 @@
+"""The mesh: hosts, streams, calls between nodes, membership, discovery."""

@@ -1,0 +1,1 @@
+"""The faces: REST, command line, Python client. Nothing imports this room."""

@@ -1,0 +1,29 @@
+"""What a disk image is on the wire. Sizes are in bytes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+ImageRef = Annotated[str, Meta(min_length=1, max_length=512, description="name, name:tag, registry/name:tag or digest")]
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of a node. `digest` names the content: two names of one digest share one file.
+
+    `size` is the disk that a guest sees, `allocated` the space the base takes on this machine.
+    """
+
+    name: str
+    tag: str
+    digest: str
+    size: int
+    allocated: int
+    created_at: datetime
+    registry: str = "local"
+    source: str = ""
+    used_by: list[str] = []
+    labels: dict[str, str] = {}

@@ -1,0 +1,63 @@
+"""A node: its health, its room, its tokens."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from .access import Role
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount of each thing that can run out: memory in MiB, virtual CPUs, disk in GiB."""
+
+    memory: int
+    cpu: int
+    disk: int
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """`total` less `reserve`, less what VMs hold (`committed`) and operations are about to take (`in_flight`)."""
+
+    total: Room
+    reserve: Room
+    committed: Room
+    in_flight: Room
+    available: Room
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`status` is `ok`, or `degraded` with a sentence for each thing that is missing in `problems`."""
+
+    status: str
+    name: str
+    version: str
+    peer_id: str
+    hypervisor: str
+    accelerator: str
+    p2p: str
+    vms: int
+    uptime: int
+    problems: list[str] = []
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`expires_in` is in seconds; None never expires."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
+    role: Role = Role.OPERATOR
+    expires_in: Annotated[int, Meta(ge=1, le=10 * 366 * 86400)] | None = None
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A token as it is listed: `secret` is told once, by the call that makes it."""
+
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    secret: str | None = None

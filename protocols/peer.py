@@ -1,0 +1,86 @@
+"""Nodes as other nodes see them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from .access import Role
+
+MAX_NESTING = 32
+PeerRef = Annotated[str, Meta(min_length=1, max_length=255, description="peer ID, unique prefix of it, or node name")]
+
+
+def check_nesting(value: Any, depth: int = 1) -> None:
+    """Raises: ValueError when free-form data nests deeper than `MAX_NESTING`."""
+    if depth > MAX_NESTING:
+        raise ValueError(f"data nests deeper than {MAX_NESTING}")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_nesting(item, depth + 1)
+
+
+class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One node. `status` is `online`, `offline` or `stopped`; `path` is `direct`, `relayed` or None."""
+
+    id: str
+    name: str
+    address: str
+    port: int
+    status: str
+    services: list[str]
+    last_seen: datetime | None = None
+    uptime: int | None = None
+    role: Role | None = None
+    path: str | None = None
+    addresses: list[str] = []
+
+
+class P2pState(msgspec.Struct, frozen=True, kw_only=True):
+    """What `start` and `stop` leave behind: `started` or `stopped`."""
+
+    status: str
+    id: str
+    address: str
+    port: int
+
+
+class Ping(msgspec.Struct, frozen=True, kw_only=True):
+    """`rtt` is in milliseconds."""
+
+    id: str
+    rtt: float
+    path: str
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A message to a peer; `data` is any JSON object up to 64 KiB."""
+
+    peer_id: PeerRef
+    message_type: Annotated[str, Meta(min_length=1, max_length=64)]
+    data: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_nesting(self.data)
+
+
+class MessageReply(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+    message: str
+
+
+class InviteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`expires` is in seconds."""
+
+    role: Role = Role.OPERATOR
+    expires: Annotated[int, Meta(ge=1, le=30 * 86400)] = 600
+    uses: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    ticket: str
+    expires: datetime
+    role: Role

@@ -1,0 +1,277 @@
+"""Every operation of a node, once. REST routes, the peer protocol, the client, the command line and OpenAPI come from here.
+
+Adding an operation is a method here, its implementation in the agent, and a contract test.
+A parameter that the path names is taken from the path; of the others, a GET takes its parameters from the query and
+every other verb from the JSON body (a single Struct parameter is the body).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+from msgspec import Meta
+
+from .access import Role
+from .image import Image, ImageRef
+from .node import Capacity, Health, Token, TokenRequest
+from .operation import Operation, OperationId, OperationState
+from .peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, PeerRef, Ping, Ticket
+from .table import rest
+from .vm import (
+    Blob,
+    ConsoleLog,
+    Forward,
+    ForwardSpec,
+    Vm,
+    VmAddresses,
+    VmChange,
+    VmRef,
+    VmSpec,
+    VmStats,
+)
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[int, Meta(ge=1, le=3600)]
+
+
+class VmService(Protocol):
+    """The VMs of one node. `vm` is a name or an id, as libvirt looks up both."""
+
+    @rest("GET", "/vm", Role.VIEWER)
+    async def list_vms(self) -> list[Vm]:
+        """List the VMs of the node."""
+        ...
+
+    @rest("POST", "/vm", Role.OPERATOR)
+    async def create_vm(self, spec: VmSpec) -> Vm:
+        """Create a VM from an image, and start it when asked to.
+
+        Raises: VmExists, ImageNotFound, InsufficientResources, Unsupported, HypervisorDown.
+        """
+        ...
+
+    @rest("GET", "/vm/<vm>", Role.VIEWER)
+    async def get_vm(self, vm: VmRef) -> Vm:
+        """Show one VM."""
+        ...
+
+    @rest("PATCH", "/vm/<vm>", Role.OPERATOR)
+    async def update_vm(self, vm: VmRef, change: VmChange) -> Vm:
+        """Change a VM's autostart or labels."""
+        ...
+
+    @rest("POST", "/vm/<vm>/start", Role.OPERATOR)
+    async def start_vm(self, vm: VmRef) -> Vm:
+        """Start a VM; one that runs stays as it is."""
+        ...
+
+    @rest("POST", "/vm/<vm>/stop", Role.OPERATOR)
+    async def stop_vm(self, vm: VmRef, force: bool = False, timeout: Seconds | None = None) -> Vm:
+        """Shut a VM down: by the guest agent, else by ACPI; `force` pulls the plug.
+
+        Raises: DeadlineExceeded when the guest does not stop in `timeout` seconds.
+        """
+        ...
+
+    @rest("POST", "/vm/<vm>/restart", Role.OPERATOR)
+    async def restart_vm(self, vm: VmRef, force: bool = False, timeout: Seconds | None = None) -> Vm:
+        """Stop a VM as `stop` does, then start it."""
+        ...
+
+    @rest("POST", "/vm/<vm>/pause", Role.OPERATOR)
+    async def pause_vm(self, vm: VmRef) -> Vm:
+        """Hold a VM's CPUs."""
+        ...
+
+    @rest("POST", "/vm/<vm>/resume", Role.OPERATOR)
+    async def resume_vm(self, vm: VmRef) -> Vm:
+        """Let a paused VM go on."""
+        ...
+
+    @rest("DELETE", "/vm/<vm>", Role.OPERATOR)
+    async def delete_vm(self, vm: VmRef, delete_disk: bool = True, force: bool = False) -> Vm:
+        """Delete a VM, and its disk unless told otherwise. A running VM is refused without `force`.
+
+        Raises: WrongState.
+        """
+        ...
+
+    @rest("GET", "/vm/<vm>/ip", Role.VIEWER)
+    async def vm_ip(self, vm: VmRef) -> VmAddresses:
+        """Tell the guest's addresses."""
+        ...
+
+    @rest("GET", "/vm/<vm>/stats", Role.VIEWER)
+    async def vm_stats(self, vm: VmRef) -> VmStats:
+        """Tell what a running VM has used. Raises: WrongState."""
+        ...
+
+    @rest("GET", "/vm/<vm>/log", Role.VIEWER)
+    async def vm_log(
+        self, vm: VmRef, offset: int | None = None, limit: Annotated[int, Meta(ge=1, le=262144)] = 65536
+    ) -> ConsoleLog:
+        """Read the serial console's log: its last `limit` bytes, or the ones from `offset`."""
+        ...
+
+    @rest("GET", "/vm/<vm>/screenshot", Role.VIEWER)
+    async def vm_screenshot(self, vm: VmRef) -> Blob:
+        """Take a picture of a running VM's screen. Raises: WrongState, Unsupported."""
+        ...
+
+    @rest("GET", "/vm/<vm>/port-forward", Role.VIEWER)
+    async def list_forwards(self, vm: VmRef) -> list[Forward]:
+        """List the ports forwarded to a VM."""
+        ...
+
+    @rest("POST", "/vm/<vm>/port-forward", Role.OPERATOR)
+    async def add_forward(self, vm: VmRef, forward: ForwardSpec) -> Forward:
+        """Forward a port of the node to the guest, now and whenever it runs. Raises: PortTaken."""
+        ...
+
+    @rest("DELETE", "/vm/<vm>/port-forward/<host_port>", Role.OPERATOR)
+    async def remove_forward(self, vm: VmRef, host_port: Port) -> Forward:
+        """End a port forward. Raises: ForwardNotFound."""
+        ...
+
+
+class ImageService(Protocol):
+    """The images of one node. Uploading one is a stream and so has a route of its own: `POST /api/image/import`."""
+
+    @rest("GET", "/image", Role.VIEWER)
+    async def list_images(self) -> list[Image]:
+        """List the images of the node."""
+        ...
+
+    @rest("POST", "/image/build-tiny", Role.OPERATOR)
+    async def build_tiny(self) -> Image:
+        """Build `tiny:latest`, a guest of a few MB, from the distribution's packages."""
+        ...
+
+    @rest("GET", "/image/<image>", Role.VIEWER)
+    async def get_image(self, image: ImageRef) -> Image:
+        """Show one image."""
+        ...
+
+    @rest("DELETE", "/image/<image>", Role.OPERATOR)
+    async def remove_image(self, image: ImageRef) -> Image:
+        """Remove an image's name, and its disk when no other name is left. Raises: ImageInUse naming the VMs."""
+        ...
+
+
+class OperationService(Protocol):
+    """The journal of one node."""
+
+    @rest("GET", "/operations", Role.VIEWER)
+    async def list_operations(self, state: OperationState | None = None) -> list[Operation]:
+        """List operations, newest first."""
+        ...
+
+    @rest("GET", "/operations/<id>", Role.VIEWER)
+    async def get_operation(self, id: OperationId) -> Operation:
+        """Show one operation."""
+        ...
+
+    @rest("GET", "/operations/<id>/wait", Role.VIEWER)
+    async def wait_operation(self, id: OperationId, timeout: Annotated[float, Meta(ge=0, le=600)] = 60) -> Operation:
+        """Wait until an operation ends, or for `timeout` seconds; tell how it is then."""
+        ...
+
+    @rest("DELETE", "/operations/<id>", Role.OPERATOR)
+    async def cancel_operation(self, id: OperationId) -> Operation:
+        """Cancel an operation: what it did is undone. One that has ended stays as it is."""
+        ...
+
+
+class NodeService(Protocol):
+    """The node itself."""
+
+    @rest("GET", "/health", Role.VIEWER)
+    async def health(self) -> Health:
+        """Tell how the node is."""
+        ...
+
+    @rest("GET", "/capacity", Role.VIEWER)
+    async def capacity(self) -> Capacity:
+        """Tell what room the node has."""
+        ...
+
+
+class TokenService(Protocol):
+    """The bearer tokens of the node that is asked; no peer can reach them."""
+
+    @rest("GET", "/tokens", Role.ADMIN, local=True)
+    async def list_tokens(self) -> list[Token]:
+        """List tokens, without their secrets."""
+        ...
+
+    @rest("POST", "/tokens", Role.ADMIN, local=True)
+    async def create_token(self, token: TokenRequest) -> Token:
+        """Make a token; its secret is told this once."""
+        ...
+
+    @rest("DELETE", "/tokens/<name>", Role.ADMIN, local=True)
+    async def revoke_token(self, name: Annotated[str, Meta(min_length=1, max_length=64)]) -> Token:
+        """Revoke a token at once."""
+        ...
+
+
+class PeerService(Protocol):
+    """The mesh, as the node that is asked sees it; no peer can steer it."""
+
+    @rest("GET", "/p2p/info", Role.VIEWER, local=True)
+    async def p2p_info(self) -> PeerInfo:
+        """Show this node as its peers see it."""
+        ...
+
+    @rest("GET", "/p2p/status", Role.VIEWER, local=True)
+    async def p2p_status(self) -> P2pState:
+        """Tell whether P2P services run."""
+        ...
+
+    @rest("GET", "/p2p/peers", Role.VIEWER, local=True)
+    async def list_peers(self) -> list[PeerInfo]:
+        """List the peers of the fleet."""
+        ...
+
+    @rest("GET", "/p2p/peers/<peer>", Role.VIEWER, local=True)
+    async def get_peer(self, peer: PeerRef) -> PeerInfo:
+        """Show one peer."""
+        ...
+
+    @rest("POST", "/p2p/peers/<peer>/ping", Role.VIEWER, local=True)
+    async def ping_peer(self, peer: PeerRef) -> Ping:
+        """Measure the round trip to a peer."""
+        ...
+
+    @rest("DELETE", "/p2p/peers/<peer>", Role.ADMIN, local=True)
+    async def revoke_peer(self, peer: PeerRef) -> PeerInfo:
+        """Put a peer out of the fleet."""
+        ...
+
+    @rest("POST", "/p2p/start", Role.ADMIN, local=True)
+    async def start_p2p(self) -> P2pState:
+        """Start P2P services."""
+        ...
+
+    @rest("POST", "/p2p/stop", Role.ADMIN, local=True)
+    async def stop_p2p(self) -> P2pState:
+        """Stop P2P services; local VMs and REST go on."""
+        ...
+
+    @rest("POST", "/p2p/message", Role.OPERATOR, local=True)
+    async def send_message(self, message: Message) -> MessageReply:
+        """Send a message to a peer."""
+        ...
+
+    @rest("POST", "/p2p/invite", Role.ADMIN, local=True)
+    async def invite_peer(self, invite: InviteRequest) -> Ticket:
+        """Make a ticket with which another node can join the fleet."""
+        ...
+
+    @rest("POST", "/p2p/join", Role.ADMIN, local=True)
+    async def join_fleet(self, ticket: Annotated[str, Meta(min_length=1, max_length=4096)]) -> PeerInfo:
+        """Join the fleet that a ticket comes from."""
+        ...
+
+
+SERVICES: tuple[type, ...] = (VmService, ImageService, OperationService, NodeService, TokenService, PeerService)

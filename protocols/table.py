@@ -1,0 +1,237 @@
+"""Reads the service classes: the method table, `stub` for callers, `Dispatcher` for owners.
+
+A `Method` knows how each face carries its arguments, so that no face describes an operation again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+import msgspec
+
+from .access import Caller, Role
+from .errors import InvalidRequest
+
+_PLACEHOLDER = re.compile(r"<(\w+)>")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What `rest` writes on a service's method."""
+
+    verb: str
+    path: str
+    role: Role
+    local: bool
+
+
+def rest(verb: str, path: str, role: Role, *, local: bool = False) -> Callable[[Function], Function]:
+    """Give an operation its REST route below a dialect's root and the role it needs.
+
+    `local` keeps it from peers: it exists under `/api` alone, never under `/api/remote/<peer>` nor on the peer protocol.
+    """
+
+    def mark(function: Function) -> Function:
+        function.__dict__["rest"] = Mark(verb, path, role, local)
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One operation. `args` holds every parameter, `body` and `query` the ones that REST carries there."""
+
+    service: type
+    name: str
+    verb: str
+    path: str
+    role: Role
+    local: bool
+    summary: str
+    result: Any
+    args: type[msgspec.Struct]
+    path_params: Mapping[str, Any]
+    query: type[msgspec.Struct] | None
+    body: type[msgspec.Struct] | None
+    # The one Struct parameter that is the whole body, if there is one.
+    body_param: str | None
+    body_required: bool
+
+    @property
+    def mutates(self) -> bool:
+        """Whether this is an operation that the journal keeps (a read and a ping are not)."""
+        return self.verb != "GET"
+
+    def arguments(self, path: Mapping[str, str], query: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        """The call's arguments from what a REST request carries.
+
+        Raises: InvalidRequest, with the path of the field that is wrong.
+        """
+        found: dict[str, Any] = {name: _convert(path[name], kind, name) for name, kind in self.path_params.items()}
+        if self.query is not None:
+            found |= _fields(_convert(dict(query), self.query, "query"))
+        elif query:
+            raise InvalidRequest(f"unknown query parameter '{min(query)}'", path=min(query))
+        if self.body is None:
+            if body.strip():
+                raise InvalidRequest(f"{self.verb} {self.path} takes no body")
+        elif body.strip() or self.body_required:
+            value = decode_json(body, self.body)
+            found |= {self.body_param: value} if self.body_param else _fields(value)
+        return found
+
+    def pack(self, arguments: Mapping[str, Any]) -> bytes:
+        """The arguments as one msgpack map, for a peer."""
+        return msgspec.msgpack.encode(self.args(**arguments))
+
+    def unpack(self, data: bytes) -> dict[str, Any]:
+        """The other end of `pack`. Raises: InvalidRequest."""
+        try:
+            return _fields(msgspec.msgpack.decode(data, type=self.args))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _invalid(error) from None
+
+
+def _fields(value: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _invalid(error, name) from None
+
+
+def decode_json(body: bytes, kind: Any) -> Any:
+    """Decode one JSON document. Raises: InvalidRequest with the field's path."""
+    try:
+        return _decoder(kind).decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _invalid(error) from None
+
+
+@functools.lru_cache(maxsize=256)
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def _invalid(error: Exception, name: str | None = None) -> InvalidRequest:
+    """msgspec writes `… - at `$.field``: the path goes into the details, the rest is the sentence."""
+    text = str(error) or type(error).__name__
+    sentence, _, where = text.partition(" - at `")
+    path = where.rstrip("`").removeprefix("$.") or name or "$"
+    if (missing := re.search(r"missing required field `(\w+)`|unknown field `([^`]*)`", sentence)) and not where:
+        path = missing[1] or missing[2]
+    prefix = "" if path == "$" else f"{path}: "
+    return InvalidRequest(f"{prefix}{sentence}", path=path)
+
+
+def _method(service: type, function: Any) -> Method:
+    mark: Mark = function.rest
+    hints = get_type_hints(function, include_extras=True)
+    signature = list(inspect.signature(function).parameters.values())[1:]
+    in_path = _PLACEHOLDER.findall(mark.path)
+    rest_of = [p for p in signature if p.name not in in_path]
+    whole = (
+        len(rest_of) == 1
+        and isinstance(hints[rest_of[0].name], type)
+        and issubclass(hints[rest_of[0].name], msgspec.Struct)
+    )
+    carried = _struct(f"{function.__name__}_request", rest_of, hints) if rest_of and not whole else None
+    body = hints[rest_of[0].name] if whole else carried
+    is_get = mark.verb == "GET"
+    return Method(
+        service=service,
+        name=function.__name__,
+        verb=mark.verb,
+        path=mark.path,
+        role=mark.role,
+        local=mark.local,
+        summary=(inspect.getdoc(function) or "").partition("\n")[0],
+        result=hints["return"],
+        args=_struct(f"{function.__name__}_args", signature, hints, forbid_unknown=False),
+        path_params={name: hints[name] for name in in_path},
+        query=carried if is_get else None,
+        body=None if is_get else body,
+        body_param=rest_of[0].name if whole else None,
+        body_required=not is_get and any(p.default is p.empty for p in rest_of),
+    )
+
+
+def _struct(
+    name: str, params: Iterable[inspect.Parameter], hints: Mapping[str, Any], *, forbid_unknown: bool = True
+) -> type[msgspec.Struct]:
+    fields: list[Any] = [
+        (p.name, hints[p.name]) if p.default is p.empty else (p.name, hints[p.name], p.default) for p in params
+    ]
+    camel = "".join(part.title() for part in name.split("_"))
+    return msgspec.defstruct(camel, fields, kw_only=True, frozen=True, forbid_unknown_fields=forbid_unknown)
+
+
+@functools.cache
+def methods(service: type) -> Mapping[str, Method]:
+    """The operations of one service class, by name, in the order they are written."""
+    return {name: _method(service, f) for name, f in vars(service).items() if hasattr(f, "rest")}
+
+
+def all_methods(services: Iterable[type]) -> dict[str, Method]:
+    """The operations of several services, by name; a name stands once in all of them."""
+    table: dict[str, Method] = {}
+    for service in services:
+        for name, method in methods(service).items():
+            if name in table:
+                raise TypeError(f"{name} is defined twice")
+            table[name] = method
+    return table
+
+
+Call = Callable[[Method, Mapping[str, Any]], Awaitable[Any]]
+
+
+def stub(service: type, call: Call) -> Any:
+    """An object with `service`'s methods that sends each of them through `call`.
+
+    `call` gets the method and its arguments and returns the decoded result.
+    """
+
+    def bind(method: Method) -> Any:
+        signature = inspect.signature(getattr(service, method.name))
+
+        async def invoke(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(None, *args, **kwargs).arguments
+            return await call(method, {name: value for name, value in bound.items() if name != "self"})
+
+        invoke.__name__ = method.name
+        return staticmethod(invoke)
+
+    return type(f"{service.__name__}Stub", (), {name: bind(m) for name, m in methods(service).items()})()
+
+
+class Dispatcher:
+    """The owner's end: one named call, the role checked, on the service that has it.
+
+    `factories` gives for each service class the function that binds an implementation to a caller.
+    """
+
+    def __init__(self, factories: Mapping[type, Callable[[Caller], Any]]) -> None:
+        self._factories = factories
+        self.table = all_methods(factories)
+
+    async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any]) -> Any:
+        """Raises: Forbidden, and whatever the operation raises."""
+        caller.require(method.role, method.name)
+        service = self._factories[method.service](caller)
+        return await getattr(service, method.name)(**arguments)
+
+
+def item_type(result: Any) -> Any | None:
+    """The element type of a method that returns a list, else None."""
+    return result.__args__[0] if get_origin(result) is list else None

@@ -1,0 +1,190 @@
+"""What a virtual machine is on the wire. Memory in MiB, disks in GiB, times RFC 3339 UTC, durations in seconds."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_NAME = re.compile(NAME_PATTERN.removeprefix("^").removesuffix("$"))
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+VmName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=63, description="a DNS label in lower case")]
+VmRef = Annotated[str, Meta(min_length=1, max_length=255, description="name or id of the VM")]
+Label = Annotated[str, Meta(max_length=256)]
+
+
+def check_name(name: str) -> None:
+    """The pattern again, whole: a pattern that ends in `$` lets a trailing newline pass.
+
+    Raises: ValueError.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError("name must be 1-63 of a-z, 0-9 and '-', and neither begin nor end with '-'")
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises: ValueError if `text` holds control characters other than tab and line ends."""
+    if _CONTROL.search(text):
+        raise ValueError(f"{what} must not contain control characters")
+
+
+class VmStatus(StrEnum):
+    """What a VM is doing. The last five are told while an operation is at work on it."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    CRASHED = "crashed"
+    CREATING = "creating"
+    STARTING = "starting"
+    STOPPING = "stopping"
+    DELETING = "deleting"
+    MIGRATING = "migrating"
+
+
+class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """First-boot configuration (NoCloud). `user_data` is content, never a path: a cloud-config or a script."""
+
+    user_data: Annotated[str, Meta(max_length=65536)] = ""
+    network_config: Annotated[str, Meta(max_length=65536)] = ""
+    ssh_authorized_keys: Annotated[list[Annotated[str, Meta(max_length=16384)]], Meta(max_length=64)] = []
+    hostname: Annotated[str, Meta(max_length=253)] = ""
+
+    def __post_init__(self) -> None:
+        check_text(self.user_data, "user_data")
+        check_text(self.network_config, "network_config")
+        if self.user_data and not self.user_data.startswith(("#cloud-config", "#!")):
+            raise ValueError("user_data must be content that begins with '#cloud-config' or '#!', not a path")
+        for key in self.ssh_authorized_keys:
+            if "\n" in key or "\r" in key:
+                raise ValueError("each of ssh_authorized_keys must be one line")
+            check_text(key, "ssh_authorized_keys")
+        if self.hostname and not _HOSTNAME.fullmatch(self.hostname):
+            raise ValueError("hostname must be letters, digits, '-' and '.'")
+
+
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What somebody asks for. `start` boots the VM as part of the same operation."""
+
+    name: VmName
+    image: Annotated[str, Meta(min_length=1, max_length=512)]
+    cpu_cores: Annotated[int, Meta(ge=1, le=1024)] = 2
+    memory: Annotated[int, Meta(ge=64, le=1 << 30)] = 2048
+    disk_size: Annotated[int, Meta(ge=1, le=1 << 20)] = 20
+    network: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")] = "default"
+    hypervisor: Annotated[str, Meta(pattern="^(kvm|qemu)$")] = "kvm"
+    cloud_init: CloudInit | None = None
+    start: bool = False
+    autostart: bool = False
+    labels: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=63)], Label], Meta(max_length=64)] = {}
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for text in (self.image, self.network, self.hypervisor):
+            if re.search(r"\s", text):
+                raise ValueError("image, network and hypervisor must not contain spaces or line ends")
+            check_text(text, "image, network and hypervisor")
+        for key, value in self.labels.items():
+            check_text(key, "labels")
+            check_text(value, "labels")
+
+
+class VmChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be changed on a VM that exists; None leaves it as it is."""
+
+    autostart: bool | None = None
+    labels: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=63)], Label], Meta(max_length=64)] | None = None
+
+
+class Vm(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM as its owner last saw it.
+
+    `id` is the libvirt UUID; `hypervisor` is `kvm` only where KVM truly works; `uptime` is None unless it runs;
+    `vnc_port` is a loopback port of the node that runs it; `observed_at` says how old this record is;
+    `reason` says why it is in its state, where there is something to say (`disk_full`, `crashed`).
+    """
+
+    id: str
+    name: str
+    status: VmStatus
+    cpu_cores: int
+    memory: int
+    disk_size: int
+    hypervisor: str
+    network: str
+    vnc_port: int | None
+    created_at: datetime
+    uptime: int | None = None
+    ip: str | None = None
+    image: str | None = None
+    owner: str = "local"
+    node: str | None = None
+    observed_at: datetime | None = None
+    reachable: bool = True
+    autostart: bool = False
+    labels: dict[str, str] = {}
+    reason: str | None = None
+    warnings: list[str] = []
+
+
+class VmStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the VM was started. Bytes, except `cpu_time` (seconds of one core)."""
+
+    cpu_time: float
+    memory_rss: int
+    disk_read: int
+    disk_written: int
+    disk_allocated: int
+    net_received: int
+    net_sent: int
+    observed_at: datetime
+
+
+class VmAddresses(msgspec.Struct, frozen=True, kw_only=True):
+    """The guest's addresses, and where they were learnt: `agent`, `lease`, `arp` or `none`."""
+
+    ip: str | None
+    addresses: list[str]
+    source: str
+
+
+class ConsoleLog(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the serial console's log. `next_offset` continues where this part ends (bytes)."""
+
+    text: str
+    offset: int
+    next_offset: int
+
+
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
+    """A small binary answer; REST sends it as it is, with its media type."""
+
+    media_type: str
+    data: bytes
+
+
+class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Open `host_port` on the node and carry its connections to `guest_port`. Port 0 lets the node choose."""
+
+    host_port: Annotated[int, Meta(ge=0, le=65535)]
+    guest_port: Annotated[int, Meta(ge=1, le=65535)]
+    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
+    bind: Annotated[str, Meta(max_length=45, pattern="^[0-9a-fA-F.:]+$")] = "127.0.0.1"
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """One port forward, as it is kept; `active` while the VM runs and the port is open."""
+
+    host_port: int
+    guest_port: int
+    protocol: str
+    bind: str
+    active: bool
