@@ -52,7 +52,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     principal: str = "local"
 
 
-class Detached(Exception):  # noqa: N818 - not an error: the answer of a call that asked not to wait
+class Detached(Exception):
     """Raised in place of a result when the caller asked to detach; carries the operation that goes on."""
 
     def __init__(self, operation: Operation) -> None:

@@ -1,4 +1,4 @@
-"""Every operation of a node, once. REST routes, the peer protocol, the client, the command line and OpenAPI come from here.
+"""Every operation of a node, once. REST, the peer protocol, the client, the command line and OpenAPI come from here.
 
 Adding an operation is a method here, its implementation in the agent, and a contract test.
 A parameter that the path names is taken from the path; of the others, a GET takes its parameters from the query and

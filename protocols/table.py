@@ -34,7 +34,7 @@ class Mark:
 def rest(verb: str, path: str, role: Role, *, local: bool = False) -> Callable[[Function], Function]:
     """Give an operation its REST route below a dialect's root and the role it needs.
 
-    `local` keeps it from peers: it exists under `/api` alone, never under `/api/remote/<peer>` nor on the peer protocol.
+    `local` keeps it from peers: it exists under `/api` alone, never under `/api/remote/<peer>` or on the peer protocol.
     """
 
     def mark(function: Function) -> Function:

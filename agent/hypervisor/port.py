@@ -1,4 +1,4 @@
-"""What the agent asks of a hypervisor. `fake` and `libvirt` implement it; `agent.testing.check_hypervisor` holds both to it.
+"""What the agent asks of a hypervisor. `fake` and `libvirt` implement it; `agent.testing` holds both to it.
 
 Identity is the domain's UUID everywhere. All calls are safe to repeat: the agent repeats them after a crash.
 Raises, where nothing else is said: `HypervisorDown` when the hypervisor cannot be asked (it reconnects by itself),
@@ -144,11 +144,11 @@ class Hypervisor(Protocol):
         ...
 
     async def undefine(self, id: str) -> None:
-        """Forget an inactive domain with all that hangs on it; one that is gone is no error. Raises: WrongState if active."""
+        """Forget an inactive domain and what hangs on it; no error if it is gone. Raises: WrongState if active."""
         ...
 
     async def start(self, id: str) -> None:
-        """Boot; one that is active stays as it is. Raises: InsufficientResources, ImageDamaged, Unsupported, WrongState."""
+        """Boot; an active one stays as it is. Raises: InsufficientResources, ImageDamaged, Unsupported, WrongState."""
         ...
 
     async def shutdown(self, id: str) -> None:
@@ -186,7 +186,7 @@ class Dialling(Protocol):
     """Optional power: reach a TCP port of a guest from this process, whatever network it is on."""
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
-        """Raises: WrongState when it does not run, PeerUnreachable never, Unsupported when its network cannot be reached,
-        OSError when nothing answers on the port.
+        """Raises: WrongState when it does not run, PeerUnreachable never, Unsupported when its network cannot be
+        reached, OSError when nothing answers on the port.
         """
         ...
