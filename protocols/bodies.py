@@ -1,0 +1,161 @@
+"""The documented bodies of REST answers, where they differ from what an operation returns.
+
+A server answers with `present`; a client decodes `body_type` and gets the result back with `restore`; the OpenAPI
+document reads the same types. A list answers an object with one key. An action answers the documented keys and, beside
+them, the whole VM.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import msgspec
+
+from .image import Image
+from .node import Token
+from .operation import Operation
+from .peer import MessageReply, P2pState, PeerInfo
+from .table import Method
+from .vm import Forward, Vm, VmStatus
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """A body that carries an operation's `result` in a documented form."""
+
+    @classmethod
+    def of(cls, result: Any, peer_id: str) -> Self:  # noqa: ARG003 - most look the same from everywhere
+        """The body for `result`, which the peer `peer_id` returned (an empty string: this node itself)."""
+        return cls(**{cls.__struct_fields__[0]: result})
+
+    @property
+    def result(self) -> Any:
+        """What `of` was given."""
+        return getattr(self, self.__struct_fields__[0])
+
+
+class VmList(Body, frozen=True, kw_only=True):
+    vms: list[Vm]
+
+
+class ForwardList(Body, frozen=True, kw_only=True):
+    forwards: list[Forward]
+
+
+class ImageList(Body, frozen=True, kw_only=True):
+    images: list[Image]
+
+
+class OperationList(Body, frozen=True, kw_only=True):
+    operations: list[Operation]
+
+
+class TokenList(Body, frozen=True, kw_only=True):
+    tokens: list[Token]
+
+
+class PeerList(Body, frozen=True, kw_only=True):
+    peers: list[PeerInfo]
+
+
+class MessageAnswer(Body, frozen=True, kw_only=True):
+    response: MessageReply
+
+
+class VmDeleted(Body, frozen=True, kw_only=True):
+    """`vm` is the VM as it was last seen."""
+
+    success: bool = True
+    name: str
+    vm: Vm
+
+    @classmethod
+    def of(cls, result: Vm, peer_id: str) -> Self:
+        every: dict[str, Any] = {
+            "name": result.name,
+            "status": result.status,
+            "vnc_port": result.vnc_port,
+            "vm": result,
+        }
+        every |= {"peer_id": peer_id, "vm_id": result.id}
+        return cls(**{name: every[name] for name in cls.__struct_fields__ if name in every})
+
+    @property
+    def result(self) -> Vm:
+        return self.vm
+
+
+class VmChanged(VmDeleted, frozen=True, kw_only=True):
+    status: VmStatus
+
+
+class VmStarted(VmChanged, frozen=True, kw_only=True):
+    vnc_port: int | None
+
+
+class RemoteVmDeleted(VmDeleted, frozen=True, kw_only=True):
+    peer_id: str
+    vm_id: str
+
+
+class RemoteVmChanged(RemoteVmDeleted, frozen=True, kw_only=True):
+    status: VmStatus
+
+
+class P2pChanged(Body, frozen=True, kw_only=True):
+    success: bool = True
+    status: str
+    id: str
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, result: P2pState, peer_id: str) -> Self:  # noqa: ARG003 - only the node itself is started and stopped
+        return cls(**msgspec.structs.asdict(result))
+
+    @property
+    def result(self) -> P2pState:
+        return P2pState(status=self.status, id=self.id, address=self.address, port=self.port)
+
+
+_LOCAL: dict[str, type[Body]] = {
+    "list_vms": VmList,
+    "start_vm": VmStarted,
+    "stop_vm": VmChanged,
+    "restart_vm": VmStarted,
+    "pause_vm": VmChanged,
+    "resume_vm": VmStarted,
+    "delete_vm": VmDeleted,
+    "list_forwards": ForwardList,
+    "list_images": ImageList,
+    "list_operations": OperationList,
+    "list_tokens": TokenList,
+    "list_peers": PeerList,
+    "start_p2p": P2pChanged,
+    "stop_p2p": P2pChanged,
+    "send_message": MessageAnswer,
+}
+_REMOTE: dict[str, type[Body]] = _LOCAL | {
+    "create_vm": RemoteVmChanged,
+    "start_vm": RemoteVmChanged,
+    "stop_vm": RemoteVmChanged,
+    "restart_vm": RemoteVmChanged,
+    "pause_vm": RemoteVmChanged,
+    "resume_vm": RemoteVmChanged,
+    "delete_vm": RemoteVmDeleted,
+}
+
+
+def body_type(method: Method, *, remote: bool = False) -> Any:
+    """The type of the answer's body: a `Body`, or the operation's own result type."""
+    return (_REMOTE if remote else _LOCAL).get(method.name, method.result)
+
+
+def present(method: Method, result: Any, peer_id: str | None = None) -> Any:
+    """What REST answers for `result`; `peer_id` is the owner's ID under `/api/remote/<peer>`, else None."""
+    kind = body_type(method, remote=peer_id is not None)
+    return kind.of(result, peer_id or "") if isinstance(kind, type) and issubclass(kind, Body) else result
+
+
+def restore(body: Any) -> Any:
+    """The other end of `present`: the operation's result out of a decoded body."""
+    return body.result if isinstance(body, Body) else body

@@ -1,0 +1,36 @@
+"""The event stream: what is written is read back, however the bytes are cut."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from twinshare.protocols.event import Event
+from twinshare.protocols.sse import KEEPALIVE, MAX_LINE, EventReader, encode_event
+
+EVENTS = [
+    Event(id=number, type="vm.state", at=datetime(2025, 5, 10, tzinfo=UTC), data={"name": "line\nend é"})
+    for number in range(1, 4)
+]
+STREAM = KEEPALIVE.join(encode_event(event) for event in EVENTS)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, len(STREAM)])
+def test_events_survive_any_cut(size: int) -> None:
+    reader = EventReader()
+    parts = (STREAM[at : at + size] for at in range(0, len(STREAM), size))
+    assert [event for part in parts for event in reader.feed(part)] == EVENTS
+
+
+def test_other_line_ends_and_fields_are_read() -> None:
+    assert list(EventReader().feed(b"retry: 5\r\n" + encode_event(EVENTS[0]).replace(b"\n", b"\r\n"))) == EVENTS[:1]
+
+
+def test_an_endless_line_is_refused() -> None:
+    reader = EventReader()
+    with pytest.raises(ValueError, match="longer than"):
+        list(reader.feed(b"data: " + b"x" * MAX_LINE))
+
+
+def test_data_that_is_no_event_is_refused() -> None:
+    with pytest.raises(ValueError, match="missing required field"):
+        list(EventReader().feed(b"data: {}\n\n"))
