@@ -1,0 +1,241 @@
+"""Configuration: one TOML file, environment variables over it, command-line options over both.
+
+The keys are the fields below; `configs/twinshare.toml` shows each with its default. An unknown key or a wrong type is
+a `ConfigError` that names the file, the line, the key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+
+from ..protocols.access import Role
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`name` defaults to the machine's host name, `data_dir` to the user's data directory."""
+
+    name: str = ""
+    data_dir: str = ""
+
+
+class OidcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bearer tokens made by an identity provider. `role_claim` names the claim that holds viewer, operator or admin."""
+
+    issuer: str = ""
+    audience: str = ""
+    role_claim: str = "twinshare_role"
+    jwks_file: str = ""
+
+
+class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The REST face. Sizes in bytes, times in seconds, rates in requests a second."""
+
+    listen: str = "127.0.0.1:8080"
+    auth: Literal["local", "token"] = "local"
+    tls_cert: str = ""
+    tls_key: str = ""
+    insecure: bool = False
+    hosts: list[str] = []
+    origins: list[str] = []
+    max_body: Annotated[int, Meta(ge=1024)] = 1 << 20
+    max_connections: Annotated[int, Meta(ge=1)] = 256
+    idle_timeout: Annotated[float, Meta(gt=0)] = 60.0
+    rate: Annotated[float, Meta(gt=0)] = 200.0
+    burst: Annotated[int, Meta(ge=1)] = 400
+    allow_user_data_dir: str = ""
+    oidc: OidcConfig = OidcConfig()
+
+
+class HypervisorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`reserve_*` stay free for the machine itself; memory in MiB, disk in GiB."""
+
+    uri: str = ""
+    accelerator: Literal["auto", "kvm", "qemu"] = "auto"
+    allow_emulation: bool = True
+    enclosure: Literal["auto", "namespaces", "plain"] = "auto"
+    user: str = "twinshare"
+    stop_timeout: Annotated[int, Meta(ge=1, le=3600)] = 60
+    cpu_overcommit: Annotated[float, Meta(gt=0, le=64)] = 4.0
+    memory_overcommit: Annotated[float, Meta(gt=0, le=8)] = 1.0
+    reserve_memory: Annotated[int, Meta(ge=0)] = 512
+    reserve_disk: Annotated[int, Meta(ge=0)] = 1
+    max_vms: Annotated[int, Meta(ge=1)] = 1000
+    resync_interval: Annotated[float, Meta(gt=0)] = 30.0
+
+
+class P2pConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The mesh. Addresses are multiaddrs; times in seconds."""
+
+    enabled: bool = True
+    listen: list[str] = msgspec.field(default_factory=lambda: ["/ip4/0.0.0.0/tcp/4001"])
+    bootstrap: list[str] = []
+    mdns: bool = True
+    dht: bool = True
+    relay: bool = True
+    dead_peer_timeout: Annotated[float, Meta(gt=0)] = 15.0
+
+
+class PeerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this node allows one peer, at most; it can only lower what the peer's certificate says."""
+
+    deny: bool = False
+    role: Role | None = None
+    max_vms: int | None = None
+    max_cpu: int | None = None
+    max_memory: int | None = None
+    max_disk: int | None = None
+
+
+class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A registry that needs more than its name. `insecure` speaks plain http; `host` may then be a private address."""
+
+    host: str
+    insecure: bool = False
+    username: str = ""
+    password_file: str = ""
+
+
+class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`catalogue` is a file of names and sources over the one that comes with twinshare. Size in bytes."""
+
+    default: str = "ubuntu-24.04"
+    catalogue: str = ""
+    max_size: Annotated[int, Meta(ge=1 << 20)] = 1 << 40
+    registries: list[RegistryConfig] = []
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of it."""
+
+    node: NodeConfig = NodeConfig()
+    api: ApiConfig = ApiConfig()
+    hypervisor: HypervisorConfig = HypervisorConfig()
+    p2p: P2pConfig = P2pConfig()
+    images: ImagesConfig = ImagesConfig()
+    log: LogConfig = LogConfig()
+    peers: dict[str, PeerConfig] = {}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the place and the cure."""
+
+
+def default_data_dir() -> Path:
+    """`$TWINSHARE_DATA_DIR`, else the user's data directory."""
+    if chosen := os.environ.get("TWINSHARE_DATA_DIR"):
+        return Path(chosen)
+    return Path(platformdirs.user_data_dir("twinshare", appauthor=False))
+
+
+def find_config_file() -> Path | None:
+    """`$TWINSHARE_CONFIG`, else the system's file, else the user's; None when there is none."""
+    if chosen := os.environ.get("TWINSHARE_CONFIG"):
+        return Path(chosen)
+    candidates = [
+        Path("/etc/twinshare/twinshare.toml"),
+        Path(platformdirs.user_config_dir("twinshare")) / "twinshare.toml",
+    ]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def load_config(
+    file: Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """Read the file (None looks for one), then the environment, then `overrides` by section.
+
+    Raises: ConfigError.
+    """
+    file = file or find_config_file()
+    tree: dict[str, Any] = {}
+    text = ""
+    if file is not None:
+        try:
+            text = file.read_text()
+            tree = tomllib.loads(text)
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: {error}") from None
+    _check(tree, text, file)
+    environment = os.environ if environment is None else environment
+    tree = _merge(_merge(tree, _from_environment(environment)), dict(overrides or {}))
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration: {error}") from None
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for section, values in over.items():
+        if isinstance(values, Mapping):
+            merged[section] = {**merged.get(section, {}), **values}
+    return merged
+
+
+def _check(tree: Mapping[str, Any], text: str, file: Path | None) -> None:
+    """Find the first wrong key in the file itself, so that the message can name its line."""
+    for section, values in tree.items():
+        kinds = {field.name: field.type for field in msgspec.structs.fields(Config)}
+        if section not in kinds:
+            raise _unknown(file, text, section, section, list(kinds))
+        if section == "peers":
+            continue
+        keys = [field.name for field in msgspec.structs.fields(kinds[section])]
+        for key in values if isinstance(values, dict) else ():
+            if key not in keys:
+                raise _unknown(file, text, key, f"{section}.{key}", [f"{section}.{name}" for name in keys])
+        try:
+            msgspec.convert(values, kinds[section])
+        except msgspec.ValidationError as error:
+            where = str(error).partition("`$.")[2].rstrip("`")
+            line = _line(text, where.split(".")[0].split("[")[0] or section)
+            raise ConfigError(f"{file}, line {line}: {section}.{where}: {str(error).partition(' - at')[0]}") from None
+
+
+def _unknown(file: Path | None, text: str, word: str, key: str, valid: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    return ConfigError(f"{file}, line {_line(text, word)}: unknown key '{key}'; did you mean '{near[0]}'?")
+
+
+def _line(text: str, word: str) -> int:
+    pattern = re.compile(rf"^\s*(\[+\s*)?\"?{re.escape(word)}\b")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.search(line)), 1)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """`TWINSHARE_<SECTION>_<KEY>`; lists are separated by commas. Other TWINSHARE_ variables are not ours to judge."""
+    found: dict[str, dict[str, Any]] = {}
+    for section in msgspec.structs.fields(Config):
+        if section.name == "peers":
+            continue
+        for field in msgspec.structs.fields(section.type):
+            variable = f"TWINSHARE_{section.name}_{field.name}".upper()
+            if variable in environment:
+                found.setdefault(section.name, {})[field.name] = _parse(environment[variable], field.type, variable)
+    return found
+
+
+def _parse(value: str, kind: Any, variable: str) -> Any:
+    listed = getattr(kind, "__origin__", None) is list
+    try:
+        return msgspec.convert(value.split(",") if listed else value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"${variable}: {error}") from None

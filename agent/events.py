@@ -1,0 +1,121 @@
+"""What happened on this node, for whoever listens: numbered, durable, replayed to those who come back.
+
+An event is written before anybody hears of it, so that a listener's `Last-Event-ID` means the same thing after the
+agent was killed. The newest `KEPT` events are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import trio
+
+from ..protocols.errors import InsufficientResources
+from ..protocols.event import Event
+from .state import State
+
+KEPT = 4096
+LISTENER_BUFFER = 1024
+WAITING = 8192
+
+Now = Callable[[], datetime]
+
+
+class EventLog:
+    """Made by `open_events`."""
+
+    def __init__(self, kept: list[Event], now: Now) -> None:
+        self._now = now
+        self._kept: deque[Event] = deque(kept, maxlen=KEPT)
+        self._next = (kept[-1].id if kept else 0) + 1
+        self._listeners: set[trio.MemorySendChannel[Event]] = set()
+        # Bounded: if the disk stalls, the oldest unwritten events give way rather than the node's memory.
+        self._unwritten: deque[Event] = deque(maxlen=WAITING)
+        self._wake = trio.Event()
+
+    @property
+    def kept(self) -> list[Event]:
+        return list(self._kept)
+
+    @property
+    def last_id(self) -> int:
+        """The number of the newest event that listeners have been told."""
+        return self._kept[-1].id if self._kept else 0
+
+    def publish(self, type: str, data: Mapping[str, Any]) -> None:
+        """Tell everybody, as soon as it is written."""
+        self._unwritten.append(Event(id=self._next, type=type, at=self._now(), data=dict(data)))
+        self._next += 1
+        self._wake.set()
+
+    @asynccontextmanager
+    async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
+        """Listen, beginning with what is kept after the number `after`; None begins with the next event.
+
+        A listener that stops reading is cut off (its channel ends); it comes back with its last number.
+        """
+        missed = [event for event in self._kept if after is not None and event.id > after]
+        send, receive = trio.open_memory_channel[Event](LISTENER_BUFFER + len(missed))
+        for event in missed:
+            send.send_nowait(event)
+        self._listeners.add(send)
+        try:
+            yield receive
+        finally:
+            self._listeners.discard(send)
+            send.close()
+            receive.close()
+
+    async def _write(self, state: State) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            await self._flush(state)
+
+    async def _flush(self, state: State) -> None:
+        batch = list(self._unwritten)
+        if not batch:
+            return
+        rows = [(event.id, msgspec.msgpack.encode(event)) for event in batch]
+
+        def write(db: Any) -> None:
+            db.executemany("INSERT OR REPLACE INTO events VALUES (?, ?)", rows)
+            db.execute("DELETE FROM events WHERE id <= ?", (batch[-1].id - KEPT,))
+
+        # A full disk must not silence the event that tells of the full disk: listeners hear it all the same.
+        with contextlib.suppress(InsufficientResources):
+            await state.transact(write)
+        for event in batch:
+            if self._unwritten and self._unwritten[0] is event:
+                self._unwritten.popleft()
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        self._kept.append(event)
+        for listener in list(self._listeners):
+            try:
+                listener.send_nowait(event)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                self._listeners.discard(listener)
+                listener.close()
+
+
+@asynccontextmanager
+async def open_events(state: State, now: Now = lambda: datetime.now(UTC)) -> AsyncIterator[EventLog]:
+    """The node's event log; what is unwritten at the end is written."""
+    rows = await state.query("SELECT event FROM events ORDER BY id DESC LIMIT ?", (KEPT,))
+    log = EventLog([msgspec.msgpack.decode(row[0], type=Event) for row in reversed(rows)], now)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log._write, state)
+        try:
+            yield log
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(2, shield=True):
+                await log._flush(state)

@@ -1,0 +1,90 @@
+"""The data directory of a node: its lock, its files, and what it tells others about the running agent."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .identity import sync_directory, write_secret
+
+
+class HomeError(Exception):
+    """The data directory cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The files of one node, under one directory."""
+
+    path: Path
+
+    @property
+    def identity_key(self) -> Path:
+        return self.path / "identity.key"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "twinshare.db"
+
+    @property
+    def card(self) -> Path:
+        """`agent.json`: there while the agent is ready."""
+        return self.path / "agent.json"
+
+    @property
+    def admin_token(self) -> Path:
+        return self.path / "admin.token"
+
+    def write_card(self, card: Mapping[str, Any]) -> None:
+        """Tell how the running agent is reached: whole or not at all."""
+        scratch = self.card.with_name(".agent.json.tmp")
+        scratch.write_text(json.dumps(card, indent=2) + "\n")
+        scratch.replace(self.card)
+        sync_directory(self.path)
+
+    def ensure_admin_token(self) -> str:
+        """The token of this node's own command line, made on the first start; mode 0600."""
+        if self.admin_token.is_file():
+            return self.admin_token.read_text().strip()
+        token = secrets.token_urlsafe(32)
+        write_secret(self.admin_token, token.encode() + b"\n")
+        return token
+
+
+@contextmanager
+def locked_home(path: Path) -> Iterator[Home]:
+    """Make the directory and hold it: one agent a directory.
+
+    The lock is the kernel's, so a killed agent leaves none behind.
+    Raises: HomeError, naming the process that holds it.
+    """
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HomeError(f"the data directory {path} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise HomeError(
+                f"another agent (pid {holder}) runs on {path}; stop it or choose another --data-dir"
+            ) from None
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        home = Home(path.resolve())
+        home.card.unlink(missing_ok=True)
+        try:
+            yield home
+        finally:
+            home.card.unlink(missing_ok=True)
+    finally:
+        os.close(lock)

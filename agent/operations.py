@@ -1,0 +1,293 @@
+"""The journal: every mutation is written down before it acts, and survives kill -9.
+
+A recipe is idempotent from its first line: after a crash it is simply run again (`resumes`), or undone. The caller may
+hang up; the work goes on. The same idempotency key with the same request is the same operation, for ever.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from ..protocols.access import Caller
+from ..protocols.errors import (
+    ErrorBody,
+    IdempotencyMismatch,
+    OperationCancelled,
+    OperationNotFound,
+    Overloaded,
+    TwinshareError,
+    Unavailable,
+)
+from ..protocols.operation import Detached, Operation, OperationState, Progress
+from .events import EventLog
+from .run import Recipe, Release, Run
+from .state import State
+
+log = structlog.get_logger(__name__)
+
+MAX_RUNNING = 256
+KEPT = 10_000
+UNDO_PATIENCE = 60.0
+CLOSE_PATIENCE = 8.0
+_COLUMNS = "id, key, kind, target, principal, request, state, step, result, error, created_at, updated_at"
+
+Admit = Callable[[], Awaitable[Release]]
+
+
+class Operations:
+    """Made by `open_operations`. `recipes` must be complete before `recover`."""
+
+    def __init__(self, state: State, events: EventLog, node: str, nursery: trio.Nursery) -> None:
+        self.recipes: dict[str, Recipe] = {}
+        self._state, self._events, self._node, self._nursery = state, events, node, nursery
+        self._running: dict[str, Run] = {}
+        self._closing = False
+
+    async def run(self, caller: Caller, kind: str, target: str, request: Any, admit: Admit) -> Any:
+        """Do it, or find it done, and answer with its result.
+
+        `admit` refuses what can be refused before anything is written, and claims what must not be given twice; what it
+        returns gives the claims back when the operation has ended.
+        Raises: IdempotencyMismatch, Detached when the caller does not wait, and whatever `admit` and the recipe raise.
+        """
+        key = caller.idempotency_key or uuid.uuid4().hex
+        packed = msgspec.msgpack.encode(request)
+        known = await self._known(key)
+        if known is None:
+            run = Run(self, uuid.uuid4().hex, key, kind, target, caller.principal, request)
+            known = await self._begin(run, packed, admit)
+        if known[:3] != (kind, target, packed):
+            raise IdempotencyMismatch("this idempotency key was used for another request; use a new key", key=key)
+        return await self._answer(known[3], detach=caller.detach)
+
+    async def _begin(self, run: Run, packed: bytes, admit: Admit) -> tuple[str, str, bytes, str]:
+        if self._closing:
+            raise Unavailable("the node is stopping; try again when it is back")
+        if len(self._running) >= MAX_RUNNING:
+            raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
+        release = await admit()
+        try:
+            with trio.CancelScope(shield=True):
+                await self._insert(run, packed)
+        except sqlite3.IntegrityError:
+            # The same key arrived twice at once: the other one is the operation.
+            release()
+            known = await self._known(run.key)
+            if known is None:
+                raise
+            return known
+        except BaseException:
+            release()
+            raise
+        self._launch(run, release)
+        return run.kind, run.target, packed, run.id
+
+    def _launch(self, run: Run, release: Release) -> None:
+        self._running[run.id] = run
+        self._nursery.start_soon(self._work, run, release, name=f"operation {run.kind} {run.target}")
+
+    async def _known(self, key: str) -> tuple[str, str, bytes, str] | None:
+        rows = await self._state.query("SELECT kind, target, request, id FROM operations WHERE key = ?", (key,))
+        return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+
+    async def _answer(self, id: str, *, detach: bool) -> Any:
+        run = self._running.get(id)
+        if detach:
+            raise Detached(run.view(self._node) if run else await self.get(id))
+        if run is None:
+            return self._outcome(await self.get(id))
+        await run.ended.wait()
+        return self._outcome(run.view(self._node))
+
+    @staticmethod
+    def _outcome(operation: Operation) -> Any:
+        if operation.state is OperationState.DONE:
+            return operation.result
+        if operation.error is None:
+            raise Unavailable("the node stopped while the operation was under way; it goes on when the node is back")
+        raise TwinshareError.from_wire(operation.error)
+
+    async def _work(self, run: Run, release: Release) -> None:
+        """One operation from beginning to end. Nothing leaves this function but cancellation."""
+        recipe = self.recipes[run.kind]
+        run.state = OperationState.RUNNING
+        try:
+            with run.scope:
+                try:
+                    run.result = await recipe.do(run)
+                    run.state = OperationState.DONE
+                except TwinshareError as error:
+                    run.error = error.to_wire()
+                except Exception:
+                    log.exception("operation failed by a bug", operation=run.id, kind=run.kind)
+                    run.error = TwinshareError(f"internal error; the node's log tells more under {run.id}").to_wire()
+        finally:
+            with trio.CancelScope(shield=True):
+                if run.state is OperationState.DONE or run.error is not None or run.cancel_asked:
+                    await self._finish(run, recipe)
+            release()
+            self._running.pop(run.id, None)
+            run.ended.set()
+
+    async def _finish(self, run: Run, recipe: Recipe) -> None:
+        if run.state is not OperationState.DONE:
+            if run.error is None:
+                run.error = OperationCancelled(f"operation {run.id} was cancelled").to_wire()
+                run.state = OperationState.CANCELLED
+            else:
+                run.state = OperationState.FAILED
+            if recipe.undo is not None:
+                await self._undo(run, recipe.undo)
+        await self.save(run, patiently=True)
+        self.tell("op.done", run)
+
+    async def _undo(self, run: Run, undo: Callable[[Run], Awaitable[None]]) -> None:
+        with trio.move_on_after(UNDO_PATIENCE) as patience:
+            try:
+                await undo(run)
+            except TwinshareError as error:
+                log.warning("could not undo all", operation=run.id, kind=run.kind, error=error.message)
+            except Exception:
+                log.exception("undo failed by a bug", operation=run.id, kind=run.kind)
+        if patience.cancelled_caught:
+            log.warning("undo took too long", operation=run.id, kind=run.kind)
+
+    def tell(self, type: str, run: Run) -> None:
+        progress = msgspec.to_builtins(run.progress)
+        data = {"id": run.id, "kind": run.kind, "target": run.target, "state": str(run.state), "progress": progress}
+        if run.error is not None:
+            data["error"] = msgspec.to_builtins(run.error)
+        self._events.publish(type, data)
+
+    async def recover(self) -> None:
+        """Take up what a former life of the agent left behind. Claims are taken before this returns."""
+        rows = await self._state.query(f"SELECT {_COLUMNS} FROM operations WHERE state IN ('pending', 'running')")  # noqa: S608 - constant
+        for row in rows:
+            recipe = self.recipes[row[2]]
+            run = Run(self, row[0], row[1], row[2], row[3], row[4], msgspec.msgpack.decode(row[5], type=recipe.request))
+            run.step_name, run.created_at = row[7], row[10]
+            log.info(
+                "taking up an operation again", operation=run.id, kind=run.kind, target=run.target, step=run.step_name
+            )
+            self._launch(run, recipe.claim(run) if recipe.claim else lambda: None)
+        await self._state.execute(
+            "DELETE FROM operations WHERE state IN ('done', 'failed', 'cancelled') AND id NOT IN "
+            "(SELECT id FROM operations ORDER BY created_at DESC LIMIT ?)",
+            (KEPT,),
+        )
+
+    async def list(self, state: OperationState | None = None) -> list[Operation]:
+        """The newest thousand, newest first."""
+        where, values = ("WHERE state = ?", (str(state),)) if state else ("", ())
+        if state is not None and not state.ended:
+            live = [run.view(self._node) for run in self._running.values() if run.state is state]
+            return sorted(live, key=lambda operation: operation.created_at, reverse=True)
+        query = f"SELECT {_COLUMNS} FROM operations {where} ORDER BY created_at DESC LIMIT 1000"  # noqa: S608 - constants
+        return [self._view(row) for row in await self._state.query(query, values)]
+
+    async def get(self, id: str) -> Operation:
+        """Raises: OperationNotFound."""
+        if run := self._running.get(id):
+            return run.view(self._node)
+        rows = await self._state.query(f"SELECT {_COLUMNS} FROM operations WHERE id = ?", (id,))  # noqa: S608 - constant
+        if not rows:
+            raise OperationNotFound(f"no operation '{id}' on this node", operation=id)
+        return self._view(rows[0])
+
+    async def wait(self, id: str, timeout: float) -> Operation:
+        """How it is when it has ended, or after `timeout` seconds. Raises: OperationNotFound."""
+        if run := self._running.get(id):
+            with trio.move_on_after(timeout):
+                await run.ended.wait()
+            return run.view(self._node)
+        return await self.get(id)
+
+    async def cancel(self, id: str) -> Operation:
+        """Ask it to stop and undo, and wait until it has. Raises: OperationNotFound."""
+        if run := self._running.get(id):
+            run.cancel_asked = True
+            run.scope.cancel()
+            await run.ended.wait()
+        return await self.get(id)
+
+    @property
+    def under_way(self) -> int:
+        return len(self._running)
+
+    async def _insert(self, run: Run, packed: bytes) -> None:
+        await self._state.execute(
+            f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, '', NULL, NULL, ?, ?)",  # noqa: S608 - constant
+            (
+                run.id,
+                run.key,
+                run.kind,
+                run.target,
+                run.principal,
+                packed,
+                str(run.state),
+                run.created_at,
+                run.updated_at,
+            ),
+        )
+
+    async def save(self, run: Run, *, patiently: bool = False) -> None:
+        run.updated_at = time.time()
+        result = msgspec.msgpack.encode(run.result) if run.state is OperationState.DONE else None
+        error = msgspec.msgpack.encode(run.error) if run.error else None
+        values = (str(run.state), run.step_name, result, error, run.updated_at, run.id)
+        try:
+            await self._state.execute(
+                "UPDATE operations SET state = ?, step = ?, result = ?, error = ?, updated_at = ? WHERE id = ?", values
+            )
+        except TwinshareError as failure:
+            if not patiently:
+                raise
+            # The disk is full: the outcome is known in memory; a restart would only find it again.
+            log.warning("cannot write down an outcome", operation=run.id, error=failure.message)
+
+    def _view(self, row: tuple[Any, ...]) -> Operation:
+        id_, key, kind, target, principal, _, state, step, result, error, created_at, updated_at = row
+        return Operation(
+            id=id_,
+            kind=kind,
+            target=target,
+            node=self._node,
+            state=OperationState(state),
+            progress=Progress(message=step),
+            result=msgspec.msgpack.decode(result, type=self.recipes[kind].result) if result else None,
+            error=msgspec.msgpack.decode(error, type=ErrorBody) if error else None,
+            created_at=datetime.fromtimestamp(created_at, UTC),
+            updated_at=datetime.fromtimestamp(updated_at, UTC),
+            idempotency_key=key,
+            principal=principal,
+        )
+
+    async def close(self) -> None:
+        """Refuse new work, give running work a while to end, leave the rest to the next start."""
+        self._closing = True
+        with trio.move_on_after(CLOSE_PATIENCE):
+            for run in list(self._running.values()):
+                await run.ended.wait()
+
+
+@asynccontextmanager
+async def open_operations(state: State, events: EventLog, node: str) -> AsyncIterator[Operations]:
+    """The node's journal. Work that has not ended when this closes is taken up by the next start."""
+    async with trio.open_nursery() as nursery:
+        operations = Operations(state, events, node, nursery)
+        try:
+            yield operations
+        finally:
+            with trio.CancelScope(shield=True):
+                await operations.close()
+            nursery.cancel_scope.cancel()

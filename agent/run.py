@@ -1,0 +1,99 @@
+"""One operation at work, and the recipe that says how one is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import trio
+
+from ..protocols.errors import ErrorBody
+from ..protocols.operation import Operation, OperationState, Progress
+
+PROGRESS_INTERVAL = 0.2
+
+Release = Callable[[], None]
+
+
+class Journal(Protocol):
+    """Where a run writes down how far it is."""
+
+    async def save(self, run: Run, *, patiently: bool = False) -> None: ...
+
+    def tell(self, type: str, run: Run) -> None: ...
+
+
+class Run:
+    """One operation at work: what a recipe gets."""
+
+    def __init__(
+        self, journal: Journal, id: str, key: str, kind: str, target: str, principal: str, request: Any
+    ) -> None:
+        self.id, self.key, self.kind, self.target, self.principal, self.request = (
+            id,
+            key,
+            kind,
+            target,
+            principal,
+            request,
+        )
+        self.state = OperationState.PENDING
+        self.step_name = ""
+        self.progress = Progress()
+        self.result: Any = None
+        self.error: ErrorBody | None = None
+        self.created_at = self.updated_at = time.time()
+        self.ended = trio.Event()
+        self.scope = trio.CancelScope()
+        self.cancel_asked = False
+        self._journal = journal
+        self._told_at = 0.0
+
+    async def step(self, name: str) -> None:
+        """Write down that the work has come to `name`. What was done before is durable by then."""
+        self.step_name = name
+        await self._journal.save(self)
+        self.report(Progress(done=self.progress.done + 1, unit="steps", message=name))
+
+    def report(self, progress: Progress) -> None:
+        """Tell listeners how far it is, a few times a second at the most."""
+        self.progress = progress
+        now = time.monotonic()
+        if now - self._told_at >= PROGRESS_INTERVAL:
+            self._told_at = now
+            self._journal.tell("op.progress", self)
+
+    def view(self, node: str) -> Operation:
+        return Operation(
+            id=self.id,
+            kind=self.kind,
+            target=self.target,
+            node=node,
+            state=self.state,
+            progress=self.progress,
+            result=self.result,
+            error=self.error,
+            created_at=datetime.fromtimestamp(self.created_at, UTC),
+            updated_at=datetime.fromtimestamp(self.updated_at, UTC),
+            idempotency_key=self.key,
+            principal=self.principal,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one kind of operation is done. `request` is the type of what it was asked, `result` of what it answers.
+
+    `do` runs again after a crash and finds what it did before. `undo` takes back whatever `do` did,
+    however far it came.
+    `claim` takes again, at once and without waiting, what `admit` had claimed before the crash.
+    """
+
+    request: Any
+    result: Any
+    do: Callable[[Run], Awaitable[Any]]
+    undo: Callable[[Run], Awaitable[None]] | None = None
+    claim: Callable[[Run], Release] | None = None
