@@ -1,0 +1,81 @@
+"""What a fake guest shows to the world: a page on port 80 as the tiny guest has it, a grey screen."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVarTuple, Unpack
+
+import trio
+
+GuestServer = Callable[[trio.SocketStream], Awaitable[None]]
+_P = TypeVarTuple("_P")
+
+
+class Life:
+    """One run of a guest, from its start to its end; what runs in it ends with it."""
+
+    def __init__(self) -> None:
+        self._ended = False
+        self._scopes: set[trio.CancelScope] = set()
+
+    async def run(self, work: Callable[[Unpack[_P]], Awaitable[None]], *arguments: *_P) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            if self._ended:
+                scope.cancel()
+            try:
+                await work(*arguments)
+            finally:
+                self._scopes.discard(scope)
+
+    def end(self) -> None:
+        self._ended = True
+        for scope in self._scopes:
+            scope.cancel()
+
+
+def http_server(name: str) -> GuestServer:
+    """A web server of one page: the guest's name."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request and len(request) < 65536:
+            received = await stream.receive_some(4096)
+            if not received:
+                return
+            request += received
+        body = f"{name}\n".encode()
+        head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
+        await stream.send_all(head.encode() + body)
+
+    return serve
+
+
+async def run_server(serve: GuestServer, stream: trio.SocketStream) -> None:
+    """Serve one connection; a caller that hangs up is no error."""
+    async with stream:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await serve(stream)
+
+
+def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two ends of one connection; real sockets, so that half-close and back-pressure are real."""
+    near, far = socket.socketpair()
+    return trio.SocketStream(trio.socket.from_stdlib_socket(near)), trio.SocketStream(
+        trio.socket.from_stdlib_socket(far)
+    )
+
+
+def png(width: int, height: int) -> bytes:
+    """A grey picture, valid to the last checksum."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = (b"\x00" + b"\x80" * width) * height
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
