@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import msgspec
 
 from .access import Caller, Role
-from .errors import InvalidRequest
+from .errors import InvalidRequest, PeerMisbehaved
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -94,9 +94,16 @@ class Method:
     def unpack(self, data: bytes) -> dict[str, Any]:
         """The other end of `pack`. Raises: InvalidRequest."""
         try:
-            return _fields(msgspec.msgpack.decode(data, type=self.args))
+            return _fields(_msgpack_decoder(self.args).decode(data))
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _invalid(error) from None
+
+    def unpack_result(self, data: bytes) -> Any:
+        """What a peer answered. Raises: PeerMisbehaved."""
+        try:
+            return _msgpack_decoder(self.result).decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise PeerMisbehaved(f"the peer's answer to {self.name} is not understood: {error}") from None
 
 
 def _fields(value: msgspec.Struct) -> dict[str, Any]:
@@ -121,6 +128,11 @@ def decode_json(body: bytes, kind: Any) -> Any:
 @functools.lru_cache(maxsize=256)
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
 
 
 def _invalid(error: Exception, name: str | None = None) -> InvalidRequest:

@@ -1,0 +1,103 @@
+"""Frames of the peer protocol: `[kind, id, method, body]` in msgpack, one after the other.
+
+A frame's body stays opaque bytes here; whoever knows its type decodes it. Nothing but flat arrays of four passes,
+so that no input can make the reader build deep or wide values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+import msgpack
+import msgspec
+
+from .errors import PeerMisbehaved, TooLarge
+
+MAX_FRAME = 1 << 20
+"""Bytes of a whole frame."""
+MAX_CONTROL_BODY = 64 << 10
+"""Bytes of the body of a frame that is not a call, a result or an item."""
+READ_SIZE = 64 << 10
+"""Bytes to hand to `FrameReader.feed` at once, at most."""
+MAX_METHOD = 64
+_HEAD_ROOM = 256
+
+
+class Kind(IntEnum):
+    """What a frame says. `ITEM` is one of a stream's values; `CREDIT` allows more of them."""
+
+    HELLO = 0
+    GOODBYE = 1
+    PING = 2
+    PONG = 3
+    CALL = 4
+    RESULT = 5
+    ERROR = 6
+    DETACHED = 7
+    ITEM = 8
+    CREDIT = 9
+    CANCEL = 10
+
+
+_BULKY = frozenset({Kind.CALL, Kind.RESULT, Kind.DETACHED, Kind.ITEM})
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class Frame(NamedTuple):
+    """One frame. `id` is the call it belongs to, 0 for the session itself; `method` is empty for most kinds."""
+
+    kind: Kind
+    id: int
+    method: str = ""
+    body: bytes = b""
+
+
+def encode(frame: Frame) -> bytes:
+    """Raises: TooLarge when the frame would break the limits that the reader keeps."""
+    room = MAX_FRAME - _HEAD_ROOM if frame.kind in _BULKY else MAX_CONTROL_BODY
+    if len(frame.body) > room:
+        raise TooLarge(f"a body of {len(frame.body)} bytes does not fit a frame; {room} are allowed", limit=room)
+    return msgspec.msgpack.encode(frame)
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; after it has raised once it is of no more use."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            use_list=False,
+            max_buffer_size=MAX_FRAME + READ_SIZE,
+            max_array_len=4,
+            max_map_len=0,
+            max_ext_len=0,
+            max_str_len=MAX_METHOD,
+            max_bin_len=MAX_FRAME - _HEAD_ROOM,
+        )
+
+    def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
+        """The frames that `data` completes; take them all before the next feed.
+
+        Raises: PeerMisbehaved when the bytes are no frames or break a limit.
+        """
+        for start in range(0, len(data), READ_SIZE):
+            try:
+                self._unpacker.feed(data[start : start + READ_SIZE])
+                for value in self._unpacker:
+                    yield _check(value)
+            except (ValueError, msgpack.UnpackException, RecursionError) as error:
+                raise PeerMisbehaved(f"the peer sent what is no frame: {error or type(error).__name__}") from None
+
+
+def _check(value: object) -> Frame:
+    match value:
+        case (int(kind), int(id), str(method), bytes(body)) if kind in _KINDS and 0 <= id < 1 << 63:
+            if isinstance(kind, bool) or isinstance(id, bool):
+                raise PeerMisbehaved("the peer sent what is no frame: kind and id must be numbers")
+            frame = Frame(_KINDS[kind], id, method, body)
+        case _:
+            raise PeerMisbehaved("the peer sent what is no frame: it must be [kind, id, method, body]")
+    if len(body) > MAX_CONTROL_BODY and frame.kind not in _BULKY:
+        raise PeerMisbehaved(f"the peer sent a control frame of {len(body)} bytes; {MAX_CONTROL_BODY} are allowed")
+    return frame

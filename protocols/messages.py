@@ -1,0 +1,150 @@
+"""What the frames of a session carry, and what a session tells its shell.
+
+The bodies are typed: `decode` is the one way in, and whatever does not fit is the peer's misbehaviour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from .access import Role
+from .errors import ErrorBody, PeerMisbehaved, TwinshareError
+from .frames import MAX_CONTROL_BODY
+from .operation import Operation
+
+VERSIONS = (1,)
+"""The versions of the peer protocol that we speak, best last."""
+
+Kept = TypeVar("Kept")
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """What each end says first. The caller lists the versions it speaks, the owner answers with the one they share.
+
+    `addresses` are where the sender can be dialled, `number` grows with every change of them.
+    """
+
+    versions: tuple[int, ...] = VERSIONS
+    name: str = ""
+    agent: str = ""
+    addresses: list[str] = []
+    number: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An error on the wire; `status` finds a class where the code is too new for the reader."""
+
+    error: str
+    code: str
+    status: int = 500
+    details: dict[str, Any] | None = None
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """A call's body: the header, then the arguments as `Method.pack` writes them. `timeout` is in seconds from now.
+
+    `role` is what the caller has on its own node: the owner allows no more than that. `credit` above 0 asks for a
+    stream of items. Later versions append fields.
+    """
+
+    timeout: float
+    role: Role
+    key: str | None
+    detach: bool
+    credit: int
+    arguments: msgspec.Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A call arrived; it must be answered by `result`, `fail` or `detach` exactly once."""
+
+    id: int
+    method: str
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The caller does not wait any more; the call still needs its answer."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The reader of a stream allows more items."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    id: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    id: int
+    error: TwinshareError
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedAs:
+    """The call goes on as an operation of the owner."""
+
+    id: int
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One item of a stream."""
+
+    id: int
+    kind: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is over: send what `data_to_send` still holds, then close the stream."""
+
+    error: TwinshareError
+
+
+Event = Greeted | Called | Cancelled | Granted | Answered | Failed | DetachedAs | Received | Closed
+
+
+def pack_error(error: TwinshareError) -> bytes:
+    """An error as a frame's body; details that do not fit a control frame are dropped."""
+    wire = error.to_wire()
+    failure = Failure(error=wire.error, code=wire.code, status=error.status, details=wire.details)
+    body = msgspec.msgpack.encode(failure, enc_hook=str)
+    if len(body) <= MAX_CONTROL_BODY:
+        return body
+    return msgspec.msgpack.encode(Failure(error=wire.error[:1024], code=wire.code, status=error.status))
+
+
+def unpack_error(body: bytes) -> TwinshareError:
+    """Raises: PeerMisbehaved."""
+    failure = decode(body, Failure)
+    wire = ErrorBody(error=failure.error, code=failure.code, details=failure.details)
+    return TwinshareError.from_wire(wire, failure.status)
+
+
+def decode(body: bytes, kind: type[Kept]) -> Kept:
+    """Raises: PeerMisbehaved when `body` is no `kind`."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PeerMisbehaved(f"the peer sent what is no {kind.__name__}: {error}") from None
