@@ -21,25 +21,41 @@ class ImageStore(Protocol):
     async def list_images(self) -> Sequence[Image]: ...
 
     async def get_image(self, ref: str) -> Image:
-        """`ref` is `name`, `name:tag`, `registry/name:tag` or a digest. Raises: ImageNotFound."""
+        """`ref` is `name`, `name:tag`, `registry/name:tag` or a digest.
+
+        Raises: ImageNotFound, InvalidRequest for what is no image's name.
+        """
         ...
 
     async def add_image(
-        self, ref: str, content: AsyncIterable[bytes], *, report: Report, source: str = "import"
+        self,
+        ref: str,
+        content: AsyncIterable[bytes],
+        *,
+        report: Report,
+        source: str = "import",
+        replace: bool = False,
     ) -> Image:
-        """Take a raw or qcow2 disk in, whole or not at all.
+        """Take a raw or qcow2 disk in, compressed or not, whole or not at all.
 
+        A name that has this very content already is no error, one that has another needs `replace`: it moves then.
         Raises: InvalidRequest for a disk with a backing file, a data file, encryption, or an absurd size; ImageExists.
         """
         ...
 
     async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
-        """Forget a name, and the base when no name is left. Raises: ImageInUse naming what `used_by(digest)` tells."""
+        """Forget a name, and the base when no name is left; a digest forgets all its names.
+
+        `used_by(digest)` names the VMs that stand on the base, the ones being created included. It is asked while no
+        overlay can be made, right before the base goes. Raises: ImageNotFound, ImageInUse naming the VMs.
+        """
         ...
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
-        """Write a qcow2 overlay of `size` bytes at `path` on the base, durable when it returns. Idempotent.
+        """Write a qcow2 overlay of `size` bytes at `path` on the base, durable when it returns.
 
-        Raises: ImageDamaged when the base is missing, InvalidRequest when `size` is less than the base's.
+        An overlay of this base and size that is there already stays as it is, with all that a guest wrote to it.
+        Raises: ImageDamaged when the base is missing or cut short, InvalidRequest when `size` is less than the base's,
+        WrongState when something else is at `path`.
         """
         ...

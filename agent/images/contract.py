@@ -1,0 +1,237 @@
+"""What every image store must do. The twin and the real store pass the same check, and so must any other.
+
+`trio.run(check_image_store, open_store, folder)` raises AssertionError where a store breaks the port's promises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import trio
+
+from ...protocols.errors import (
+    ImageDamaged,
+    ImageExists,
+    ImageInUse,
+    ImageNotFound,
+    InvalidRequest,
+    TwinshareError,
+    WrongState,
+)
+from ...protocols.operation import Progress
+from . import qcow2
+from .port import ImageStore
+
+MIB = 1 << 20
+OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
+
+
+def raw_disk(seed: int, size: int = MIB) -> bytes:
+    """A disk of `size` bytes: some data that depends on `seed`, holes, and an end that is not a whole block."""
+    pattern = bytes((seed * 31 + place * 7 + place // 251) % 256 for place in range(4096))
+    return (pattern * 20 + bytes(65536) + pattern * 5).ljust(size, b"\0")
+
+
+def qcow2_disk(size: int, backing: str = "", *, crypt: int = 0, incompatible: int = 0) -> bytes:
+    """An empty qcow2 disk, with the odd features that are to be refused."""
+    disk = bytearray(qcow2.empty_length(min(size, 1 << 40)))
+    for offset, data in qcow2.empty_disk(min(size, 1 << 40), backing):
+        disk[offset : offset + len(data)] = data
+    disk[24:32] = size.to_bytes(8, "big")
+    disk[32:36] = crypt.to_bytes(4, "big")
+    disk[72:80] = incompatible.to_bytes(8, "big")
+    return bytes(disk)
+
+
+async def pieces(content: bytes, step: int = 50_000) -> AsyncIterator[bytes]:
+    """`content` as it comes over a wire."""
+    for start in range(0, len(content), step):
+        yield content[start : start + step]
+
+
+def nobody(_digest: str) -> list[str]:
+    return []
+
+
+def quiet(_progress: Progress) -> None:
+    return
+
+
+async def check_image_store(open_store: OpenStore, folder: Path) -> None:
+    """Run every part of the contract, each on a fresh store. `folder` is for overlays."""
+    for number, part in enumerate((_names, _content, _bad_content, _broken_off, _removal, _overlays, _two_at_once)):
+        room = folder / str(number)
+        room.mkdir()
+        async with open_store() as store:
+            assert list(await store.list_images()) == [], "a new store is empty"
+            await part(store, room)
+
+
+async def _names(store: ImageStore, _folder: Path) -> None:
+    first = await store.add_image("one", pieces(raw_disk(1)), report=quiet, source="here")
+    assert (first.name, first.tag, first.registry, first.source) == ("one", "latest", "local", "here")
+    again = await store.add_image("ghcr.io/org/one:v1", pieces(raw_disk(1)), report=quiet)
+    assert again.digest == first.digest, "the same bytes are the same image"
+    assert (again.name, again.tag, again.registry) == ("org/one", "v1", "ghcr.io")
+    assert [(i.registry, i.name, i.tag) for i in await store.list_images()] == [
+        ("local", "one", "latest"),
+        ("ghcr.io", "org/one", "v1"),
+    ]
+    for ref in ("one", "one:latest", "ghcr.io/org/one:v1", first.digest, f"one@{first.digest}"):
+        assert (await store.get_image(ref)).digest == first.digest, ref
+    for ref in ("two", "one:v2", "org/one:v1", "ghcr.io/org/one", "blake3:" + "0" * 64, "one@sha256:" + "0" * 64):
+        await _refused(ImageNotFound, store.get_image(ref))
+    for ref in ("../one", "/etc/passwd", "", "One", f"one@{first.digest}", first.digest):
+        await _refused(InvalidRequest, store.add_image(ref, pieces(raw_disk(1)), report=quiet))
+    await _refused(InvalidRequest, store.get_image("../one"))
+    assert await store.add_image("one", pieces(raw_disk(1)), report=quiet) == first, "twice the same is no error"
+    await _refused(ImageExists, store.add_image("one", pieces(raw_disk(2)), report=quiet))
+    assert (await store.get_image("one")) == first, "a refused import changes nothing"
+    moved = await store.add_image("one", pieces(raw_disk(2)), report=quiet, replace=True)
+    assert moved.digest != first.digest
+    assert (await store.get_image("one")).digest == moved.digest
+    assert (await store.get_image(first.digest)).name == "org/one"
+    assert len(await store.list_images()) == 2
+
+
+async def _content(store: ImageStore, _folder: Path) -> None:
+    seen: list[Progress] = []
+    disk = raw_disk(3)
+    image = await store.add_image("raw", pieces(disk), report=seen.append)
+    assert image.size == MIB
+    assert image.allocated < MIB
+    assert seen, "an import tells how far it is"
+    assert all(p.unit == "bytes" for p in seen)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    odd = await store.add_image("odd", pieces(disk + b"end"), report=quiet)
+    assert odd.size == MIB + 512, "a guest sees whole sectors"
+    padded = await store.add_image("padded", pieces((disk + b"end").ljust(MIB + 512, b"\0")), report=quiet)
+    assert padded.digest == odd.digest
+    assert (await store.add_image("qcow2", pieces(qcow2_disk(64 * MIB)), report=quiet)).size == 64 * MIB
+
+
+async def _bad_content(store: ImageStore, _folder: Path) -> None:
+    for why, content in {
+        "empty": b"",
+        "a backing file": qcow2_disk(MIB, "/etc/passwd"),
+        "a data file": qcow2_disk(MIB, incompatible=4),
+        "encryption": qcow2_disk(MIB, crypt=2),
+        "an absurd size": qcow2_disk(1 << 62),
+        "no size": qcow2_disk(0),
+        "a header that is cut off": qcow2_disk(MIB)[:60],
+        "another format": b"KDMV" + bytes(600),
+    }.items():
+        message = await _refused(InvalidRequest, store.add_image("bad", pieces(content), report=quiet))
+        assert message, why
+    assert list(await store.list_images()) == []
+
+
+async def _broken_off(store: ImageStore, _folder: Path) -> None:
+    """A source that fails, and a caller that loses patience, leave nothing."""
+
+    class BrokenError(Exception):
+        pass
+
+    async def breaks() -> AsyncIterator[bytes]:
+        yield raw_disk(4)
+        raise BrokenError
+
+    try:
+        await store.add_image("broken", breaks(), report=quiet)
+    except BrokenError:
+        pass
+    else:
+        raise AssertionError("the source's own error comes through")
+
+    async def hangs() -> AsyncIterator[bytes]:
+        yield raw_disk(4)
+        await trio.sleep_forever()
+
+    with trio.move_on_after(0.1) as scope:
+        await store.add_image("hung", hangs(), report=quiet)
+    assert scope.cancelled_caught
+    assert list(await store.list_images()) == []
+
+
+async def _removal(store: ImageStore, folder: Path) -> None:
+    image = await store.add_image("a", pieces(raw_disk(5)), report=quiet)
+    await store.add_image("b", pieces(raw_disk(5)), report=quiet)
+
+    def two_vms(digest: str) -> list[str]:
+        assert digest == image.digest
+        return ["vm-1", "vm-2"]
+
+    assert (await store.remove_image("a", used_by=two_vms)).name == "a"
+    await _refused(ImageNotFound, store.get_image("a"))
+    message = await _refused(ImageInUse, store.remove_image("b", used_by=two_vms))
+    assert "vm-1" in message
+    assert "vm-2" in message
+    await _refused(ImageInUse, store.remove_image(image.digest, used_by=two_vms))
+    assert (await store.get_image("b")).digest == image.digest
+    await store.add_image("b", pieces(raw_disk(6)), report=quiet, replace=True)
+    left = await store.get_image(image.digest)
+    assert (left.name, left.tag) == ("", ""), "a name that moves on leaves the base behind"
+    assert len(await store.list_images()) == 2
+    await store.remove_image(image.digest, used_by=nobody)
+    await store.remove_image("b", used_by=nobody)
+    assert list(await store.list_images()) == []
+    await _refused(ImageDamaged, store.make_overlay(image.digest, folder / "late.qcow2", MIB))
+    assert (await store.add_image("a", pieces(raw_disk(5)), report=quiet)).digest == image.digest, "it can come back"
+
+
+async def _overlays(store: ImageStore, folder: Path) -> None:
+    image = await store.add_image("base", pieces(raw_disk(7)), report=quiet)
+    other = await store.add_image("other", pieces(raw_disk(8)), report=quiet)
+    path = folder / "disk.qcow2"
+    await store.make_overlay(image.digest, path, 10 * MIB)
+    header = qcow2.parse_header(path.read_bytes())
+    assert header.size == 10 * MIB
+    assert header.has_backing_file
+    assert path.stat().st_mode & 0o777 == 0o600
+    with path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(b"a guest's data")
+    written = path.read_bytes()
+    await store.make_overlay(image.digest, path, 10 * MIB)
+    assert path.read_bytes() == written, "what a guest wrote stays"
+    await _refused(WrongState, store.make_overlay(image.digest, path, 20 * MIB))
+    await _refused(WrongState, store.make_overlay(other.digest, path, 10 * MIB))
+    (folder / "link.qcow2").symlink_to(folder / "elsewhere")
+    await _refused(WrongState, store.make_overlay(image.digest, folder / "link.qcow2", 10 * MIB))
+    await _refused(InvalidRequest, store.make_overlay(image.digest, folder / "small.qcow2", MIB - 512))
+    await _refused(InvalidRequest, store.make_overlay(image.digest, folder / "odd.qcow2", MIB + 1))
+    await _refused(ImageDamaged, store.make_overlay("blake3:" + "0" * 64, folder / "none.qcow2", MIB))
+    await store.make_overlay(image.digest, folder / "exact.qcow2", MIB)
+    assert sorted(p.name for p in folder.iterdir()) == ["disk.qcow2", "exact.qcow2", "link.qcow2"]
+
+
+async def _two_at_once(store: ImageStore, _folder: Path) -> None:
+    results: list[str] = []
+
+    async def add(ref: str, seed: int) -> None:
+        try:
+            results.append((await store.add_image(ref, pieces(raw_disk(seed)), report=quiet)).digest)
+        except ImageExists:
+            results.append("exists")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(add, f"same-{number}", 9)
+        nursery.start_soon(add, "raced", 10)
+        nursery.start_soon(add, "raced", 11)
+    assert len(set(results)) == 3
+    assert results.count("exists") == 1, "of two contents for one name, one wins"
+    images = await store.list_images()
+    assert len(images) == 5
+    assert len({image.digest for image in images}) == 2
+
+
+async def _refused(kind: type[TwinshareError], attempt: Awaitable[object]) -> str:
+    try:
+        result = await attempt
+    except kind as error:
+        return error.message
+    raise AssertionError(f"{kind.__name__} was expected, not {result!r}")
