@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_origin, get_type_hints
+from urllib.parse import quote
 
 import msgspec
 
@@ -87,6 +88,20 @@ class Method:
             found |= {self.body_param: value} if self.body_param else _fields(value)
         return found
 
+    def request(self, arguments: Mapping[str, Any]) -> tuple[str, dict[str, str], bytes]:
+        """The other end of `arguments`: the path, the query and the body of a REST request that carries them.
+
+        A field at its default is left out: the answering node knows it, and an older one may not know the field.
+        """
+        path = _PLACEHOLDER.sub(lambda found: quote(str(arguments[found[1]]), safe=""), self.path)
+        carried = {name: value for name, value in arguments.items() if name not in self.path_params}
+        if self.query is not None:
+            return path, {name: _text(value) for name, value in _given(self.query(**carried)).items()}, b""
+        if self.body is None:
+            return path, {}, b""
+        given = _given(carried[self.body_param] if self.body_param else self.body(**carried))
+        return path, {}, msgspec.json.encode(given) if given or self.body_required else b""
+
     def pack(self, arguments: Mapping[str, Any]) -> bytes:
         """The arguments as one msgpack map, for a peer."""
         return msgspec.msgpack.encode(self.args(**arguments))
@@ -108,6 +123,21 @@ class Method:
 
 def _fields(value: msgspec.Struct) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def _given(value: msgspec.Struct) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    given = _fields(value)
+    for field in msgspec.structs.fields(value):
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if not field.required and given[field.name] == default:
+            del given[field.name]
+    return given
+
+
+def _text(value: Any) -> str:
+    """A query parameter's value as `_convert` reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
