@@ -1,0 +1,136 @@
+"""Carries requests to one node over httpx, under asyncio or trio, and repeats those that a lost connection cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from ..protocols.errors import DeadlineExceeded
+from .exchange import NodeUnreachable, Request, read
+
+# How long a node that was there may be away, in seconds: an agent that is killed is back in two.
+RETURN_WITHIN = 10.0
+CONNECT_WITHIN = 5.0
+# A connection that broke after it stood: the node was there, and may have done what it was asked.
+_LOST = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+
+
+async def pause(seconds: float) -> None:
+    """Sleep under whichever of the two loops runs; whoever runs trio has imported it."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+class Backoff:
+    """The pauses between tries, in seconds: 0.1, 0.2, 0.4… up to 2, until RETURN_WITHIN is over."""
+
+    def __init__(self) -> None:
+        self._ends_at = time.monotonic() + RETURN_WITHIN
+        self._next = 0.1
+
+    async def wait(self) -> bool:
+        """Pause before one more try; False when there is no time for one."""
+        if time.monotonic() + self._next > self._ends_at:
+            return False
+        await pause(self._next)
+        self._next = min(2 * self._next, 2.0)
+        return True
+
+
+class Connection:
+    """An httpx client bound to one node.
+
+    `timeout` bounds a read, `patience` the answer to a mutation, which may take as long as its operation.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        timeout: float,
+        patience: float,
+        *,
+        verify: Any = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._timeout = httpx.Timeout(timeout, connect=min(CONNECT_WITHIN, timeout))
+        self._patience = httpx.Timeout(timeout, connect=min(CONNECT_WITHIN, timeout), read=patience)
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            # Loading the certificate authorities takes 50 ms: not for a connection that has no certificate.
+            verify=verify if base_url.startswith("https:") else False,
+            transport=transport,
+            # A proxy set for the web must not see what is said to the node next door.
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    async def send(self, request: Request, content: AsyncIterator[bytes] | None = None) -> Any:
+        """One exchange. A mutation is repeated under its one idempotency key, so it happens once.
+
+        A node that never answered fails at once; one that was there is given RETURN_WITHIN seconds to come back.
+        A streamed `content` can be sent once only.
+
+        Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
+        """
+        backoff: Backoff | None = None
+        while True:
+            try:
+                answer = await self._http.request(
+                    request.verb,
+                    self.base_url + request.target,
+                    headers=dict(request.headers),
+                    content=content if content is not None else request.body or None,
+                    timeout=self._patience if request.mutates else self._timeout,
+                )
+            except httpx.HTTPError as error:
+                if backoff is None and content is None and isinstance(error, _LOST):
+                    backoff = Backoff()
+                again = isinstance(error, (*_LOST, httpx.ConnectError, httpx.ConnectTimeout))
+                if backoff is None or not again or not await backoff.wait():
+                    raise self._renamed(error) from error
+            else:
+                return read(request.answer, answer.status_code, answer.headers.get("content-type", ""), answer.content)
+
+    async def stream(self, target: str, headers: dict[str, str], silence: float) -> httpx.Response:
+        """Open an answer that is read as it comes, and given up after `silence` seconds without a byte.
+
+        Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
+        """
+        request = self._http.build_request(
+            "GET",
+            self.base_url + target,
+            headers=headers,
+            timeout=httpx.Timeout(silence, connect=self._timeout.connect),
+        )
+        try:
+            answer = await self._http.send(request, stream=True)
+            if answer.status_code >= 300:
+                read(None, answer.status_code, "", await answer.aread())
+        except httpx.HTTPError as error:
+            raise self._renamed(error) from error
+        return answer
+
+    def _renamed(self, error: httpx.HTTPError) -> DeadlineExceeded | NodeUnreachable:
+        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout):
+            return DeadlineExceeded(f"{self.base_url} did not answer in time; a mutation goes on as its operation")
+        reason = str(error) or type(error).__name__
+        return NodeUnreachable(f"no twinshare node answers at {self.base_url}: {reason}; is it running?")

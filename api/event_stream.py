@@ -1,0 +1,95 @@
+"""The events of a node as an async iterator that outlives its connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from ..protocols.event import Event
+from ..protocols.sse import EventReader
+from .connection import Backoff, Connection
+from .exchange import NodeUnreachable
+
+# The server writes a comment every 15 s: silence for three times that is a dead connection.
+SILENCE = 45.0
+
+
+class EventStream:
+    """`async for event in stream`: each event once, in order, across lost connections and restarts of the node.
+
+    It starts after the event `after` (None: with what happens from now on) and resumes by Last-Event-ID.
+    Use it as a context manager, or call `aclose`, to let go of the connection at once.
+
+    Raises: NodeUnreachable when the node stays away, and whatever the node raises.
+    """
+
+    def __init__(self, connection: Connection, target: str, after: int | None) -> None:
+        self._connection = connection
+        self._target = target
+        self._last = after
+        self._ready: deque[Event] = deque()
+        self._answer: httpx.Response | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._reader = EventReader()
+
+    async def __aenter__(self) -> Self:
+        """The stream is open then: what happens from here on is told."""
+        await self._connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        answer, chunks, self._answer, self._chunks = self._answer, self._chunks, None, None
+        if answer is None or chunks is None:
+            return
+        await answer.aclose()
+        # httpx nests generators and closes the outermost alone; reading on from a closed answer ends every one of them.
+        with suppress(httpx.HTTPError, httpx.StreamError, StopAsyncIteration):
+            await anext(chunks)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            if self._chunks is None:
+                await self._connect()
+            await self._read()
+        event = self._ready.popleft()
+        self._last = event.id
+        return event
+
+    async def _connect(self) -> None:
+        headers = {"Accept": "text/event-stream"}
+        if self._last is not None:
+            headers["Last-Event-ID"] = str(self._last)
+        self._reader = EventReader()
+        self._answer = await self._connection.stream(self._target, headers, SILENCE)
+        self._chunks = self._answer.aiter_bytes()
+
+    async def _read(self) -> None:
+        """Take in what comes next; reconnect when the connection is gone."""
+        assert self._chunks is not None  # noqa: S101 - for the type checker: _connect has just set it
+        try:
+            self._ready.extend(self._reader.feed(await anext(self._chunks)))
+        except (httpx.HTTPError, StopAsyncIteration):
+            await self.aclose()
+            await self._come_back()
+
+    async def _come_back(self) -> None:
+        backoff = Backoff()
+        while await backoff.wait():
+            try:
+                return await self._connect()
+            except NodeUnreachable:
+                continue
+        return await self._connect()

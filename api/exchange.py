@@ -1,0 +1,108 @@
+"""One REST exchange without a socket: a call of the table becomes a request, an answer its result or its error.
+
+The Python client and the command line differ only in how they carry bytes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from ..protocols.bodies import body_type
+from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError
+from ..protocols.operation import Operation
+from ..protocols.services import SERVICES
+from ..protocols.table import Method, all_methods
+from ..protocols.vm import Blob
+
+ROOT = "/api"
+TABLE = all_methods(SERVICES)
+
+
+class NodeUnreachable(TwinshareError):
+    """No twinshare node answers at the address; raised on the caller's side alone."""
+
+    code = "node_unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send. `target` is the path with its query, `answer` the type of a success's body."""
+
+    verb: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+    answer: Any
+    mutates: bool
+
+
+def below(path: str, peer: str | None) -> str:
+    """The path of a route on the node that is asked, or on `peer` through it."""
+    return f"{ROOT}{path}" if peer is None else f"{ROOT}/remote/{quote(peer, safe='')}{path}"
+
+
+def compose(
+    method: Method,
+    arguments: Mapping[str, Any],
+    peer: str | None = None,
+    *,
+    idempotency_key: str | None = None,
+    detach: bool = False,
+) -> Request:
+    """The request for one call; a mutation always carries an idempotency key, so that it can be repeated.
+
+    Raises: InvalidRequest when `peer` cannot be asked for this.
+    """
+    if method.local and peer is not None:
+        raise InvalidRequest(f"{method.name} works on the node itself: it takes no peer", path="peer")
+    path, query, body = method.request(arguments)
+    headers = {"Accept": "*/*" if method.result is Blob else "application/json"}
+    if body:
+        headers["Content-Type"] = "application/json"
+    if method.mutates:
+        headers["Idempotency-Key"] = idempotency_key or secrets.token_hex(16)
+    if detach:
+        headers["Prefer"] = "respond-async"
+    return Request(
+        verb=method.verb,
+        target=below(path, peer) + (f"?{urlencode(query)}" if query else ""),
+        headers=headers,
+        body=body,
+        answer=Operation if detach else body_type(method, remote=peer is not None),
+        mutates=method.mutates,
+    )
+
+
+def read(kind: Any, status: int, media_type: str, body: bytes) -> Any:
+    """An answer's body. Raises: the error that the node raised; NodeUnreachable if no node of ours wrote this."""
+    if status >= 300:
+        raise read_error(status, body)
+    if kind is Blob:
+        return Blob(media_type=media_type, data=body)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise NodeUnreachable(f"what answers there is not a twinshare node of this version: {error}") from None
+
+
+def read_error(status: int, body: bytes) -> TwinshareError:
+    """The error that an answer stands for; of one that a proxy wrote, only the status is told."""
+    try:
+        found = msgspec.json.decode(body, type=ErrorBody)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        found = ErrorBody(error=f"the answer was HTTP {status}, without a reason", code="")
+    return TwinshareError.from_wire(found, status)
+
+
+def outcome(operation: Operation) -> Any:
+    """What an ended operation returned, as its method's own type. Raises: the error that ended it."""
+    if operation.error is not None:
+        raise TwinshareError.from_wire(operation.error)
+    method = TABLE.get(operation.kind)
+    return operation.result if method is None else msgspec.convert(operation.result, method.result)
