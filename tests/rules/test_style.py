@@ -1,0 +1,82 @@
+"""The house style that no linter knows: docstrings, lengths, broad excepts, sleeps."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from tests.rules.tree import ROOMS, modules
+
+MAX_LINES = 400
+MAX_FUNCTION = 60
+
+# Where an unexpected exception may be caught, and why. Everywhere else a bug must reach its nursery.
+BORDERS = {
+    "agent/operations.py": "the operation runner: a bug in one operation is recorded in its row",
+    "agent/p2p/rpc.py": "the RPC dispatch: a bug in one call is answered `internal`",
+    "api/app.py": "the REST view: a bug in one request is answered 500",
+    "agent/p2p/libp2p/guard.py": "any exception in a stream handler would end the whole libp2p host",
+    "agent/hypervisor/background.py": "keeps the body's error until its nursery is closed, then raises it",
+}
+
+
+def test_every_module_says_its_rule() -> None:
+    silent = [path for path, tree, _ in modules(*ROOMS, "tests", "scripts", "examples") if not ast.get_docstring(tree)]
+    assert not [path for path in silent if not path.endswith("__init__.py") or path.split("/")[0] in ROOMS]
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {path: text.count("\n") for path, _, text in modules(*ROOMS, "tests", "scripts", "examples")}
+    assert not {path: lines for path, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_no_function_is_too_long() -> None:
+    long = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree, _ in modules(*ROOMS)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno >= MAX_FUNCTION
+    ]
+    assert not long
+
+
+def test_tests_wait_for_conditions_and_never_sleep_a_thread() -> None:
+    sleeps = [
+        f"{path}:{node.lineno}"
+        for path, tree, _ in modules("tests")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
+    ]
+    assert not sleeps
+
+
+def test_broad_excepts_stand_at_the_borders_only() -> None:
+    found = {
+        f"{path}:{handler.lineno}"
+        for path, tree, _ in modules(*ROOMS)
+        if path not in BORDERS
+        for handler in broad_handlers(tree)
+    }
+    assert not found
+
+
+def test_a_broad_except_is_recognised() -> None:
+    catching = "try:\n    f()\nexcept {}:\n    {}"
+    for kind in ("Exception", "BaseException", "(ValueError, Exception)", ""):
+        assert list(broad_handlers(ast.parse(catching.format(kind, "pass"))))
+    assert not list(broad_handlers(ast.parse(catching.format("ValueError", "pass"))))
+    assert not list(broad_handlers(ast.parse(catching.format("BaseException", "undo()\n    raise"))))
+
+
+def broad_handlers(tree: ast.Module) -> Iterator[ast.ExceptHandler]:
+    """Handlers that swallow any exception; one that cleans up and raises again swallows nothing."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        names = {ast.unparse(kind) if kind else "BaseException" for kind in caught}
+        last = node.body[-1]
+        raises_again = isinstance(last, ast.Raise) and last.exc is None
+        if names & {"Exception", "BaseException"} and not raises_again:
+            yield node
