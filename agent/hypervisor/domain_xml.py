@@ -1,0 +1,214 @@
+"""From a plan to libvirt's domain XML and back: pure conversion, no policy but the one written here, no I/O.
+
+Everything is built by ElementTree from typed values; no text of a user or a peer is ever spliced into XML or into
+QEMU's command line.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .port import DomainPlan
+
+METADATA_URI = "urn:twinshare:domain:1"
+METADATA_PREFIX = "twinshare"
+QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
+RESTRICTED_NETDEV = "ts0"
+USER_NETDEV = "hostnet0"  # libvirt's own name for the first <interface type='user'>
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_NOT_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
+_MACHINES = {"x86_64": "q35", "aarch64": "virt"}
+
+
+class NetworkKind(StrEnum):
+    """`user`: QEMU's own NAT. `restricted`: the same without a way out; forwards to the guest still work."""
+
+    USER = "user"
+    RESTRICTED = "restricted"
+    LIBVIRT = "network"
+    BRIDGE = "bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a network's name stands for; `source` is libvirt's network or the host's bridge."""
+
+    kind: NetworkKind
+    source: str = ""
+
+
+USER_NETWORKS: Mapping[str, Network] = {
+    "default": Network(NetworkKind.USER),
+    "isolated": Network(NetworkKind.RESTRICTED),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What the XML depends on besides the plan. `domain_type` is libvirt's word for the accelerator, if another."""
+
+    arch: str = "x86_64"
+    domain_type: str | None = None
+    networks: Mapping[str, Network] = field(default_factory=lambda: USER_NETWORKS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptDomain:
+    """What changes only with a domain's definition. `netdev` is QEMU's name of a user-mode network."""
+
+    name: str
+    cpu_cores: int
+    memory: int
+    accelerator: str
+    metadata: str | None
+    serial: str | None
+    netdev: str | None
+
+
+def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
+    """The definition of a domain. Raises: KeyError for a network not in `facts`, ValueError for bad text."""
+    kvm = plan.accelerator == "kvm"
+    domain = ET.Element("domain", {"type": facts.domain_type or plan.accelerator})
+    _text(domain, "name", plan.name)
+    _text(domain, "uuid", plan.id)
+    domain.append(_metadata(plan.metadata))
+    _text(domain, "memory", str(plan.memory), unit="MiB")
+    _text(domain, "vcpu", str(plan.cpu_cores), placement="static")
+    system = ET.SubElement(domain, "os")
+    _text(system, "type", "hvm", arch=facts.arch, machine=_MACHINES[facts.arch])
+    domain.append(_features(kvm=kvm))
+    ET.SubElement(domain, "cpu", {"mode": "host-passthrough" if kvm else "maximum"})
+    ET.SubElement(domain, "clock", {"offset": "utc"})
+    for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
+        _text(domain, f"on_{event}", action)
+    devices = ET.SubElement(domain, "devices")
+    _disks(devices, plan)
+    _controls(devices, plan)
+    _network(domain, devices, plan, facts.networks[plan.network])
+    ET.indent(domain)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def metadata_element(metadata: str) -> str:
+    """The element for libvirt's setMetadata, which adds the namespace itself."""
+    element = ET.Element("vm")
+    element.text = _checked(metadata)
+    return ET.tostring(element, encoding="unicode")
+
+
+def read_domain(xml: str) -> KeptDomain:
+    """What libvirt says of a domain, ours or not."""
+    domain = ET.fromstring(xml)  # noqa: S314 - from our own libvirt
+    memory = domain.find("memory")
+    metadata = domain.find(f"metadata/{{{METADATA_URI}}}vm")
+    serial = domain.find("devices/serial/source[@path]")
+    return KeptDomain(
+        name=domain.findtext("name", ""),
+        cpu_cores=int(domain.findtext("vcpu", "1")),
+        memory=0 if memory is None else _mebibytes(memory),
+        accelerator="kvm" if domain.get("type") == "kvm" else "qemu",
+        metadata=None if metadata is None else metadata.text or "",
+        serial=None if serial is None else serial.get("path"),
+        netdev=_netdev(domain),
+    )
+
+
+def _features(*, kvm: bool) -> ET.Element:
+    features = ET.Element("features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(features, "apic")
+    if not kvm:
+        # QEMU would set a quarter of its memory limit aside for translated code; guests boot no slower with this.
+        _text(ET.SubElement(features, "tcg"), "tb-cache", "64", unit="MiB")
+    return features
+
+
+def _metadata(text: str) -> ET.Element:
+    metadata = ET.Element("metadata")
+    # The namespace must stand on this very element: libvirt keeps the element alone.
+    element = ET.SubElement(metadata, f"{METADATA_PREFIX}:vm", {f"xmlns:{METADATA_PREFIX}": METADATA_URI})
+    element.text = _checked(text)
+    return metadata
+
+
+def _disks(devices: ET.Element, plan: DomainPlan) -> None:
+    disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    # Of all write errors only a full host disk pauses the guest: so a pause for an I/O error means a full disk.
+    driver = {"name": "qemu", "type": "qcow2", "discard": "unmap", "detect_zeroes": "unmap", "error_policy": "enospace"}
+    ET.SubElement(disk, "driver", driver)
+    ET.SubElement(disk, "source", {"file": str(plan.disk)})
+    ET.SubElement(disk, "target", {"dev": "vda", "bus": "virtio"})
+    ET.SubElement(disk, "boot", {"order": "1"})
+    if plan.seed is not None:
+        # A virtio disk, not a CD: cloud kernels have neither AHCI nor IDE.
+        seed = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
+        ET.SubElement(seed, "driver", {"name": "qemu", "type": "raw"})
+        ET.SubElement(seed, "source", {"file": str(plan.seed)})
+        ET.SubElement(seed, "target", {"dev": "vdb", "bus": "virtio"})
+        ET.SubElement(seed, "readonly")
+
+
+def _controls(devices: ET.Element, plan: DomainPlan) -> None:
+    """Serial console, guest agent, screen, entropy, balloon; every socket in the VM's own directory."""
+    ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    serial = ET.SubElement(devices, "serial", {"type": "unix"})
+    ET.SubElement(serial, "source", {"mode": "bind", "path": str(plan.directory / "tty.sock")})
+    # Appended: the log then outlasts a restart, and can be cut short while QEMU writes.
+    ET.SubElement(serial, "log", {"file": str(plan.directory / "tty.log"), "append": "on"})
+    ET.SubElement(serial, "target", {"port": "0"})
+    agent = ET.SubElement(devices, "channel", {"type": "unix"})
+    ET.SubElement(agent, "source", {"mode": "bind", "path": str(plan.directory / "agent.sock")})
+    ET.SubElement(agent, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
+    screen = ET.SubElement(devices, "graphics", {"type": "vnc"})
+    ET.SubElement(screen, "listen", {"type": "socket", "socket": str(plan.directory / "vnc.sock")})
+    ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": "vga"})
+    rng = ET.SubElement(devices, "rng", {"model": "virtio"})
+    _text(rng, "backend", "/dev/urandom", model="random")
+    ET.SubElement(ET.SubElement(devices, "memballoon", {"model": "virtio"}), "stats", {"period": "10"})
+
+
+def _network(domain: ET.Element, devices: ET.Element, plan: DomainPlan, network: Network) -> None:
+    if not _MAC.fullmatch(plan.mac):
+        raise ValueError(f"{plan.mac!r} is not a MAC address in lower case")
+    if network.kind is NetworkKind.RESTRICTED:
+        # libvirt has no word for restrict=on, and its JSON netdevs refuse -set: the one use of the raw command line.
+        domain.set("xmlns:qemu", QEMU_URI)
+        commandline = ET.SubElement(domain, "qemu:commandline")
+        device = f"virtio-net-pci,netdev={RESTRICTED_NETDEV},mac={plan.mac},romfile=,bus=pcie.0,addr=0x10"
+        for value in ("-netdev", f"user,id={RESTRICTED_NETDEV},restrict=on", "-device", device):
+            ET.SubElement(commandline, "qemu:arg", {"value": value})
+        return
+    interface = ET.SubElement(devices, "interface", {"type": network.kind.value})
+    ET.SubElement(interface, "mac", {"address": plan.mac})
+    if network.kind is not NetworkKind.USER:
+        ET.SubElement(interface, "source", {network.kind.value: network.source})
+    ET.SubElement(interface, "model", {"type": "virtio"})
+    ET.SubElement(interface, "rom", {"enabled": "no"})
+
+
+def _netdev(domain: ET.Element) -> str | None:
+    if any(f"id={RESTRICTED_NETDEV}," in arg.get("value", "") for arg in domain.iter(f"{{{QEMU_URI}}}arg")):
+        return RESTRICTED_NETDEV
+    interface = domain.find("devices/interface")
+    return USER_NETDEV if interface is not None and interface.get("type") == "user" else None
+
+
+def _mebibytes(memory: ET.Element) -> int:
+    """libvirt always answers in KiB; what it was given may have another unit."""
+    factor = {"b": 1 / (1 << 20), "KiB": 1 / 1024, "MiB": 1, "GiB": 1024}[memory.get("unit", "KiB")]
+    return int(int(memory.text or "0") * factor)
+
+
+def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
+    ET.SubElement(parent, tag, attributes).text = text
+
+
+def _checked(text: str) -> str:
+    if _NOT_XML.search(text):
+        raise ValueError("metadata must not hold control characters other than tab and line feed")
+    return text
