@@ -30,7 +30,7 @@ from ..protocols.errors import (
 )
 from ..protocols.operation import Detached, Operation, OperationState, Progress
 from .events import EventLog
-from .run import Recipe, Release, Run
+from .run import UNDO, Recipe, Release, Run
 from .state import State
 
 log = structlog.get_logger(__name__)
@@ -38,10 +38,12 @@ log = structlog.get_logger(__name__)
 MAX_RUNNING = 256
 KEPT = 10_000
 UNDO_PATIENCE = 60.0
+UNDO_RETRY = 0.5
 CLOSE_PATIENCE = 8.0
-_COLUMNS = "id, key, kind, target, principal, request, state, step, result, error, created_at, updated_at"
+_COLUMNS = "id, key, kind, target, principal, request, state, step, notes, result, error, created_at, updated_at"
+_UPDATE = "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?"
 
-Admit = Callable[[], Awaitable[Release]]
+Admit = Callable[[Run], Awaitable[Release]]
 
 
 class Operations:
@@ -56,8 +58,8 @@ class Operations:
     async def run(self, caller: Caller, kind: str, target: str, request: Any, admit: Admit) -> Any:
         """Do it, or find it done, and answer with its result.
 
-        `admit` refuses what can be refused before anything is written, and claims what must not be given twice; what it
-        returns gives the claims back when the operation has ended.
+        `admit` refuses what can be refused before anything is written, puts what it found into the run's notes, and
+        claims what must not be given twice; what it returns gives the claims back when the operation has ended.
         Raises: IdempotencyMismatch, Detached when the caller does not wait, and whatever `admit` and the recipe raise.
         """
         key = caller.idempotency_key or uuid.uuid4().hex
@@ -75,7 +77,7 @@ class Operations:
             raise Unavailable("the node is stopping; try again when it is back")
         if len(self._running) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
-        release = await admit()
+        release = await admit(run)
         try:
             with trio.CancelScope(shield=True):
                 await self._insert(run, packed)
@@ -118,49 +120,61 @@ class Operations:
         raise TwinshareError.from_wire(operation.error)
 
     async def _work(self, run: Run, release: Release) -> None:
-        """One operation from beginning to end. Nothing leaves this function but cancellation."""
+        """One operation from beginning to end. Nothing leaves this function but the cancellation of the whole node."""
         recipe = self.recipes[run.kind]
         run.state = OperationState.RUNNING
         try:
-            with run.scope:
-                try:
-                    run.result = await recipe.do(run)
-                    run.state = OperationState.DONE
-                except TwinshareError as error:
-                    run.error = error.to_wire()
-                except Exception:
-                    log.exception("operation failed by a bug", operation=run.id, kind=run.kind)
-                    run.error = TwinshareError(f"internal error; the node's log tells more under {run.id}").to_wire()
-        finally:
+            if run.step_name != UNDO:
+                with run.scope:
+                    await self._do(run, recipe)
             with trio.CancelScope(shield=True):
-                if run.state is OperationState.DONE or run.error is not None or run.cancel_asked:
+                # Neither done nor refused nor cancelled by somebody: the node is stopping, the next start goes on.
+                if run.result is not None or run.error is not None or run.cancel_asked:
                     await self._finish(run, recipe)
+        finally:
             release()
             self._running.pop(run.id, None)
             run.ended.set()
 
+    async def _do(self, run: Run, recipe: Recipe) -> None:
+        try:
+            run.result = await recipe.do(run)
+        except TwinshareError as error:
+            run.error = error.to_wire()
+        except Exception:
+            log.exception("operation failed by a bug", operation=run.id, kind=run.kind)
+            run.error = TwinshareError(f"internal error; the node's log tells more under {run.id}").to_wire()
+
     async def _finish(self, run: Run, recipe: Recipe) -> None:
-        if run.state is not OperationState.DONE:
-            if run.error is None:
-                run.error = OperationCancelled(f"operation {run.id} was cancelled").to_wire()
-                run.state = OperationState.CANCELLED
-            else:
-                run.state = OperationState.FAILED
-            if recipe.undo is not None:
-                await self._undo(run, recipe.undo)
+        outcome = OperationState.DONE
+        if run.result is None:
+            outcome = OperationState.CANCELLED if run.error is None else OperationState.FAILED
+            run.error = run.error or OperationCancelled(f"operation {run.id} was cancelled").to_wire()
+            if recipe.undo is not None and not await self._undo(run, recipe.undo):
+                return
+        run.state = outcome
         await self.save(run, patiently=True)
         self.tell("op.done", run)
 
-    async def _undo(self, run: Run, undo: Callable[[Run], Awaitable[None]]) -> None:
-        with trio.move_on_after(UNDO_PATIENCE) as patience:
-            try:
-                await undo(run)
-            except TwinshareError as error:
-                log.warning("could not undo all", operation=run.id, kind=run.kind, error=error.message)
-            except Exception:
-                log.exception("undo failed by a bug", operation=run.id, kind=run.kind)
-        if patience.cancelled_caught:
-            log.warning("undo took too long", operation=run.id, kind=run.kind)
+    async def _undo(self, run: Run, undo: Callable[[Run], Awaitable[None]]) -> bool:
+        """Whether all was taken back; if not, the journal keeps the operation and the next start undoes it."""
+        run.step_name = UNDO
+        await self.save(run, patiently=True)
+        with trio.move_on_after(UNDO_PATIENCE):
+            while True:
+                try:
+                    await undo(run)
+                    return True
+                except Unavailable:
+                    await trio.sleep(UNDO_RETRY)
+                except TwinshareError as error:
+                    log.warning("could not undo all", operation=run.id, kind=run.kind, error=error.message)
+                    break
+                except Exception:
+                    log.exception("undo failed by a bug", operation=run.id, kind=run.kind)
+                    break
+        log.error("an operation is left half undone until the next start", operation=run.id, kind=run.kind)
+        return False
 
     def tell(self, type: str, run: Run) -> None:
         progress = msgspec.to_builtins(run.progress)
@@ -175,7 +189,9 @@ class Operations:
         for row in rows:
             recipe = self.recipes[row[2]]
             run = Run(self, row[0], row[1], row[2], row[3], row[4], msgspec.msgpack.decode(row[5], type=recipe.request))
-            run.step_name, run.created_at = row[7], row[10]
+            run.step_name, run.created_at = row[7], row[11]
+            run.notes = msgspec.msgpack.decode(row[8])
+            run.error = msgspec.msgpack.decode(row[10], type=ErrorBody) if row[10] else None
             log.info(
                 "taking up an operation again", operation=run.id, kind=run.kind, target=run.target, step=run.step_name
             )
@@ -226,7 +242,7 @@ class Operations:
 
     async def _insert(self, run: Run, packed: bytes) -> None:
         await self._state.execute(
-            f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, '', NULL, NULL, ?, ?)",  # noqa: S608 - constant
+            f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, '', ?, NULL, NULL, ?, ?)",  # noqa: S608 - constant
             (
                 run.id,
                 run.key,
@@ -235,6 +251,7 @@ class Operations:
                 run.principal,
                 packed,
                 str(run.state),
+                msgspec.msgpack.encode(run.notes),
                 run.created_at,
                 run.updated_at,
             ),
@@ -244,10 +261,12 @@ class Operations:
         run.updated_at = time.time()
         result = msgspec.msgpack.encode(run.result) if run.state is OperationState.DONE else None
         error = msgspec.msgpack.encode(run.error) if run.error else None
-        values = (str(run.state), run.step_name, result, error, run.updated_at, run.id)
+        notes = msgspec.msgpack.encode(run.notes)
+        values = (str(run.state), run.step_name, notes, result, error, run.updated_at, run.id)
         try:
             await self._state.execute(
-                "UPDATE operations SET state = ?, step = ?, result = ?, error = ?, updated_at = ? WHERE id = ?", values
+                "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?",
+                values,
             )
         except TwinshareError as failure:
             if not patiently:
@@ -256,7 +275,7 @@ class Operations:
             log.warning("cannot write down an outcome", operation=run.id, error=failure.message)
 
     def _view(self, row: tuple[Any, ...]) -> Operation:
-        id_, key, kind, target, principal, _, state, step, result, error, created_at, updated_at = row
+        id_, key, kind, target, principal, _, state, step, _, result, error, created_at, updated_at = row
         return Operation(
             id=id_,
             kind=kind,

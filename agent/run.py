@@ -26,6 +26,9 @@ class Journal(Protocol):
     def tell(self, type: str, run: Run) -> None: ...
 
 
+UNDO = "undo"
+
+
 class Run:
     """One operation at work: what a recipe gets."""
 
@@ -42,6 +45,8 @@ class Run:
         )
         self.state = OperationState.PENDING
         self.step_name = ""
+        # What the recipe must find again after a crash; written down with each step.
+        self.notes: dict[str, Any] = {}
         self.progress = Progress()
         self.result: Any = None
         self.error: ErrorBody | None = None
@@ -52,9 +57,10 @@ class Run:
         self._journal = journal
         self._told_at = 0.0
 
-    async def step(self, name: str) -> None:
+    async def step(self, name: str, **notes: Any) -> None:
         """Write down that the work has come to `name`. What was done before is durable by then."""
         self.step_name = name
+        self.notes |= notes
         await self._journal.save(self)
         self.report(Progress(done=self.progress.done + 1, unit="steps", message=name))
 

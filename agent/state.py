@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS operations (
     id TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, target TEXT NOT NULL, principal TEXT NOT NULL,
-    request BLOB NOT NULL, state TEXT NOT NULL, step TEXT NOT NULL, result BLOB, error BLOB,
+    request BLOB NOT NULL, state TEXT NOT NULL, step TEXT NOT NULL, notes BLOB NOT NULL, result BLOB, error BLOB,
     created_at REAL NOT NULL, updated_at REAL NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS operations_by_state ON operations (state, created_at);

@@ -1,0 +1,86 @@
+"""Whether there is room. Decides only: pure functions of what is there and what is asked.
+
+Memory and CPUs are taken by VMs that run; a disk grows as its guest writes, so a new one must fit into what is free.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..protocols.errors import InsufficientResources
+from ..protocols.node import Capacity, Room
+from .config import HypervisorConfig
+
+MIB, GIB = 1 << 20, 1 << 30
+NOTHING = Room(memory=0, cpu=0, disk=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine: memory in MiB, CPUs, free disk in GiB."""
+
+    memory: int
+    cpus: int
+    free_disk: int
+
+
+def look_at_host(data_dir: Path) -> Host:
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Host(pages * page // MIB, len(os.sched_getaffinity(0)), shutil.disk_usage(data_dir).free // GIB)
+
+
+def add(rooms: Iterable[Room]) -> Room:
+    total = NOTHING
+    for room in rooms:
+        total = Room(memory=total.memory + room.memory, cpu=total.cpu + room.cpu, disk=total.disk + room.disk)
+    return total
+
+
+class Ledger:
+    """What operations are about to take, until they have taken it or given it back."""
+
+    def __init__(self, limits: HypervisorConfig, look: Callable[[], Host]) -> None:
+        self._limits, self._look = limits, look
+        self._claims: dict[object, Room] = {}
+
+    def capacity(self, running: Iterable[Room]) -> Capacity:
+        host, limits = self._look(), self._limits
+        total = Room(
+            memory=int(host.memory * limits.memory_overcommit),
+            cpu=int(host.cpus * limits.cpu_overcommit),
+            disk=host.free_disk,
+        )
+        reserve = Room(memory=limits.reserve_memory, cpu=0, disk=limits.reserve_disk)
+        committed, in_flight = add(running), add(self._claims.values())
+        available = Room(
+            memory=max(0, total.memory - reserve.memory - committed.memory - in_flight.memory),
+            cpu=max(0, total.cpu - committed.cpu - in_flight.cpu),
+            disk=max(0, total.disk - reserve.disk - in_flight.disk),
+        )
+        return Capacity(total=total, reserve=reserve, committed=committed, in_flight=in_flight, available=available)
+
+    def claim(self, need: Room, running: Iterable[Room], *, what: str) -> Callable[[], None]:
+        """Take room until the returned function gives it back. Raises: InsufficientResources, naming what is short."""
+        available = self.capacity(running).available
+        for name, unit in (("memory", " MiB"), ("cpu", ""), ("disk", " GiB")):
+            wanted, free = getattr(need, name), getattr(available, name)
+            if wanted > free:
+                raise InsufficientResources(
+                    f"no room for {what}: it needs {wanted}{unit} of {name}, {free}{unit} is free on this node",
+                    resource=name, needed=wanted, available=free,
+                )  # fmt: skip
+        return self.claim_again(need)
+
+    def claim_again(self, need: Room) -> Callable[[], None]:
+        """What was granted before a crash is granted still."""
+        ticket = object()
+        self._claims[ticket] = need
+
+        def release() -> None:
+            self._claims.pop(ticket, None)
+
+        return release

@@ -1,0 +1,212 @@
+"""The VMs of this node as they were last seen, for every read: a hypervisor that hangs never hangs a reader.
+
+Kept right by the hypervisor's changes, by every operation that touches a VM, and by a slow look at everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+
+import structlog
+import trio
+
+from ..protocols.errors import HypervisorDown, TwinshareError, VmNotFound
+from ..protocols.node import Room
+from ..protocols.vm import Vm, VmStatus
+from .events import EventLog
+from .hypervisor.port import Change, ChangeKind, Hypervisor
+from .lifecycle import STATUS_WHILE
+from .record import Record, read_record, view
+
+log = structlog.get_logger(__name__)
+
+
+class Inventory:
+    """Made by `open_inventory`.
+
+    `on_change` hears the id of every VM whose record has changed, `on_notice` every change that the hypervisor tells.
+    `vnc_ports` and `addresses` are kept by those who know them.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, events: EventLog, node: str) -> None:
+        self.on_change: Callable[[str], None] | None = None
+        self.on_notice: Callable[[Change], None] | None = None
+        self.vnc_ports: dict[str, int] = {}
+        self.addresses: dict[str, str] = {}
+        self._hypervisor, self._events, self._node = hypervisor, events, node
+        self._records: dict[str, Record] = {}
+        self._at_work: dict[str, VmStatus] = {}
+        self._making: dict[str, Vm] = {}
+        self._told: dict[str, tuple[VmStatus, str | None]] = {}
+        self._changed = trio.Event()
+        # When the hypervisor was asked for what we hold; for a while also of VMs that are gone.
+        self._asked: dict[str, datetime] = {}
+        self._seen_all = False
+
+    def list(self) -> Sequence[Vm]:
+        """Every VM, by name. Raises: HypervisorDown when the hypervisor was never seen."""
+        if not self._seen_all and not self._hypervisor.connected:
+            problems = "; ".join(self._hypervisor.features.problems)
+            raise HypervisorDown(f"this node cannot run VMs: {problems or 'the hypervisor is not ready yet'}")
+        making = [vm for id, vm in self._making.items() if id not in self._records]
+        return sorted([*(self.view(record) for record in self._records.values()), *making], key=lambda vm: vm.name)
+
+    def records(self) -> Iterable[Record]:
+        return list(self._records.values())
+
+    def find(self, ref: str) -> Record:
+        """By name or id. Raises: VmNotFound."""
+        record = self._records.get(ref) or next((r for r in self._records.values() if r.domain.name == ref), None)
+        if record is None:
+            if not self._seen_all:
+                self.list()
+            raise VmNotFound(f"Virtual machine '{ref}' not found", vm=ref)
+        return record
+
+    def get(self, ref: str) -> Vm:
+        """Raises: VmNotFound."""
+        making = next((vm for vm in self._making.values() if ref in (vm.id, vm.name)), None)
+        if making is not None and making.id not in self._records:
+            return making
+        return self.view(self.find(ref))
+
+    def view(self, record: Record) -> Vm:
+        id = record.domain.id
+        return view(
+            record,
+            self._node,
+            datetime.now(UTC),
+            at_work=self._at_work.get(id),
+            vnc_port=self.vnc_ports.get(id),
+            ip=self.addresses.get(id),
+        )
+
+    def has_name(self, name: str) -> bool:
+        return any(record.domain.name == name for record in self._records.values())
+
+    def running(self) -> Iterable[Room]:
+        """What the active VMs hold."""
+        domains = [record.domain for record in self._records.values() if record.active]
+        return [Room(memory=domain.memory, cpu=domain.cpu_cores, disk=0) for domain in domains]
+
+    def used_by(self, digest: str) -> Sequence[str]:
+        """The names of the VMs that run on an image."""
+        return sorted(r.domain.name for r in self._records.values() if r.metadata.digest == digest)
+
+    @contextmanager
+    def at_work(self, id: str, kind: str, making: Vm | None = None) -> Iterator[None]:
+        """Show what an operation of `kind` is doing to a VM, which may not be there yet."""
+        if status := STATUS_WHILE.get(kind):
+            self._at_work[id] = status
+        if making is not None:
+            self._making[id] = making
+        self._tell(id)
+        try:
+            yield
+        finally:
+            self._at_work.pop(id, None)
+            self._making.pop(id, None)
+            self._tell(id)
+
+    async def refresh(self, id: str) -> Record | None:
+        """Look at one domain now; None when it is gone. Raises: HypervisorDown, DeadlineExceeded."""
+        asked = datetime.now(UTC)
+        try:
+            record = read_record(await self._hypervisor.get_domain(id), datetime.now(UTC))
+        except VmNotFound:
+            record = None
+        self._put(id, record, asked)
+        return self._records.get(id)
+
+    async def resync(self) -> None:
+        """Look at every domain now. Raises: HypervisorDown, DeadlineExceeded."""
+        now = datetime.now(UTC)
+        found = {domain.id: read_record(domain, now) for domain in await self._hypervisor.list_domains()}
+        for id in [*found, *(known for known in self._records if known not in found)]:
+            self._put(id, found.get(id), now)
+        self._asked = {id: asked for id, asked in self._asked.items() if id in self._records or asked >= now}
+        self._seen_all = True
+
+    async def wait_until(self, id: str, reached: Callable[[Record | None], bool]) -> None:
+        """Wait, for as long as the caller's deadline allows, until a VM's record is so."""
+        while not reached(self._records.get(id)):
+            changed = self._changed
+            await changed.wait()
+
+    def _put(self, id: str, record: Record | None, asked: datetime) -> None:
+        """Take an answer, unless a question that was asked later has been answered already."""
+        if asked < self._asked.get(id, asked):
+            return
+        self._asked[id] = asked
+        before = self._records.get(id)
+        if record is not None:
+            self._records[id] = record
+        elif before is not None:
+            del self._records[id]
+        if record is None or not record.active:
+            self.addresses.pop(id, None)
+        self._tell(id)
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+        if (before and before.domain) != (record and record.domain) and self.on_change:
+            self.on_change(id)
+
+    def _tell(self, id: str) -> None:
+        """Publish a VM's status when it is another than the one last told."""
+        record, making = self._records.get(id), self._making.get(id)
+        if record is None and making is None:
+            if self._told.pop(id, None) is not None:
+                self._events.publish("vm.deleted", {"id": id})
+            return
+        vm = self.view(record) if record else making
+        if vm is not None and self._told.get(id) != (vm.status, vm.reason):
+            self._told[id] = (vm.status, vm.reason)
+            data = {"id": id, "name": vm.name, "status": str(vm.status), "reason": vm.reason}
+            self._events.publish("vm.state", data)
+
+    def remember(self) -> None:
+        """Take what a former life of the agent told listeners, so that they hear only what has changed since."""
+        for event in self._events.kept:
+            if event.type == "vm.state":
+                self._told[event.data["id"]] = (VmStatus(event.data["status"]), event.data["reason"])
+            elif event.type == "vm.deleted":
+                self._told.pop(event.data["id"], None)
+
+    async def _follow(self) -> None:
+        async for change in self._hypervisor.changes:
+            await self._take(change)
+
+    async def _take(self, change: Change) -> None:
+        if self.on_notice:
+            self.on_notice(change)
+        try:
+            if change.kind is ChangeKind.RESYNC:
+                await self.resync()
+            elif change.id is not None:
+                await self.refresh(change.id)
+        except TwinshareError as error:
+            log.warning("could not look at what changed", change=change.kind, error=error.message)
+
+    async def _look_around(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            if self._hypervisor.connected:
+                await self._take(Change(kind=ChangeKind.RESYNC))
+
+
+@asynccontextmanager
+async def open_inventory(
+    hypervisor: Hypervisor, events: EventLog, node: str, resync_interval: float
+) -> AsyncIterator[Inventory]:
+    """The inventory, filled once if the hypervisor is there, and kept right."""
+    inventory = Inventory(hypervisor, events, node)
+    inventory.remember()
+    if hypervisor.connected:
+        await inventory._take(Change(kind=ChangeKind.RESYNC))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inventory._follow)
+        nursery.start_soon(inventory._look_around, resync_interval)
+        yield inventory
+        nursery.cancel_scope.cancel()
