@@ -264,10 +264,7 @@ class Operations:
         notes = msgspec.msgpack.encode(run.notes)
         values = (str(run.state), run.step_name, notes, result, error, run.updated_at, run.id)
         try:
-            await self._state.execute(
-                "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?",
-                values,
-            )
+            await self._state.execute(_UPDATE, values)
         except TwinshareError as failure:
             if not patiently:
                 raise

@@ -1,0 +1,142 @@
+"""The port forwards and VNC ports of the node's VMs: kept in each domain's metadata, open while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+
+from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
+from ..protocols.vm import Forward, ForwardSpec
+from .relays import Admits, Dial, Relays, listen
+from .hypervisor.port import Dialling, Hypervisor
+from .inventory import Inventory
+from .record import Record
+from .run import Run
+
+log = structlog.get_logger(__name__)
+
+MAX_FORWARDS = 64
+
+
+class Forwards:
+    """`admits` says which connections may reach a guest's screen."""
+
+    def __init__(self, hypervisor: Hypervisor, inventory: Inventory, relays: Relays, vms: Path, admits: Admits) -> None:
+        self._hypervisor, self._inventory, self._relays = hypervisor, inventory, relays
+        self._vms, self._admits = vms, admits
+
+    def list(self, record: Record) -> Sequence[Forward]:
+        return [self._view(record, spec) for spec in record.metadata.forwards]
+
+    def _view(self, record: Record, spec: ForwardSpec) -> Forward:
+        active = self._relays.port(_key(record.domain.id, spec)) is not None
+        return Forward(
+            host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
+        )
+
+    def find(self, record: Record, host_port: int) -> ForwardSpec:
+        """Raises: ForwardNotFound."""
+        for spec in record.metadata.forwards:
+            if spec.host_port == host_port:
+                return spec
+        raise ForwardNotFound(f"VM '{record.domain.name}' has no forward on port {host_port}", port=host_port)
+
+    def check(self, record: Record, spec: ForwardSpec) -> None:
+        """Refuse what cannot be. Raises: PortTaken, Unsupported, Forbidden."""
+        if spec.protocol != "tcp":
+            raise Unsupported("only tcp can be forwarded")
+        if not isinstance(self._hypervisor, Dialling):
+            raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
+        if len(record.metadata.forwards) >= MAX_FORWARDS:
+            raise Forbidden(f"a VM can have {MAX_FORWARDS} forwards")
+        for other in self._inventory.records():
+            for taken in other.metadata.forwards:
+                same = other.domain.id == record.domain.id and taken == spec
+                if spec.host_port and taken.host_port == spec.host_port and not same:
+                    raise PortTaken(
+                        f"port {spec.host_port} is forwarded to VM '{other.domain.name}'", port=spec.host_port
+                    )
+
+    async def add(self, run: Run) -> Forward:
+        spec: ForwardSpec = run.request
+        record = await self._record(run)
+        chosen = msgspec.structs.replace(spec, host_port=run.notes.get("port", spec.host_port))
+        if chosen not in record.metadata.forwards:
+            port = await self._open(record, chosen)
+            chosen = msgspec.structs.replace(spec, host_port=port)
+            await run.step("keep", port=port)
+            await self._keep(record, [*record.metadata.forwards, chosen])
+        fresh = await self._record(run)
+        await self.reconcile(fresh)
+        return self._view(fresh, chosen)
+
+    async def _open(self, record: Record, spec: ForwardSpec) -> int:
+        """Take the port now: an error is told to whoever asks, not to a log. Raises: PortTaken."""
+        if record.active and spec.host_port:
+X
+        listeners = await listen(spec.bind, spec.host_port)
+        port: int = listeners[0].socket.getsockname()[1]
+        for listener in listeners:
+            await listener.aclose()
+        return port
+
+    async def remove(self, run: Run) -> Forward:
+        record = await self._record(run)
+        gone = [spec for spec in record.metadata.forwards if spec.host_port == run.request]
+        await self._keep(record, [spec for spec in record.metadata.forwards if spec not in gone])
+        await self.reconcile(await self._record(run))
+        spec = gone[0] if gone else ForwardSpec(host_port=run.request, guest_port=1)
+        return Forward(
+            host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=False
+        )
+
+    async def _record(self, run: Run) -> Record:
+        if record := await self._inventory.refresh(run.notes["id"]):
+            return record
+        raise VmNotFound(f"Virtual machine '{run.target}' not found", vm=run.target)
+
+    async def _keep(self, record: Record, forwards: Iterable[ForwardSpec]) -> None:
+        metadata = msgspec.structs.replace(record.metadata, forwards=[*forwards])
+        await self._hypervisor.set_metadata(record.domain.id, metadata.to_text())
+
+    async def reconcile(self, record: Record) -> None:
+        """Open what should be open for a VM, close what should not."""
+        id = record.domain.id
+        wanted = {_key(id, spec): spec for spec in record.metadata.forwards} if record.active else {}
+        for key in self._relays.keys(id):
+            if key not in wanted and not (record.active and key == (id, "vnc")):
+                self._relays.close(key)
+        for key, spec in wanted.items():
+            try:
+                await self._relays.open(key, spec.bind, spec.host_port, self._dial(record, spec))
+            except PortTaken as error:
+                log.warning("a forward cannot be opened", vm=record.domain.name, error=error.message)
+        await self._reconcile_screen(record)
+
+    async def _reconcile_screen(self, record: Record) -> None:
+        id, socket = record.domain.id, self._vms / record.domain.id / "vnc.sock"
+        if record.active:
+            dial = partial(trio.open_unix_socket, str(socket))
+            self._inventory.vnc_ports[id] = await self._relays.open((id, "vnc"), "127.0.0.1", 0, dial, self._admits)
+        else:
+            self._inventory.vnc_ports.pop(id, None)
+
+    def close(self, id: str) -> None:
+        """Close all that leads to a VM which is gone."""
+        for key in self._relays.keys(id):
+            self._relays.close(key)
+        self._inventory.vnc_ports.pop(id, None)
+
+    def _dial(self, record: Record, spec: ForwardSpec) -> Dial:
+        if not isinstance(self._hypervisor, Dialling):
+            raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
+        return partial(self._hypervisor.dial_guest, record.domain.id, spec.guest_port)
+
+
+def _key(id: str, spec: ForwardSpec) -> tuple[str, ...]:
+    return (id, spec.bind, str(spec.host_port), str(spec.guest_port), spec.protocol)

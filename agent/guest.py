@@ -1,0 +1,103 @@
+"""What a guest is told on its first boot: a NoCloud seed (cloud-init), as an ISO 9660 image labelled `cidata`.
+
+Documents are written by serializers, never by templates; user data that needs no merging is passed on byte for byte.
+Format: cloud-init documentation, "NoCloud" data source.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from typing import Any
+
+import pycdlib
+import yaml
+
+from ..protocols.errors import InvalidRequest
+from ..protocols.vm import CloudInit
+
+_CLOUD_CONFIG = "#cloud-config\n"
+_MAX_KEYS = 1000
+
+
+def check_cloud_init(cloud_init: CloudInit) -> None:
+    """Refuse what cloud-init would stumble over while the guest boots, where nobody sees it.
+
+    Raises: InvalidRequest.
+    """
+    if cloud_init.user_data.startswith("#cloud-config"):
+        _load(cloud_init.user_data, "user_data")
+    if cloud_init.network_config:
+        _load(cloud_init.network_config, "network_config")
+
+
+def build_seed(vm_id: str, name: str, cloud_init: CloudInit) -> bytes:
+    """The seed's ISO image. The instance id is the VM's, so a guest configures itself once."""
+    hostname = cloud_init.hostname or name
+    # JSON is YAML, and no string in it can become a key.
+    meta_data = json.dumps({"instance-id": vm_id, "local-hostname": hostname}, indent=1) + "\n"
+    documents = {"meta-data": meta_data, "user-data": user_data(hostname, cloud_init)}
+    if cloud_init.network_config:
+        documents["network-config"] = cloud_init.network_config
+    return _iso(documents)
+
+
+def user_data(hostname: str, cloud_init: CloudInit) -> str:
+    """The caller's user data with its keys and host name merged in; the caller's own words win."""
+    ours: dict[str, Any] = {"hostname": hostname}
+    if cloud_init.ssh_authorized_keys:
+        ours["ssh_authorized_keys"] = list(cloud_init.ssh_authorized_keys)
+    theirs = cloud_init.user_data
+    if not theirs:
+        return _dump(ours)
+    if not theirs.startswith("#cloud-config"):
+        return theirs if len(ours) == 1 else _multipart(_dump(ours), theirs)
+    document = _load(theirs, "user_data")
+    keys = [*document.get("ssh_authorized_keys", []), *ours.pop("ssh_authorized_keys", [])]
+    if not keys and "hostname" in document:
+        return theirs
+    merged = {**ours, **document} | ({"ssh_authorized_keys": keys} if keys else {})
+    return _dump(merged)
+
+
+def _dump(document: dict[str, Any]) -> str:
+    return _CLOUD_CONFIG + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _load(text: str, what: str) -> dict[str, Any]:
+    try:
+        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        where = str(error).replace("\n", " ")[:200]
+        raise InvalidRequest(f"{what} is not valid YAML: {where}", path=f"cloud_init.{what}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or len(document) > _MAX_KEYS:
+        raise InvalidRequest(f"{what} must be a YAML mapping", path=f"cloud_init.{what}")
+    if not isinstance(document.get("ssh_authorized_keys", []), list):
+        raise InvalidRequest(f"ssh_authorized_keys in {what} must be a list", path=f"cloud_init.{what}")
+    return document
+
+
+def _multipart(config: str, script: str) -> str:
+    """Both documents in one MIME archive, the form cloud-init has for that."""
+    archive = MIMEMultipart(boundary="==twinshare==")
+    for text, kind in ((config, "cloud-config"), (script, "x-shellscript")):
+        archive.attach(MIMEText(text, kind, "utf-8"))
+    return archive.as_string()
+
+
+def _iso(documents: dict[str, str]) -> bytes:
+    image = pycdlib.PyCdlib()
+    image.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
+    for number, (name, text) in enumerate(documents.items()):
+        content = text.encode()
+        image.add_fp(
+            io.BytesIO(content), len(content), f"/FILE{number}.;1", rr_name=name, joliet_path=f"/{name}"
+        )  # fmt: skip
+    out = io.BytesIO()
+    image.write_fp(out)
+    image.close()
+    return out.getvalue()

@@ -1,0 +1,125 @@
+"""Ports of this node that lead to guests: forwards that people ask for, and the relays to VNC sockets.
+
+A relay listens, and for each connection dials what it leads to and carries bytes both ways, half-closes included.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from ..protocols.errors import PortTaken, TwinshareError
+
+log = structlog.get_logger(__name__)
+
+MAX_CONNECTIONS = 256
+CHUNK = 65536
+LINGER = 3600.0
+
+Dial = Callable[[], Awaitable[trio.SocketStream]]
+Admits = Callable[[trio.SocketStream], bool]
+
+
+@dataclass(slots=True)
+class _Relay:
+    port: int
+    scope: trio.CancelScope
+
+
+class Relays:
+    """Made by `open_relays`. Each relay has a key; opening a key again is no error if it is the same port."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._open: dict[tuple[str, ...], _Relay] = {}
+
+    def port(self, key: tuple[str, ...]) -> int | None:
+        """The port that is open under `key`."""
+        relay = self._open.get(key)
+        return relay.port if relay else None
+
+    async def open(self, key: tuple[str, ...], bind: str, port: int, dial: Dial, admits: Admits | None = None) -> int:
+        """Listen on `bind`:`port` (0: any free port) until `close`. Returns the port. Raises: PortTaken."""
+        if relay := self._open.get(key):
+            return relay.port
+        listeners = await listen(bind, port)
+        relay = _Relay(listeners[0].socket.getsockname()[1], trio.CancelScope())
+        self._open[key] = relay
+        self._nursery.start_soon(self._serve, relay, listeners, dial, admits, name=f"relay {key}")
+        return relay.port
+
+    def close(self, key: tuple[str, ...]) -> None:
+        """Stop listening and end the connections; no error if nothing is open."""
+        if relay := self._open.pop(key, None):
+            relay.scope.cancel()
+
+    def keys(self, first: str) -> list[tuple[str, ...]]:
+        """The keys of open relays that begin with `first`."""
+        return [key for key in self._open if key[0] == first]
+
+    async def _serve(
+        self, relay: _Relay, listeners: list[trio.SocketListener], dial: Dial, admits: Admits | None
+    ) -> None:
+        room = trio.CapacityLimiter(MAX_CONNECTIONS)
+
+        async def handle(near: trio.SocketStream) -> None:
+            async with near:
+                if room.available_tokens < 1 or (admits is not None and not admits(near)):
+                    return
+                async with room:
+                    await _carry(near, dial)
+
+        with relay.scope:
+            await trio.serve_listeners(handle, listeners)
+
+
+async def listen(bind: str, port: int) -> list[trio.SocketListener]:
+    """Raises: PortTaken."""
+    try:
+        return await trio.open_tcp_listeners(port, host=bind)
+    except OSError as error:
+        number = error.errno or getattr(error.__cause__, "errno", None)
+        taken = number == errno.EADDRINUSE or "in use" in str(error)
+        why = "is taken by another program" if taken else f"cannot be opened: {error.strerror or error}"
+        raise PortTaken(f"port {port} on {bind} {why}; choose another host_port", port=port, bind=bind) from None
+
+
+async def _carry(near: trio.SocketStream, dial: Dial) -> None:
+    """Nothing that either end does leaves this function: a relay outlives its connections."""
+    try:
+        with trio.fail_after(10):
+            far = await dial()
+    except (OSError, TwinshareError, trio.TooSlowError) as error:
+        log.debug("a relay's far end does not answer", error=str(error))
+        return
+    async with far, trio.open_nursery() as nursery:
+        nursery.start_soon(_pump, near, far)
+        nursery.start_soon(_pump, far, near)
+
+
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    """Carry one direction to its end; an end that says nothing for an hour is taken for dead."""
+    try:
+        while True:
+            with trio.fail_after(LINGER):
+                data = await source.receive_some(CHUNK)
+                if not data:
+                    await sink.send_eof()
+                    return
+                await sink.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        await trio.aclose_forcefully(sink)
+        await trio.aclose_forcefully(source)
+
+
+@asynccontextmanager
+async def open_relays() -> AsyncIterator[Relays]:
+    """All relays of a node; they end with the block."""
+    async with trio.open_nursery() as nursery:
+        yield Relays(nursery)
+        nursery.cancel_scope.cancel()

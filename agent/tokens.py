@@ -1,0 +1,116 @@
+"""Bearer tokens: 256 random bits, kept as SHA-256, compared in constant time, with a role and an end."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from ..protocols.access import Caller, Role
+from ..protocols.errors import Conflict, TokenNotFound
+from ..protocols.node import Token, TokenRequest
+from .state import State
+
+USE_WRITTEN_EVERY = 60.0
+# The name under which the node's own command line appears; its token lies in a file, not in the table.
+OWN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    name: str
+    hash: bytes
+    role: Role
+    created_at: float
+    expires_at: float | None
+    last_used_at: float | None
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class TokenStore:
+    """Made by `open_tokens`. Every row is in memory, so that a request needs no disk."""
+
+    def __init__(self, state: State, rows: Sequence[_Row], own_secret: str) -> None:
+        self._state = state
+        self._rows = {row.name: row for row in rows}
+        self._own = hashlib.sha256(own_secret.encode()).digest()
+        self._unwritten: set[str] = set()
+
+    def authenticate(self, secret: str) -> Caller | None:
+        """Who holds this token now; None for a token that is unknown, revoked or has ended.
+
+        Every row is compared, so that the time taken tells nothing.
+        """
+        digest = hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+        found: Caller | None = None
+        if hmac.compare_digest(digest, self._own):
+            found = Caller(principal="local", role=Role.ADMIN)
+        now = time.time()
+        for row in self._rows.values():
+            if hmac.compare_digest(digest, row.hash) and (row.expires_at is None or now < row.expires_at):
+                found = Caller(principal=f"token:{row.name}", role=row.role)
+                self._note_use(row, now)
+        return found
+
+    def _note_use(self, row: _Row, now: float) -> None:
+        if row.last_used_at is None or now - row.last_used_at > USE_WRITTEN_EVERY:
+            self._rows[row.name] = replace(row, last_used_at=now)
+            self._unwritten.add(row.name)
+
+    async def flush(self) -> None:
+        """Write down when tokens were last used."""
+        uses = [(self._rows[name].last_used_at, name) for name in self._unwritten if name in self._rows]
+        self._unwritten.clear()
+        if uses:
+            await self._state.transact(
+                lambda db: db.executemany("UPDATE tokens SET last_used_at = ? WHERE name = ?", uses) and None
+            )
+
+    async def create(self, request: TokenRequest) -> Token:
+        """Raises: Conflict when the name is taken."""
+        if request.name in self._rows or request.name == OWN:
+            raise Conflict(f"a token named '{request.name}' exists; revoke it first or choose another name")
+        secret = secrets.token_urlsafe(32)
+        now = time.time()
+        ends = now + request.expires_in if request.expires_in else None
+        row = _Row(request.name, hashlib.sha256(secret.encode()).digest(), request.role, now, ends, None)
+        self._rows[row.name] = row
+        await self._state.execute(
+            "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, NULL)", (row.name, row.hash, str(row.role), now, ends)
+        )
+        return _view(row, secret)
+
+    async def revoke(self, name: str) -> Token:
+        """No request with this token succeeds once this returns. Raises: TokenNotFound."""
+        row = self._rows.pop(name, None)
+        if row is None:
+            raise TokenNotFound(f"no token named '{name}'", token=name)
+        await self._state.execute("DELETE FROM tokens WHERE name = ?", (name,))
+        return _view(row)
+
+    def list(self) -> Sequence[Token]:
+        return [_view(row) for row in sorted(self._rows.values(), key=lambda row: row.name)]
+
+
+def _view(row: _Row, secret: str | None = None) -> Token:
+    return Token(
+        name=row.name,
+        role=row.role,
+        created_at=datetime.fromtimestamp(row.created_at, UTC),
+        expires_at=_time(row.expires_at),
+        last_used_at=_time(row.last_used_at),
+        secret=secret,
+    )
+
+
+async def open_tokens(state: State, own_secret: str) -> TokenStore:
+    """The node's tokens, read once."""
+    rows = await state.query("SELECT name, hash, role, created_at, expires_at, last_used_at FROM tokens")
+    return TokenStore(state, [_Row(row[0], row[1], Role(row[2]), *row[3:]) for row in rows], own_secret)
