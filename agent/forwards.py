@@ -12,10 +12,10 @@ import trio
 
 from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
 from ..protocols.vm import Forward, ForwardSpec
-from .relays import Admits, Dial, Relays, listen
 from .hypervisor.port import Dialling, Hypervisor
 from .inventory import Inventory
 from .record import Record
+from .relays import Admits, Dial, Relays, listen
 from .run import Run
 
 log = structlog.get_logger(__name__)
@@ -78,7 +78,8 @@ class Forwards:
     async def _open(self, record: Record, spec: ForwardSpec) -> int:
         """Take the port now: an error is told to whoever asks, not to a log. Raises: PortTaken."""
         if record.active and spec.host_port:
-X
+            key, dial = _key(record.domain.id, spec), self._dial(record, spec)
+            return await self._relays.open(key, spec.bind, spec.host_port, dial)
         listeners = await listen(spec.bind, spec.host_port)
         port: int = listeners[0].socket.getsockname()[1]
         for listener in listeners:

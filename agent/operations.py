@@ -6,13 +6,13 @@ hang up; the work goes on. The same idempotency key with the same request is the
 
 from __future__ import annotations
 
-import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -53,6 +53,7 @@ class Operations:
         self.recipes: dict[str, Recipe] = {}
         self._state, self._events, self._node, self._nursery = state, events, node, nursery
         self._running: dict[str, Run] = {}
+        self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._closing = False
 
     async def run(self, caller: Caller, kind: str, target: str, request: Any, admit: Admit) -> Any:
@@ -64,10 +65,12 @@ class Operations:
         """
         key = caller.idempotency_key or uuid.uuid4().hex
         packed = msgspec.msgpack.encode(request)
-        known = await self._known(key)
-        if known is None:
-            run = Run(self, uuid.uuid4().hex, key, kind, target, caller.principal, request)
-            known = await self._begin(run, packed, admit)
+        # One lock a key: the same request that arrives twice at once must not be refused by its own claims.
+        async with self._keys.setdefault(key, trio.Lock()):
+            known = await self._known(key)
+            if known is None:
+                run = Run(self, uuid.uuid4().hex, key, kind, target, caller.principal, request)
+                known = await self._begin(run, packed, admit)
         if known[:3] != (kind, target, packed):
             raise IdempotencyMismatch("this idempotency key was used for another request; use a new key", key=key)
         return await self._answer(known[3], detach=caller.detach)
@@ -81,13 +84,6 @@ class Operations:
         try:
             with trio.CancelScope(shield=True):
                 await self._insert(run, packed)
-        except sqlite3.IntegrityError:
-            # The same key arrived twice at once: the other one is the operation.
-            release()
-            known = await self._known(run.key)
-            if known is None:
-                raise
-            return known
         except BaseException:
             release()
             raise

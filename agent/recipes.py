@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class VmRecipes:
     vms: Path
     own: Callable[[Path], None]
     stop_timeout: int
-    locks: WeakValueDictionary[str, trio.Lock]
+    locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
 
     @asynccontextmanager
     async def working_on(self, id: str, kind: str, making: Vm | None = None) -> AsyncIterator[None]:
@@ -64,6 +64,11 @@ class VmRecipes:
 
     def directory(self, id: str) -> Path:
         return self.vms / id
+
+    def kept_disks(self, digest: str) -> list[str]:
+        """The names of deleted VMs whose disks were kept and stand on an image."""
+        notes = [msgspec.json.decode(file.read_bytes()) for file in self.vms.glob(f"*/{KEPT_DISK}")]
+        return [note["vm"]["name"] for note in notes if note["digest"] == digest]
 
     async def create(self, run: Run) -> Vm:
         spec: VmSpec = run.request

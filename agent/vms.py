@@ -58,8 +58,8 @@ class VmRoom:
     ledger: Ledger
     limits: HypervisorConfig
 
-    # Names that operations under way are about to give.
-    names: set[str] = field(default_factory=set)
+    # Names that operations under way are about to give, with the digest that their VMs will stand on.
+    names: dict[str, str] = field(default_factory=dict)
 
     def add_recipes(self) -> None:
         """Tell the journal how each mutation is done."""
@@ -80,25 +80,32 @@ class VmRoom:
         table["remove_forward"] = Recipe(int, Forward, self.forwards.remove)
 
     def _claim_create(self, run: Run) -> Release:
-        return self._claimed(run.request, self.ledger.claim_again(_need(run.request)))
+        digest = run.notes["metadata"]["digest"]
+        return self._claimed(run.request, digest, self.ledger.claim_again(_need(run.request)))
 
-    def _claimed(self, spec: VmSpec, release_room: Release) -> Release:
-        self.names.add(spec.name)
+    def users_of(self, digest: str) -> list[str]:
+        """The names of the VMs that stand on an image, the ones being created and the disks that were kept included."""
+        making = [name for name, base in self.names.items() if base == digest]
+        kept = [f"the kept disk of {name}" for name in self.recipes.kept_disks(digest)]
+        return sorted({*self.inventory.used_by(digest), *making, *kept})
+
+    def _claimed(self, spec: VmSpec, digest: str, release_room: Release) -> Release:
+        self.names[spec.name] = digest
 
         def release() -> None:
-            self.names.discard(spec.name)
+            self.names.pop(spec.name, None)
             release_room()
 
         return release
 
-    def claim_create(self, spec: VmSpec) -> Release:
+    def claim_create(self, spec: VmSpec, digest: str) -> Release:
         """Take the name and the room, at once. Raises: VmExists, InsufficientResources."""
         if spec.name in self.names or self.inventory.has_name(spec.name):
             raise VmExists(f"a VM named '{spec.name}' exists on this node; choose another name", vm=spec.name)
         if len(self.names) + len(list(self.inventory.records())) >= self.limits.max_vms:
             raise Forbidden(f"this node holds no more than {self.limits.max_vms} VMs (hypervisor.max_vms)")
         room = self.ledger.claim(_need(spec), self.inventory.running(), what=f"VM '{spec.name}'")
-        return self._claimed(spec, room)
+        return self._claimed(spec, digest, room)
 
     def accelerator_for(self, asked: str) -> tuple[str, list[str]]:
         """What a VM will run on, and what its owner should know. Raises: Unsupported."""
@@ -106,7 +113,7 @@ class VmRoom:
         if asked == "kvm" and here != "kvm":
             if not self.limits.allow_emulation:
                 raise Unsupported(
-                    "KVM does not work on this machine and hypervisor.allow_emulation is false; ask for hypervisor 'qemu'"
+                    "KVM does not work here and hypervisor.allow_emulation is false; ask for hypervisor 'qemu'"
                 )
             return "qemu", ["KVM does not work on this machine: the VM runs in emulation, which is slow"]
         return asked, []
@@ -165,7 +172,7 @@ class LocalVms:
                 warnings=warnings,
             )
             run.notes = {"metadata": msgspec.to_builtins(metadata), "accelerator": accelerator}
-            return room.claim_create(spec)
+            return room.claim_create(spec, image.digest)
 
         vm: Vm = await self._room.operations.run(self._caller, "create_vm", spec.name, spec, admit)
         return vm

@@ -1,0 +1,184 @@
+"""One node: the composition root. Everything that runs on a machine is joined here, from the bottom up."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from .. import __version__
+from ..protocols.access import Caller
+from ..protocols.errors import P2pStopped
+from ..protocols.image import Image
+from ..protocols.node import Capacity, Health
+from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
+from ..protocols.table import Dispatcher, Method
+from .admission import Ledger, look_at_host
+from .config import Config, default_data_dir
+from .events import EventLog, open_events
+from .forwards import Forwards
+from .ground import Ground, open_ground
+from .home import Home, locked_home
+from .identity import Identity, load_identity
+from .inventory import open_inventory
+from .local_images import ImageRoom, LocalImages
+from .node_services import LocalNode, LocalOperations, LocalTokens
+from .operations import Operations, open_operations
+from .recipes import VmRecipes
+from .relays import open_relays
+from .state import State, open_state
+from .tokens import TokenStore, open_tokens
+from .vms import LocalVms, VmRoom
+from .watch import Watch, start_after_boot
+
+log = structlog.get_logger(__name__)
+
+
+class Node:
+    """What the faces speak to."""
+
+    def __init__(
+        self,
+        config: Config,
+        home: Home,
+        identity: Identity,
+        events: EventLog,
+        operations: Operations,
+        tokens: TokenStore,
+        ground: Ground,
+        vms: VmRoom,
+        images: ImageRoom,
+    ) -> None:
+        self.config, self.home, self.identity = config, home, identity
+        self.events, self.operations, self.tokens = events, operations, tokens
+        self.ground, self.vms, self.images = ground, vms, images
+        self.name = node_name(config)
+        self.peer_id = identity.peer_id
+        self.version = __version__
+        self._born = time.monotonic()
+        factories: dict[type, Callable[[Caller], Any]] = {
+            VmService: partial(LocalVms, vms),
+            ImageService: partial(LocalImages, images),
+            OperationService: partial(LocalOperations, operations),
+            NodeService: lambda caller: LocalNode(self),  # noqa: ARG005
+            TokenService: lambda caller: LocalTokens(tokens),  # noqa: ARG005
+        }
+        self.dispatcher = Dispatcher(factories)
+
+    async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
+        """Any operation, here or on a peer (an ID, a prefix, a name). The role is checked where the operation is done.
+
+        Raises: what the operation raises; Detached when the caller does not wait for its end.
+        """
+        if method.name in self.dispatcher.table and self.is_here(peer):
+            return await self.dispatcher.call(caller, method, arguments)
+        caller.require(method.role, method.name)
+        raise P2pStopped("P2P services are not running")
+
+    def is_here(self, peer: str | None) -> bool:
+        return peer in {None, "local", self.peer_id, self.name}
+
+    async def import_image(self, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
+        return await LocalImages(self.images, caller).import_image(ref, content)
+
+    @property
+    def uptime(self) -> int:
+        """Seconds since the agent was ready."""
+        return int(time.monotonic() - self._born)
+
+    def guest_pids(self) -> list[int]:
+        """Processes that speak for guests: no connection of theirs is this user's."""
+        return list(self.ground.guest_pids())
+
+    def capacity(self) -> Capacity:
+        return self.vms.ledger.capacity(self.vms.inventory.running())
+
+    def health(self) -> Health:
+        features = self.vms.hypervisor.features
+        problems = list(features.problems) + list(self.ground.problems)
+        if not self.vms.hypervisor.connected and not features.problems:
+            problems.append("the hypervisor does not answer; the node is reconnecting")
+        if features.accelerator != "kvm" and self.vms.hypervisor.connected:
+            problems.append("KVM does not work on this machine: VMs run in emulation, which is slow")
+        return Health(
+            status="ok" if self.vms.hypervisor.connected else "degraded",
+            name=self.name,
+            version=self.version,
+            peer_id=self.peer_id,
+            hypervisor=features.name,
+            accelerator=features.accelerator,
+            p2p="stopped",
+            vms=len(list(self.vms.inventory.records())),
+            uptime=self.uptime,
+            problems=problems,
+        )
+
+
+def node_name(config: Config) -> str:
+    """The configured name, else the machine's."""
+    name = config.node.name or platform.node() or "node"
+    return re.sub(r"[^A-Za-z0-9.-]", "-", name)[:63]
+
+
+@asynccontextmanager
+async def open_node(config: Config) -> AsyncIterator[Node]:
+    """A running node. Its VMs outlive it.
+
+    Raises: HomeError, IdentityError when the data directory cannot be used.
+    """
+    path = Path(config.node.data_dir) if config.node.data_dir else default_data_dir()
+    with locked_home(path.expanduser().absolute()) as home:
+        identity = load_identity(home.identity_key)
+        async with (
+            open_state(home.database) as state,
+            open_events(state) as events,
+            open_ground(home.path, config) as ground,
+            _open_joined(config, home, identity, state, events, ground) as node,
+        ):
+            yield node
+
+
+@asynccontextmanager
+async def _open_joined(
+    config: Config, home: Home, identity: Identity, state: State, events: EventLog, ground: Ground
+) -> AsyncIterator[Node]:
+    """The rooms that stand on the ground, joined; then what was under way is taken up again."""
+    name, limits = node_name(config), config.hypervisor
+    async with (
+        open_inventory(ground.hypervisor, events, name, limits.resync_interval) as inventory,
+        open_operations(state, events, name) as operations,
+        open_relays() as relays,
+    ):
+        recipes = VmRecipes(ground.hypervisor, ground.images, inventory, ground.vms, ground.own, limits.stop_timeout)
+        forwards = Forwards(ground.hypervisor, inventory, relays, ground.vms, ground.admits)
+        ledger = Ledger(limits, partial(look_at_host, home.path))
+        vms = VmRoom(ground.hypervisor, ground.images, inventory, operations, recipes, forwards, ledger, limits)
+        images = ImageRoom(ground.images, operations, events, vms.users_of, ground.scratch)
+        vms.add_recipes()
+        images.add_recipes()
+        tokens = await open_tokens(state, home.ensure_admin_token())
+        watch = Watch(vms, events, home.path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.run)
+            await operations.recover()
+            nursery.start_soon(start_after_boot, vms, state)
+            nursery.start_soon(_flush_tokens, tokens)
+            yield Node(config, home, identity, events, operations, tokens, ground, vms, images)
+            with trio.CancelScope(shield=True):
+                await operations.close()
+            await tokens.flush()
+            nursery.cancel_scope.cancel()
+
+
+async def _flush_tokens(tokens: TokenStore) -> None:
+    while True:
+        await trio.sleep(30)
+        await tokens.flush()

@@ -1,0 +1,69 @@
+"""The smaller services of a node for one caller: operations, health and room, tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..protocols.access import Caller, Role
+from ..protocols.errors import Forbidden
+from ..protocols.node import Capacity, Health, Token, TokenRequest
+from ..protocols.operation import Operation, OperationState
+from .operations import Operations
+from .tokens import TokenStore
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+class LocalOperations:
+    """`OperationService`: everybody may read, a caller cancels what it began."""
+
+    def __init__(self, operations: Operations, caller: Caller) -> None:
+        self._operations, self._caller = operations, caller
+
+    async def list_operations(self, state: OperationState | None = None) -> list[Operation]:
+        return list(await self._operations.list(state))
+
+    async def get_operation(self, id: str) -> Operation:
+        return await self._operations.get(id)
+
+    async def wait_operation(self, id: str, timeout: float = 60) -> Operation:
+        return await self._operations.wait(id, timeout)
+
+    async def cancel_operation(self, id: str) -> Operation:
+        operation = await self._operations.get(id)
+        if not self._caller.may_change(operation.principal):
+            raise Forbidden(
+                f"operation {id} belongs to {operation.principal}; cancelling it needs the role admin",
+                role_needed=str(Role.ADMIN),
+            )
+        return await self._operations.cancel(id)
+
+
+class LocalNode:
+    """`NodeService`."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def health(self) -> Health:
+        return self._node.health()
+
+    async def capacity(self) -> Capacity:
+        return self._node.capacity()
+
+
+class LocalTokens:
+    """`TokenService`."""
+
+    def __init__(self, tokens: TokenStore) -> None:
+        self._tokens = tokens
+
+    async def list_tokens(self) -> list[Token]:
+        return list(self._tokens.list())
+
+    async def create_token(self, token: TokenRequest) -> Token:
+        return await self._tokens.create(token)
+
+    async def revoke_token(self, name: str) -> Token:
+        return await self._tokens.revoke(name)
