@@ -1,0 +1,101 @@
+"""The page of the REST dialect twinshare: the operation table as people read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from scripts.documents.markdown import code, sentence, table
+from twinshare.protocols.services import SERVICES
+from twinshare.protocols.table import Method, all_methods, methods
+
+HEAD = """# REST
+
+Routes of the dialect twinshare, below `/api` (by default at `http://127.0.0.1:8080/api`). Those not marked *this node
+alone* exist again under `/api/remote/{peer}`, where the peer is a peer ID, a unique prefix of one, or a node's name.
+Every success answers 200; every failure answers as [errors.md](errors.md) says. The node serves the same as OpenAPI at
+`/api/openapi.json`.
+
+A change takes `Idempotency-Key: <your key>` (the same request again is then done once) and `Prefer: respond-async`
+(202 and the operation at once, in place of the result at the end).
+
+"""
+
+
+def page() -> str:
+    parts = [HEAD]
+    for service in SERVICES:
+        parts.append(f"## {service.__name__.removesuffix('Service')}\n\n{sentence(service.__doc__)}\n")
+        rows = [_row(method) for method in methods(service).values()]
+        parts.append(table(("route", "role", "takes", "answers", ""), rows))
+    return "\n".join([*parts, "## Types\n", *_types()])
+
+
+def _row(method: Method) -> tuple[str, ...]:
+    path = method.path.replace("<", "{").replace(">", "}")
+    where = " *(this node alone)*" if method.local else ""
+    return (code(f"{method.verb} {path}"), method.role.value, _takes(method), _answers(method), method.summary + where)
+
+
+def _takes(method: Method) -> str:
+    if method.body_param and method.body:
+        return _link(method.body.__name__)
+    carried, kind = (method.query, "?") if method.query else (method.body, "")
+    return " ".join(code(f"{kind}{name}") for name in carried.__struct_fields__) if carried else ""
+
+
+def _answers(method: Method) -> str:
+    [schema], _ = msgspec.json.schema_components([method.result], ref_template="{name}")
+    return _kind(schema)
+
+
+def _types() -> list[str]:
+    """Every named type that an operation takes or answers, from its JSON schema."""
+    table_ = all_methods(SERVICES).values()
+    roots = [kind for method in table_ for kind in (method.result, method.body_param and method.body) if kind]
+    _, components = msgspec.json.schema_components(roots, ref_template="{name}")
+    return [_type(name, schema) for name, schema in sorted(components.items())]
+
+
+def _type(name: str, schema: dict[str, Any]) -> str:
+    head = f"### {name}\n\n{sentence(schema.get('description'))}\n"
+    if "enum" in schema:
+        return f"{head}\nOne of {', '.join(code(str(value)) for value in schema['enum'])}.\n"
+    required = schema.get("required", [])
+    rows = [
+        (code(field), _kind(kind), "yes" if field in required else _default(kind))
+        for field, kind in schema.get("properties", {}).items()
+    ]
+    return f"{head}\n{table(('field', 'type', 'required, or default'), rows)}"
+
+
+def _default(schema: dict[str, Any]) -> str:
+    return code(msgspec.json.encode(schema["default"]).decode()) if "default" in schema else ""
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "$ref" in schema:
+        return _link(schema["$ref"])
+    if "anyOf" in schema:
+        return " or ".join(_kind(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return " ".join(code(str(value)) for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    if "additionalProperties" in schema and isinstance(schema["additionalProperties"], dict):
+        return f"map of {_kind(schema['additionalProperties'])}"
+    return " ".join([str(schema.get("type", "anything")), *_bounds(schema)])
+
+
+def _bounds(schema: dict[str, Any]) -> list[str]:
+    words = {
+        "minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMinimum": "> {}", "maxLength": "of at most {} characters",
+        "minLength": "of at least {} characters", "pattern": "matching `{}`", "format": "({})",
+    }  # fmt: skip
+    return [text.format(schema[key]) for key, text in words.items() if key in schema]
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
