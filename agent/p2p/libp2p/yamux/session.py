@@ -64,7 +64,7 @@ class Session:
         self._ping = 0
         self._body_of: tuple[Header, StreamState | None] = (Header(DATA, 0, 0, 0), None)
         self._events: Events = []
-        self._heard = False
+        self._heard = True
         self._silence = 0
 
     # -- what we do
@@ -131,7 +131,9 @@ class Session:
         self._drop(state)
 
     def ping(self) -> int:
-        """Ask for an answer; a `PONG` follows. Returns the ping's value."""
+        """Ask for an answer; a `PONG` follows. Returns the ping's value. Raises: SessionOver."""
+        if self.over:
+            raise SessionOver
         self._ping = (self._ping + 1) & _MAX_CREDIT
         self.outbox.put(encode(PING, SYN, 0, self._ping))
         return self._ping

@@ -1,0 +1,137 @@
+"""`/noise` on the wire: the handshake is libp2p's, the framing behind it is ours.
+
+Stock framing reads twice and writes once for each message. Here everything that has arrived is opened at once, and one
+write carries any number of messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from .pipe import Pipe, PipeBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TAG: Final = 16
+_LENGTH: Final = 2
+MAX_PLAINTEXT: Final = 65535 - _TAG
+_MAX_NONCE: Final = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CipherKeys:
+    """The two keys that the handshake leaves, for nonces that start at 0."""
+
+    sending: bytes
+    receiving: bytes
+
+
+class Sealer:
+    """Plaintext of any size into noise messages, each preceded by its length."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._nonce = 0
+
+    def seal(self, data: bytes) -> bytes | bytearray:
+        if len(data) <= MAX_PLAINTEXT:
+            sealed = self._cipher.encrypt(self._next_nonce(), data, None)
+            return len(sealed).to_bytes(_LENGTH, "big") + sealed
+        messages = -(-len(data) // MAX_PLAINTEXT)
+        out = bytearray(len(data) + messages * (_LENGTH + _TAG))
+        with memoryview(data) as plain, memoryview(out) as room:
+            at = 0
+            for start in range(0, len(data), MAX_PLAINTEXT):
+                piece = plain[start : start + MAX_PLAINTEXT]
+                size = len(piece) + _TAG
+                room[at : at + _LENGTH] = size.to_bytes(_LENGTH, "big")
+                at += _LENGTH
+                self._cipher.encrypt_into(self._next_nonce(), piece, None, room[at : at + size])
+                at += size
+        return out
+
+    def _next_nonce(self) -> bytes:
+        nonce = self._nonce.to_bytes(12, "little")
+        self._nonce += 1
+        return nonce[-4:] + nonce[:-4]
+
+
+class Opener:
+    """Noise messages in pieces of any size into their plaintext."""
+
+    def __init__(self, key: bytes, held: bytes = b"") -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._nonce = 0
+        self._held = held
+
+    @property
+    def midway(self) -> bool:
+        """Part of a message has arrived and the rest has not."""
+        return bool(self._held)
+
+    def open(self, data: bytes) -> bytes:
+        """The plaintext of all complete messages. Raises: PipeBroken when the far side did not seal one."""
+        if self._held:
+            data = self._held + data
+        with memoryview(data) as view:
+            plain = []
+            at = 0
+            for start, end in self._messages(view):
+                plain.append(self._open_one(view[start:end]))
+                at = end
+            self._held = bytes(view[at:])
+        return plain[0] if len(plain) == 1 else b"".join(plain)
+
+    @staticmethod
+    def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
+        at = 0
+        while len(view) - at >= _LENGTH:
+            start = at + _LENGTH
+            end = start + int.from_bytes(view[at:start], "big")
+            if end > len(view):
+                return
+            yield start, end
+            at = end
+
+    def _open_one(self, message: memoryview) -> bytes:
+        nonce = self._nonce.to_bytes(12, "little")
+        self._nonce += 1
+        try:
+            return self._cipher.decrypt(nonce[-4:] + nonce[:-4], message, None)
+        except InvalidTag as error:
+            raise PipeBroken("the peer sent bytes that it did not seal") from error
+
+
+class SecureChannel:
+    """A pipe behind its handshake. Cancelling `send` leaves half a message on the wire: one task alone may call it."""
+
+    def __init__(self, pipe: Pipe, keys: CipherKeys, held: bytes = b"") -> None:
+        self._pipe = pipe
+        self._sealer = Sealer(keys.sending)
+        self._opener = Opener(keys.receiving)
+        self._ahead = held  # arrived together with the last handshake message
+
+    async def receive(self) -> bytes:
+        """Some plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
+        while True:
+            data, self._ahead = self._ahead, b""
+            if not data:
+                data = await self._pipe.receive()
+                if not data:
+                    if self._opener.midway:
+                        raise PipeBroken("the connection ended in the middle of a message")
+                    return b""
+            if plain := self._opener.open(data):
+                return plain
+
+    async def send(self, data: bytes) -> None:
+        """Raises: PipeBroken."""
+        await self._pipe.send(self._sealer.seal(data))
+
+    def close(self) -> None:
+        self._pipe.close()

@@ -1,0 +1,185 @@
+"""The trio shell of a session: one task reads, one writes, one watches for silence.
+
+Streams never write to the wire: they put whole frames into the outbox, so a caller that is cancelled leaves nothing
+half done. The writer takes all that waits in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias
+
+import trio
+
+from ...host import PeerId
+from ..pipe import PipeBroken
+from .frame import ProtocolError
+from .session import Event, Events, Session, SessionLimits, SessionOver
+from .shell import YamuxStream
+
+_TICKS: Final = 5
+"""The watcher looks this often within the time after which a silent far side counts as dead."""
+_GOODBYE: Final = 1.0
+"""Seconds for the last frames to leave."""
+
+Accept: TypeAlias = Callable[[YamuxStream], None]
+
+
+class Channel(Protocol):
+    """An encrypted pipe. Each raises PipeBroken."""
+
+    async def receive(self) -> bytes: ...
+
+    async def send(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class YamuxConnection:
+    """One connection with a proven peer. It lives while `run` runs; `reason` says afterwards why it ended."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        peer_id: PeerId,
+        client: bool,
+        dead_after: float,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        self.peer_id = peer_id
+        self.session = Session(client=client, limits=limits)
+        self.closed = trio.Event()
+        self.reason: str | None = None
+        self._channel = channel
+        self._dead_after = dead_after
+        self._scope = trio.CancelScope()
+        self._streams: dict[int, YamuxStream] = {}
+        self._blocked: dict[YamuxStream, None] = {}  # streams that wait for room in the outbox, first come first
+        self._writer = trio.lowlevel.ParkingLot()
+        self._pongs = trio.lowlevel.ParkingLot()
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    async def run(self, accept: Accept) -> None:
+        """Carry streams until the connection ends, for whatever reason; `accept` gets what the far side opens."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._watch)
+                    await self._read(accept)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._end("it was given up")
+            self._channel.close()
+            self.closed.set()
+
+    def open_stream(self) -> YamuxStream:
+        """Raises: SessionOver, TooManyStreams."""
+        state = self.session.open()
+        stream = self._streams[state.id] = YamuxStream(self, state)
+        self.kick()
+        return stream
+
+    async def ping(self) -> float:
+        """The round trip in seconds; there may be no answer, so put a deadline around it. Raises: SessionOver."""
+        start = trio.current_time()
+        self.session.ping()
+        self.kick()
+        await self._pongs.park()
+        if self.session.over:
+            raise SessionOver
+        return trio.current_time() - start
+
+    async def aclose(self) -> None:
+        """Say goodbye and end; takes `_GOODBYE` at most."""
+        self.reason = self.reason or "we closed it"
+        self.session.go_away()
+        self._wake_all()
+        with trio.move_on_after(_GOODBYE):
+            await self.closed.wait()
+        self._scope.cancel()
+
+    # -- for the streams
+
+    def kick(self) -> None:
+        """There is something to write."""
+        self._writer.unpark()
+
+    def wait_for_room(self, stream: YamuxStream) -> None:
+        self._blocked[stream] = None
+
+    def forget(self, stream: YamuxStream) -> None:
+        self._streams.pop(stream.id, None)
+        self._blocked.pop(stream, None)
+
+    # -- the three tasks
+
+    async def _write(self) -> None:
+        outbox = self.session.outbox
+        try:
+            while outbox.size or not self.session.over:
+                if not outbox.size:
+                    await self._writer.park()
+                    continue
+                data = outbox.take()
+                self._wake_blocked()
+                await self._channel.send(data)
+        except PipeBroken as error:
+            self._end(str(error))
+        self._scope.cancel()
+
+    async def _read(self, accept: Accept) -> None:
+        try:
+            while data := await self._channel.receive():
+                self._dispatch(self.session.receive(data), accept)
+            self._end("the peer closed it")
+        except PipeBroken as error:
+            self._end(str(error))
+        except ProtocolError as error:
+            self.session.go_away(violated=True)
+            self._end(f"the peer broke the protocol: {error}")
+            await trio.sleep(_GOODBYE)  # the writer ends this when the goodbye is out
+
+    async def _watch(self) -> None:
+        while self.session.tick() < _TICKS - 1:
+            self.kick()
+            await trio.sleep(self._dead_after / _TICKS)
+        self._end(f"the peer was silent for {self._dead_after:g} s")
+        self._scope.cancel()
+
+    # -- events
+
+    def _dispatch(self, events: Events, accept: Accept) -> None:
+        for event, state in events:
+            if state is None:
+                self._pongs.unpark_all()
+            elif event is Event.OPENED:
+                stream = YamuxStream(self, state)
+                if not state.over:
+                    self._streams[state.id] = stream
+                accept(stream)
+            elif (known := self._streams.get(state.id)) is not None:
+                known.wake()
+        if self.session.outbox.size:
+            self.kick()
+
+    def _wake_blocked(self) -> None:
+        blocked, self._blocked = self._blocked, {}
+        for stream in blocked:
+            stream.wake()
+
+    def _wake_all(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.wake()
+        self.kick()
+
+    def _end(self, reason: str) -> None:
+        """Break every stream. The first reason stands."""
+        self.reason = self.reason or reason
+        self.session.end()
+        self._wake_all()
+        self._pongs.unpark_all()
