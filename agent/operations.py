@@ -47,7 +47,10 @@ Admit = Callable[[Run], Awaitable[Release]]
 
 
 class Operations:
-    """Made by `open_operations`. `recipes` must be complete before `recover`."""
+    """Made by `open_operations`. `recipes` must be complete before `recover`.
+
+    `patience` is how long, in seconds, closing waits for work that is under way.
+    """
 
     def __init__(self, state: State, events: EventLog, node: str, nursery: trio.Nursery) -> None:
         self.recipes: dict[str, Recipe] = {}
@@ -55,6 +58,7 @@ class Operations:
         self._running: dict[str, Run] = {}
         self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._closing = False
+        self.patience = CLOSE_PATIENCE
 
     async def run(self, caller: Caller, kind: str, target: str, request: Any, admit: Admit) -> Any:
         """Do it, or find it done, and answer with its result.
@@ -287,7 +291,7 @@ class Operations:
     async def close(self) -> None:
         """Refuse new work, give running work a while to end, leave the rest to the next start."""
         self._closing = True
-        with trio.move_on_after(CLOSE_PATIENCE):
+        with trio.move_on_after(self.patience):
             for run in list(self._running.values()):
                 await run.ended.wait()
 
