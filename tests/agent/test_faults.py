@@ -30,9 +30,11 @@ from .nodes import open_test_node, spec
 
 async def until(vms: LocalVms, name: str, status: VmStatus) -> Vm:
     with trio.fail_after(5):
-        while (vm := await vms.get_vm(name)).status is not status:
+        while True:
+            found = [vm for vm in await vms.list_vms() if vm.name == name and vm.status is status]
+            if found:
+                return found[0]
             await trio.sleep(0.005)
-    return vm
 
 
 @pytest.mark.parametrize(
