@@ -46,6 +46,7 @@ class Keeping:
         self._leash: socket.socket | None = None
         self._attended: int | None = None
         self._lock = trio.Lock()
+        self._speech = trio.Lock()
 
     @property
     def pid(self) -> int:
@@ -114,15 +115,15 @@ class Keeping:
     async def attend(self, pidfd: int) -> None:
         """Have that process end together with the keeper."""
         self._attended = pidfd
-        if self._leash is not None:
-            await ask(self._leash, {"do": "attend"}, [pidfd])
+        with suppress(HypervisorDown):  # a keeper that left is replaced by whoever needs it next
+            await self._say({"do": "attend"}, [pidfd])
 
     async def end(self) -> bool:
         """End the keeper unless a process lives inside; whether it ended."""
         if self._leash is None:
             return True
         try:
-            reply, _ = await ask(self._leash, {"do": "end"})
+            reply = await self._say({"do": "end"})
         except (HypervisorDown, OSError):
             reply = Reply(ended=not self.pids())
         if reply.ended:
@@ -221,8 +222,21 @@ class Keeping:
             return report.error or "its first process ended at once; enclosure.log says why"
         await self._succeed(pid, kind)
         self._leash = await connect(address)
-        await ask(self._leash, {"do": "hello"})
+        await self._say({"do": "hello"})
         return None
+
+    async def _say(self, request: Mapping[str, object], given: Sequence[int] = ()) -> Reply:
+        """One question on the lasting connection; it is never left half-way, or the next would get its answer."""
+        with trio.CancelScope(shield=True):
+            async with self._speech:
+                if self._leash is None:
+                    raise HypervisorDown("The enclosure is closed.")
+                try:
+                    reply, _ = await ask(self._leash, request, given)
+                except HypervisorDown:
+                    self.close()  # a late answer must not be taken for that of the next question
+                    raise
+        return reply
 
     async def _succeed(self, pid: int, kind: str) -> None:
         """The new keeper takes the place of a former one, which may be dead, deaf or of another version."""

@@ -153,6 +153,10 @@ def _link(link: Path, data_dir: Path) -> None:
     status = base.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(f"{base} belongs to somebody else or can be written by others")
+    for stale in base.iterdir():
+        if stale.is_symlink() and not stale.exists():  # its data directory was deleted
+            stale.unlink(missing_ok=True)
+            Path(f"{stale}.sock").unlink(missing_ok=True)
     temporary = base / f".{link.name}.{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(data_dir)

@@ -135,25 +135,25 @@ async def open_enclosure(data_dir: Path, *, kind: str = "auto", user: str = "twi
         except BaseException:
             place.release(record, data_dir)
             raise
-        async with _outlet(keeping) as outlet:
-            enclosure = Enclosure(keeping, outlet)
-            try:
+        outlet = Outlet(keeping) if record.kind == "namespaces" else None
+        enclosure = Enclosure(keeping, outlet)
+        try:
+            async with _watched(outlet):
                 yield enclosure
-            finally:
-                with trio.move_on_after(_RELEASE, shield=True):
-                    await enclosure.release()
-                keeping.close()
+        finally:
+            with trio.move_on_after(_RELEASE, shield=True):
+                await enclosure.release()
+            keeping.close()
     finally:
         os.close(log)
 
 
 @asynccontextmanager
-async def _outlet(keeping: Keeping) -> AsyncIterator[Outlet | None]:
-    """The way out, watched in the background while the body lasts; a nursery would wrap what the body raises."""
-    if keeping.record.kind != "namespaces":
-        yield None
+async def _watched(outlet: Outlet | None) -> AsyncIterator[None]:
+    """Have the way out kept open while the body lasts; a nursery would wrap what the body raises."""
+    if outlet is None:
+        yield
         return
-    outlet = Outlet(keeping)
     over = trio.CancelScope()
     done = trio.Event()
 
@@ -164,7 +164,7 @@ async def _outlet(keeping: Keeping) -> AsyncIterator[Outlet | None]:
 
     trio.lowlevel.spawn_system_task(keep)
     try:
-        yield outlet
+        yield
     finally:
         over.cancel()
         with trio.CancelScope(shield=True):
