@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from twinshare.agent import operations
@@ -182,6 +183,7 @@ def random_instants(root: Path, count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if sys.argv[1] == "boundaries":
         walk_boundaries(Path(sys.argv[2]))
     else:
