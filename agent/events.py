@@ -34,8 +34,7 @@ class EventLog:
         self._now = now
         self._kept: deque[Event] = deque(kept, maxlen=KEPT)
         self._next = (kept[-1].id if kept else 0) + 1
-        # Each listener with the number that its events begin at.
-        self._listeners: dict[trio.MemorySendChannel[Event], int] = {}
+        self._listeners: set[trio.MemorySendChannel[Event]] = set()
         # Bounded: if the disk stalls, the oldest unwritten events give way rather than the node's memory.
         self._unwritten: deque[Event] = deque(maxlen=WAITING)
         self._wake = trio.Event()
@@ -65,11 +64,11 @@ class EventLog:
         send, receive = trio.open_memory_channel[Event](LISTENER_BUFFER + len(missed))
         for event in missed:
             send.send_nowait(event)
-        self._listeners[send] = self._next if after is None else after + 1
+        self._listeners.add(send)
         try:
             yield receive
         finally:
-            self._listeners.pop(send, None)
+            self._listeners.discard(send)
             send.close()
             receive.close()
 
@@ -99,12 +98,11 @@ class EventLog:
 
     def _tell(self, event: Event) -> None:
         self._kept.append(event)
-        for listener, first in list(self._listeners.items()):
+        for listener in list(self._listeners):
             try:
-                if event.id >= first:
-                    listener.send_nowait(event)
+                listener.send_nowait(event)
             except (trio.WouldBlock, trio.BrokenResourceError):
-                del self._listeners[listener]
+                self._listeners.discard(listener)
                 listener.close()
 
 

@@ -13,6 +13,7 @@ TwinshareError                  internal                500
 │   ├── ForwardNotFound         forward_not_found       404
 │   └── TokenNotFound           token_not_found         404
 ├── MethodNotAllowed            method_not_allowed      405
+├── RequestTimeout              request_timeout         408
 ├── Conflict                    conflict                409
 │   ├── VmExists                vm_exists               409
 │   ├── WrongState              wrong_state             409
@@ -133,6 +134,12 @@ class TokenNotFound(NotFound):
 
 class MethodNotAllowed(TwinshareError):
     code, status = "method_not_allowed", 405
+
+
+class RequestTimeout(TwinshareError):
+    """The caller was too slow to say what it wants."""
+
+    code, status = "request_timeout", 408
 
 
 class Conflict(TwinshareError):

@@ -1,5 +1,3 @@
-"""Chunks and indexes: the properties that delta pulls rely on."""
-
 from __future__ import annotations
 
 import random

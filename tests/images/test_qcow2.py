@@ -1,5 +1,3 @@
-"""The qcow2 header as QEMU reads it."""
-
 from __future__ import annotations
 
 import os

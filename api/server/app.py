@@ -1,0 +1,69 @@
+"""The whole face of a node, joined: routes, guard, application."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ...agent.node import Node
+from ...protocols.access import Caller
+from . import dialect, events, extras
+from .face import Face
+from .fleet import Fleet
+from .guard import Guard
+from .metrics import Metrics
+from .oidc import Authority
+from .pages import Pages
+from .router import Route, Router
+from .sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What a server needs of a face."""
+
+    face: Face
+    metrics: Metrics
+    router: Router
+
+
+def make_app(node: Node, url: str) -> App:
+    """The ASGI application of `node`, which is reached at `url`. Raises: ConfigError."""
+    config = node.config.api
+    metrics, sessions = Metrics(), Sessions()
+    cookie = f"twinshare_{node.peer_id[-8:]}"
+    authority = Authority(config.oidc) if config.oidc.issuer else None
+
+    def by_token(secret: str) -> Caller | None:
+        found = node.tokens.authenticate(secret)
+        return authority.authenticate(secret, time.time()) if found is None and authority is not None else found
+
+    def by_session(secret: str) -> Caller | None:
+        caller = sessions.find(secret, trio.current_time())
+        return caller if caller is not None and _still_holds(node, caller) else None
+
+    guard = Guard(config, cookie, by_token, by_session)
+    found: list[Route] = [
+        *dialect.routes(node),
+        events.route(node.events),
+        extras.import_route(node),
+        extras.fleet_route(Fleet(node)),
+        extras.metrics_route(node, metrics),
+        *extras.session_routes(sessions, url, cookie),
+        extras.document_route(node, lambda: router.routes),
+        *Pages(Path(__file__).parent.parent / "web", extras.root_body(node)).routes(),
+    ]
+    router = Router(found)
+    return App(Face(router, guard, metrics), metrics, router)
+
+
+def _still_holds(node: Node, caller: Caller) -> bool:
+    """A session ends with the token that opened it."""
+    if not caller.principal.startswith("token:"):
+        return True
+    name = caller.principal.removeprefix("token:")
+    token = next((one for one in node.tokens.list() if one.name == name), None)
+    return token is not None and (token.expires_at is None or token.expires_at.timestamp() > time.time())

@@ -1,0 +1,60 @@
+"""Who has just connected: the one look at the far end of a connection, on which tokenless access rests."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import trio
+
+from ...protocols.access import LOCAL_ADMIN
+from .link import Link, plain_address
+from .sockets import OVERFLOW_UID, far_socket, held_by_guest, unix_peer
+
+Guests = Callable[[], Iterable[int]]
+
+_scans = trio.CapacityLimiter(4)
+
+
+async def meet(sock: trio.socket.SocketType, guests: Guests, *, tokenless: bool, secure: bool) -> Link:
+    """The link of a connection that `sock` has accepted.
+
+    `guests` tells the processes that carry guests' traffic; `tokenless` whether this node's own user needs no token.
+    """
+    if sock.family == socket.AF_UNIX:
+        uid = unix_peer(sock)
+        return _link("unix", "localhost", uid, trusted=tokenless and _is_own(uid), secure=secure)
+    client, server = _end(sock.getpeername()), _end(sock.getsockname())
+    if not ipaddress.ip_address(client[0].partition("%")[0]).is_loopback:
+        return _link(client[0], server[0], None, trusted=False, secure=secure)
+    far = far_socket(client, server)
+    if far is None:
+        return _link(client[0], server[0], None, trusted=False, secure=secure)
+    trusted = tokenless and _is_own(far.uid)
+    if trusted:
+        scan = partial(held_by_guest, far.inode, tuple(guests()))
+        trusted = not await trio.to_thread.run_sync(scan, limiter=_scans)
+    return _link(client[0], server[0], far.uid, trusted=trusted, secure=secure)
+
+
+def _end(address: tuple[str, int]) -> tuple[str, int]:
+    return plain_address(address[0]), address[1]
+
+
+def _is_own(uid: int) -> bool:
+    """The agent's own user, or root. The kernel's name for users outside the namespace is nobody in particular."""
+    return uid == 0 or (uid == os.geteuid() and uid != OVERFLOW_UID)
+
+
+def _link(address: str, served: str, uid: int | None, *, trusted: bool, secure: bool) -> Link:
+    return Link(
+        address=address,
+        # Other users of this machine share its address with us: each has a share of its own.
+        source=f"uid {uid}" if uid is not None else address,
+        served=served,
+        secure=secure,
+        local=LOCAL_ADMIN if trusted else None,
+    )

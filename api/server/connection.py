@@ -1,0 +1,177 @@
+"""One accepted connection: Hypercorn's HTTP/1.1 with a deadline on every wait and an orderly end.
+
+Hypercorn's own shell never closes a connection after a cancelled send, lets a slow reader hold its task for ever, hangs
+when an answer comes before the whole body, and resets a client that is still sending when it is refused.
+Here a write is whole or the end of the connection, an idle client is dropped, and the end first lets the client
+read what it was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from .framing import StrictH11
+from .link import Link
+from .request import Message, Receive, Send
+
+log = structlog.get_logger(__name__)
+
+READ_SIZE = 1 << 16
+# A part of this size must be taken by the client within WRITE_TIME seconds.
+WRITE_SIZE = 1 << 17
+WRITE_TIME = 20.0
+# After the last answer the client may still be sending: this much is read and thrown away.
+LINGER_BYTES = 4 << 20
+LINGER_TIME = 2.0
+# Messages that wait for a view which does not read.
+QUEUE = 8
+
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What all connections of a server share."""
+
+    app: Application
+    config: Config
+    context: WorkerContext
+    idle_timeout: float
+
+
+class Connection:
+    """Serve requests on `stream` until either side has had enough."""
+
+    def __init__(self, serving: Serving, stream: Stream, link: Link) -> None:
+        self._serving = serving
+        self._stream = stream
+        self._link = link
+        self._writing = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._idle_since = trio.current_time()
+        self._ending = False
+        self._protocol: StrictH11
+
+    async def run(self) -> None:
+        """Returns when the connection is closed."""
+        try:
+            async with trio.open_nursery() as views:
+                await self._serve(views)
+        except* Exception:
+            # Whatever a stranger's bytes do to the parser or a view, it ends this connection and nothing else.
+            log.exception("a connection failed by a bug", address=self._link.address)
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    async def _serve(self, views: trio.Nursery) -> None:
+        serving = self._serving
+        self._protocol = StrictH11(
+            serving.app, serving.config, serving.context, _Views(views), ConnectionState({"link": self._link}),
+            self._link.secure, (self._link.address, 0), (self._link.served, 0), self._send,
+        )  # fmt: skip
+        with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._read()
+        self._link.hang_up()
+        await self._protocol.handle(Closed())
+
+    def stop(self, *, now: bool = False) -> None:
+        """The server ends: an idle or endless connection is cut, a busy one is answered first, unless it is `now`."""
+        if self._protocol.idle:
+            self._reading.cancel()
+        elif now or self._link.endless:
+            self._link.stop()
+
+    async def _read(self) -> None:
+        """Hand over what arrives until the client is gone, idle for too long, or done with."""
+        while not self._ending:
+            with trio.CancelScope(deadline=self._patience()) as self._reading:
+                data = await self._stream.receive_some(READ_SIZE)
+            if self._reading.cancelled_caught:
+                break
+            if not data:
+                return
+            await self._protocol.handle(RawData(bytes(data)))
+        if self._ending:
+            await self._linger()
+
+    def _patience(self) -> float:
+        """Until when bytes are waited for. A request under way has deadlines of its own."""
+        return self._idle_since + self._serving.idle_timeout if self._protocol.idle else float("inf")
+
+    async def _linger(self) -> None:
+        """Closing while bytes are unread resets the connection, and the client loses the answer that it has."""
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_TIME):
+            if isinstance(self._stream, trio.SocketStream):
+                async with self._writing:
+                    await self._stream.send_eof()
+            while left > 0 and (data := await self._stream.receive_some(READ_SIZE)):
+                left -= len(data)
+
+    async def _send(self, event: Event) -> None:
+        """What the protocol wants done."""
+        if isinstance(event, RawData):
+            with trio.CancelScope(shield=True):
+                await self._write(event.data)
+        elif isinstance(event, Updated):
+            if event.idle:
+                self._idle_since = trio.current_time()
+                self._reading.deadline = self._patience()
+        elif isinstance(event, Closed):
+            # The answer is out and none will follow: `_read` sees the rest out.
+            self._ending = True
+            self._reading.cancel()
+
+    async def _write(self, data: bytes) -> None:
+        async with self._writing:
+            try:
+                for start in range(0, len(data), WRITE_SIZE):
+                    with trio.fail_after(WRITE_TIME):
+                        await self._stream.send_all(data[start : start + WRITE_SIZE])
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                self._link.hang_up()
+                await trio.aclose_forcefully(self._stream)
+
+
+class _Views:
+    """Hypercorn's task group: runs the application for each request, and takes messages for it without ever hanging."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    async def spawn_app(self, app: Any, _config: Config, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        to_view, messages = trio.open_memory_channel[Any](QUEUE)
+
+        async def run() -> None:
+            with messages:
+                try:
+                    await app(scope, messages.receive, send)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await send(None)
+
+        async def put(message: Any) -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                if message["type"] != "http.disconnect":
+                    await to_view.send(message)
+                    return
+                # The view itself may be who ends the stream: it must not wait for itself.
+                with contextlib.suppress(trio.WouldBlock):
+                    to_view.send_nowait(message)
+
+        self._nursery.start_soon(run)
+        return put
+
+    def spawn(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        self._nursery.start_soon(function, *args)

@@ -1,0 +1,114 @@
+"""The twinshare dialect: every operation of the table under `/api`, and again under `/api/remote/<peer>` for peers.
+
+The documented bodies are made in `protocols/bodies.py`; here an operation becomes a route and an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from ...agent.node import Node
+from ...protocols.access import Caller
+from ...protocols.bodies import body_type, present
+from ...protocols.errors import InvalidRequest
+from ...protocols.openapi import Endpoint, Media, endpoint
+from ...protocols.peer import PeerRef
+from ...protocols.services import SERVICES
+from ...protocols.table import Method, all_methods
+from ...protocols.vm import Blob
+from .answer import Answer, printable, told
+from .request import Request
+from .router import Route, View
+
+ROOT = "/api"
+REMOTE = "/api/remote/<peer>"
+TABLE = all_methods(SERVICES)
+
+
+def routes(node: Node) -> Iterator[Route]:
+    """One route for each operation, and one more for each that peers offer too."""
+    for method in TABLE.values():
+        yield Route(method.verb, ROOT + method.path, method.name, _view(node, method), _told(method))
+    for method in TABLE.values():
+        if not method.local:
+            told_as = _told(method, remote=True)
+            yield Route(method.verb, REMOTE + method.path, told_as.operation_id, _remote_view(node, method), told_as)
+
+
+def _view(node: Node, method: Method) -> View:
+    async def view(request: Request) -> Answer:
+        arguments = method.arguments(request.params, request.arguments(), await request.body())
+        return _answer(method, await node.call(_caller(request, method), method, arguments), None)
+
+    return view
+
+
+def _remote_view(node: Node, method: Method) -> View:
+    async def view(request: Request) -> Answer:
+        peer = request.params.pop("peer")
+        _check_peer(peer)
+        arguments = method.arguments(request.params, request.arguments(), await request.body())
+        return _answer(method, await node.call(_caller(request, method), method, arguments, peer), peer)
+
+    return view
+
+
+def _check_peer(peer: str) -> None:
+    """Raises: InvalidRequest."""
+    try:
+        msgspec.convert(peer, PeerRef)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"peer: {error}", path="peer") from None
+
+
+def _answer(method: Method, result: Any, peer: str | None) -> Answer:
+    if isinstance(result, Blob):
+        return Answer(200, result.data, result.media_type.encode())
+    return told(present(method, result, peer))
+
+
+def _caller(request: Request, method: Method) -> Caller:
+    """The caller with what this request asks beside its body: to be repeatable, and not to wait."""
+    caller = request.caller
+    if not method.mutates:
+        return caller
+    key = request.headers.get(b"idempotency-key")
+    detach = wants_detach(request)
+    if key is None and not detach:
+        return caller
+    chosen = printable(key, "Idempotency-Key") if key is not None else None
+    return msgspec.structs.replace(caller, idempotency_key=chosen, detach=detach)
+
+
+def wants_detach(request: Request) -> bool:
+    """Whether the client asked for the operation instead of its result (RFC 7240)."""
+    wishes = request.headers.get(b"prefer", b"").lower().split(b",")
+    return any(wish.partition(b";")[0].strip() == b"respond-async" for wish in wishes)
+
+
+_SPEC = {"name": "new-vm", "image": "ubuntu-20.04", "cpu_cores": 2, "memory": 2048, "disk_size": 20}
+_EXAMPLES: dict[str, Any] = {
+    "create_vm": _SPEC,
+    "stop_vm": {"force": False},
+    "delete_vm": {"delete_disk": True},
+    "add_forward": {"host_port": 8081, "guest_port": 80},
+    "create_token": {"name": "ci", "role": "operator", "expires_in": 86400},
+    "send_message": {"peer_id": "peer-456", "message_type": "HELLO", "data": {"message": "Hello from REST API!"}},
+    "invite_peer": {"role": "operator", "expires": 600, "uses": 1},
+}
+
+
+def _told(method: Method, *, remote: bool = False) -> Endpoint:
+    answer = (
+        Media({"type": "string", "format": "binary"}, "image/png", "The picture.")
+        if method.result is Blob
+        else Media(body_type(method, remote=remote))
+    )
+    name = f"remote_{method.name}" if remote else method.name
+    tag = "remote" if remote else method.path.split("/")[1]
+    more = {"peer": PeerRef} if remote else {}
+    path = (REMOTE if remote else ROOT) + method.path
+    return endpoint(method, path, answer, operation_id=name, tag=tag, example=_EXAMPLES.get(method.name), **more)

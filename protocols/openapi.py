@@ -1,0 +1,220 @@
+"""An OpenAPI 3.1 document out of endpoint descriptions: every schema comes from a msgspec type, none is written twice.
+
+A face says what it serves as `Endpoint`s (most of them made by `endpoint` from the operation table); `document` turns
+them into one document without dangling references: one `Error` schema for every failure, the role of each operation
+as `x-role`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from .access import Role
+from .errors import ErrorBody
+from .operation import Operation
+from .table import Method
+
+JSON = "application/json"
+Schema = dict[str, Any]
+
+_REFERENCE = "#/components/schemas/{name}"
+_PLACEHOLDER = re.compile(r"<(\w+)>")
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A body as the document tells it: `kind` is a type, or a ready-made schema where no type describes it."""
+
+    kind: Any
+    media_type: str = JSON
+    description: str = "Done."
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One verb on one path. `path` is written as in the operation table: `/vm/<vm>/start`."""
+
+    verb: str
+    path: str
+    operation_id: str
+    summary: str
+    tag: str
+    answers: Mapping[int, Media]
+    role: Role | None = None
+    path_params: Mapping[str, Any] = field(default_factory=dict)
+    query: type[msgspec.Struct] | None = None
+    body: Media | None = None
+    body_required: bool = False
+    example: Any = None
+    # A mutation that the journal keeps: it takes an idempotency key and can answer 202 with its operation.
+    journaled: bool = False
+
+
+def endpoint(
+    method: Method, path: str, answer: Media, *, operation_id: str, tag: str, example: Any = None, **path_params: Any
+) -> Endpoint:
+    """How a dialect serves an operation of the table under `path` with `answer` as its body."""
+    return Endpoint(
+        verb=method.verb,
+        path=path,
+        operation_id=operation_id,
+        summary=method.summary,
+        tag=tag,
+        answers={200: answer},
+        role=method.role,
+        path_params={**path_params, **method.path_params},
+        query=method.query,
+        body=Media(method.body) if method.body is not None else None,
+        body_required=method.body_required,
+        example=example,
+        journaled=method.mutates,
+    )
+
+
+def document(endpoints: Sequence[Endpoint], *, title: str, version: str, description: str) -> Schema:
+    """The whole document, ready to be encoded as JSON."""
+    schemas = _Schemas(endpoints)
+    paths: dict[str, Schema] = {}
+    for one in endpoints:
+        paths.setdefault(_PLACEHOLDER.sub(r"{\1}", one.path), {})[one.verb.lower()] = _operation(one, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": title,
+            "version": version,
+            "description": description,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "parameters": _HEADER_PARAMETERS,
+            "responses": {"Error": {"description": "What failed, why, what to do.", "content": schemas.error}},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        # The empty requirement is the caller on this machine who is the node's own user.
+        "security": [{"token": []}, {}],
+        "tags": [{"name": tag} for tag in dict.fromkeys(one.tag for one in endpoints)],
+    }
+
+
+_HEADER_PARAMETERS = {
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "The same key with the same request is the same operation.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    },
+    "Prefer": {
+        "name": "Prefer",
+        "in": "header",
+        "description": "`respond-async` answers 202 with the operation instead of waiting for its result.",
+        "schema": {"type": "string", "enum": ["respond-async"]},
+    },
+}
+
+
+class _Schemas:
+    """All types of the document, turned into schemas in one go so that equal types are one component."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        kinds = list(_kinds(endpoints))
+        schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+        self._by_kind = dict(zip(map(_key, kinds), schemas, strict=True))
+        self.queries = {one.query.__name__: components[one.query.__name__] for one in endpoints if one.query}
+        components["Error"] = {**components.pop(ErrorBody.__name__), "title": "Error"}
+        self.components = {name: _tidy(components[name]) for name in sorted(components) if name not in self.queries}
+        self.error = {JSON: {"schema": {"$ref": _REFERENCE.format(name="Error")}}}
+
+    def of(self, kind: Any) -> Schema:
+        return kind if isinstance(kind, dict) else _tidy(self._by_kind[_key(kind)])
+
+
+def _kinds(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
+    yield from (ErrorBody, Operation)
+    for one in endpoints:
+        bodies = [*one.answers.values(), *([one.body] if one.body else [])]
+        yield from (media.kind for media in bodies if not isinstance(media.kind, dict))
+        yield from one.path_params.values()
+        if one.query is not None:
+            yield one.query
+
+
+def _key(kind: Any) -> Any:
+    """Annotated types with a dict inside are not hashable: their text tells them apart as well."""
+    return kind if isinstance(kind, type) else repr(kind)
+
+
+def _tidy(schema: Any) -> Any:
+    """msgspec copies docstrings as they are indented, and calls our error body by its type's name."""
+    if isinstance(schema, list):
+        return [_tidy(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidy = {name: _tidy(value) for name, value in schema.items()}
+    if isinstance(tidy.get("description"), str):
+        tidy["description"] = inspect.cleandoc(tidy["description"])
+    if tidy.get("$ref") == _REFERENCE.format(name=ErrorBody.__name__):
+        tidy["$ref"] = _REFERENCE.format(name="Error")
+    return tidy
+
+
+def _operation(one: Endpoint, schemas: _Schemas) -> Schema:
+    told: Schema = {"operationId": one.operation_id, "summary": one.summary, "tags": [one.tag]}
+    if one.role is not None:
+        told["x-role"] = str(one.role)
+    if parameters := _parameters(one, schemas):
+        told["parameters"] = parameters
+    if one.body is not None:
+        content: Schema = {"schema": schemas.of(one.body.kind)}
+        if one.example is not None:
+            content["example"] = one.example
+        told["requestBody"] = {"required": one.body_required, "content": {one.body.media_type: content}}
+    told["responses"] = _responses(one, schemas)
+    return told
+
+
+def _parameters(one: Endpoint, schemas: _Schemas) -> list[Schema]:
+    found: list[Schema] = [
+        {"name": name, "in": "path", "required": True, "schema": schemas.of(one.path_params[name])}
+        for name in _PLACEHOLDER.findall(one.path)
+    ]
+    if one.query is not None:
+        fields = schemas.queries[one.query.__name__]
+        found += [
+            {"name": name, "in": "query", "required": name in fields["required"], "schema": _without_null(schema)}
+            for name, schema in fields["properties"].items()
+        ]
+    if one.journaled:
+        found += [{"$ref": f"#/components/parameters/{name}"} for name in _HEADER_PARAMETERS]
+    return found
+
+
+def _without_null(schema: Schema) -> Schema:
+    """A query cannot carry null: the parameter is left out instead."""
+    kinds: list[Schema] = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    return kinds[0] if len(kinds) == 1 else schema
+
+
+def _responses(one: Endpoint, schemas: _Schemas) -> Schema:
+    told: Schema = {
+        str(status): {
+            "description": answer.description,
+            "content": {answer.media_type: {"schema": schemas.of(answer.kind)}},
+        }
+        for status, answer in one.answers.items()
+    }
+    if one.journaled:
+        told["202"] = {
+            "description": "Under way: the operation, as `Prefer: respond-async` asked for.",
+            "headers": {"Location": {"description": "Where the operation is.", "schema": {"type": "string"}}},
+            "content": {JSON: {"schema": schemas.of(Operation)}},
+        }
+    told["default"] = {"$ref": "#/components/responses/Error"}
+    return told

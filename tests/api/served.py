@@ -1,0 +1,78 @@
+"""A node on the hypervisor's twin, served on a real socket, for tests of the REST face."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig
+from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.node import Node, open_node
+from twinshare.api.server import open_api
+from twinshare.protocols.access import LOCAL_ADMIN
+
+SPEC = {"name": "one", "image": "disk", "cpu_cores": 1, "memory": 64, "disk_size": 1}
+DEADLINE = 10.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A node that answers at `url`, and a client of it."""
+
+    node: Node
+    url: str
+    client: httpx.AsyncClient
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parsed = httpx.URL(self.url)
+        return parsed.host, parsed.port or 0
+
+    def raw(self, data: bytes) -> bytes:
+        """Everything the server says to `data` until it closes, or falls silent (blocking: call it in a thread)."""
+        return talk(self.address, data)
+
+    async def get(self, path: str, **more: Any) -> Any:
+        answer = await self.client.get(path, **more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def talk(address: tuple[str, int], data: bytes, silence: float = 1.0) -> bytes:
+    """Send `data` and gather the answer until the other side closes or is silent for `silence` seconds."""
+    heard = b""
+    with socket.create_connection(address, timeout=DEADLINE) as sock:
+        sock.sendall(data)
+        sock.settimeout(silence)
+        try:
+            while part := sock.recv(65536):
+                heard += part
+        except (TimeoutError, ConnectionResetError):
+            pass
+    return heard
+
+
+def config(data_dir: Path, **api: Any) -> Config:
+    return Config(
+        node=NodeConfig(name="here", data_dir=str(data_dir)),
+        api=ApiConfig(**({"listen": "127.0.0.1:0"} | api)),
+        hypervisor=HypervisorConfig(uri=f"fake://{data_dir}/fake.json", stop_timeout=1),
+    )
+
+
+@asynccontextmanager
+async def served(data_dir: Path, **api: Any) -> AsyncIterator[Served]:
+    """A node with the image `disk`, and its REST face; `api` are keys of its section of the configuration."""
+    async with open_node(config(data_dir, **api)) as node:
+        await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
+        async with (
+            open_api(node) as url,
+            httpx.AsyncClient(base_url=url, timeout=DEADLINE, trust_env=False, verify=False) as client,  # noqa: S501
+        ):
+            yield Served(node, url, client)
