@@ -34,7 +34,8 @@ class EventLog:
         self._now = now
         self._kept: deque[Event] = deque(kept, maxlen=KEPT)
         self._next = (kept[-1].id if kept else 0) + 1
-        self._listeners: set[trio.MemorySendChannel[Event]] = set()
+        # Each listener with the number that its events begin at.
+        self._listeners: dict[trio.MemorySendChannel[Event], int] = {}
         # Bounded: if the disk stalls, the oldest unwritten events give way rather than the node's memory.
         self._unwritten: deque[Event] = deque(maxlen=WAITING)
         self._wake = trio.Event()
@@ -64,11 +65,11 @@ class EventLog:
         send, receive = trio.open_memory_channel[Event](LISTENER_BUFFER + len(missed))
         for event in missed:
             send.send_nowait(event)
-        self._listeners.add(send)
+        self._listeners[send] = self._next if after is None else after + 1
         try:
             yield receive
         finally:
-            self._listeners.discard(send)
+            self._listeners.pop(send, None)
             send.close()
             receive.close()
 
@@ -98,11 +99,12 @@ class EventLog:
 
     def _tell(self, event: Event) -> None:
         self._kept.append(event)
-        for listener in list(self._listeners):
+        for listener, first in list(self._listeners.items()):
             try:
-                listener.send_nowait(event)
+                if event.id >= first:
+                    listener.send_nowait(event)
             except (trio.WouldBlock, trio.BrokenResourceError):
-                self._listeners.discard(listener)
+                del self._listeners[listener]
                 listener.close()
 
 

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import Caller
+from ..protocols.access import Caller, Limits
 from ..protocols.errors import (
     ErrorBody,
     IdempotencyMismatch,
@@ -30,6 +30,7 @@ from ..protocols.errors import (
 )
 from ..protocols.operation import Detached, Operation, OperationState, Progress
 from .events import EventLog
+from .quota import Pace
 from .run import UNDO, Recipe, Release, Run
 from .state import State
 
@@ -47,14 +48,19 @@ Admit = Callable[[Run], Awaitable[Release]]
 
 
 class Operations:
-    """Made by `open_operations`. `recipes` must be complete before `recover`."""
+    """Made by `open_operations`. `recipes` must be complete before `recover`.
+
+    `patience` is how long, in seconds, closing waits for work that is under way.
+    """
 
     def __init__(self, state: State, events: EventLog, node: str, nursery: trio.Nursery) -> None:
         self.recipes: dict[str, Recipe] = {}
         self._state, self._events, self._node, self._nursery = state, events, node, nursery
         self._running: dict[str, Run] = {}
         self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+        self._pace = Pace()
         self._closing = False
+        self.patience = CLOSE_PATIENCE
 
     async def run(self, caller: Caller, kind: str, target: str, request: Any, admit: Admit) -> Any:
         """Do it, or find it done, and answer with its result.
@@ -70,22 +76,28 @@ class Operations:
             known = await self._known(key)
             if known is None:
                 run = Run(self, uuid.uuid4().hex, key, kind, target, caller.principal, request)
-                known = await self._begin(run, packed, admit)
+                known = await self._begin(run, packed, admit, caller.limits)
         if known[:3] != (kind, target, packed):
             raise IdempotencyMismatch("this idempotency key was used for another request; use a new key", key=key)
         return await self._answer(known[3], detach=caller.detach)
 
-    async def _begin(self, run: Run, packed: bytes, admit: Admit) -> tuple[str, str, bytes, str]:
+    async def _begin(self, run: Run, packed: bytes, admit: Admit, limits: Limits) -> tuple[str, str, bytes, str]:
         if self._closing:
             raise Unavailable("the node is stopping; try again when it is back")
         if len(self._running) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
-        release = await admit(run)
+        self._pace.begin(run.principal, limits, time.monotonic())
+        try:
+            release = await admit(run)
+        except BaseException:
+            self._pace.end(run.principal)
+            raise
         try:
             with trio.CancelScope(shield=True):
                 await self._insert(run, packed)
         except BaseException:
             release()
+            self._pace.end(run.principal)
             raise
         self._launch(run, release)
         return run.kind, run.target, packed, run.id
@@ -129,6 +141,7 @@ class Operations:
                     await self._finish(run, recipe)
         finally:
             release()
+            self._pace.end(run.principal)
             self._running.pop(run.id, None)
             run.ended.set()
 
@@ -287,7 +300,7 @@ class Operations:
     async def close(self) -> None:
         """Refuse new work, give running work a while to end, leave the rest to the next start."""
         self._closing = True
-        with trio.move_on_after(CLOSE_PATIENCE):
+        with trio.move_on_after(self.patience):
             for run in list(self._running.values()):
                 await run.ended.wait()
 

@@ -37,6 +37,7 @@ class Relays:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._open: dict[tuple[str, ...], _Relay] = {}
+        self._opening = trio.Lock()
 
     def port(self, key: tuple[str, ...]) -> int | None:
         """The port that is open under `key`."""
@@ -45,13 +46,14 @@ class Relays:
 
     async def open(self, key: tuple[str, ...], bind: str, port: int, dial: Dial, admits: Admits | None = None) -> int:
         """Listen on `bind`:`port` (0: any free port) until `close`. Returns the port. Raises: PortTaken."""
-        if relay := self._open.get(key):
+        async with self._opening:
+            if relay := self._open.get(key):
+                return relay.port
+            listeners = await listen(bind, port)
+            relay = _Relay(listeners[0].socket.getsockname()[1], trio.CancelScope())
+            self._open[key] = relay
+            self._nursery.start_soon(self._serve, relay, listeners, dial, admits, name=f"relay {key}")
             return relay.port
-        listeners = await listen(bind, port)
-        relay = _Relay(listeners[0].socket.getsockname()[1], trio.CancelScope())
-        self._open[key] = relay
-        self._nursery.start_soon(self._serve, relay, listeners, dial, admits, name=f"relay {key}")
-        return relay.port
 
     def close(self, key: tuple[str, ...]) -> None:
         """Stop listening and end the connections; no error if nothing is open."""

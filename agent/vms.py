@@ -38,6 +38,7 @@ from .images.port import ImageStore
 from .inventory import Inventory
 from .lifecycle import require_state
 from .operations import Operations
+from .quota import check_quota
 from .recipes import VmRecipes, VmRequest
 from .record import Record, VmMetadata
 from .run import Recipe, Release, Run
@@ -171,6 +172,7 @@ class LocalVms:
                 labels=spec.labels,
                 warnings=warnings,
             )
+            check_quota(self._caller, room.inventory.records(), spec)
             run.notes = {"metadata": msgspec.to_builtins(metadata), "accelerator": accelerator}
             return room.claim_create(spec, image.digest)
 

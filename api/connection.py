@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -12,10 +11,8 @@ from typing import Any, Self
 import httpx
 
 from ..protocols.errors import DeadlineExceeded
-from .exchange import NodeUnreachable, Request, read
+from .exchange import Backoff, NodeUnreachable, Request, read
 
-# How long a node that was there may be away, in seconds: an agent that is killed is back in two.
-RETURN_WITHIN = 10.0
 CONNECT_WITHIN = 5.0
 # A connection that broke after it stood: the node was there, and may have done what it was asked.
 _LOST = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -28,22 +25,6 @@ async def pause(seconds: float) -> None:
         await trio.sleep(seconds)
     else:
         await asyncio.sleep(seconds)
-
-
-class Backoff:
-    """The pauses between tries, in seconds: 0.1, 0.2, 0.4… up to 2, until RETURN_WITHIN is over."""
-
-    def __init__(self) -> None:
-        self._ends_at = time.monotonic() + RETURN_WITHIN
-        self._next = 0.1
-
-    async def wait(self) -> bool:
-        """Pause before one more try; False when there is no time for one."""
-        if time.monotonic() + self._next > self._ends_at:
-            return False
-        await pause(self._next)
-        self._next = min(2 * self._next, 2.0)
-        return True
 
 
 class Connection:
@@ -63,6 +44,9 @@ class Connection:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        if base_url.startswith("unix:"):
+            transport = httpx.AsyncHTTPTransport(uds=base_url.removeprefix("unix:"))
+            self.base_url = "http://localhost"
         self._timeout = httpx.Timeout(timeout, connect=min(CONNECT_WITHIN, timeout))
         self._patience = httpx.Timeout(timeout, connect=min(CONNECT_WITHIN, timeout), read=patience)
         self._http = httpx.AsyncClient(
@@ -86,7 +70,7 @@ class Connection:
     async def send(self, request: Request, content: AsyncIterator[bytes] | None = None) -> Any:
         """One exchange. A mutation is repeated under its one idempotency key, so it happens once.
 
-        A node that never answered fails at once; one that was there is given RETURN_WITHIN seconds to come back.
+        A node that never answered fails at once; one that was there is given time to come back.
         A streamed `content` can be sent once only.
 
         Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
@@ -105,8 +89,10 @@ class Connection:
                 if backoff is None and content is None and isinstance(error, _LOST):
                     backoff = Backoff()
                 again = isinstance(error, (*_LOST, httpx.ConnectError, httpx.ConnectTimeout))
-                if backoff is None or not again or not await backoff.wait():
+                delay = backoff.next() if backoff is not None and again else None
+                if delay is None:
                     raise self._renamed(error) from error
+                await pause(delay)
             else:
                 return read(request.answer, answer.status_code, answer.headers.get("content-type", ""), answer.content)
 

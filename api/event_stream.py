@@ -12,8 +12,8 @@ import httpx
 
 from ..protocols.event import Event
 from ..protocols.sse import EventReader
-from .connection import Backoff, Connection
-from .exchange import NodeUnreachable
+from .connection import Connection, pause
+from .exchange import Backoff, NodeUnreachable
 
 # The server writes a comment every 15 s: silence for three times that is a dead connection.
 SILENCE = 45.0
@@ -87,7 +87,8 @@ class EventStream:
 
     async def _come_back(self) -> None:
         backoff = Backoff()
-        while await backoff.wait():
+        while (delay := backoff.next()) is not None:
+            await pause(delay)
             try:
                 return await self._connect()
             except NodeUnreachable:

@@ -6,6 +6,7 @@ The Python client and the command line differ only in how they carry bytes.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,15 @@ import msgspec
 
 from ..protocols.bodies import body_type
 from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError
+from ..protocols.image import Image
 from ..protocols.operation import Operation
 from ..protocols.services import SERVICES
 from ..protocols.table import Method, all_methods
 from ..protocols.vm import Blob
 
 ROOT = "/api"
+# How long a node that was there may be away, in seconds: an agent that is killed is back in two.
+RETURN_WITHIN = 10.0
 TABLE = all_methods(SERVICES)
 
 
@@ -28,6 +32,19 @@ class NodeUnreachable(TwinshareError):
     """No twinshare node answers at the address; raised on the caller's side alone."""
 
     code = "node_unreachable"
+
+
+class Backoff:
+    """The pauses between tries, in seconds: 0.1, 0.2, 0.4… up to 2, until RETURN_WITHIN is over."""
+
+    def __init__(self) -> None:
+        self._ends_at = time.monotonic() + RETURN_WITHIN
+        self._next = 0.1
+
+    def next(self) -> float | None:
+        """How long to wait before one more try; None when there is no time for one."""
+        now, self._next = self._next, min(2 * self._next, 2.0)
+        return now if time.monotonic() + now <= self._ends_at else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,18 @@ def compose(
         body=body,
         answer=Operation if detach else body_type(method, remote=peer is not None),
         mutates=method.mutates,
+    )
+
+
+def upload(name: str) -> Request:
+    """The request that a disk's bytes follow: it becomes the image `name`."""
+    return Request(
+        verb="POST",
+        target=f"{ROOT}/image/import?{urlencode({'name': name})}",
+        headers={"Content-Type": "application/octet-stream", "Accept": "application/json"},
+        body=b"",
+        answer=Image,
+        mutates=True,
     )
 
 

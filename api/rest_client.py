@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
-from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -33,7 +32,7 @@ from ..protocols.table import Method, decode_json, stub
 from ..protocols.vm import Vm, VmSpec
 from .connection import Connection
 from .event_stream import EventStream
-from .exchange import TABLE, NodeUnreachable, Request, below, compose, outcome
+from .exchange import TABLE, NodeUnreachable, Request, below, compose, outcome, upload
 
 __all__ = ["NodeUnreachable", "RESTClient"]
 
@@ -141,16 +140,8 @@ class RESTClient:
 
     async def import_image(self, name: str, content: Path | AsyncIterator[bytes]) -> Image:
         """Send a qcow2 or raw disk to the node as the image `name` (`name` or `name:tag`)."""
-        request = Request(
-            verb="POST",
-            target=below("/image/import", None) + "?" + urlencode({"name": name}),
-            headers={"Content-Type": "application/octet-stream", "Accept": "application/json"},
-            body=b"",
-            answer=Image,
-            mutates=True,
-        )
         sent = _read_file(content) if isinstance(content, Path) else content
-        return cast("Image", await self._connection.send(request, sent))
+        return cast("Image", await self._connection.send(upload(name), sent))
 
     async def list_fleet_vms(self) -> list[Vm]:
         """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""

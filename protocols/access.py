@@ -24,16 +24,40 @@ class Role(StrEnum):
         return order.index(self) >= order.index(needed)
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one principal may hold on a node, at most; None is no limit. Memory in MiB, disk in GiB."""
+
+    vms: int | None = None
+    cpu: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    operations_per_minute: int | None = None
+    operations_at_once: int | None = None
+
+    def lowered_to(self, other: Limits) -> Limits:
+        """The lower of both in everything: what a chain of grants leaves."""
+        lower = {
+            name: min(given) for name in self.__struct_fields__
+            if (given := [value for value in (getattr(self, name), getattr(other, name)) if value is not None])
+        }  # fmt: skip
+        return Limits(**lower)
+
+
+UNLIMITED = Limits()
+
+
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """One call's caller, as the face that took the call has established it.
 
-    `principal` is `local`, `token:<name>` or a peer ID; it becomes the owner of what the call creates.
+    `principal` is `local`, `token:<name>` or a peer ID; it becomes the owner of what the call creates, and `limits`
+    bound what it may own.
     `idempotency_key` makes a repeated mutation the same operation; None lets the operation make its own.
     `detach` asks for the operation instead of its result (`Prefer: respond-async`).
     """
 
     principal: str
     role: Role
+    limits: Limits = UNLIMITED
     idempotency_key: str | None = None
     detach: bool = False
 

@@ -11,6 +11,7 @@ from ...protocols.operation import Progress
 from .disks import MAX_SIZE, base_missing, check_overlay_size, check_size, detect_format, whole_sectors
 from .files import full_disk_named
 from .index import index_bytes
+from .intake import closed_after
 from .overlay import write_overlay
 from .port import Report
 from .shelf import Base, Shelf, parse_new_name
@@ -45,10 +46,11 @@ class FakeImageStore:
     ) -> Image:
         name = parse_new_name(ref)
         received = bytearray()
-        async for data in content:
-            received += data
-            check_size(len(received), self._max_size)
-            report(Progress(done=len(received), unit="bytes", message="receiving"))
+        async with closed_after(content):
+            async for data in content:
+                received += data
+                check_size(len(received), self._max_size)
+                report(Progress(done=len(received), unit="bytes", message="receiving"))
         _, size = detect_format(bytes(received[:512]), self._max_size)
         check_size(len(received), self._max_size)
         received += bytes(whole_sectors(len(received)) - len(received))

@@ -28,6 +28,21 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; the scratch file's name begins with a dot."""
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError:
+        discard(scratch)
+        raise
+    sync_directory(path.parent)
+
+
 @contextmanager
 def full_disk_named(what: str) -> Iterator[None]:
     """Rename the kernel's word for a full disk. Raises: InsufficientResources."""

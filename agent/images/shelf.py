@@ -85,6 +85,13 @@ class Shelf:
         if removal.base is not None:
             self.bases.pop(removal.base.digest, None)
 
+    def restore(self, removal: Removal) -> None:
+        """Undo `drop`."""
+        if removal.base is not None:
+            self.bases[removal.base.digest] = removal.base
+        for name in removal.names:
+            self.names[name] = removal.image.digest
+
 
 def parse_new_name(ref: str) -> Reference:
     """The name for a new image. Raises: InvalidRequest for a digest: content is named by what it turns out to be."""

@@ -1,3 +1,5 @@
+"""Chunks and indexes: the properties that delta pulls rely on."""
+
 from __future__ import annotations
 
 import random

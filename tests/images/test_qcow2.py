@@ -1,3 +1,5 @@
+"""The qcow2 header as QEMU reads it."""
+
 from __future__ import annotations
 
 import os

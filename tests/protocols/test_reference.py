@@ -1,3 +1,5 @@
+"""References: what is read, what is refused, and that no name is ever a path."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,0 +1,116 @@
+"""The way out for guests: `pasta` joins the enclosure's network to the machine's, unprivileged and without forwards.
+
+It runs outside as the enclosure's user, ends when the keeper ends, and is started again when it dies. A machine may
+have no network yet, so failure is never final: it is a sentence in `problem`, and another try a little later.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from .keeping import RESOLVER, Keeping
+from .processes import alive
+from .start import PATH, ended, program, start
+
+_OPTIONS = (
+    *("-f", "-q", "-e", "--config-net", "--no-map-gw", "--dns-forward", RESOLVER),
+    *("-t", "none", "-u", "none", "-T", "none", "-U", "none"),
+)
+_FIRST_PAUSE, _LONGEST_PAUSE, _SETTLED = 0.5, 30.0, 5.0
+
+
+class Outlet:
+    """One `pasta`, watched. `process` is its pid and start time."""
+
+    def __init__(self, keeping: Keeping) -> None:
+        self._keeping = keeping
+        self._died = False
+
+    @property
+    def problem(self) -> str | None:
+        if shutil.which("pasta", path=PATH) is None:
+            return "Guests reach no outside network: pasta is not installed. Run: apt-get install passt"
+        if self._died:
+            return "Guests reach no outside network: pasta ended; enclosure.log says why. It is tried again every 30 s."
+        return None
+
+    def up(self) -> bool:
+        """Whether there is a way out of the enclosure's network."""
+        try:
+            table = Path(f"/proc/{self._keeping.pid}/net/route").read_text()
+        except OSError:
+            return False
+        return any(line.split()[1] == "00000000" for line in table.splitlines()[1:])
+
+    @property
+    def process(self) -> tuple[int, int] | None:
+        """Its pid and start time; one that an earlier agent started is as good as a new one."""
+        return self._keeping.record.outlet
+
+    async def keep(self) -> None:
+        """Have one running, for ever."""
+        pause = _FIRST_PAUSE
+        while True:
+            begin = trio.current_time()
+            pidfd = self._open()
+            if pidfd is not None:
+                try:
+                    await self._keeping.attend(pidfd)
+                    with trio.move_on_after(_SETTLED):
+                        await trio.lowlevel.wait_readable(pidfd)
+                    self._died = not alive(self.process)
+                    await trio.lowlevel.wait_readable(pidfd)
+                finally:
+                    os.close(pidfd)
+                    self._reap()
+                self._died = True
+            pause = _FIRST_PAUSE if trio.current_time() - begin > 2 * _SETTLED else min(pause * 2, _LONGEST_PAUSE)
+            await trio.sleep(pause)
+
+    def close(self) -> None:
+        """End it."""
+        if self.process is not None and alive(self.process):
+            os.kill(self.process[0], signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(self.process[0], 0)
+        self._keeping.record.outlet = None
+
+    def _open(self) -> int | None:
+        """A pidfd of the running one, or of a new one; None when it cannot be."""
+        try:
+            if not alive(self.process):
+                pasta = shutil.which("pasta", path=PATH)
+                if pasta is None:
+                    return None
+                pid = start(self._command(pasta), output=self._keeping.log, errors=self._keeping.log)
+                self._keeping.noted(pid)
+            return os.pidfd_open(self.process[0]) if self.process else None
+        except OSError:
+            self._died = True
+            return None
+
+    def _command(self, pasta: str) -> list[str]:
+        spaces = f"/proc/{self._keeping.pid}/ns"
+        identity = self._keeping.identity
+        command = [pasta, *_OPTIONS, "--userns", f"{spaces}/user", "--netns", f"{spaces}/net"]
+        if identity.user is None:
+            return command
+        scratch = "" if _anyone_may_open_tun() else str(Path(self._keeping.record.path).parent)
+        return program("outlet", [str(identity.uid), str(identity.gid), scratch, *command])
+
+    def _reap(self) -> None:
+        if self.process is not None and not alive(self.process):
+            ended(self.process[0])
+
+
+def _anyone_may_open_tun() -> bool:
+    try:
+        return Path("/dev/net/tun").stat().st_mode & 0o006 == 0o006
+    except OSError:
+        return False

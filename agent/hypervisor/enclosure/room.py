@@ -1,0 +1,195 @@
+"""Open an enclosure, or find the one that an earlier agent left with its guests still running."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from ....protocols.errors import DeadlineExceeded
+from . import place
+from .keeping import Identity, Keeping
+from .line import Process
+from .outlet import Outlet
+from .start import PATH
+from .tools import Pipes, complete
+
+_MIB = 1 << 20
+_RELEASE = 10.0
+_TOOL_LIMITS = {"open_files": 256, "core": 0}
+
+
+class Enclosure:
+    """`path` names the same files inside and outside; `user` is None where everything runs as the agent's own user."""
+
+    def __init__(self, keeping: Keeping, outlet: Outlet | None) -> None:
+        self._keeping = keeping
+        self._outlet = outlet
+        self.path = Path(keeping.record.path)
+        self.user = keeping.identity.user
+        self.kind = keeping.record.kind
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """A sentence for each thing that is missing here, as it is now."""
+        outside = self._outlet.problem if self._outlet is not None else None
+        return (*self._keeping.problems, *([outside] if outside else []))
+
+    @property
+    def connected(self) -> bool:
+        """Whether guests have a way to the outside network."""
+        return self._outlet is None or self._outlet.up()
+
+    async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path) -> Process:
+        """Start a process that lives on after the agent, in its own session. Raises: OSError, HypervisorDown."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        log = os.open(stderr, flags, 0o600)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return await self._keeping.launch(argv, env=env, streams=(null, null, log), limits={"core": 0}, bound=False)
+        finally:
+            os.close(log)
+            os.close(null)
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes | None = None,
+        timeout: float = 60,
+        memory: int = 1024,
+        cpu: int = 600,
+        file_size: int | None = None,
+        output: int = 4 * _MIB,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a tool to its end. Memory in MiB, cpu in seconds, `output` bounds each stream in bytes.
+
+        It dies with the call, however that ends, and also when the agent is killed.
+        Raises: DeadlineExceeded, HypervisorDown; TooLarge past `output`; OSError when it cannot start.
+        """
+        limits = {**_TOOL_LIMITS, "address_space": memory * _MIB, "cpu_seconds": cpu}
+        if file_size is not None:
+            limits["file_size"] = file_size
+        environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": str(self.path / "hypervisor")}
+        with trio.move_on_after(timeout):
+            async with Pipes() as pipes:
+                process = await self._keeping.launch(
+                    argv, env=environment, streams=pipes.far_ends, limits=limits, bound=True
+                )
+                pipes.close_far_ends()
+                return await complete(process, pipes, argv, input or b"", output)
+        raise DeadlineExceeded(f"{Path(argv[0]).name} did not finish within {timeout:g} s and was stopped.")
+
+    async def dial(self, port: int, host: str = "127.0.0.1") -> trio.SocketStream:
+        """Connect to a TCP port inside; `host` is an address. Raises: OSError when nothing answers, HypervisorDown."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        far = trio.socket.from_stdlib_socket(await self._keeping.far_socket(family))
+        try:
+            await far.connect((host, port))
+        except BaseException:
+            far.close()
+            raise
+        return trio.SocketStream(far)
+
+    def own(self, path: Path) -> None:
+        """Give a file or a tree to the user inside. Blocks for as long as the tree is large."""
+        identity = self._keeping.identity
+        if identity.user is not None:
+            place.give(path, identity.uid, identity.gid)
+
+    def pids(self) -> frozenset[int]:
+        """Processes inside, and the way out that speaks for them: no connection of theirs is a local user's."""
+        outlet = self._outlet.process if self._outlet is not None else None
+        return self._keeping.pids() | ({outlet[0]} if outlet else frozenset())
+
+    async def release(self) -> bool:
+        """Take everything down unless a process lives inside; whether it is gone. Opening again makes it anew."""
+        if not await self._keeping.end():
+            return False
+        if self._outlet is not None:
+            self._outlet.close()
+        place.release(self._keeping.record, self._keeping.data_dir)
+        return True
+
+
+@asynccontextmanager
+async def open_enclosure(data_dir: Path, *, kind: str = "auto", user: str = "twinshare") -> AsyncIterator[Enclosure]:
+    """`kind` is `auto`, `namespaces` or `plain`. On the way out it is released, unless guests run on in there.
+
+    `user` is the system user of processes inside when the agent is root; anyone else's processes stay their own.
+    Raises: HypervisorDown, with what to do about it.
+    """
+    data_dir = data_dir.absolute()  # noqa: ASYNC240 - asks the process alone
+    identity = await trio.to_thread.run_sync(_identity, user)
+    record = await trio.to_thread.run_sync(_prepare, data_dir, identity)
+    log = os.open(data_dir / "enclosure.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        keeping = Keeping(data_dir, record, identity, log)
+        try:
+            await keeping.open(kind)
+        except BaseException:
+            place.release(record, data_dir)
+            raise
+        outlet = Outlet(keeping) if record.kind == "namespaces" else None
+        enclosure = Enclosure(keeping, outlet)
+        try:
+            async with _watched(outlet):
+                yield enclosure
+        finally:
+            with trio.move_on_after(_RELEASE, shield=True):
+                await enclosure.release()
+            keeping.close()
+    finally:
+        os.close(log)
+
+
+@asynccontextmanager
+async def _watched(outlet: Outlet | None) -> AsyncIterator[None]:
+    """Have the way out kept open while the body lasts; a nursery would wrap what the body raises."""
+    if outlet is None:
+        yield
+        return
+    over = trio.CancelScope()
+    done = trio.Event()
+
+    async def keep() -> None:
+        with over:
+            await outlet.keep()
+        done.set()
+
+    trio.lowlevel.spawn_system_task(keep)
+    try:
+        yield
+    finally:
+        over.cancel()
+        with trio.CancelScope(shield=True):
+            await done.wait()
+
+
+def _identity(user: str) -> Identity:
+    if os.geteuid() != 0:
+        return Identity(None, os.geteuid(), os.getegid())
+    account = place.account(user)
+    return Identity(user, account.pw_uid, account.pw_gid, _kvm_group())
+
+
+def _kvm_group() -> tuple[int, ...]:
+    """The group that may use /dev/kvm, if there is one apart from root's."""
+    try:
+        status = Path("/dev/kvm").stat()
+    except OSError:
+        return ()
+    return (status.st_gid,) if status.st_gid != 0 and status.st_mode & 0o060 == 0o060 else ()
+
+
+def _prepare(data_dir: Path, identity: Identity) -> place.Record:
+    record = place.claim(data_dir)
+    if identity.user is not None:
+        for part in place.PARTS:
+            os.chown(data_dir / part, identity.uid, identity.gid, follow_symlinks=False)
+    return record

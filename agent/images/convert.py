@@ -1,0 +1,93 @@
+"""Makes a raw disk of a qcow2 file from outside: looked at first, in an enclosure, by the tools of QEMU."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from ...protocols.errors import InsufficientResources, InvalidRequest
+from .disks import check_size, damaged, refuse_features
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+LOOK_TIMEOUT = 60.0
+CONVERT_TIMEOUT = 3600.0
+
+
+class RunTool(Protocol):
+    """Runs a program of QEMU as the user that runs the guests, with no network and bounded in memory and time."""
+
+    async def __call__(self, argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[bytes]:
+        """Raises: DeadlineExceeded when the program takes longer than `timeout` seconds: it is killed then."""
+        ...
+
+
+class _Data(msgspec.Struct):
+    data_file: str | None = msgspec.field(default=None, name="data-file")
+
+
+class _Specific(msgspec.Struct):
+    data: _Data = msgspec.field(default_factory=_Data)
+
+
+class _Info(msgspec.Struct):
+    """What `qemu-img info` says, as far as it matters here."""
+
+    size: Annotated[int, Meta(ge=0)] = msgspec.field(name="virtual-size")
+    backing_file: str | None = msgspec.field(default=None, name="backing-filename")
+    encrypted: bool = False
+    specific: _Specific = msgspec.field(default_factory=_Specific, name="format-specific")
+
+
+class _Measure(msgspec.Struct):
+    required: Annotated[int, Meta(ge=0)]
+
+
+async def inspect_qcow2(run_tool: RunTool, path: Path, max_size: int) -> int:
+    """The size of the disk in bytes. Raises: InvalidRequest for one that is damaged or is more than its own bytes."""
+    output = await _qemu_img(run_tool, ["info", "--output=json", "-f", "qcow2", str(path)], LOOK_TIMEOUT)
+    info = _decode(output, _Info)
+    refuse_features(
+        backing_file=info.backing_file is not None,
+        data_file=info.specific.data.data_file is not None,
+        encrypted=info.encrypted,
+    )
+    check_size(info.size, max_size)
+    return info.size
+
+
+async def check_room(run_tool: RunTool, path: Path, free: int) -> None:
+    """Raises: InsufficientResources when the data would not fit: a few bytes of qcow2 can stand for any amount."""
+    argv = ["measure", "--output=json", "-f", "qcow2", "-O", "raw", str(path)]
+    required = _decode(await _qemu_img(run_tool, argv, LOOK_TIMEOUT), _Measure).required
+    if required > free:
+        raise InsufficientResources(f"the disk holds {required} bytes of data, and the node has room for {free}")
+
+
+async def convert_qcow2(run_tool: RunTool, source: Path, target: Path) -> None:
+    """Write the disk as a sparse raw file to `target`, which is there and may be written by the user of the tools."""
+    argv = ["convert", "-q", "-f", "qcow2", "-O", "raw", "-S", "4k", str(source), str(target)]
+    await _qemu_img(run_tool, argv, CONVERT_TIMEOUT)
+
+
+async def _qemu_img(run_tool: RunTool, arguments: list[str], timeout: float) -> bytes:
+    done = await run_tool(["qemu-img", *arguments], timeout=timeout)
+    if done.returncode == 0:
+        return done.stdout
+    text = done.stderr.decode(errors="replace").strip()
+    if "No space left on device" in text or "File too large" in text:
+        raise InsufficientResources("the disk of the node is full: no room for the image; free some and try again")
+    # The tool's sentence names our files: only what stands after them is the caller's business.
+    raise damaged(f"qemu-img cannot read it ({text.rpartition(chr(39) + ': ')[2][:200] or done.returncode})")
+
+
+def _decode(output: bytes, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.json.decode(output, type=kind)
+    except (msgspec.MsgspecError, ValueError):
+        raise InvalidRequest("qemu-img says nothing that can be understood about this disk") from None

@@ -1,0 +1,129 @@
+"""The file `images.db`: which names stand for which bases. One connection in one worker thread; every write lasts.
+
+A base is written down before its file gets its place and is struck off after the file has gone, so whatever a crash
+left half done is known at the next start: its row is not marked whole.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from ...protocols.errors import InsufficientResources
+from ...protocols.reference import Reference
+from .shelf import Base, Shelf
+
+Result = TypeVar("Result")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS bases (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, allocated INTEGER NOT NULL, source TEXT NOT NULL,
+    created_at REAL NOT NULL, whole INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS names (
+    registry TEXT NOT NULL, name TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL REFERENCES bases (digest),
+    PRIMARY KEY (registry, name, tag)
+) STRICT;
+"""
+
+
+class Database:
+    """Every method but `load` is one durable transaction. Raises: InsufficientResources when the disk is full."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._one_thread = trio.CapacityLimiter(1)
+
+    async def load(self) -> tuple[Shelf, list[str]]:
+        """The images that are whole, and the digests of those that are not."""
+
+        def work(db: sqlite3.Connection) -> tuple[Shelf, list[str]]:
+            shelf = Shelf()
+            columns = "digest, size, allocated, source, created_at"
+            for digest, size, allocated, source, created_at in db.execute(f"SELECT {columns} FROM bases WHERE whole"):  # noqa: S608 - the columns stand above
+                when = datetime.fromtimestamp(created_at, UTC)
+                shelf.bases[digest] = Base(
+                    digest=digest, size=size, allocated=allocated, created_at=when, source=source
+                )
+            for registry, name, tag, digest in db.execute(
+                "SELECT registry, name, tag, digest FROM names ORDER BY rowid"
+            ):
+                shelf.names[Reference(registry=registry, name=name, tag=tag)] = digest
+            return shelf, [digest for (digest,) in db.execute("SELECT digest FROM bases WHERE NOT whole")]
+
+        return await self._run(work)
+
+    async def announce(self, base: Base) -> None:
+        """A base's file is about to get its place."""
+        row = (base.digest, base.size, base.allocated, base.source, base.created_at.timestamp())
+        await self._run(lambda db: _done(db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?, ?, 0)", row)))
+
+    async def give(self, name: Reference, digest: str) -> None:
+        """The base is in its place, and the name stands for it."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE bases SET whole = 1 WHERE digest = ?", (digest,))
+            db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", (name.registry, name.name, name.tag, digest))
+
+        await self._run(work)
+
+    async def take(self, names: Sequence[Reference], digest: str | None) -> None:
+        """The names stand for nothing any more; the base of `digest` is about to go."""
+
+        def work(db: sqlite3.Connection) -> None:
+            rows = [(name.registry, name.name, name.tag) for name in names]
+            db.executemany("DELETE FROM names WHERE registry = ? AND name = ? AND tag = ?", rows)
+            db.execute("UPDATE bases SET whole = 0 WHERE digest = ?", (digest,))
+
+        await self._run(work)
+
+    async def strike(self, digest: str) -> None:
+        """The base's file has gone."""
+        await self._run(lambda db: _done(db.execute("DELETE FROM bases WHERE digest = ?", (digest,))))
+
+    async def close(self) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._connection.close, limiter=self._one_thread)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        def transaction() -> Result:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return work(self._connection)
+
+        try:
+            return await trio.to_thread.run_sync(transaction, limiter=self._one_thread)
+        except sqlite3.OperationalError as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise InsufficientResources("the disk of the node is full: the list of images cannot be kept") from None
+            raise
+
+
+def _done(_cursor: sqlite3.Cursor) -> None:
+    return
+
+
+@asynccontextmanager
+async def open_database(file: Path) -> AsyncIterator[Database]:
+    """Open the file, or make it with mode 0600."""
+
+    def connect() -> sqlite3.Connection:
+        file.touch(mode=0o600)
+        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.executescript(_SCHEMA)
+        return connection
+
+    database = Database(await trio.to_thread.run_sync(connect))
+    try:
+        yield database
+    finally:
+        await database.close()

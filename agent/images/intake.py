@@ -1,0 +1,161 @@
+"""Takes the stream of a disk into a scratch file: unpacked, its format known, zeros as holes, bounded in size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from ...protocols.operation import Progress
+from .chunker import BLOCK
+from .disks import Format, check_size, detect_format, detect_packing, whole_sectors
+from .port import Report
+from .unpack import unpack
+
+WINDOW = 1 << 20
+_HEAD = 512
+_ZEROS = bytes(WINDOW)
+_ZERO_BLOCK = bytes(BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """`size` is the disk's, in bytes; the file is as long where the format is raw."""
+
+    format: Format
+    size: int
+
+
+async def receive(content: AsyncIterable[bytes], fd: int, *, max_size: int, report: Report) -> Received:
+    """Write `content` to the empty file `fd`. One worker thread does the work and asks for the content's parts.
+
+    `content` is closed at the end, read to its end or not.
+    Raises: InvalidRequest for a disk that is not taken in; OSError; whatever `content` raises.
+    """
+    source = _Source(_Feed(content, report))
+
+    def work() -> Received:
+        parts = unpack(source.read, detect_packing(source.head()))
+        return write_disk(parts, fd, max_size)
+
+    async with closed_after(content):
+        return await trio.to_thread.run_sync(work)
+
+
+@asynccontextmanager
+async def closed_after(content: AsyncIterable[bytes]) -> AsyncIterator[None]:
+    """Close a generator that may be left half read: its own `finally` may need the loop."""
+    try:
+        yield
+    finally:
+        if isinstance(content, AsyncGenerator):
+            with trio.CancelScope(shield=True):
+                await content.aclose()
+
+
+class _Feed:
+    """The async side: gathers small parts, so that a thread is not woken for each."""
+
+    def __init__(self, content: AsyncIterable[bytes], report: Report) -> None:
+        self._content: AsyncIterator[bytes] = aiter(content)
+        self._report = report
+        self._received = 0
+
+    async def more(self) -> bytes:
+        """At least a window of bytes, or what there is left; nothing at the end."""
+        parts: list[bytes] = []
+        gathered = 0
+        while gathered < WINDOW:
+            part = await anext(self._content, None)
+            if part is None:
+                break
+            parts.append(part)
+            gathered += len(part)
+        self._received += gathered
+        if gathered:
+            self._report(Progress(done=self._received, unit="bytes", message="receiving"))
+        return b"".join(parts)
+
+
+class _Source:
+    """The thread's side. When the import is cancelled, the cancellation is raised here."""
+
+    def __init__(self, feed: _Feed) -> None:
+        self._feed = feed
+        self._data = b""
+        self._position = 0
+
+    def head(self) -> bytes:
+        """The first bytes, which stay to be read."""
+        self._fill()
+        return self._data[:_HEAD]
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes; none at the end."""
+        self._fill()
+        data = self._data[self._position : self._position + count]
+        self._position += len(data)
+        return data
+
+    def _fill(self) -> None:
+        if self._position >= len(self._data):
+            self._data, self._position = trio.from_thread.run(self._feed.more), 0
+
+
+def write_disk(parts: Iterator[bytes], fd: int, max_size: int) -> Received:
+    """Write a disk to an empty file; its length becomes whole sectors. Blocking; for a worker thread."""
+    buffer = bytearray()
+    offset = 0
+    kind: Format | None = None
+    size: int | None = None
+    for part in parts:
+        buffer += part
+        if kind is None and len(buffer) >= _HEAD:
+            kind, size = detect_format(bytes(buffer[:_HEAD]), max_size)
+        whole = len(buffer) - len(buffer) % WINDOW
+        if whole:
+            check_size(offset + whole, max_size)
+            _write_sparse(fd, bytes(buffer[:whole]), offset)
+            offset += whole
+            del buffer[:whole]
+    if kind is None:
+        kind, size = detect_format(bytes(buffer), max_size)
+    _write_sparse(fd, bytes(buffer), offset)
+    offset += len(buffer)
+    check_size(offset, max_size)
+    length = whole_sectors(offset)
+    os.ftruncate(fd, length)
+    return Received(kind, length if size is None else size)
+
+
+def _write_sparse(fd: int, data: bytes, offset: int) -> None:
+    """Write what is not zero; `offset` is on a block."""
+    for start in range(0, len(data), WINDOW):
+        window = data[start : start + WINDOW]
+        if window != _ZEROS[: len(window)]:
+            for begin, end in _runs(window):
+                write_all(fd, memoryview(window)[begin:end], offset + start + begin)
+
+
+def _runs(window: bytes) -> Iterator[tuple[int, int]]:
+    """The runs of blocks that are not all zero."""
+    begin: int | None = None
+    for position in range(0, len(window), BLOCK):
+        if window[position : position + BLOCK] == _ZERO_BLOCK:
+            if begin is not None:
+                yield begin, position
+                begin = None
+        elif begin is None:
+            begin = position
+    if begin is not None:
+        yield begin, len(window)
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """Raises: OSError, a full disk among them: a short write is followed up until it is one."""
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count

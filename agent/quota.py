@@ -1,0 +1,60 @@
+"""Whether a principal may hold more. Decides only: pure functions of what it holds, what it asks and its limits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from ..protocols.access import Caller, Limits
+from ..protocols.errors import QuotaExceeded, RateLimited
+from ..protocols.vm import VmSpec
+from .record import Record
+
+MINUTE = 60.0
+
+
+def check_quota(caller: Caller, records: Iterable[Record], asked: VmSpec) -> None:
+    """Raises: QuotaExceeded, naming the limit and what is held of it."""
+    mine = [record for record in records if record.metadata.owner == caller.principal]
+    held = {
+        "vms": len(mine),
+        "cpu": sum(record.domain.cpu_cores for record in mine),
+        "memory": sum(record.domain.memory for record in mine),
+        "disk": sum(record.metadata.disk_size for record in mine),
+    }
+    wanted = {"vms": 1, "cpu": asked.cpu_cores, "memory": asked.memory, "disk": asked.disk_size}
+    for name, amount in wanted.items():
+        limit: int | None = getattr(caller.limits, name)
+        if limit is not None and held[name] + amount > limit:
+            raise QuotaExceeded(
+                f"{caller.principal} may hold {limit} of {name} on this node, holds {held[name]} and asks for {amount}",
+                resource=name, limit=limit, held=held[name], asked=amount,
+            )  # fmt: skip
+
+
+class Pace:
+    """How many operations each principal began in the last minute and has under way. Time is an argument (seconds)."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, deque[float]] = {}
+        self._under_way: dict[str, int] = {}
+
+    def begin(self, principal: str, limits: Limits, now: float) -> None:
+        """Count one. Raises: RateLimited, with the seconds after which to try again."""
+        begun = self._begun.setdefault(principal, deque())
+        while begun and now - begun[0] >= MINUTE:
+            begun.popleft()
+        if limits.operations_per_minute is not None and len(begun) >= limits.operations_per_minute:
+            wait = int(MINUTE - (now - begun[0])) + 1 if begun else int(MINUTE)
+            raise RateLimited(f"{limits.operations_per_minute} operations a minute are allowed", retry_after=wait)
+        at_once = self._under_way.get(principal, 0)
+        if limits.operations_at_once is not None and at_once >= limits.operations_at_once:
+            raise RateLimited(f"{limits.operations_at_once} operations at once are allowed", retry_after=1)
+        begun.append(now)
+        self._under_way[principal] = at_once + 1
+
+    def end(self, principal: str) -> None:
+        """One has ended; what nobody needs is forgotten."""
+        left = self._under_way.pop(principal, 1) - 1
+        if left > 0:
+            self._under_way[principal] = left

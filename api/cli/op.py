@@ -1,0 +1,82 @@
+"""`twinshare op`: work that goes on, or went."""
+
+from __future__ import annotations
+
+import click
+
+from ...protocols.operation import Operation, OperationState
+from .link import open_link
+from .names import STATE
+from .output import Column, json_option, peer_option, print_fields, print_table, say
+from .progress import follow
+
+COLUMNS: list[Column] = [
+    ("ID", lambda operation: operation.id),
+    ("KIND", lambda operation: operation.kind),
+    ("TARGET", lambda operation: operation.target),
+    ("STATE", lambda operation: operation.state),
+    ("BY", lambda operation: operation.principal),
+    ("UPDATED", lambda operation: operation.updated_at),
+]
+FIELDS: list[Column] = [
+    ("id", lambda operation: operation.id),
+    ("kind", lambda operation: operation.kind),
+    ("target", lambda operation: operation.target),
+    ("node", lambda operation: operation.node),
+    ("state", lambda operation: operation.state),
+    ("progress", lambda operation: operation.progress.message),
+    ("error", lambda operation: operation.error and operation.error.error),
+    ("by", lambda operation: operation.principal),
+    ("created", lambda operation: operation.created_at),
+    ("updated", lambda operation: operation.updated_at),
+]
+
+
+@click.group()
+def op() -> None:
+    """Operations: what was asked of the node, and how far it is."""
+
+
+@op.command("ls")
+@click.option("--state", type=STATE, help="Only those in this state.")
+@peer_option
+@json_option
+def list_operations(state: OperationState | None, peer: str | None, as_json: bool) -> None:
+    """List operations, newest first."""
+    with open_link() as link:
+        print_table(link.call("list_operations", {"state": state}, peer), COLUMNS, as_json=as_json)
+
+
+@op.command("show")
+@click.argument("id")
+@peer_option
+@json_option
+def show_operation(id: str, peer: str | None, as_json: bool) -> None:
+    """Show one operation."""
+    with open_link() as link:
+        print_fields(link.call("get_operation", {"id": id}, peer), FIELDS, as_json=as_json)
+
+
+@op.command("wait")
+@click.argument("id")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Give up after so long; exit code 1.")
+@peer_option
+def wait_operation(id: str, timeout: float | None, peer: str | None) -> None:
+    """Wait for an operation to end; fail as it failed."""
+    with open_link() as link:
+        found = follow(link, link.call("get_operation", {"id": id}, peer), peer, timeout)
+    if isinstance(found, Operation):
+        raise click.ClickException(f"operation {id} still goes on after {timeout:g} s")
+    click.echo(f"{id} done")
+
+
+@op.command("cancel")
+@click.argument("id")
+@peer_option
+def cancel_operation(id: str, peer: str | None) -> None:
+    """Cancel an operation: what it did is undone."""
+    with open_link() as link:
+        found = link.call("cancel_operation", {"id": id}, peer)
+    click.echo(f"{found.id} {found.state}")
+    if found.state is OperationState.DONE:
+        say("it had already ended")

@@ -1,0 +1,145 @@
+"""`twinshare peer`: the other nodes of the fleet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ...protocols.access import Role
+from ...protocols.peer import InviteRequest, Message
+from .link import open_link
+from .names import DURATION, PEER_NAME, ROLE
+from .output import Column, json_option, print_fields, print_json, print_table, say
+
+COLUMNS: list[Column] = [
+    ("NAME", lambda peer: peer.name),
+    ("STATUS", lambda peer: peer.status),
+    ("ROLE", lambda peer: peer.role),
+    ("PATH", lambda peer: peer.path),
+    ("ADDRESS", lambda peer: f"{peer.address}:{peer.port}" if peer.address else None),
+    ("LAST SEEN", lambda peer: peer.last_seen),
+    ("ID", lambda peer: peer.id),
+]
+FIELDS: list[Column] = [
+    ("name", lambda peer: peer.name),
+    ("id", lambda peer: peer.id),
+    ("status", lambda peer: peer.status),
+    ("role", lambda peer: peer.role),
+    ("path", lambda peer: peer.path),
+    ("last seen", lambda peer: peer.last_seen),
+    ("services", lambda peer: peer.services),
+    ("addresses", lambda peer: peer.addresses),
+]
+
+
+@click.group()
+def peer() -> None:
+    """Other nodes of the fleet.
+
+    \b
+    twinshare peer invite --role operator     prints a ticket
+    twinshare peer join TICKET                on the other machine
+    twinshare vm ls --on alice
+    """
+
+
+@peer.command("ls")
+@json_option
+def list_peers(as_json: bool) -> None:
+    """List the peers of the fleet."""
+    with open_link() as link:
+        print_table(link.call("list_peers"), COLUMNS, as_json=as_json)
+
+
+@peer.command("show")
+@click.argument("name", metavar="PEER", type=PEER_NAME)
+@json_option
+def show_peer(name: str, as_json: bool) -> None:
+    """Show one peer."""
+    with open_link() as link:
+        print_fields(link.call("get_peer", {"peer": name}), FIELDS, as_json=as_json)
+
+
+@peer.command("invite")
+@click.option("--role", type=ROLE, default="operator", show_default=True)
+@click.option("--expires", type=DURATION, default="10m", show_default=True, help="How long the ticket is good.")
+@click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many nodes may use it.")
+@json_option
+def invite(role: Role, expires: int, uses: int, as_json: bool) -> None:
+    """Make a ticket with which another node can join the fleet."""
+    with open_link() as link:
+        made = link.call("invite_peer", {"invite": InviteRequest(role=role, expires=expires, uses=uses)})
+    if as_json:
+        return print_json(made)
+    say("on the other machine: twinshare peer join TICKET, with this ticket:")
+    return click.echo(made.ticket)
+
+
+@peer.command("join")
+@click.argument("ticket")
+@json_option
+def join(ticket: str, as_json: bool) -> None:
+    """Join the fleet that a ticket comes from."""
+    with open_link() as link:
+        found = link.call("join_fleet", {"ticket": ticket})
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"joined the fleet of {found.name} ({found.id})")
+
+
+@peer.command("revoke")
+@click.argument("name", metavar="PEER", type=PEER_NAME)
+def revoke(name: str) -> None:
+    """Put a peer out of the fleet."""
+    with open_link() as link:
+        gone = link.call("revoke_peer", {"peer": name})
+    click.echo(f"{gone.name} ({gone.id}) revoked")
+
+
+@peer.command("ping")
+@click.argument("name", metavar="PEER", type=PEER_NAME)
+@json_option
+def ping(name: str, as_json: bool) -> None:
+    """Measure the round trip to a peer."""
+    with open_link() as link:
+        found = link.call("ping_peer", {"peer": name})
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"{found.rtt:.1f} ms, {found.path}")
+
+
+class _Json(click.ParamType[dict[str, Any]]):
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail("not a JSON object", param, ctx)
+        return found
+
+
+@peer.command("message")
+@click.argument("name", metavar="PEER", type=PEER_NAME)
+@click.argument("message_type", metavar="TYPE")
+@click.argument("data", type=_Json(), default="{}")
+@json_option
+def message(name: str, message_type: str, data: dict[str, Any], as_json: bool) -> None:
+    """Send a message to a peer; DATA is a JSON object.
+
+    \b
+    twinshare peer message alice HELLO '{"message": "hi"}'
+    """
+    with open_link() as link:
+        wanted = Message(peer_id=name, message_type=message_type, data=data)
+        found = link.call("send_message", {"message": wanted})
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"{found.status}: {found.message}")

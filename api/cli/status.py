@@ -1,0 +1,40 @@
+"""`twinshare status`: the node at a glance."""
+
+from __future__ import annotations
+
+import click
+
+from .link import open_link
+from .output import Column, duration, json_option, peer_option, print_fields, print_json, say
+
+FIELDS: list[Column] = [
+    ("name", lambda health: health.name),
+    ("status", lambda health: health.status),
+    ("version", lambda health: health.version),
+    ("peer id", lambda health: health.peer_id),
+    ("hypervisor", lambda health: f"{health.hypervisor} ({health.accelerator})"),
+    ("p2p", lambda health: health.p2p),
+    ("vms", lambda health: str(health.vms)),
+    ("uptime", lambda health: duration(health.uptime)),
+]
+
+
+@click.command()
+@peer_option
+@json_option
+def status(peer: str | None, as_json: bool) -> None:
+    """Show how the node is and what room it has."""
+    with open_link() as link:
+        health = link.call("health", {}, peer)
+        room = link.call("capacity", {}, peer)
+    if as_json:
+        return print_json({"health": health, "capacity": room})
+    print_fields(health, FIELDS, as_json=False)
+    free, all_ = room.available, room.total
+    click.echo(
+        f"free:       {free.cpu} of {all_.cpu} virtual CPUs, {free.memory} of {all_.memory} MiB memory, "
+        f"{free.disk} of {all_.disk} GiB disk"
+    )
+    for problem in health.problems:
+        say(f"problem: {problem}")
+    return None

@@ -1,0 +1,36 @@
+"""A whole node on the twins, for the tests of this folder."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig
+from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.node import Node, open_node
+from twinshare.agent.vms import LocalVms
+from twinshare.protocols.access import LOCAL_ADMIN
+from twinshare.protocols.vm import VmSpec
+
+
+def config(data_dir: Path, **limits: Any) -> Config:
+    return Config(
+        node=NodeConfig(name="here", data_dir=str(data_dir)),
+        api=ApiConfig(listen="127.0.0.1:0"),
+        hypervisor=HypervisorConfig(**{"uri": "fake://", "stop_timeout": 2} | limits),
+    )
+
+
+@asynccontextmanager
+async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[Node, LocalVms, FakeHypervisor]]:
+    """A node with the image `disk`, its VMs for an admin, and the twin under it."""
+    async with open_node(config(data_dir, **limits)) as node:
+        await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
+        hypervisor = node.vms.hypervisor
+        assert isinstance(hypervisor, FakeHypervisor)
+        yield node, LocalVms(node.vms, LOCAL_ADMIN), hypervisor
+
+
+def spec(name: str = "one", **over: Any) -> VmSpec:
+    return VmSpec(**{"name": name, "image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1} | over)
