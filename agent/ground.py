@@ -17,6 +17,7 @@ from .hypervisor.fake import open_fake_hypervisor
 from .hypervisor.port import Hypervisor
 from .images.port import ImageStore
 from .images.store import open_image_store
+from .sockets import far_socket, is_own_program
 
 FAKE = "fake://"
 
@@ -30,9 +31,13 @@ class Ground:
     vms: Path
     scratch: Path
     own: Callable[[Path], None]
-    admits: Callable[[trio.SocketStream], bool]
     guest_pids: Callable[[], Iterable[int]]
     problems: Sequence[str]
+
+    async def admits(self, stream: trio.SocketStream) -> bool:
+        """Whether a loopback connection may see a guest's screen: this node's own user alone, as with REST."""
+        far = far_socket(stream.socket.getpeername()[:2], stream.socket.getsockname()[:2])
+        return far is not None and await is_own_program(far, self.guest_pids())
 
 
 @asynccontextmanager
@@ -56,7 +61,6 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
             vms=data_dir / "vms",
             scratch=data_dir / "scratch",
             own=lambda path: None,  # noqa: ARG005
-            admits=lambda stream: True,  # noqa: ARG005
             guest_pids=list,
             problems=(),
         )

@@ -22,7 +22,7 @@ CHUNK = 65536
 LINGER = 3600.0
 
 Dial = Callable[[], Awaitable[trio.SocketStream]]
-Admits = Callable[[trio.SocketStream], bool]
+Admits = Callable[[trio.SocketStream], Awaitable[bool]]
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Relays:
 
         async def handle(near: trio.SocketStream) -> None:
             async with near:
-                if room.available_tokens < 1 or (admits is not None and not admits(near)):
+                if room.available_tokens < 1 or (admits is not None and not await admits(near)):
                     return
                 async with room:
                     await _carry(near, dial)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import trio
 
+from ...agent.sockets import far_socket, is_own, is_own_program, unix_peer
 from ...protocols.access import LOCAL_ADMIN
 from .link import Link, plain_address
-from .sockets import OVERFLOW_UID, far_socket, held_by_guest, unix_peer
 
 Guests = Callable[[], Iterable[int]]
-
-_scans = trio.CapacityLimiter(4)
 
 
 async def meet(sock: trio.socket.SocketType, guests: Guests, *, tokenless: bool, secure: bool) -> Link:
@@ -26,27 +22,19 @@ async def meet(sock: trio.socket.SocketType, guests: Guests, *, tokenless: bool,
     """
     if sock.family == socket.AF_UNIX:
         uid = unix_peer(sock)
-        return _link("unix", "localhost", uid, trusted=tokenless and _is_own(uid), secure=secure)
+        return _link("unix", "localhost", uid, trusted=tokenless and is_own(uid), secure=secure)
     client, server = _end(sock.getpeername()), _end(sock.getsockname())
     if not ipaddress.ip_address(client[0].partition("%")[0]).is_loopback:
         return _link(client[0], server[0], None, trusted=False, secure=secure)
     far = far_socket(client, server)
     if far is None:
         return _link(client[0], server[0], None, trusted=False, secure=secure)
-    trusted = tokenless and _is_own(far.uid)
-    if trusted:
-        scan = partial(held_by_guest, far.inode, tuple(guests()))
-        trusted = not await trio.to_thread.run_sync(scan, limiter=_scans)
+    trusted = tokenless and await is_own_program(far, guests())
     return _link(client[0], server[0], far.uid, trusted=trusted, secure=secure)
 
 
 def _end(address: tuple[str, int]) -> tuple[str, int]:
     return plain_address(address[0]), address[1]
-
-
-def _is_own(uid: int) -> bool:
-    """The agent's own user, or root. The kernel's name for users outside the namespace is nobody in particular."""
-    return uid == 0 or (uid == os.geteuid() and uid != OVERFLOW_UID)
 
 
 def _link(address: str, served: str, uid: int | None, *, trusted: bool, secure: bool) -> Link:

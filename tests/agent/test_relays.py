@@ -58,8 +58,11 @@ async def test_a_stranger_is_let_go_unheard() -> None:
     async def dial() -> trio.SocketStream:
         raise AssertionError("must not be dialled")
 
+    async def nobody(_: trio.SocketStream) -> bool:
+        return False
+
     async with open_relays() as relays:
-        port = await relays.open(("a",), "127.0.0.1", 0, dial, admits=lambda _: False)
+        port = await relays.open(("a",), "127.0.0.1", 0, dial, admits=nobody)
         with trio.fail_after(5):
             async with await trio.open_tcp_stream("127.0.0.1", port) as near:
                 assert await near.receive_some() == b""

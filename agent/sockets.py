@@ -2,7 +2,7 @@
 
 A guest in user-mode networking reaches the host's loopback through its QEMU or passt, as the user that runs them; so
 the user alone proves nothing while the socket may belong to such a process.
-Everything in here blocks for a few milliseconds at most; `held_by_guest` belongs into a worker thread.
+What blocks in here does so for a few milliseconds at most; `held_by_guest` belongs into a worker thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -23,6 +24,7 @@ Address = tuple[str, int]
 OVERFLOW_UID = 65534
 GUEST_PROCESSES = ("qemu", "kvm", "passt", "pasta", "slirp4netns", "cloud-hyp", "firecracker", "crosvm")
 
+_scans = trio.CapacityLimiter(4)
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
@@ -99,6 +101,19 @@ def _in_table(address: Address) -> str:
     packed = _packed(address[0])
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return "".join(f"{word:08X}" for word in words) + f":{address[1]:04X}"
+
+
+def is_own(uid: int) -> bool:
+    """The agent's own user, or root. The kernel's name for users outside the namespace is nobody in particular."""
+    return uid == 0 or (uid == os.geteuid() and uid != OVERFLOW_UID)
+
+
+async def is_own_program(far: FarSocket, guests: Iterable[int]) -> bool:
+    """Whether the far end is a program of this node's own user, and none that carries a guest's traffic."""
+    if not is_own(far.uid):
+        return False
+    scan = partial(held_by_guest, far.inode, tuple(guests))
+    return not await trio.to_thread.run_sync(scan, limiter=_scans)
 
 
 def unix_peer(sock: trio.socket.SocketType) -> int:
