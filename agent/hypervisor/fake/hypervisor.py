@@ -22,7 +22,7 @@ from ....protocols.errors import (
     VmNotFound,
     WrongState,
 )
-from ..background import open_background
+from ...background import open_background
 from ..changes import ChangeFeed
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, Features
 from .guest import GuestServer, Life, http_server, png, run_server, stream_pair

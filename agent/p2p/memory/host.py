@@ -1,0 +1,229 @@
+"""The `Host` port on the network in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from ....protocols.errors import PeerUnreachable, Unsupported
+from ...background import open_background
+from ..host import (
+    DIAL_DEADLINE,
+    MAX_EVENTS,
+    Admission,
+    Connection,
+    Direction,
+    Gate,
+    Handler,
+    Path,
+    PeerEvent,
+    PeerId,
+    Stream,
+)
+from .network import MemoryNetwork
+from .stream import MemoryStream
+from .wire import Wire
+
+log = structlog.get_logger(__name__)
+DEAD_AFTER = 15.0
+
+
+class MemoryHost:
+    """Made by `open_memory_host`."""
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        peer_id: PeerId,
+        gate: Gate,
+        address: str,
+        dead_after: float,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.network = network
+        self._peer_id, self._gate, self._address = peer_id, gate, address
+        self._dead_after = dead_after
+        self._nursery = nursery
+        self._handlers: dict[str, tuple[Handler, bool]] = {}
+        self._wires: list[Wire] = []
+        self._tell, self._events = trio.open_memory_channel[PeerEvent](MAX_EVENTS)
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return [f"{self._address}/p2p/{self._peer_id}"]
+
+    @property
+    def connections(self) -> Sequence[Connection]:
+        return [wire.view(self) for wire in self._wires]
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        return self._events
+
+    def path(self, peer_id: PeerId) -> Path | None:
+        return Path.DIRECT if self._wire(peer_id) else None
+
+    def serve(self, protocol: str, handler: Handler, *, guests: bool = False) -> None:
+        self._handlers[protocol] = (handler, guests)
+
+    async def connect(
+        self, peer_id: PeerId, addresses: Sequence[str], *, deadline: float = DIAL_DEADLINE
+    ) -> Connection:
+        await trio.lowlevel.checkpoint()
+        wire = self._wire(peer_id)
+        if wire is None:
+            with trio.move_on_after(deadline):
+                wire = await self._dial(peer_id, addresses)
+        if wire is None:
+            raise PeerUnreachable(f"{peer_id} did not answer within {deadline:g} s", peer=peer_id)
+        return wire.view(self)
+
+    async def disconnect(self, peer_id: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        for wire in [wire for wire in self._wires if wire.view(self).peer_id == peer_id]:
+            wire.give_up(self)
+
+    async def open_stream(self, peer_id: PeerId, protocol: str, *, deadline: float = DIAL_DEADLINE) -> Stream:
+        await trio.lowlevel.checkpoint()
+        wire = self._wire(peer_id)
+        if wire is None:
+            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        with trio.move_on_after(deadline):
+            await self._travel(peer_id)
+            await self._travel(peer_id)
+            if not wire.held_by(self):
+                raise PeerUnreachable(f"the connection with {peer_id} is lost", peer=peer_id)
+            ours, theirs = wire.open_stream(self, protocol)
+            if not wire.far(self).accept(theirs):
+                ours.close()
+                raise Unsupported(f"{peer_id} does not serve us {protocol}", peer=peer_id)
+            return ours
+        raise PeerUnreachable(f"{peer_id} did not open a stream within {deadline:g} s", peer=peer_id)
+
+    async def ping(self, peer_id: PeerId, *, deadline: float = DIAL_DEADLINE) -> float:
+        started = trio.current_time()
+        wire = self._wire(peer_id)
+        with trio.move_on_after(deadline):
+            await self._travel(peer_id)
+            await self._travel(peer_id)
+            if wire is not None and wire.held_by(self):
+                return trio.current_time() - started
+        raise PeerUnreachable(f"{peer_id} did not answer a ping within {deadline:g} s", peer=peer_id)
+
+    # -- what wires ask of a host
+
+    def hold(self, wire: Wire) -> None:
+        self._wires.append(wire)
+        if len(self._to(wire)) == 1:
+            self._publish(PeerEvent(peer_id=wire.view(self).peer_id, path=Path.DIRECT))
+
+    def release(self, wire: Wire) -> None:
+        self._wires.remove(wire)
+        if not self._to(wire):
+            self._publish(PeerEvent(peer_id=wire.view(self).peer_id, path=None))
+
+    def watch_silence(self, wire: Wire) -> None:
+        self._nursery.start_soon(self._give_up_when_dead, wire, wire.silent_since)
+
+    def admit(self, peer_id: PeerId, direction: Direction) -> Admission:
+        return self._gate(peer_id, direction)
+
+    def accept(self, stream: MemoryStream) -> bool:
+        """Start the handler of a stream that a peer opens, if the peer may have it."""
+        handler, guests = self._handlers.get(stream.protocol, (None, False))
+        admission = self._gate(stream.peer_id, Direction.INBOUND)
+        if handler is None or admission is Admission.REFUSED or (admission is Admission.GUEST and not guests):
+            stream.reset()
+            return False
+        self._nursery.start_soon(self._run, handler, stream, name=f"{stream.protocol} from {stream.peer_id}")
+        return True
+
+    # -- our own
+
+    async def _dial(self, peer_id: PeerId, addresses: Sequence[str]) -> Wire:
+        """Until somebody answers who is `peer_id` and lets us in."""
+        if self._gate(peer_id, Direction.OUTBOUND) is Admission.REFUSED:
+            raise PeerUnreachable(f"{peer_id} may not be connected to", peer=peer_id)
+        plain = [address.partition("/p2p/")[0] for address in addresses]
+        await self._travel(peer_id)
+        await self._travel(peer_id)
+        found = next((a for a in plain if (h := self.network.hosts.get(a)) and h.peer_id == peer_id), None)
+        if found is None:
+            raise PeerUnreachable(f"{peer_id} is at none of the {len(plain)} addresses we know", peer=peer_id)
+        far = self.network.hosts[found]
+        if far.admit(self._peer_id, Direction.INBOUND) is Admission.REFUSED:
+            raise PeerUnreachable(f"{peer_id} refused the connection", peer=peer_id)
+        return self._wire(peer_id) or Wire(self, self._address, far, found)
+
+    async def _travel(self, peer_id: PeerId) -> None:
+        """The time that a byte takes to the peer; on a silent link, until it speaks again."""
+        while (delay := self.network.delay_now(self._peer_id, peer_id)) is None:
+            await self.network.changed.park()
+        await trio.sleep(delay)
+
+    async def _give_up_when_dead(self, wire: Wire, since: float | None) -> None:
+        await trio.sleep(self._dead_after)
+        if wire.silent_since == since and wire.held_by(self):
+            wire.give_up(self)
+
+    async def _run(self, handler: Handler, stream: MemoryStream) -> None:
+        try:
+            await handler(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            stream.reset()
+        except Exception:
+            log.exception("a stream's handler failed", protocol=stream.protocol, peer=stream.peer_id)
+            stream.reset()
+        except BaseException:
+            stream.reset()
+            raise
+        stream.close()
+
+    def _wire(self, peer_id: PeerId) -> Wire | None:
+        return next((wire for wire in self._wires if wire.view(self).peer_id == peer_id), None)
+
+    def _to(self, wire: Wire) -> list[Wire]:
+        return [other for other in self._wires if other.view(self).peer_id == wire.view(self).peer_id]
+
+    def _publish(self, event: PeerEvent) -> None:
+        try:
+            self._tell.send_nowait(event)
+        except trio.WouldBlock:
+            self._events.receive_nowait()
+            self._tell.send_nowait(event)
+
+    def close(self) -> None:
+        for wire in list(self._wires):
+            wire.give_up(self)
+        self._tell.close()
+        self._events.close()
+
+
+@asynccontextmanager
+async def open_memory_host(
+    network: MemoryNetwork, peer_id: PeerId, gate: Gate, *, address: str | None = None, dead_after: float = DEAD_AFTER
+) -> AsyncIterator[MemoryHost]:
+    """Put a host on the network, at a new address unless one is given (`/memory/<number>`).
+
+    `dead_after` is how many seconds a silent peer stays connected. Leaving ends it as a crash would: the peers see
+    their connections break as soon as the links let them.
+    Raises: ValueError when the address is taken.
+    """
+    address = address or network.new_address()
+    if address in network.hosts:
+        raise ValueError(f"{address} is taken")
+    async with open_background() as nursery:
+        host = MemoryHost(network, peer_id, gate, address, dead_after, nursery)
+        network.hosts[address] = host
+        try:
+            yield host
+        finally:
+            del network.hosts[address]
+            host.close()

@@ -1,0 +1,81 @@
+"""The network in memory: who is where, and what its links do. Every change takes effect at once.
+
+A silent link loses nothing: bytes wait until it speaks again, as TCP's do, unless a host gives its peer up before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..host import PeerId
+
+if TYPE_CHECKING:
+    from .host import MemoryHost
+    from .wire import Wire
+
+
+class MemoryNetwork:
+    """`delay` gives the seconds that bytes travel from one peer to another; replace it as you like."""
+
+    def __init__(self, delay: Callable[[PeerId, PeerId], float] = lambda _from, _to: 0.0) -> None:
+        self.delay = delay
+        self.hosts: dict[str, MemoryHost] = {}
+        self.wires: list[Wire] = []
+        self._cut: set[frozenset[PeerId]] = set()
+        self._frozen: set[PeerId] = set()
+        self._islands: dict[PeerId, int] = {}
+        self._next_port = 1
+        self.changed = trio.lowlevel.ParkingLot()
+
+    def new_address(self) -> str:
+        self._next_port += 1
+        return f"/memory/{self._next_port}"
+
+    def passes(self, one: PeerId, other: PeerId) -> bool:
+        """Whether bytes move between the two."""
+        return (
+            frozenset((one, other)) not in self._cut
+            and not self._frozen & {one, other}
+            and self._islands.get(one) == self._islands.get(other)
+        )
+
+    def delay_now(self, source: PeerId, target: PeerId) -> float | None:
+        return self.delay(source, target) if self.passes(source, target) else None
+
+    def cut(self, one: PeerId, other: PeerId) -> None:
+        """Make the link between two peers silent."""
+        self._cut.add(frozenset((one, other)))
+        self._look_again()
+
+    def freeze(self, peer: PeerId) -> None:
+        """Make a peer fall silent to everybody, as SIGSTOP or a pulled cable does."""
+        self._frozen.add(peer)
+        self._look_again()
+
+    def partition(self, *islands: Iterable[PeerId]) -> None:
+        """Let only the peers of one island reach each other; whoever is not named is on an island of its own kind."""
+        self._islands = {peer: number for number, island in enumerate(islands) for peer in island}
+        self._look_again()
+
+    def heal(self, *peers: PeerId) -> None:
+        """End silence: of the links and freezes of `peers`, or of everything."""
+        chosen = set(peers)
+        self._cut = {pair for pair in self._cut if chosen and not pair & chosen}
+        self._frozen = {peer for peer in self._frozen if chosen and peer not in chosen}
+        if not chosen:
+            self._islands = {}
+        self._look_again()
+
+    def drop(self, one: PeerId, other: PeerId) -> None:
+        """Break the connections of two peers: both notice at once, and can dial again."""
+        for wire in list(self.wires):
+            if wire.joins(one, other):
+                wire.break_off()
+
+    def _look_again(self) -> None:
+        for wire in list(self.wires):
+            wire.look_again()
+        self.changed.unpark_all()

@@ -1,0 +1,101 @@
+"""One connection of the network in memory: two ends, of which each knows only what has reached it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..host import Connection, Direction, Path
+from .stream import MemoryStream, Pipe
+
+if TYPE_CHECKING:
+    from .host import MemoryHost
+
+
+class Wire:
+    """`dialler` and `listener` hold it until they give it up; once one has, the other learns it as soon as it can."""
+
+    def __init__(self, dialler: MemoryHost, dialled_from: str, listener: MemoryHost, address: str) -> None:
+        self._network = dialler.network
+        self._ends = (dialler, listener)
+        self._streams: dict[MemoryHost, list[MemoryStream]] = {dialler: [], listener: []}
+        self._held_by = set(self._ends)
+        now = trio.current_time()
+        self._views = {
+            dialler: Connection(
+                peer_id=listener.peer_id, address=address, direction=Direction.OUTBOUND, path=Path.DIRECT, since=now
+            ),
+            listener: Connection(
+                peer_id=dialler.peer_id, address=dialled_from, direction=Direction.INBOUND, path=Path.DIRECT, since=now
+            ),
+        }
+        self._silent_since: float | None = None
+        self._network.wires.append(self)
+        for host in self._ends:
+            host.hold(self)
+        self.look_again()
+
+    @property
+    def silent_since(self) -> float | None:
+        """When its link fell silent; None while it speaks."""
+        return self._silent_since
+
+    def joins(self, one: str, other: str) -> bool:
+        return {host.peer_id for host in self._ends} == {one, other}
+
+    def view(self, host: MemoryHost) -> Connection:
+        return self._views[host]
+
+    def far(self, host: MemoryHost) -> MemoryHost:
+        return self._ends[1] if host is self._ends[0] else self._ends[0]
+
+    def held_by(self, host: MemoryHost) -> bool:
+        return host in self._held_by
+
+    def streams(self, host: MemoryHost) -> int:
+        """How many streams this end has open."""
+        return sum(not stream.over for stream in self._streams[host])
+
+    def open_stream(self, opener: MemoryHost, protocol: str) -> tuple[MemoryStream, MemoryStream]:
+        far = self.far(opener)
+        there = Pipe(lambda: self._network.delay_now(opener.peer_id, far.peer_id))
+        back = Pipe(lambda: self._network.delay_now(far.peer_id, opener.peer_id))
+        ours = MemoryStream(far.peer_id, protocol, incoming=back, outgoing=there)
+        theirs = MemoryStream(opener.peer_id, protocol, incoming=there, outgoing=back)
+        for host, stream in ((opener, ours), (far, theirs)):
+            self._streams[host] = [old for old in self._streams[host] if not old.over]
+            self._streams[host].append(stream)
+        return ours, theirs
+
+    def break_off(self) -> None:
+        """Both ends lose it now."""
+        for host in self._ends:
+            self.give_up(host)
+
+    def give_up(self, host: MemoryHost) -> None:
+        """This end is over: its streams are lost, and the far end learns it when the link lets it."""
+        if host not in self._held_by:
+            return
+        self._held_by.discard(host)
+        for stream in self._streams[host]:
+            stream.lose()
+        host.release(self)
+        if not self._held_by:
+            self._network.wires.remove(self)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """The link or an end has changed."""
+        passes = self._network.passes(*(host.peer_id for host in self._ends))
+        if passes:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = trio.current_time()
+            for host in tuple(self._held_by):
+                host.watch_silence(self)
+        for streams in self._streams.values():
+            for stream in streams:
+                stream.wake()
+        if passes and len(self._held_by) == 1:
+            self.give_up(*self._held_by)
