@@ -68,6 +68,7 @@ class KeptDomain:
     metadata: str | None
     serial: str | None
     netdev: str | None
+    mac: str | None
 
 
 def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
@@ -115,6 +116,7 @@ def read_domain(xml: str) -> KeptDomain:
         metadata=None if metadata is None else metadata.text or "",
         serial=None if serial is None else serial.get("path"),
         netdev=_netdev(domain),
+        mac=_mac(domain),
     )
 
 
@@ -196,6 +198,16 @@ def _netdev(domain: ET.Element) -> str | None:
         return RESTRICTED_NETDEV
     interface = domain.find("devices/interface")
     return USER_NETDEV if interface is not None and interface.get("type") == "user" else None
+
+
+def _mac(domain: ET.Element) -> str | None:
+    interface = domain.find("devices/interface/mac")
+    if interface is not None:
+        return interface.get("address")
+    for argument in domain.iter(f"{{{QEMU_URI}}}arg"):
+        if found := _MAC.search(argument.get("value", "")):
+            return found[0]
+    return None
 
 
 def _mebibytes(memory: ET.Element) -> int:

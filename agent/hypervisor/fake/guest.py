@@ -1,10 +1,8 @@
-"""What a fake guest shows to the world: a page on port 80 as the tiny guest has it, a grey screen."""
+"""What a fake guest shows to the world: a page on port 80 as the tiny guest has it."""
 
 from __future__ import annotations
 
 import socket
-import struct
-import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVarTuple, Unpack
@@ -68,14 +66,3 @@ def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
     return trio.SocketStream(trio.socket.from_stdlib_socket(near)), trio.SocketStream(
         trio.socket.from_stdlib_socket(far)
     )
-
-
-def png(width: int, height: int) -> bytes:
-    """A grey picture, valid to the last checksum."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = (b"\x00" + b"\x80" * width) * height
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

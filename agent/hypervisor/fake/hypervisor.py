@@ -24,8 +24,9 @@ from ....protocols.errors import (
 )
 from ...background import open_background
 from ..changes import ChangeFeed
+from ..picture import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, Features
-from .guest import GuestServer, Life, http_server, png, run_server, stream_pair
+from .guest import GuestServer, Life, http_server, run_server, stream_pair
 from .record import Behaviour, Record, load, save
 
 
@@ -212,7 +213,7 @@ class FakeHypervisor:
     async def screenshot(self, id: str) -> bytes:
         await self._call()
         await self._running(id)
-        return png(720, 400)
+        return png(720, 400, b"\x80" * (720 * 400), channels=1)
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
         await self._call()

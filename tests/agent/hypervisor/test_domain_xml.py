@@ -80,6 +80,7 @@ def test_what_was_written_is_read_back(name: str) -> None:
         metadata=plan.metadata,
         serial=str(plan.directory / "tty.sock"),
         netdev={NetworkKind.USER: "hostnet0", NetworkKind.RESTRICTED: "ts0"}.get(facts.networks[plan.network].kind),
+        mac=plan.mac,
     )
 
 
@@ -120,5 +121,5 @@ def test_a_foreign_domain_is_read_too() -> None:
         "<domain type='kvm'><name>x</name><memory unit='GiB'>2</memory><vcpu>3</vcpu><devices/></domain>"
     )
     assert kept == KeptDomain(
-        name="x", cpu_cores=3, memory=2048, accelerator="kvm", metadata=None, serial=None, netdev=None
+        name="x", cpu_cores=3, memory=2048, accelerator="kvm", metadata=None, serial=None, netdev=None, mac=None
     )

@@ -1,0 +1,285 @@
+"""What every hypervisor keeps, as a check that anybody may run on theirs: the twin passes it, and so does libvirt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import uuid4
+
+import trio
+
+from ...protocols.errors import TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
+from .port import ChangeKind, Dialling, Domain, DomainPlan, DomainState, Hypervisor, Observing
+
+MakePlan = Callable[[str], Awaitable[DomainPlan]]
+
+_PATIENCE = 60.0
+_AWKWARD = '{"text": "<a>&amp;]]>\\u0000\\r \'é🦀\'", "tab":\t1,\n "nested": {"x": null}}  '
+
+
+async def check_hypervisor(hypervisor: Hypervisor, make_plan: MakePlan) -> None:
+    """Raises AssertionError, or the error that should not have come. Leaves no domain behind.
+
+    `make_plan(name)` gives a plan of that name with a fresh id, and a disk that boots. The guest need not obey ACPI.
+    Reads `hypervisor.changes`: nobody else may.
+    """
+    _check_features(hypervisor)
+    prefix = f"check-{uuid4().hex[:8]}"
+    for number, part in enumerate(_PARTS):
+        plans = [await make_plan(f"{prefix}-{number}-{letter}") for letter in "ab"]
+        try:
+            with trio.fail_after(_PATIENCE):
+                await part(hypervisor, *plans)
+        finally:
+            with trio.move_on_after(_PATIENCE, shield=True):
+                for plan in plans:
+                    await hypervisor.destroy(plan.id)
+                    await hypervisor.undefine(plan.id)
+        left = {domain.id for domain in await hypervisor.list_domains()}
+        assert left.isdisjoint(plan.id for plan in plans)
+
+
+def _check_features(hypervisor: Hypervisor) -> None:
+    features = hypervisor.features
+    assert hypervisor.connected
+    assert features.accelerator in ("kvm", "qemu")
+    assert {"default", "isolated"} <= set(features.networks)
+    assert features.name
+    assert features.version
+    assert features.host_cpus >= 1
+
+
+async def _a_definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    await hypervisor.define(replace(plan, metadata=_AWKWARD))
+    await _told(hypervisor, ChangeKind.DEFINED, plan)
+    expected = Domain(
+        id=plan.id,
+        name=plan.name,
+        state=DomainState.SHUTOFF,
+        reason=None,
+        cpu_cores=plan.cpu_cores,
+        memory=plan.memory,
+        accelerator=plan.accelerator,
+        autostart=False,
+        metadata=_AWKWARD,
+        started_at=None,
+    )
+    assert await hypervisor.get_domain(plan.id) == expected
+    assert expected in await hypervisor.list_domains()
+    await hypervisor.define(replace(plan, memory=plan.memory + 16, metadata="{}"))
+    assert await hypervisor.get_domain(plan.id) == replace(expected, memory=plan.memory + 16, metadata="{}")
+    await hypervisor.undefine(plan.id)
+    await _told(hypervisor, ChangeKind.UNDEFINED, plan)
+
+
+async def _what_is_not_there(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    """Stopping and deleting it is done already; all else is refused."""
+    calls = (hypervisor.get_domain, hypervisor.start, hypervisor.shutdown, hypervisor.pause, hypervisor.resume)
+    for call in calls:
+        with _refused(VmNotFound):
+            await call(plan.id)
+    with _refused(VmNotFound):
+        await hypervisor.set_metadata(plan.id, "{}")
+    with _refused(VmNotFound):
+        await hypervisor.set_autostart(plan.id, enabled=True)
+    await hypervisor.destroy(plan.id)
+    await hypervisor.undefine(plan.id)
+
+
+async def _a_name_is_given_once(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
+    await hypervisor.define(plan)
+    with _refused(VmExists):
+        await hypervisor.define(replace(other, name=plan.name))
+    with _refused(VmExists):
+        await hypervisor.define(replace(plan, name=other.name))
+    await hypervisor.undefine(plan.id)
+    rivals = [replace(plan, id=str(uuid4())) for _ in range(8)]
+    outcome = await _all_at_once([partial(hypervisor.define, rival) for rival in rivals])
+    winners = [domain.id for domain in await hypervisor.list_domains() if domain.name == plan.name]
+    for rival in rivals:
+        await hypervisor.undefine(rival.id)
+    assert outcome == {"done": 1, "vm_exists": 7}
+    assert len(winners) == 1
+
+
+async def _a_life(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    await hypervisor.define(plan)
+    await _check_off(hypervisor, plan)
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    await hypervisor.start(plan.id)
+    await _told(hypervisor, ChangeKind.STATE, plan)
+    started = await hypervisor.get_domain(plan.id)
+    assert started.state is DomainState.RUNNING
+    assert started.started_at is not None
+    assert before < started.started_at <= datetime.now(UTC) + timedelta(seconds=1)
+    await hypervisor.start(plan.id)
+    assert started in await hypervisor.list_domains()
+    with _refused(WrongState):
+        await hypervisor.undefine(plan.id)
+    for _again in range(2):
+        await hypervisor.pause(plan.id)
+        paused = await hypervisor.get_domain(plan.id)
+        assert paused == replace(started, state=DomainState.PAUSED, reason="user")
+    for _again in range(2):
+        await hypervisor.resume(plan.id)
+        assert await hypervisor.get_domain(plan.id) == started
+    await hypervisor.destroy(plan.id)
+    await _check_off(hypervisor, plan)
+    await hypervisor.destroy(plan.id)
+    await hypervisor.start(plan.id)
+    again = await hypervisor.get_domain(plan.id)
+    assert again.started_at is not None
+    assert again.started_at > started.started_at
+
+
+async def _changes_while_it_runs(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    await hypervisor.define(plan)
+    await hypervisor.start(plan.id)
+    before = await hypervisor.get_domain(plan.id)
+    await hypervisor.set_metadata(plan.id, _AWKWARD)
+    await hypervisor.set_autostart(plan.id, enabled=True)
+    after = replace(before, metadata=_AWKWARD, autostart=True)
+    assert await hypervisor.get_domain(plan.id) == after
+    await hypervisor.define(replace(plan, metadata="redefined"))
+    assert await hypervisor.get_domain(plan.id) == replace(after, metadata="redefined")
+    await hypervisor.destroy(plan.id)
+    stopped = await hypervisor.get_domain(plan.id)
+    assert (stopped.metadata, stopped.autostart) == ("redefined", True)
+    await hypervisor.set_autostart(plan.id, enabled=False)
+    await hypervisor.set_metadata(plan.id, "")
+    unset = await hypervisor.get_domain(plan.id)
+    assert (unset.metadata, unset.autostart) == ("", False)
+
+
+async def _everybody_at_once(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
+    """Callers race: all succeed, and the state is the one that each wanted."""
+    await hypervisor.define(plan)
+    await hypervisor.define(other)
+    both = (plan.id, other.id)
+    for call, state in (
+        (hypervisor.start, DomainState.RUNNING),
+        (hypervisor.pause, DomainState.PAUSED),
+        (hypervisor.resume, DomainState.RUNNING),
+        (hypervisor.destroy, DomainState.SHUTOFF),
+    ):
+        outcome = await _all_at_once([partial(call, vm) for vm in both * 3])
+        assert outcome == {"done": 6}, (state, outcome)
+        assert [(await hypervisor.get_domain(vm)).state for vm in both] == [state, state]
+    assert await _all_at_once([partial(hypervisor.undefine, vm) for vm in both * 3]) == {"done": 6}
+
+
+async def _a_caller_who_leaves(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    """A call that is cancelled does its work or does not; the next one finds everything in order."""
+    await hypervisor.define(plan)
+    for delay in (0.0, 0.001, 0.02):
+        with trio.move_on_after(delay):
+            await hypervisor.start(plan.id)
+        with trio.move_on_after(delay):
+            await hypervisor.pause(plan.id)
+        with trio.move_on_after(delay):
+            await hypervisor.list_domains()
+    await hypervisor.start(plan.id)
+    await hypervisor.resume(plan.id)
+    assert (await hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
+
+
+async def _what_can_be_seen(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, Observing):
+        return
+    await hypervisor.define(plan)
+    looks: tuple[Callable[[str], Awaitable[object]], ...] = (
+        hypervisor.stats,
+        hypervisor.addresses,
+        hypervisor.screenshot,
+    )
+    for look in looks:
+        with _refused(WrongState):
+            await look(plan.id)
+    await hypervisor.start(plan.id)
+    first, second = await hypervisor.stats(plan.id), await hypervisor.stats(plan.id)
+    assert 0 <= first.cpu_time <= second.cpu_time
+    assert min(first.memory_rss, first.disk_read, first.disk_written, first.disk_allocated) >= 0
+    found = await hypervisor.addresses(plan.id)
+    assert found.source in ("agent", "lease", "none")
+    assert bool(found.addresses) == (found.source != "none")
+    assert (await hypervisor.screenshot(plan.id)).startswith(b"\x89PNG\r\n\x1a\n")
+
+
+async def _a_guest_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, Dialling):
+        return
+    await hypervisor.define(plan)
+    with _refused(WrongState):
+        await hypervisor.dial_guest(plan.id, 80)
+    for network in ("default", "isolated"):
+        await hypervisor.define(replace(plan, network=network))
+        await hypervisor.start(plan.id)
+        for _again in range(2):
+            try:
+                stream = await hypervisor.dial_guest(plan.id, 9)
+            except (OSError, Unsupported):
+                continue
+            await stream.aclose()  # a guest behind QEMU's own NAT: that accepts at once, and closes later
+        await hypervisor.destroy(plan.id)
+
+
+_PARTS = (
+    _a_definition_is_kept,
+    _what_is_not_there,
+    _a_name_is_given_once,
+    _a_life,
+    _changes_while_it_runs,
+    _everybody_at_once,
+    _a_caller_who_leaves,
+    _what_can_be_seen,
+    _a_guest_is_dialled,
+)
+
+
+async def _check_off(hypervisor: Hypervisor, plan: DomainPlan) -> None:
+    domain = await hypervisor.get_domain(plan.id)
+    assert (domain.state, domain.started_at) == (DomainState.SHUTOFF, None)
+    for call in (hypervisor.pause, hypervisor.resume):
+        with _refused(WrongState):
+            await call(plan.id)
+    await hypervisor.shutdown(plan.id)
+    await hypervisor.destroy(plan.id)
+
+
+async def _told(hypervisor: Hypervisor, kind: ChangeKind, plan: DomainPlan) -> None:
+    """Wait until the change comes by; others are dropped."""
+    async for change in hypervisor.changes:
+        if (change.kind, change.id) == (kind, plan.id):
+            return
+    raise AssertionError("the channel of changes ended")
+
+
+@contextmanager
+def _refused(kind: type[TwinshareError]) -> Iterator[None]:
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"{kind.__name__} was not raised")
+
+
+async def _all_at_once(calls: list[Callable[[], Awaitable[None]]]) -> Counter[str]:
+    """Run all calls together; how many were done, and how many ended in which error."""
+    outcome: Counter[str] = Counter()
+
+    async def run(call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except TwinshareError as error:
+            outcome[error.code] += 1
+        else:
+            outcome["done"] += 1
+
+    async with trio.open_nursery() as nursery:
+        for call in calls:
+            nursery.start_soon(run, call)
+    return outcome

@@ -1,0 +1,178 @@
+"""The node's own libvirtd: unprivileged, in the node's directory, outliving the agent while guests run.
+
+Below its one folder: `r` runtime (sockets, live state), `c` configuration (definitions), `k` cache, `d` data.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+from ....protocols.errors import HypervisorDown
+from .acting import acting_as
+
+log = structlog.get_logger(__name__)
+
+INSTALL = "apt-get install --no-install-recommends libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The default of five requests at once would let five calls to hung guests shut out the sixth, even `destroy`.
+_DAEMON_CONF = """\
+max_client_requests = 64
+max_workers = 32
+prio_workers = 8
+log_outputs = "3:stderr"
+"""
+QEMU_CONF = """\
+stdio_handler = "file"
+security_driver = "none"
+seccomp_sandbox = 1
+"""
+_STOP_PATIENCE = 5.0
+
+
+class Process(Protocol):
+    """A process somebody started for us; `poll` is its exit code, None while it runs. `close` only lets go of it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def close(self) -> None: ...
+
+
+class Place(Protocol):
+    """Where daemon and guests live. `path` is short, and the same for us and for them; `user` None is our own."""
+
+    path: Path
+    user: str | None
+    kind: str  # "namespaces" where guests have a loopback of their own
+
+    async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path) -> Process: ...
+
+    async def dial(self, port: int) -> trio.SocketStream: ...
+
+
+class PrivateDaemon:
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._root = place.path / "hypervisor"
+        self._socket = self._root / "r/libvirt/libvirt-sock"
+        self._process: Process | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"qemu+unix:///session?socket={self._socket}"
+
+    async def prepare(self) -> None:
+        """Make the folders and the configuration. Raises: HypervisorDown when libvirtd or QEMU is not installed."""
+        for names in (("virtqemud", "libvirtd"), ("qemu-system-x86_64",)):
+            if not any(shutil.which(name, path=_PATH) for name in names):
+                raise HypervisorDown(f"{names[-1]} is not installed; run: {INSTALL}")
+        await trio.to_thread.run_sync(self._lay_out)
+
+    async def ensure(self) -> None:
+        """Start the daemon unless one listens. Raises: HypervisorDown when it ended at once."""
+        if self._process is not None and (code := self._process.poll()) is not None:
+            self.forget()
+            log.warning("the private libvirtd ended", code=code, words=self._last_words())
+        if self._process is None and self.listener() is None:
+            await self._spawn()
+
+    def listener(self) -> int | None:
+        """The pid of whoever listens on the socket, as the kernel tells it; None when nobody does."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(str(self._socket))
+            pid, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid == self._root.stat().st_uid:
+                return int(pid)
+        return None
+
+    def forget(self) -> None:
+        """Let go of the process without ending it."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    async def kill(self) -> None:
+        """End a daemon that hangs. Its guests live on and the next daemon finds them."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Ask it to end; insist after a while."""
+        with trio.move_on_after(_STOP_PATIENCE):
+            await self._end(signal.SIGTERM)
+            return
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, number: signal.Signals) -> None:
+        pid = self.listener() or (self._process.pid if self._process else None)
+        if pid is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+            while not _has_ended(pid, self._process):  # noqa: ASYNC110 - a process of a former agent sends no event
+                await trio.sleep(0.01)
+        self.forget()
+
+    def _lay_out(self) -> None:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._place.user is not None:
+            account = pwd.getpwnam(self._place.user)
+            os.chown(self._root, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        with acting_as(self._place.user):
+            self._root.chmod(0o700)
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+            mark = self._root / "r/boot"
+            if not mark.exists() or mark.read_text() != boot:
+                # After a reboot nothing in there is alive; libvirt would take it for guests that crashed.
+                shutil.rmtree(self._root / "r", ignore_errors=True)
+            for folder in ("r", "c/libvirt", "k", "d"):
+                (self._root / folder).mkdir(parents=True, exist_ok=True)
+            mark.write_text(boot)
+            (self._root / "c/libvirt/libvirtd.conf").write_text(_DAEMON_CONF)
+            (self._root / "c/libvirt/qemu.conf").write_text(QEMU_CONF)
+
+    async def _spawn(self) -> None:
+        program = shutil.which("virtqemud", path=_PATH) or shutil.which("libvirtd", path=_PATH) or "libvirtd"
+        environment = {
+            "PATH": _PATH,
+            "HOME": str(self._root),
+            "XDG_RUNTIME_DIR": str(self._root / "r"),
+            "XDG_CONFIG_HOME": str(self._root / "c"),
+            "XDG_CACHE_HOME": str(self._root / "k"),
+            "XDG_DATA_HOME": str(self._root / "d"),
+        }
+        argv = [
+            program,
+            "-f",
+            str(self._root / "c/libvirt/libvirtd.conf"),
+            "--pid-file",
+            str(self._root / "r/daemon.pid"),
+        ]
+        with acting_as(self._place.user):
+            (self._root / "daemon.log").write_bytes(b"")
+        self._process = await self._place.spawn(argv, env=environment, stderr=self._root / "daemon.log")
+
+    def _last_words(self) -> str:
+        with suppress(OSError), acting_as(self._place.user):
+            return (self._root / "daemon.log").read_text(errors="replace")[-2000:]
+        return ""
+
+
+def _has_ended(pid: int, process: Process | None) -> bool:
+    if process is not None and process.pid == pid:
+        return process.poll() is not None
+    return not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,124 @@
+"""Reach a guest's TCP port. Behind QEMU's own NAT: by a forward made at run time on the guests' loopback.
+
+A forward lives as long as the guest's QEMU, so it is made once for each start and port; QEMU itself is the list of
+them, and an agent that was killed finds them again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import structlog
+import trio
+
+from ....protocols.errors import Unsupported
+from ..domain_xml import read_domain
+from .observing import read_addresses
+from .verbs import running_state
+
+log = structlog.get_logger(__name__)
+
+LOOPBACK = "127.0.0.1"
+_MOST = 256
+# QEMU prints a table: protocol and state, descriptor, source address and port, destination address and port, queues.
+_ROW = re.compile(r"^\s*TCP\[HOST_FORWARD\]\s+\d+\s+([\d.]+)\s+(\d+)\s+[\d.]+\s+(\d+)\s", re.MULTILINE)
+_HUB = re.compile(r"^\S.*\(([^()]+)\):\s*$", re.MULTILINE)
+
+
+Run = Callable[[Callable[[libvirt.virDomain], Any]], Awaitable[Any]]  # a call on the domain, in some lane
+Dial = Callable[[int], Awaitable[trio.SocketStream]]
+
+
+@dataclass(frozen=True, slots=True)
+class HostForward:
+    host: str
+    host_port: int
+    guest_port: int
+
+
+class Dialler:
+    """Remembers the forwards of each start of a domain. `dial` connects to a port of the guests' loopback."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._ports: dict[tuple[str, int], dict[int, int]] = {}
+
+    async def dial(self, quick: Run, slow: Run, id: str, port: int) -> trio.SocketStream:
+        """Raises: WrongState, Unsupported, OSError."""
+        run = await quick(_run_of)
+        ports = self._ports.get((id, run))
+        if ports is None:
+            self._ports = {key: value for key, value in self._ports.items() if key[0] != id}
+            ports = self._ports[id, run] = {}
+        if port in ports:
+            with suppress(OSError):
+                return await self._dial(ports[port])
+        way = await slow(lambda domain: _way_to(domain, port))
+        if isinstance(way, str):
+            return await trio.open_tcp_stream(way, port)
+        ports[port] = way
+        return await self._dial(way)
+
+
+def _run_of(domain: libvirt.virDomain) -> int:
+    running_state(domain)
+    return int(domain.ID())
+
+
+def _way_to(domain: libvirt.virDomain, port: int) -> int | str:
+    """A port of the guests' loopback, or an address that libvirt's own DHCP gave the guest.
+
+    An address that the guest's agent tells is never dialled: it could be anybody's.
+    """
+    running_state(domain)
+    netdev = read_domain(domain.XMLDesc(0)).netdev
+    if netdev is not None:
+        return open_forward(domain, netdev, port)
+    found = read_addresses(domain, sources=("lease",)).addresses
+    if not found:
+        raise Unsupported("the VM's network has given it no address that this node can reach")
+    return found[0]
+
+
+def open_forward(domain: libvirt.virDomain, netdev: str, guest_port: int) -> int:
+    """The loopback port that leads to the guest's; the one that is there, else a new one.
+
+    Raises: Unsupported when QEMU will not, libvirt.libvirtError.
+    """
+    before = _forwards(domain, netdev)
+    for forward in before:
+        if forward.host == LOOPBACK and forward.guest_port == guest_port:
+            return forward.host_port
+    if len(before) >= _MOST:
+        _command(domain, f"hostfwd_remove {netdev} tcp:{before[-1].host}:{before[-1].host_port}")
+    refusal = _command(domain, f"hostfwd_add {netdev} tcp:{LOOPBACK}:0-:{guest_port}").strip()
+    for forward in _forwards(domain, netdev):
+        if forward.host == LOOPBACK and forward.guest_port == guest_port:
+            return forward.host_port
+    log.warning("QEMU made no forward", netdev=netdev, guest_port=guest_port, text=refusal)
+    raise Unsupported("the VM's network takes no forwards")
+
+
+def parse_forwards(text: str, netdev: str) -> Iterator[HostForward]:
+    """The rows of `info usernet` that belong to `netdev`."""
+    titles = list(_HUB.finditer(text))
+    for number, title in enumerate(titles):
+        if title[1] == netdev:
+            end = titles[number + 1].start() if number + 1 < len(titles) else len(text)
+            for row in _ROW.finditer(text, title.end(), end):
+                yield HostForward(row[1], int(row[2]), int(row[3]))
+
+
+def _forwards(domain: libvirt.virDomain, netdev: str) -> list[HostForward]:
+    return list(parse_forwards(_command(domain, "info usernet"), netdev))
+
+
+def _command(domain: libvirt.virDomain, line: str) -> str:
+    """QEMU's human monitor. Every word of `line` is ours; failures come back as text, not as errors."""
+    return str(libvirt_qemu.qemuMonitorCommand(domain, line, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP))

@@ -1,0 +1,111 @@
+"""libvirt's errors, renamed: the one place that knows its codes and the texts by which QEMU's failures are told apart.
+
+Our sentences hold no path and no text of libvirt: a peer may read them. libvirt's own words go to the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import libvirt
+import structlog
+
+from ....protocols.errors import (
+    DeadlineExceeded,
+    HypervisorDown,
+    ImageDamaged,
+    InsufficientResources,
+    TwinshareError,
+    Unsupported,
+    VmExists,
+    VmNotFound,
+    WrongState,
+)
+
+log = structlog.get_logger(__name__)
+
+_BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
+    (r"already exists with uuid|is already defined with uuid", VmExists, "a VM with this name exists already"),
+    (r"No space left on device|Disk quota exceeded", InsufficientResources, "this machine's disk is full"),
+    (
+        r"cannot set up guest memory|Cannot allocate memory|unable to map backing store",
+        InsufficientResources,
+        "this machine has not enough free memory for the VM",
+    ),
+    (r'Failed to get .*"?(write|shared|consistent read)"? lock', WrongState, "another process uses the VM's disk"),
+    (
+        r"Cannot access (storage|backing) file|Could not open '|No such file or directory.*(disk|image|backing)",
+        ImageDamaged,
+        "a disk of the VM or the image below it is missing or cannot be read",
+    ),
+    (
+        r"[Ii]mage is (not in|corrupt)|invalid (qcow2|image)|qcow2: |Unsupported qcow2|backing (file|format|chain)",
+        ImageDamaged,
+        "a disk of the VM or the image below it is damaged",
+    ),
+    (
+        r"socket is closed|connection (was )?closed|Failed to connect socket|keepalive|Cannot (recv|write) data",
+        HypervisorDown,
+        "the connection to libvirt is lost; the agent restores it by itself",
+    ),
+    (
+        r"KVM is not|kvm.*not (available|supported)|invalid accelerator|does not support virt type",
+        Unsupported,
+        "this machine cannot run the VM with KVM",
+    ),
+)
+_BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {
+    libvirt.VIR_ERR_NO_DOMAIN: (VmNotFound, "the VM does not exist"),
+    libvirt.VIR_ERR_DOM_EXIST: (VmExists, "a VM with this name exists already"),
+    libvirt.VIR_ERR_OPERATION_INVALID: (WrongState, "the VM is not in a state for this"),
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: (
+        DeadlineExceeded,
+        "the VM's QEMU does not answer; a forced stop works all the same",
+    ),
+    libvirt.VIR_ERR_NO_MEMORY: (InsufficientResources, "this machine has not enough free memory for the VM"),
+    libvirt.VIR_ERR_NO_SUPPORT: (Unsupported, "this hypervisor cannot do that"),
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED: (Unsupported, "this hypervisor cannot run a VM of this kind"),
+    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: (Unsupported, "this hypervisor cannot do that"),
+    libvirt.VIR_ERR_OPERATION_UNSUPPORTED: (Unsupported, "this hypervisor cannot do that"),
+    libvirt.VIR_ERR_NO_CONNECT: (HypervisorDown, "libvirt cannot be reached"),
+    libvirt.VIR_ERR_INVALID_CONN: (
+        HypervisorDown,
+        "the connection to libvirt is lost; the agent restores it by itself",
+    ),
+    libvirt.VIR_ERR_RPC: (HypervisorDown, "the connection to libvirt is lost; the agent restores it by itself"),
+    libvirt.VIR_ERR_AUTH_FAILED: (HypervisorDown, "libvirt refuses this user: add it to the group `libvirt`"),
+}
+
+
+def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:
+    """The error of ours that stands for libvirt's. A text is more exact than a code, and comes first."""
+    code, text = error.get_error_code(), str(error)
+    log.info("libvirt refused", doing=doing, code=code, domain=error.get_error_domain(), text=text)
+    for pattern, kind, sentence in _BY_TEXT:
+        if re.search(pattern, text):
+            return kind(f"cannot {doing}: {sentence}")
+    if code in _BY_CODE:
+        kind, sentence = _BY_CODE[code]
+        return kind(f"cannot {doing}: {sentence}")
+    return TwinshareError(f"cannot {doing}: libvirt failed with code {code}; the agent's log has its words")
+
+
+@contextmanager
+def renamed(doing: str) -> Iterator[None]:
+    """`doing` completes the sentence "cannot …"."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise rename(error, doing) from error
+
+
+@contextmanager
+def passing_over(*codes: int) -> Iterator[None]:
+    """These codes are an answer: what was wanted is so already, or this driver knows nothing of it."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in codes:
+            raise

@@ -1,0 +1,80 @@
+"""What is done to one domain: blocking calls that may be repeated, for a thread in the lane of the caller's choice."""
+
+from __future__ import annotations
+
+import libvirt
+
+from ....protocols.errors import WrongState
+from ..domain_xml import METADATA_PREFIX, METADATA_URI, metadata_element
+from .errors import passing_over
+
+AGENT_PATIENCE = 3  # seconds that a guest agent has for an answer
+_UNDEFINE_ALL = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+_UNDEFINE_OLD = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+
+
+def start(domain: libvirt.virDomain) -> None:
+    try:
+        domain.create()
+    except libvirt.libvirtError:
+        if not domain.isActive():
+            raise
+
+
+def shutdown(domain: libvirt.virDomain) -> None:
+    """Without a flag libvirt asks the guest agent if there is one, and then by ACPI."""
+    if domain.isActive():
+        with passing_over(libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
+            domain.agentSetResponseTimeout(AGENT_PATIENCE, 0)
+        with passing_over(libvirt.VIR_ERR_OPERATION_INVALID):
+            domain.shutdownFlags(0)
+
+
+def destroy(domain: libvirt.virDomain) -> None:
+    with passing_over(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+        domain.destroy()
+
+
+def undefine(domain: libvirt.virDomain) -> None:
+    if domain.isActive():
+        raise WrongState("the VM runs: stop it before it is deleted")
+    with passing_over(libvirt.VIR_ERR_NO_DOMAIN):
+        try:
+            domain.undefineFlags(_UNDEFINE_ALL)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                raise
+            domain.undefineFlags(_UNDEFINE_OLD)  # a driver that knows neither checkpoints nor NVRAM
+
+
+def pause(domain: libvirt.virDomain) -> None:
+    if running_state(domain) != libvirt.VIR_DOMAIN_PAUSED:
+        domain.suspend()
+
+
+def resume(domain: libvirt.virDomain) -> None:
+    state = running_state(domain)
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        domain.resume()
+    elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:
+        domain.pMWakeup(0)
+
+
+def set_metadata(domain: libvirt.virDomain, metadata: str) -> None:
+    where = libvirt.VIR_DOMAIN_AFFECT_CONFIG if domain.isPersistent() else 0
+    if domain.isActive():
+        where |= libvirt.VIR_DOMAIN_AFFECT_LIVE
+    kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+    domain.setMetadata(kind, metadata_element(metadata), METADATA_PREFIX, METADATA_URI, where)
+
+
+def running_state(domain: libvirt.virDomain) -> int:
+    """Raises: WrongState when it is off."""
+    if not domain.isActive():
+        raise WrongState("the VM is not running")
+    return int(domain.state()[0])

@@ -1,0 +1,66 @@
+"""Choose a hypervisor by its URI: the private libvirtd, any other libvirt, or the twin."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ...protocols.errors import HypervisorDown
+from .fake import Behaviour, open_fake_hypervisor
+from .port import Hypervisor
+
+if TYPE_CHECKING:
+    from .libvirt.daemon import Place
+
+_NO_BINDING = (
+    "the Python module `libvirt` is missing; run: apt-get install --no-install-recommends"
+    " gcc pkg-config libvirt-dev python3-dev, then: pip install libvirt-python"
+)
+
+
+@asynccontextmanager
+async def open_hypervisor(
+    uri: str = "", *, place: Place | None = None, accelerator: Literal["auto", "kvm", "qemu"] = "auto"
+) -> AsyncIterator[Hypervisor]:
+    """The hypervisor at `uri`; with an empty one a private libvirtd in `place` (an enclosure).
+
+    `fake://` is the twin, `fake:///path` keeps its domains in that file; `?shutdown_after=SECONDS|never`, `boots_in`
+    and `delay` set how it behaves.
+    Raises: HypervisorDown, with what to install where something is missing; ValueError for a URI that means nothing.
+    """
+    if uri.startswith("fake:"):
+        behaviour, path = parse_fake(uri)
+        kvm = "kvm" if accelerator == "kvm" else "qemu"
+        async with open_fake_hypervisor(behaviour=behaviour, path=path, accelerator=kvm) as fake:
+            yield fake
+        return
+    try:
+        # Only here: an agent without libvirt starts all the same, and without the cost of loading it.
+        from .libvirt import open_private, open_uri
+    except ImportError as error:
+        raise HypervisorDown(_NO_BINDING) from error
+    if uri:
+        async with open_uri(uri, accelerator=accelerator) as hypervisor:
+            yield hypervisor
+    elif place is not None:
+        async with open_private(place, accelerator=accelerator) as hypervisor:
+            yield hypervisor
+    else:
+        raise ValueError("a private libvirtd needs a place to live in")
+
+
+def parse_fake(uri: str) -> tuple[Behaviour, Path | None]:
+    """Raises: ValueError."""
+    parts = urlsplit(uri)
+    behaviour = Behaviour()
+    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in ("shutdown_after", "boots_in", "delay"):
+            raise ValueError(f"a fake hypervisor has no setting {key!r}; it has shutdown_after, boots_in, delay")
+        if value == "never" and key != "delay":
+            setattr(behaviour, key, None)
+        else:
+            setattr(behaviour, key, float(value))
+    return behaviour, Path(unquote(parts.path)) if parts.path not in ("", "/") else None

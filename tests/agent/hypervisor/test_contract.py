@@ -1,0 +1,40 @@
+"""One check for every hypervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from twinshare.agent.hypervisor.contract import check_hypervisor
+from twinshare.agent.hypervisor.open import open_hypervisor
+from twinshare.agent.hypervisor.port import DomainPlan
+
+
+def paper_plans(directory: Path) -> Callable[[str], Awaitable[DomainPlan]]:
+    """Plans for hypervisors that look at no file."""
+
+    async def make_plan(name: str) -> DomainPlan:
+        return DomainPlan(
+            id=str(uuid4()),
+            name=name,
+            cpu_cores=1,
+            memory=64,
+            accelerator="qemu",
+            directory=directory,
+            disk=directory / "disk.qcow2",
+            seed=None,
+            network="default",
+            mac="52:54:00:00:00:01",
+            metadata="{}",
+        )
+
+    return make_plan
+
+
+@pytest.mark.parametrize("uri", ["fake://", "fake://{tmp_path}/domains.json?shutdown_after=never", "test:///default"])
+async def test_without_guests(uri: str, tmp_path: Path) -> None:
+    async with open_hypervisor(uri.format(tmp_path=tmp_path)) as hypervisor:
+        await check_hypervisor(hypervisor, paper_plans(tmp_path))
