@@ -5,6 +5,7 @@ Our sentences hold no path and no text of libvirt: a peer may read them. libvirt
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ _BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {
 def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:
     """The error of ours that stands for libvirt's. A text is more exact than a code, and comes first."""
     code, text = error.get_error_code(), str(error)
-    log.info("libvirt refused", doing=doing, code=code, domain=error.get_error_domain(), text=text)
+    level = logging.DEBUG if code == libvirt.VIR_ERR_NO_DOMAIN else logging.INFO
+    log.log(level, "libvirt refused", doing=doing, code=code, domain=error.get_error_domain(), text=text)
     for pattern, kind, sentence in _BY_TEXT:
         if re.search(pattern, text):
             return kind(f"cannot {doing}: {sentence}")

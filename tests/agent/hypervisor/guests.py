@@ -75,6 +75,6 @@ def last_tick(plan: DomainPlan) -> int:
 async def ticks_past(plan: DomainPlan, number: int) -> int:
     """Wait until the guest has counted past `number`."""
     with trio.fail_after(30):
-        while (now := last_tick(plan)) <= number:  # noqa: ASYNC110 - a file sends no event
+        while (now := last_tick(plan)) <= number:
             await trio.sleep(0.02)
     return now

@@ -8,6 +8,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.agent.hypervisor.guests import plan_maker
+from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
 from twinshare.agent.hypervisor.contract import check_hypervisor
 from twinshare.agent.hypervisor.open import open_hypervisor
 from twinshare.agent.hypervisor.port import DomainPlan
@@ -38,3 +40,11 @@ def paper_plans(directory: Path) -> Callable[[str], Awaitable[DomainPlan]]:
 async def test_without_guests(uri: str, tmp_path: Path) -> None:
     async with open_hypervisor(uri.format(tmp_path=tmp_path)) as hypervisor:
         await check_hypervisor(hypervisor, paper_plans(tmp_path))
+
+
+@pytest.mark.system
+@needs_libvirt
+@pytest.mark.parametrize("kind", ["plain", "namespaces"])
+async def test_with_guests_in_a_private_libvirtd(kind: str) -> None:
+    async with new_enclosure(kind) as enclosure, open_hypervisor(place=enclosure) as hypervisor:
+        await check_hypervisor(hypervisor, plan_maker(enclosure.path / "vms", enclosure.own))

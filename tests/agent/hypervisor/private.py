@@ -1,0 +1,36 @@
+"""A private libvirtd in a real enclosure, for tests with real guests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from twinshare.agent.hypervisor.enclosure import Enclosure, open_enclosure
+
+needs_libvirt = pytest.mark.skipif(
+    shutil.which("libvirtd", path="/usr/sbin:/usr/bin") is None or shutil.which("qemu-system-x86_64") is None,
+    reason="needs libvirtd and qemu-system-x86_64",
+)
+
+
+@contextmanager
+def data_directory() -> Iterator[Path]:
+    """Not below pytest's own folder: that is closed to the enclosure's user."""
+    path = Path(tempfile.mkdtemp(prefix="twinshare-"))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@asynccontextmanager
+async def new_enclosure(kind: str = "plain") -> AsyncIterator[Enclosure]:
+    with data_directory() as data_dir:
+        async with open_enclosure(data_dir, kind=kind) as enclosure:
+            yield enclosure
