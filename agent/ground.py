@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import structlog
 import trio
 
-from ..protocols.errors import DeadlineExceeded
-from .config import Config
+from ..protocols.errors import DeadlineExceeded, HypervisorDown
+from .config import Config, HypervisorConfig
 from .hypervisor.absent import AbsentHypervisor
+from .hypervisor.enclosure import Enclosure, open_enclosure
 from .hypervisor.fake import open_fake_hypervisor
 from .hypervisor.port import Hypervisor
+from .images.convert import RunTool
 from .images.port import ImageStore
 from .images.store import open_image_store
 from .sockets import far_socket, is_own_program
 
+log = structlog.get_logger(__name__)
+
 FAKE = "fake://"
+# A tool that reads a disk from outside may use no more than this: bytes of memory, seconds of CPU.
+_TOOL_LIMITS = ("prlimit", "--as=1073741824", "--cpu=600", "--core=0", "--")
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """`vms` and `images` lie where the hypervisor reaches them; `own` gives a path to the user it runs as."""
+    """`vms` lies where the hypervisor reaches it; `own` gives a path to the user it runs as."""
 
     hypervisor: Hypervisor
     images: ImageStore
@@ -32,7 +42,7 @@ class Ground:
     scratch: Path
     own: Callable[[Path], None]
     guest_pids: Callable[[], Iterable[int]]
-    problems: Sequence[str]
+    problems: Callable[[], Sequence[str]]
 
     async def admits(self, stream: trio.SocketStream) -> bool:
         """Whether a loopback connection may see a guest's screen: this node's own user alone, as with REST."""
@@ -45,33 +55,77 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
     """The ground that `hypervisor.uri` names; without a usable hypervisor the agent runs and says what is missing."""
     for name in ("vms", "scratch"):
         (data_dir / name).mkdir(mode=0o711, exist_ok=True)
-    uri = config.hypervisor.uri
     async with AsyncExitStack() as stack:
-        if uri.startswith(FAKE):
-            file = Path(uri.removeprefix(FAKE)) if uri != FAKE else None
-            hypervisor: Hypervisor = await stack.enter_async_context(open_fake_hypervisor(path=file))
-        else:
-            hypervisor = AbsentHypervisor("no hypervisor was found")
+        enclosure = None if config.hypervisor.uri else await _enclose(stack, data_dir, config.hypervisor)
+        hypervisor = await _open_hypervisor(stack, config.hypervisor, enclosure)
+        root = enclosure.path if enclosure else data_dir
         images = await stack.enter_async_context(
-            open_image_store(data_dir / "images", run_tool=_run_tool, own=_keep_owner, max_size=config.images.max_size)
+            open_image_store(
+                root / "images",
+                run_tool=_inside(enclosure) if enclosure else _run_tool,
+                own=partial(_give, enclosure.user) if enclosure and enclosure.user else _keep,
+                max_size=config.images.max_size,
+            )
         )
         yield Ground(
             hypervisor=hypervisor,
             images=images,
-            vms=data_dir / "vms",
+            vms=root / "vms",
             scratch=data_dir / "scratch",
-            own=lambda path: None,  # noqa: ARG005
-            guest_pids=list,
-            problems=(),
+            own=enclosure.own if enclosure else lambda path: None,  # noqa: ARG005
+            guest_pids=enclosure.pids if enclosure else list,
+            problems=(lambda: enclosure.problems) if enclosure else tuple,
         )
 
 
-def _keep_owner(descriptor: int) -> None:
+async def _enclose(stack: AsyncExitStack, data_dir: Path, config: HypervisorConfig) -> Enclosure | None:
+    try:
+        return await stack.enter_async_context(open_enclosure(data_dir, kind=config.enclosure, user=config.user))
+    except HypervisorDown as error:
+        log.warning("no place to run VMs in", error=error.message)
+        return None
+
+
+async def _open_hypervisor(stack: AsyncExitStack, config: HypervisorConfig, enclosure: Enclosure | None) -> Hypervisor:
+    """Whatever is missing becomes a hypervisor that says so."""
+    uri = config.uri
+    if uri.startswith(FAKE):
+        file = Path(uri.removeprefix(FAKE)) if uri != FAKE else None
+        return await stack.enter_async_context(open_fake_hypervisor(path=file))
+    try:
+        from .hypervisor.libvirt import open_private, open_uri
+    except ImportError:
+        return AbsentHypervisor("the Python module libvirt is not installed; run scripts/setup, or `twinshare doctor`")
+    try:
+        if uri:
+            return await stack.enter_async_context(open_uri(uri, accelerator=config.accelerator))
+        if enclosure is None:
+            return AbsentHypervisor("the enclosure for libvirt could not be made; `twinshare doctor` tells more")
+        return await stack.enter_async_context(open_private(enclosure, accelerator=config.accelerator))
+    except HypervisorDown as error:
+        log.warning("no hypervisor", error=error.message)
+        return AbsentHypervisor(error.message)
+
+
+def _keep(descriptor: int) -> None:
     """Everything is run by this very user."""
 
 
+def _give(user: str, descriptor: int) -> None:
+    account = pwd.getpwnam(user)
+    os.fchown(descriptor, account.pw_uid, account.pw_gid)
+
+
+def _inside(enclosure: Enclosure) -> RunTool:
+    async def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[bytes]:
+        return await enclosure.run(argv, timeout=timeout)
+
+    return run
+
+
 async def _run_tool(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[bytes]:
-    """Run a tool as this user. Raises: DeadlineExceeded."""
+    """Run a tool as this user, within limits. Raises: DeadlineExceeded."""
     with trio.move_on_after(timeout):
-        return await trio.run_process(list(argv), capture_stdout=True, capture_stderr=True, check=False)
-    raise DeadlineExceeded(f"{argv[0]} took longer than {timeout} s")
+        command = [*_TOOL_LIMITS, *argv]
+        return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    raise DeadlineExceeded(f"{argv[0]} did not finish within {timeout:g} s and was stopped")

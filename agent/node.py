@@ -103,7 +103,7 @@ class Node:
 
     def health(self) -> Health:
         features = self.vms.hypervisor.features
-        problems = list(features.problems) + list(self.ground.problems)
+        problems = list(features.problems) + list(self.ground.problems())
         if not self.vms.hypervisor.connected and not features.problems:
             problems.append("the hypervisor does not answer; the node is reconnecting")
         if features.accelerator != "kvm" and self.vms.hypervisor.connected:
