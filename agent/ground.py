@@ -15,10 +15,10 @@ import structlog
 import trio
 
 from ..protocols.errors import DeadlineExceeded, HypervisorDown
-from .config import Config, HypervisorConfig
+from .config import Config, ConfigError, HypervisorConfig
 from .hypervisor.absent import AbsentHypervisor
 from .hypervisor.enclosure import Enclosure, open_enclosure
-from .hypervisor.fake import open_fake_hypervisor
+from .hypervisor.open import open_hypervisor
 from .hypervisor.port import Hypervisor
 from .images.convert import RunTool
 from .images.port import ImageStore
@@ -27,7 +27,6 @@ from .sockets import far_socket, is_own_program
 
 log = structlog.get_logger(__name__)
 
-FAKE = "fake://"
 # A tool that reads a disk from outside may use no more than this: bytes of memory, seconds of CPU.
 _TOOL_LIMITS = ("prlimit", "--as=1073741824", "--cpu=600", "--core=0", "--")
 
@@ -88,23 +87,17 @@ async def _enclose(stack: AsyncExitStack, data_dir: Path, config: HypervisorConf
 
 async def _open_hypervisor(stack: AsyncExitStack, config: HypervisorConfig, enclosure: Enclosure | None) -> Hypervisor:
     """Whatever is missing becomes a hypervisor that says so."""
-    uri = config.uri
-    if uri.startswith(FAKE):
-        file = Path(uri.removeprefix(FAKE)) if uri != FAKE else None
-        return await stack.enter_async_context(open_fake_hypervisor(path=file))
+    if not config.uri and enclosure is None:
+        return AbsentHypervisor("the enclosure for libvirt could not be made; `twinshare doctor` tells more")
     try:
-        from .hypervisor.libvirt import open_private, open_uri
-    except ImportError:
-        return AbsentHypervisor("the Python module libvirt is not installed; run scripts/setup, or `twinshare doctor`")
-    try:
-        if uri:
-            return await stack.enter_async_context(open_uri(uri, accelerator=config.accelerator))
-        if enclosure is None:
-            return AbsentHypervisor("the enclosure for libvirt could not be made; `twinshare doctor` tells more")
-        return await stack.enter_async_context(open_private(enclosure, accelerator=config.accelerator))
+        return await stack.enter_async_context(
+            open_hypervisor(config.uri, place=enclosure, accelerator=config.accelerator)
+        )
     except HypervisorDown as error:
         log.warning("no hypervisor", error=error.message)
         return AbsentHypervisor(error.message)
+    except ValueError as error:
+        raise ConfigError(f"hypervisor.uri: {error}") from None
 
 
 def _keep(descriptor: int) -> None:

@@ -106,8 +106,6 @@ class Node:
         problems = list(features.problems) + list(self.ground.problems())
         if not self.vms.hypervisor.connected and not features.problems:
             problems.append("the hypervisor does not answer; the node is reconnecting")
-        if features.accelerator != "kvm" and self.vms.hypervisor.connected:
-            problems.append("KVM does not work on this machine: VMs run in emulation, which is slow")
         return Health(
             status="ok" if self.vms.hypervisor.connected else "degraded",
             name=self.name,

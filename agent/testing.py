@@ -17,9 +17,10 @@ from typing import Any
 
 import trio
 
+from .hypervisor.contract import check_hypervisor
 from .images.contract import check_image_store
 
-__all__ = ["AgentProcess", "check_image_store", "open_agent"]
+__all__ = ["AgentProcess", "check_hypervisor", "check_image_store", "open_agent"]
 
 READY_WITHIN = 30.0
 STOPPED_WITHIN = 20.0

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from ....protocols.errors import HypervisorDown
-from ..background import open_background
+from ...background import open_background
 from ..changes import ChangeFeed
 from ..port import Change, ChangeKind
 from .adapter import LibvirtHypervisor
