@@ -74,10 +74,9 @@ class TokenReader:
 
 
 class _Conversation:
-    def __init__(self, receive: Receive, ahead: bytes) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.reader = TokenReader()
-        self.reader.feed(ahead)
 
     async def next(self) -> str:
         while (token := self.reader.take()) is None:
@@ -92,12 +91,12 @@ class _Conversation:
             raise NegotiationFailed(f"the peer greets with {token[:64]!r}")
 
 
-async def select(receive: Receive, send: Send, protocol: str, *, ahead: bytes = b"") -> bytes:
+async def select(receive: Receive, send: Send, protocol: str) -> bytes:
     """Ask for `protocol`, in one write with the greeting. Returns what already came after the agreement.
 
     Raises: NotSpoken, NegotiationFailed, and what `receive` and `send` raise.
     """
-    talk = _Conversation(receive, ahead)
+    talk = _Conversation(receive)
     await send(encode(MULTISTREAM) + encode(protocol))
     await talk.greet()
     token = await talk.next()
@@ -108,14 +107,12 @@ async def select(receive: Receive, send: Send, protocol: str, *, ahead: bytes = 
     return talk.reader.rest
 
 
-async def answer(
-    receive: Receive, send: Send, speaks: Callable[[str], bool], *, ahead: bytes = b""
-) -> tuple[str, bytes]:
+async def answer(receive: Receive, send: Send, speaks: Callable[[str], bool]) -> tuple[str, bytes]:
     """Agree to the first protocol that is asked for and that `speaks` accepts; returns it and what came after it.
 
     Raises: NegotiationFailed, and what `receive` and `send` raise.
     """
-    talk = _Conversation(receive, ahead)
+    talk = _Conversation(receive)
     await talk.greet()
     await send(encode(MULTISTREAM))
     for _ in range(MAX_OFFERS):

@@ -114,12 +114,16 @@ class SecureChannel:
         self._pipe = pipe
         self._sealer = Sealer(keys.sending)
         self._opener = Opener(keys.receiving)
-        self._ahead = held  # arrived together with the last handshake message
+        self._sealed = held  # arrived together with the last handshake message
+        self._plain = b""
 
     async def receive(self) -> bytes:
         """Some plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
+        if self._plain:
+            plain, self._plain = self._plain, b""
+            return plain
         while True:
-            data, self._ahead = self._ahead, b""
+            data, self._sealed = self._sealed, b""
             if not data:
                 data = await self._pipe.receive()
                 if not data:
@@ -128,6 +132,10 @@ class SecureChannel:
                     return b""
             if plain := self._opener.open(data):
                 return plain
+
+    def put_back(self, plain: bytes) -> None:
+        """The next `receive` returns it again."""
+        self._plain = plain + self._plain
 
     async def send(self, data: bytes) -> None:
         """Raises: PipeBroken."""

@@ -63,6 +63,11 @@ class YamuxConnection:
     def stream_count(self) -> int:
         return len(self._streams)
 
+    @property
+    def usable(self) -> bool:
+        """Streams can be opened."""
+        return not (self.session.over or self.session.going_away)
+
     async def run(self, accept: Accept) -> None:
         """Carry streams until the connection ends, for whatever reason; `accept` gets what the far side opens."""
         try:
@@ -73,8 +78,7 @@ class YamuxConnection:
                     await self._read(accept)
                     nursery.cancel_scope.cancel()
         finally:
-            self._end("it was given up")
-            self._channel.close()
+            self.give_up()
             self.closed.set()
 
     def open_stream(self) -> YamuxStream:
@@ -101,6 +105,12 @@ class YamuxConnection:
         self._wake_all()
         with trio.move_on_after(_GOODBYE):
             await self.closed.wait()
+        self._scope.cancel()
+
+    def give_up(self) -> None:
+        """End without a word, also when `run` was never called."""
+        self._end("it was given up")
+        self._channel.close()
         self._scope.cancel()
 
     # -- for the streams

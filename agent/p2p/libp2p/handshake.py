@@ -1,0 +1,116 @@
+"""The Noise handshake: libp2p's code on our pipe. It ends with a proven peer ID and two keys.
+
+Whatever a far side sends, the outcome is a `SecureChannel` or `UpgradeFailed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from libp2p.abc import IRawConnection
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from libp2p.crypto.keys import KeyPair, PrivateKey
+from libp2p.crypto.x25519 import create_new_key_pair as new_noise_keys
+from libp2p.peer.id import ID
+from libp2p.security.noise.patterns import PatternXX
+from multiaddr.multiaddr import Multiaddr
+from nacl.signing import SigningKey
+
+from ..host import PeerId
+from .noise import CipherKeys, SecureChannel
+from .pipe import Pipe, PipeBroken
+
+NOISE: Final = "/noise"
+_MAX_HANDSHAKE: Final = 4096
+"""Bytes of one handshake message; honest ones have a few hundred."""
+
+
+class UpgradeFailed(Exception):
+    """The connection cannot be made safe; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NoiseIdentity:
+    """Who we are to others: the ed25519 key that is the peer ID, and a noise key that lasts as long as the process."""
+
+    keys: KeyPair
+    noise_key: PrivateKey
+    peer_id: PeerId
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> NoiseIdentity:
+        """`seed`: the 32 bytes of an ed25519 private key."""
+        private = Ed25519PrivateKey(SigningKey(seed))
+        keys = KeyPair(private, private.get_public_key())
+        return cls(keys, new_noise_keys().private_key, str(ID.from_pubkey(keys.public_key)))
+
+
+class HandshakeConnection(IRawConnection):
+    """What libp2p's handshake reads and writes. It keeps what comes after the last message."""
+
+    def __init__(self, pipe: Pipe, held: bytes, *, is_initiator: bool) -> None:
+        self.is_initiator = is_initiator
+        self.held = held
+        self._pipe = pipe
+
+    async def read(self, n: int | None = None) -> bytes:
+        if n is None or n > _MAX_HANDSHAKE:
+            raise UpgradeFailed(f"a handshake message of {n} bytes")
+        while len(self.held) < n:
+            data = await self._pipe.receive()
+            if not data:
+                raise UpgradeFailed("the peer hung up during the handshake")
+            self.held += data
+        data, self.held = self.held[:n], self.held[n:]
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self._pipe.send(data)
+
+    async def close(self) -> None:
+        self._pipe.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return []
+
+    def get_connection_type(self) -> ConnectionType:
+        return ConnectionType.UNKNOWN
+
+
+async def shake_hands(
+    pipe: Pipe, identity: NoiseIdentity, expected: PeerId | None, *, held: bytes
+) -> tuple[PeerId, SecureChannel]:
+    """Prove both peer IDs; `expected` is the one that we dialled, None when we were dialled.
+
+    Raises: UpgradeFailed, also when another peer than the expected one answers; PipeBroken.
+    """
+    connection = HandshakeConnection(pipe, held, is_initiator=expected is not None)
+    pattern = PatternXX(ID.from_pubkey(identity.keys.public_key), identity.keys.private_key, identity.noise_key)
+    try:
+        if expected is None:
+            session: Any = await pattern.handshake_inbound(connection)
+        else:
+            session = await pattern.handshake_outbound(connection, None)
+        peer_id = _proven(session.get_remote_peer())
+        noise = session.conn.noise_state.noise_protocol  # see selftest.INSIDES
+        keys = CipherKeys(noise.cipher_state_encrypt.k, noise.cipher_state_decrypt.k)
+    except (UpgradeFailed, PipeBroken):
+        raise
+    except Exception as error:
+        # Hostile bytes reach libraries that raise whatever they please.
+        raise UpgradeFailed(f"the handshake failed: {error or type(error).__name__}") from error
+    if expected not in (None, peer_id):
+        raise UpgradeFailed(f"another peer answers there: {peer_id}")
+    return peer_id, SecureChannel(pipe, keys, connection.held)
+
+
+def _proven(peer: ID) -> PeerId:
+    """An ed25519 peer ID as text. Raises: UpgradeFailed for other kinds of key."""
+    if not isinstance(peer.extract_public_key(), Ed25519PublicKey):
+        raise UpgradeFailed(f"{peer} has no ed25519 key")
+    return str(peer)

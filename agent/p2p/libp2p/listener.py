@@ -1,0 +1,115 @@
+"""Sockets that take connections in, and the bound on those that have not proved who they are."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+import structlog
+import trio
+
+from ..addresses import Address
+from .half_open import HalfOpen
+from .pipe import SocketPipe
+from .settings import HostSettings
+
+log = structlog.get_logger(__name__)
+
+_BACKLOG: Final = 1024
+_OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+Arrived: TypeAlias = Callable[[SocketPipe, Address], Awaitable[None]]
+"""Makes a connection of a pipe, or closes it; it returns when the far side is proven or gone, and raises nothing."""
+
+
+class CannotListen(OSError):
+    """An address cannot be listened on; the message names it and says why."""
+
+
+class Listeners:
+    """All listening sockets of a host. `addresses` are the bound ones: port 0 became a port."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self._settings = settings
+        self._sockets: list[tuple[Address, trio.socket.SocketType]] = []
+        self._half_open: HalfOpen[trio.CancelScope] = HalfOpen(
+            most=settings.half_open, most_each=settings.half_open_each
+        )
+
+    @property
+    def addresses(self) -> list[Address]:
+        return [address for address, _ in self._sockets]
+
+    @property
+    def half_open(self) -> int:
+        return len(self._half_open)
+
+    async def bind(self, addresses: Sequence[Address]) -> None:
+        """Raises: CannotListen; nothing is left open then."""
+        try:
+            for address in addresses:
+                self._sockets.append(await _listen(address))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for _, sock in self._sockets:
+            sock.close()
+
+    async def run(self, arrived: Arrived) -> None:
+        """Take connections until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            for address, sock in self._sockets:
+                nursery.start_soon(self._accept, address, sock, arrived, nursery)
+
+    async def _accept(
+        self, address: Address, sock: trio.socket.SocketType, arrived: Arrived, nursery: trio.Nursery
+    ) -> None:
+        while True:
+            try:
+                connection, far = await sock.accept()
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_FILES:
+                    log.warning("cannot take connections", reason=error.strerror)
+                    await trio.sleep(0.1)
+                continue
+            nursery.start_soon(self._take, connection, replace(address, host=far[0], port=far[1]), arrived)
+
+    async def _take(self, connection: trio.socket.SocketType, far: Address, arrived: Arrived) -> None:
+        try:
+            pipe = SocketPipe(connection, self._settings.patience)
+        except OSError:  # gone before we looked
+            connection.close()
+            return
+        with trio.CancelScope() as scope:
+            if (loser := self._half_open.add(far.host, scope)) is not None:
+                loser.cancel()
+            try:
+                await arrived(pipe, far)
+            finally:
+                self._half_open.remove(far.host, scope)
+
+
+async def _listen(address: Address) -> tuple[Address, trio.socket.SocketType]:
+    family = socket.AF_INET6 if address.kind == "ip6" else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((address.host, address.port))
+        sock.listen(_BACKLOG)
+        # Hole punching dials from the port that we listen on, which both sockets must allow. Allowing it before the
+        # bind would let a second agent share the port and take half of our connections.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        sock.close()
+        hint = "another program uses the port" if error.errno == errno.EADDRINUSE else error.strerror
+        raise CannotListen(error.errno, f"cannot listen on {address}: {hint}; choose another with --listen") from error
+    return replace(address, port=sock.getsockname()[1]), sock

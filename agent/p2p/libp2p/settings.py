@@ -1,0 +1,34 @@
+"""The bounds of a host. Times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .yamux.session import SessionLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """`dead_after`: a peer that is silent for so long is gone. `patience`: so long a write may move nothing.
+
+    `half_open` counts connections whose far side has not proved who it is, `half_open_each` those of one address.
+    A guest that has not become a member within `guest_time` is disconnected.
+    """
+
+    dead_after: float = 15.0
+    upgrade_deadline: float = 5.0
+    negotiation_deadline: float = 10.0
+    dial_stagger: float = 0.1
+    dial_addresses: int = 16
+    connections: int = 300
+    connections_each: int = 4
+    guests: int = 32
+    guest_time: float = 30.0
+    guest_streams: int = 4
+    half_open: int = 256
+    half_open_each: int = 32
+    session: SessionLimits = field(default_factory=SessionLimits)
+
+    @property
+    def patience(self) -> float:
+        return self.dead_after

@@ -1,0 +1,84 @@
+"""From a bare pipe to a connection that carries streams: noise, the gate, yamux. Nothing else is ever offered.
+
+The gate stands behind the handshake, which has proved the peer ID, and before the muxer: a stranger gets no stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ..host import Admission, Direction, Gate, PeerId
+from .handshake import NOISE, NoiseIdentity, UpgradeFailed, shake_hands
+from .multistream import NegotiationFailed, NotSpoken, answer, select
+from .noise import SecureChannel
+from .pipe import Pipe, PipeBroken
+from .settings import HostSettings
+from .yamux.connection import YamuxConnection
+
+YAMUX: Final = "/yamux/1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """`admission` is what the gate said when it was asked."""
+
+    muxer: YamuxConnection
+    admission: Admission
+
+
+class Upgrader:
+    """`gate` is asked for each peer that proves who it is."""
+
+    def __init__(self, identity: NoiseIdentity, gate: Callable[[], Gate], settings: HostSettings) -> None:
+        self._identity = identity
+        self._gate = gate
+        self._settings = settings
+
+    async def upgrade(self, pipe: Pipe, expected: PeerId | None) -> Upgraded:
+        """`expected`: the peer that we dialled, None when we were dialled. The pipe is closed when this fails.
+
+        Raises: UpgradeFailed.
+        """
+        try:
+            with trio.fail_after(self._settings.upgrade_deadline):
+                return await self._upgrade(pipe, expected)
+        except BaseException as error:
+            pipe.close()
+            if isinstance(error, trio.TooSlowError):
+                raise UpgradeFailed("the handshake took too long") from error
+            if isinstance(error, PipeBroken | NegotiationFailed):
+                raise UpgradeFailed(str(error)) from error
+            if isinstance(error, NotSpoken):
+                raise UpgradeFailed(f"the peer does not speak {error}") from error
+            raise
+
+    async def _upgrade(self, pipe: Pipe, expected: PeerId | None) -> Upgraded:
+        outbound = expected is not None
+        held = await _agree(pipe, NOISE, outbound=outbound)
+        peer_id, channel = await shake_hands(pipe, self._identity, expected, held=held)
+        admission = self._gate()(peer_id, Direction.OUTBOUND if outbound else Direction.INBOUND)
+        if admission is Admission.REFUSED or peer_id == self._identity.peer_id:
+            raise UpgradeFailed(f"{peer_id} is not admitted here")
+        try:
+            channel.put_back(await _agree(channel, YAMUX, outbound=outbound))
+        except (PipeBroken, NegotiationFailed) as error:
+            raise UpgradeFailed(f"the peer hung up after the handshake: it may not admit us ({error})") from error
+        muxer = YamuxConnection(
+            channel,
+            peer_id=peer_id,
+            client=outbound,
+            dead_after=self._settings.dead_after,
+            limits=self._settings.session,
+        )
+        return Upgraded(muxer, admission)
+
+
+async def _agree(ends: Pipe | SecureChannel, protocol: str, *, outbound: bool) -> bytes:
+    if outbound:
+        return await select(ends.receive, ends.send, protocol)
+    _, rest = await answer(ends.receive, ends.send, protocol.__eq__)
+    return rest
