@@ -13,12 +13,15 @@ import msgspec
 Column = tuple[str, Callable[[Any], Any]]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-json_option: Callable[[Command], Command] = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document."
-)
-peer_option: Callable[[Command], Command] = click.option(
-    "--on", "peer", metavar="PEER", help="Work on a peer: its name, its ID or the beginning of it."
-)
+
+def json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+
+
+def peer_option(command: Command) -> Command:
+    return click.option(
+        "--on", "peer", metavar="PEER", help="Work on a peer: its name, its ID or the beginning of it."
+    )(command)
 
 
 def say(message: str) -> None:

@@ -129,8 +129,8 @@ def dying_at(boundary: int, home: Path, act: Act) -> Any:
 
         return wrapper
 
-    operations.Operations.save = mortal(plain[0])  # type: ignore[method-assign]
-    operations.Operations._insert = mortal(plain[1])  # type: ignore[method-assign]
+    operations.Operations.save = mortal(plain[0])  # type: ignore[method-assign,assignment]
+    operations.Operations._insert = mortal(plain[1])  # type: ignore[method-assign,assignment]
     return trio.run(live, home, act)
 
 

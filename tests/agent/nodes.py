@@ -15,10 +15,11 @@ from twinshare.protocols.vm import VmSpec
 
 
 def config(data_dir: Path, **limits: Any) -> Config:
+    hypervisor: dict[str, Any] = {"uri": "fake://", "stop_timeout": 2} | limits
     return Config(
         node=NodeConfig(name="here", data_dir=str(data_dir)),
         api=ApiConfig(listen="127.0.0.1:0"),
-        hypervisor=HypervisorConfig(**{"uri": "fake://", "stop_timeout": 2} | limits),
+        hypervisor=HypervisorConfig(**hypervisor),
     )
 
 
@@ -33,4 +34,5 @@ async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[N
 
 
 def spec(name: str = "one", **over: Any) -> VmSpec:
-    return VmSpec(**{"name": name, "image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1} | over)
+    fields: dict[str, Any] = {"name": name, "image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1} | over
+    return VmSpec(**fields)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -50,7 +51,7 @@ async def until(vms: LocalVms, name: str, status: VmStatus) -> Vm:
     ],
 )
 async def test_a_refused_request_changes_nothing(
-    tmp_path: Path, over: dict[str, object], error: type[Exception], words: str
+    tmp_path: Path, over: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec("there"))

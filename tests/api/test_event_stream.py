@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,13 +16,16 @@ from twinshare.protocols.errors import Unauthenticated
 from twinshare.protocols.event import Event
 from twinshare.protocols.sse import KEEPALIVE, encode_event
 
-Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]
 STREAM = "GET /api/events"
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def run(request: pytest.FixtureRequest) -> Run:
-    return trio.run if request.param == "trio" else lambda main: asyncio.run(main())
+    def under_asyncio(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        return asyncio.run(main())
+
+    return trio.run if request.param == "trio" else under_asyncio
 
 
 def told(*ids: int) -> bytes:

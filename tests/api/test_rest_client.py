@@ -4,7 +4,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ from twinshare.protocols.errors import (
 )
 from twinshare.protocols.vm import Blob, CloudInit, VmStatus
 
-Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def run(request: pytest.FixtureRequest) -> Run:
-    return trio.run if request.param == "trio" else lambda main: asyncio.run(main())
+    def under_asyncio(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        return asyncio.run(main())
+
+    return trio.run if request.param == "trio" else under_asyncio
 
 
 def ask(run: Run, url: str, what: Callable[[RESTClient], Awaitable[Any]], **options: Any) -> Any:

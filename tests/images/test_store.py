@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import lzma
 import os
@@ -303,7 +304,7 @@ def test_no_room_for_a_write_is_said_and_leaves_nothing(tmp_path: Path, form: st
                     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
         trio.run(disk_store_once, root)
-        results.append(in_child(lambda act=act: trio.run(act)))
+        results.append(in_child(functools.partial(trio.run, act)))
         if results[-1] == 7:
             files = sorted(path.name for path in root.rglob("*") if path.is_file())
             assert [name for name in files if not name.startswith("images.db")] == [], limit

@@ -42,12 +42,16 @@ def test_no_function_is_too_long() -> None:
     assert not long
 
 
+# Where a test lets time pass, and why nothing else would do.
+SLEEPERS = {"tests/agent/lives.py": "kills at a random instant: the time is what is tried"}
+
+
 def test_tests_wait_for_conditions_and_never_sleep_a_thread() -> None:
     sleeps = [
         f"{path}:{node.lineno}"
         for path, tree, _ in modules("tests")
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
+        if path not in SLEEPERS and isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
     ]
     assert not sleeps
 

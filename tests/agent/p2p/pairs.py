@@ -64,6 +64,6 @@ async def open_pair(*, dead_after: float = 60.0, limits: SessionLimits | None = 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(near.run, lambda _: None)
         nursery.start_soon(far.run, send.send_nowait)
-        yield ConnectionPair(near, far, *channels, receive)
+        yield ConnectionPair(near, far, channels[0], channels[1], receive)
         await near.aclose()
         await far.aclose()

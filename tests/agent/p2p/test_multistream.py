@@ -23,7 +23,8 @@ from twinshare.agent.p2p.libp2p.multistream import (
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=200), max_size=5), st.integers(1, 9))
 def test_tokens_in_any_pieces(tokens: list[str], cut: int) -> None:
     wire = b"".join(encode(token) for token in tokens) + b"rest"
-    reader, got = TokenReader(), []
+    reader = TokenReader()
+    got: list[str] = []
     for at in range(0, len(wire), cut):
         reader.feed(wire[at : at + cut])
         while len(got) < len(tokens) and (token := reader.take()) is not None:
