@@ -14,7 +14,8 @@ MAX_FUNCTION = 60
 BORDERS = {
     "agent/operations.py": "the operation runner: a bug in one operation is recorded in its row",
     "agent/p2p/rpc.py": "the RPC dispatch: a bug in one call is answered `internal`",
-    "api/app.py": "the REST view: a bug in one request is answered 500",
+    "api/server/face.py": "the REST view: a bug in one request is answered 500",
+    "api/server/connection.py": "whatever a stranger's bytes do to the parser ends their connection and nothing else",
     "agent/p2p/memory/host.py": "what a stream's handler raises is logged and ends that stream alone, as the port says",
     "agent/p2p/libp2p/guard.py": "any exception in a stream handler would end the whole libp2p host",
     "agent/background.py": "keeps the body's error until its nursery is closed, then raises it",
