@@ -16,6 +16,7 @@ from .exchange import Backoff, NodeUnreachable, Request, read
 CONNECT_WITHIN = 5.0
 # A connection that broke after it stood: the node was there, and may have done what it was asked.
 _LOST = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+_AWAY = (*_LOST, httpx.ConnectError, httpx.ConnectTimeout)
 
 
 async def pause(seconds: float) -> None:
@@ -49,6 +50,8 @@ class Connection:
             self.base_url = "http://localhost"
         self._timeout = httpx.Timeout(timeout, connect=min(CONNECT_WITHIN, timeout))
         self._patience = httpx.Timeout(timeout, connect=min(CONNECT_WITHIN, timeout), read=patience)
+        # Whether a node was ever there: then it is worth waiting for.
+        self._met = False
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
             # Loading the certificate authorities takes 50 ms: not for a connection that has no certificate.
@@ -70,7 +73,7 @@ class Connection:
     async def send(self, request: Request, content: AsyncIterator[bytes] | None = None) -> Any:
         """One exchange. A mutation is repeated under its one idempotency key, so it happens once.
 
-        A node that never answered fails at once; one that was there is given time to come back.
+        Where no node ever answered it fails at once; one that was there is given time to come back.
         A streamed `content` can be sent once only.
 
         Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
@@ -86,14 +89,15 @@ class Connection:
                     timeout=self._patience if request.mutates else self._timeout,
                 )
             except httpx.HTTPError as error:
-                if backoff is None and content is None and isinstance(error, _LOST):
-                    backoff = Backoff()
-                again = isinstance(error, (*_LOST, httpx.ConnectError, httpx.ConnectTimeout))
-                delay = backoff.next() if backoff is not None and again else None
+                self._met = self._met or isinstance(error, _LOST)
+                again = self._met and content is None and isinstance(error, _AWAY)
+                backoff = backoff or Backoff()
+                delay = backoff.next() if again else None
                 if delay is None:
                     raise self._renamed(error) from error
                 await pause(delay)
             else:
+                self._met = True
                 return read(request.answer, answer.status_code, answer.headers.get("content-type", ""), answer.content)
 
     async def stream(self, target: str, headers: dict[str, str], silence: float) -> httpx.Response:

@@ -64,9 +64,7 @@ class EventStream:
             if self._chunks is None:
                 await self._connect()
             await self._read()
-        event = self._ready.popleft()
-        self._last = event.id
-        return event
+        return self._ready.popleft()
 
     async def _connect(self) -> None:
         headers = {"Accept": "text/event-stream"}
@@ -81,6 +79,7 @@ class EventStream:
         assert self._chunks is not None  # noqa: S101 - for the type checker: _connect has just set it
         try:
             self._ready.extend(self._reader.feed(await anext(self._chunks)))
+            self._last = self._last if self._reader.position is None else self._reader.position
         except (httpx.HTTPError, StopAsyncIteration):
             await self.aclose()
             await self._come_back()

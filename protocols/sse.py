@@ -18,14 +18,22 @@ def encode_event(event: Event) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.type.encode(), msgspec.json.encode(event))
 
 
+def encode_start(position: int) -> bytes:
+    """What a stream begins with: the id after which it tells, for a reader that loses it before the first event."""
+    return b"id: %d\nretry: 2000\n\n" % position
+
+
 class EventReader:
     """Takes the stream's bytes as they come and gives whole events.
 
-    `feed` raises ValueError on what no server of ours writes: an endless line, or data that is no `Event`.
+    `position` is the last id that was told, None before the first. `feed` raises ValueError on what no server of ours
+    writes: an endless line, or data that is no `Event`.
     """
 
     def __init__(self) -> None:
+        self.position: int | None = None
         self._rest = b""
+        self._id: int | None = None
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[Event]:
@@ -34,8 +42,17 @@ class EventReader:
             raise ValueError(f"a line of the event stream is longer than {MAX_LINE} bytes")
         for line in lines:
             field, _, value = line.rstrip(b"\r").partition(b":")
+            value = value.removeprefix(b" ")
             if field == b"data":
-                self._data.append(value.removeprefix(b" "))
-            elif not field and not value and self._data and not line.startswith(b":"):
-                text, self._data = b"\n".join(self._data), []
-                yield _decoder.decode(text)
+                self._data.append(value)
+            elif field == b"id" and value.isdigit():
+                self._id = int(value)
+            elif line in {b"", b"\r"}:
+                yield from self._dispatch()
+
+    def _dispatch(self) -> Iterator[Event]:
+        """An empty line: what came before it is whole."""
+        text, self._data = b"\n".join(self._data), []
+        self.position = self._id
+        if text:
+            yield _decoder.decode(text)

@@ -17,7 +17,10 @@ from ..exchange import NodeUnreachable
 
 # Where each command is: the module beside this one, and the name in it.
 PLACES = {
+    "agent": "agent:agent",
+    "serve": "agent:agent",
     "status": "status:status",
+    "doctor": "doctor:doctor",
     "vm": "vm:vm",
     "image": "image:image",
     "peer": "peer:peer",

@@ -42,6 +42,8 @@ class Link:
     def __init__(self, url: str, token: str | None) -> None:
         self.url = url.rstrip("/")
         self._prefix = ""
+        # Whether a node was ever there: then it is worth waiting for.
+        self._met = False
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = _UnixConnection(url.removeprefix("unix:")) if url.startswith("unix:") else self._over_tcp()
 
@@ -83,18 +85,23 @@ class Link:
         while True:
             try:
                 self._connect()
-                return self._exchange(request, content)
-            except NodeUnreachable as error:
-                failure = error
-            except (http.client.HTTPException, OSError) as error:
-                failure = NodeUnreachable(f"the connection to {self.url} broke: {error or type(error).__name__}")
-                if content is None:
-                    backoff = backoff or Backoff()
-            self._http.close()
-            delay = backoff.next() if backoff is not None else None
-            if delay is None:
-                raise failure
-            time.sleep(delay)
+                answer = self._exchange(request, content)
+            except (NodeUnreachable, http.client.HTTPException, OSError) as error:
+                self._http.close()
+                self._met = self._met or not isinstance(error, NodeUnreachable)
+                backoff = backoff or Backoff()
+                delay = backoff.next() if self._met and content is None else None
+                if delay is None:
+                    raise self._renamed(error) from None
+                time.sleep(delay)
+            else:
+                self._met = True
+                return read(request.answer, *answer)
+
+    def _renamed(self, error: Exception) -> NodeUnreachable:
+        if isinstance(error, NodeUnreachable):
+            return error
+        return NodeUnreachable(f"the connection to {self.url} broke: {error or type(error).__name__}")
 
     def _connect(self) -> None:
         if self._http.sock is not None:
@@ -106,7 +113,8 @@ class Link:
             reason = error.strerror or str(error) or type(error).__name__
             raise NodeUnreachable(f"no node answers at {self.url}: {reason}; is it running?") from None
 
-    def _exchange(self, request: Request, content: Iterable[bytes] | None) -> Any:
+    def _exchange(self, request: Request, content: Iterable[bytes] | None) -> tuple[int, str, bytes]:
+        """Status, media type and body. Raises: DeadlineExceeded, and what http.client raises."""
         self._http.sock.settimeout(READ_WITHIN if content is None else PATIENCE)
         try:
             self._http.request(
@@ -127,7 +135,7 @@ class Link:
             raise DeadlineExceeded(
                 f"{self.url} did not answer in time; see 'twinshare op ls' for what goes on"
             ) from None
-        return read(request.answer, answer.status, answer.headers.get_content_type(), body)
+        return answer.status, answer.headers.get_content_type(), body
 
 
 @contextmanager

@@ -117,6 +117,7 @@ def create_vm(name: str, peer: str | None, as_json: bool, ports: list[ForwardSpe
         for port in ports:
             link.call("add_forward", {"vm": made.id, "forward": port}, peer)
     _told(made, as_json=as_json)
+    _warn(made)
 
 
 def _spec(name: str, given: dict[str, Any]) -> VmSpec:
@@ -211,7 +212,6 @@ def _told(found: Vm, *, as_json: bool) -> None:
         print_json(found)
     else:
         click.echo(f"{found.name} {found.status}")
-    _warn(found)
 
 
 def _warn(found: Vm) -> None:

@@ -29,7 +29,15 @@ STATS: list[Column] = [
 
 @click.command("ip")
 @click.argument("name", type=VM_NAME)
-@click.option("--wait", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Wait until it has one.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    is_flag=False,
+    flag_value=60.0,
+    default=0.0,
+    metavar="[SECONDS]",
+    help="Wait until it has one; 60 s if nothing is said.",
+)
 @peer_option
 @json_option
 def ip(name: str, wait: float, peer: str | None, as_json: bool) -> None:
@@ -41,7 +49,7 @@ def ip(name: str, wait: float, peer: str | None, as_json: bool) -> None:
     elif found.ip is not None:
         click.echo(found.ip)
     if found.ip is None:
-        late = f" after {wait:g} s" if wait else "; try --wait 30"
+        late = f" after {wait:g} s" if wait else "; try --wait"
         raise TwinshareError(f"VM '{name}' has no address that the node knows of{late}")
 
 

@@ -16,13 +16,12 @@ from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest
 from ...protocols.event import Event
 from ...protocols.openapi import Endpoint, Media
-from ...protocols.sse import KEEPALIVE, encode_event
+from ...protocols.sse import KEEPALIVE, encode_event, encode_start
 from .answer import PROTECTION, Answer, Header
 from .request import Request
 from .router import Route
 
 HEARTBEAT = 15.0
-RETRY = b"retry: 2000\n\n"
 # So many events, at most, travel in one write.
 BATCH = 256
 
@@ -48,8 +47,9 @@ def route(events: EventLog) -> Route:
             return Answer(200, b"", _MEDIA_TYPE)
         request.link.endless = True
         async with events.subscribe(after) as channel:
+            start = encode_start(events.last_id if after is None else after)
             await request.begin(_HEAD)
-            await request.feed(RETRY)
+            await request.feed(start)
             await _tell(request, channel, _wanted(query.types))
         return None
 

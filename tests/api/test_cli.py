@@ -252,7 +252,7 @@ def test_ip_waits_and_says_when_there_is_none() -> None:
     some = Answer({"ip": "10.0.2.15", "addresses": ["10.0.2.15"], "source": "agent"})
     with recorded_node({"GET /api/vm/web/ip": [none, none, some]}) as node:
         first = twinshare(node, "vm", "ip", "web")
-        then = twinshare(node, "vm", "ip", "web", "--wait", "5")
+        then = twinshare(node, "vm", "ip", "web", "--wait")
     assert (first.exit_code, first.stdout) == (1, "")
     assert "--wait" in first.stderr
     assert (then.exit_code, then.stdout) == (0, "10.0.2.15\n")

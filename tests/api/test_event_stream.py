@@ -14,7 +14,7 @@ from twinshare.api import exchange
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.protocols.errors import Unauthenticated
 from twinshare.protocols.event import Event
-from twinshare.protocols.sse import KEEPALIVE, encode_event
+from twinshare.protocols.sse import KEEPALIVE, encode_event, encode_start
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]
 STREAM = "GET /api/events"
@@ -69,6 +69,12 @@ def test_without_a_start_it_begins_with_now(run: Run) -> None:
     with recorded_node({STREAM: [stream(told(7))]}) as node:
         assert collect(run, node.url, 1) == [7]
     assert "last-event-id" not in node.seen[0].headers
+
+
+def test_a_stream_that_breaks_before_its_first_event_resumes_where_it_began(run: Run) -> None:
+    with recorded_node({STREAM: [stream(encode_start(6)), stream(told(7))]}) as node:
+        assert collect(run, node.url, 1) == [7]
+    assert node.seen[1].headers["last-event-id"] == "6"
 
 
 def test_a_refusal_is_raised(run: Run) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from twinshare.protocols.event import Event
-from twinshare.protocols.sse import KEEPALIVE, MAX_LINE, EventReader, encode_event
+from twinshare.protocols.sse import KEEPALIVE, MAX_LINE, EventReader, encode_event, encode_start
 
 EVENTS = [
     Event(id=number, type="vm.state", at=datetime(2025, 5, 10, tzinfo=UTC), data={"name": "line\nend é"})
@@ -19,6 +19,15 @@ def test_events_survive_any_cut(size: int) -> None:
     reader = EventReader()
     parts = (STREAM[at : at + size] for at in range(0, len(STREAM), size))
     assert [event for part in parts for event in reader.feed(part)] == EVENTS
+
+
+def test_the_position_is_that_of_whole_events() -> None:
+    reader = EventReader()
+    assert reader.position is None
+    assert list(reader.feed(encode_start(7) + KEEPALIVE)) == []
+    assert reader.position == 7
+    list(reader.feed(encode_event(EVENTS[0]) + encode_event(EVENTS[1])[:-1]))
+    assert reader.position == 1
 
 
 def test_other_line_ends_and_fields_are_read() -> None:

@@ -1,0 +1,122 @@
+"""The agent as a process: signals, readiness, the watchdog, and an end within ten seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+import structlog
+import trio
+
+from ...agent.config import Config, ConfigError
+from ...agent.home import HomeError
+from ...agent.identity import IdentityError
+from ...agent.node import Node, open_node
+from ..server.listen import CannotListen
+from ..server.serve import open_api
+from .logs import configure_logs
+from .supervisor import Supervisor
+
+log = structlog.get_logger(__name__)
+
+# Seconds from the first signal to the end. Whatever is not finished by then is taken up by the next start.
+STOP_WITHIN = 10.0
+
+
+def run_agent(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises: UsageError for a configuration that cannot be used, ClickException when the node cannot start.
+    """
+    configure_logs(config.log)
+    try:
+        trio.run(_serve, config, _Stop())
+    except (Exception, BaseExceptionGroup) as error:
+        for reason in _leaves(error):
+            if isinstance(reason, ConfigError):
+                raise click.UsageError(str(reason)) from None
+            if isinstance(reason, HomeError | IdentityError | CannotListen):
+                raise click.ClickException(str(reason)) from None
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """What cannot start says so from below a nursery, which wraps it in groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+class _Stop:
+    """Turns the first signal into an orderly end and the second into a quick one."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+        # A node that is still starting is simply cancelled.
+        self.starting = trio.CancelScope()
+        self._last = threading.Timer(STOP_WITHIN, _give_up)
+        self._last.daemon = True
+
+    def install(self) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+            token.run_sync_soon(self._begin)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+
+    def _begin(self) -> None:
+        if self.asked.is_set():
+            _give_up()
+        self.asked.set()
+        self.starting.cancel()
+        self._last.start()
+
+
+def _give_up() -> None:
+    """End now: the journal brings what was under way to its end at the next start, as after kill -9."""
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _serve(config: Config, stop: _Stop) -> None:
+    stop.install()
+    supervisor = Supervisor(os.environ)
+    with stop.starting:
+        async with open_node(config) as node, open_api(node) as url:
+            # From here on a signal ends the wait below, and the contexts close in their order.
+            stop.starting = trio.CancelScope()
+            _tell_ready(node, url, supervisor)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(supervisor.keep_alive)
+                await stop.asked.wait()
+                nursery.cancel_scope.cancel()
+            node.home.card.unlink(missing_ok=True)
+            supervisor.stopping()
+            log.info("stopping")
+    log.info("stopped")
+
+
+def _tell_ready(node: Node, url: str, supervisor: Supervisor) -> None:
+    node.home.write_card(
+        {
+            "pid": os.getpid(),
+            "version": node.version,
+            "name": node.name,
+            "peer_id": node.peer_id,
+            "api_url": url,
+            "addresses": [],
+            "data_dir": str(node.home.path),
+            "hypervisor": node.health().hypervisor,
+        }
+    )
+    supervisor.ready(f"{node.name} at {url}")
+    log.info("ready", name=node.name, url=url, peer_id=node.peer_id)

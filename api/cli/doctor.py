@@ -1,0 +1,53 @@
+"""`twinshare doctor`: what is missing or unsafe on this machine, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from ...agent.config import ConfigError, load_config
+from ...protocols.errors import TwinshareError
+from .checks import Check, State, check_machine
+from .link import open_link
+from .locate import data_dirs
+from .output import json_option, print_json, say
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Look at this machine; exit 0 if a VM could run here, 3 if something must be installed first."""
+    try:
+        config = load_config()
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    checks = list(check_machine(config, Path(data_dirs()[0])))
+    checks += _told_by_node(checks)
+    if as_json:
+        print_json(checks)
+    else:
+        for check in checks:
+            click.echo(f"{check.state:8} {check.name}: {check.found}")
+            if check.cure and check.state is not State.OK:
+                click.echo(f"{'':8}   -> {check.cure}")
+    packages = [check.package for check in checks if check.package]
+    if packages:
+        sudo = "" if os.geteuid() == 0 else "sudo "
+        say(f"install: {sudo}apt-get install -y --no-install-recommends {' '.join(packages)}")
+    states = {check.state for check in checks}
+    if State.MISSING in states or State.BROKEN in states:
+        raise click.exceptions.Exit(3 if State.MISSING in states else 1)
+
+
+def _told_by_node(checks: list[Check]) -> list[Check]:
+    """What the running node misses; it sees things as the user it runs as."""
+    if not any(check.name == "agent" and check.state is State.OK for check in checks):
+        return []
+    try:
+        with open_link() as link:
+            health = link.call("health")
+    except TwinshareError as error:
+        return [Check("agent", State.BROKEN, error.message)]
+    return [Check("agent", State.NOTE, problem) for problem in health.problems]
