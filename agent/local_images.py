@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import trio
 
 from ..protocols.access import Caller, Role
 from ..protocols.image import Image
 from ..protocols.operation import Progress
 from .events import EventLog
 from .images.port import ImageStore, Report
+from .images.tiny.build import REF as TINY
+from .images.tiny.build import build_tiny
 from .operations import Operations
 from .run import Recipe, Release, Run
+
+CHUNK = 1 << 20
 
 
 class ImageRequest(msgspec.Struct, frozen=True):
@@ -36,11 +41,16 @@ class ImageRoom:
     def add_recipes(self) -> None:
         table = self.operations.recipes
         table["remove_image"] = Recipe(ImageRequest, Image, self._remove)
+        table["build_tiny"] = Recipe(ImageRequest, Image, self._build_tiny)
 
     async def _remove(self, run: Run) -> Image:
         gone = await self.store.remove_image(run.request.image, used_by=self.used_by)
         self.events.publish("image.removed", {"name": gone.name, "tag": gone.tag, "digest": gone.digest})
         return gone
+
+    async def _build_tiny(self, run: Run) -> Image:
+        disk = await build_tiny(self.scratch, run.report)
+        return await self.add(TINY, _read(disk), run.report, source="build-tiny", replace=True)
 
     async def add(
         self, ref: str, content: AsyncIterable[bytes], report: Report, *, source: str, replace: bool = False
@@ -73,6 +83,13 @@ class LocalImages:
         gone: Image = await self._room.operations.run(self._caller, "remove_image", image, ImageRequest(image), admit)
         return gone
 
+    async def build_tiny(self) -> Image:
+        async def admit(run: Run) -> Release:  # noqa: ARG001
+            return _nothing
+
+        made: Image = await self._room.operations.run(self._caller, "build_tiny", TINY, ImageRequest(TINY), admit)
+        return made
+
     async def import_image(self, ref: str, content: AsyncIterable[bytes]) -> Image:
         """Take an image in from a stream. Not journalled: it is there whole when this returns, or not at all.
 
@@ -80,6 +97,12 @@ class LocalImages:
         """
         self._caller.require(Role.OPERATOR, "import_image")
         return await self._room.add(ref, content, _unheard, source="import")
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    async with await trio.open_file(path, "rb") as file:
+        while data := await file.read(CHUNK):
+            yield data
 
 
 def _nothing() -> None:
