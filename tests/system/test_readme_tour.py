@@ -1,0 +1,61 @@
+"""The README's tour, word for word, on a network of its own: its ports are taken by nobody and take nobody's.
+
+The same tour on an empty machine is asked for with TWINSHARE_FRESH_ROOT=1; it downloads some hundred megabytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.rules.tree import TOP
+from tests.system.tour import blocks
+
+pytestmark = [pytest.mark.system, pytest.mark.skipif(os.getuid() != 0, reason="needs root for a network namespace")]
+
+
+@contextmanager
+def outlet(name: str, scratch: Path) -> Iterator[str]:
+    """A network namespace with the outside world behind it, and none of this machine's ports."""
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    pid = scratch / "pasta.pid"
+    none = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
+    way_out = ["--quiet", "--config-net", "--runas", "0", "--netns-only", "--pid", str(pid), "--netns"]
+    try:
+        subprocess.run(["pasta", *none, *way_out, f"/run/netns/{name}"], check=True, timeout=30, capture_output=True)
+        yield name
+    finally:
+        if pid.exists():
+            os.kill(int(pid.read_text()), 15)
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def test_the_tour_is_found() -> None:
+    first, *rest = blocks((TOP / "README.md").read_text())
+    assert first == "scripts/run\n"
+    assert len(rest) == 4
+
+
+@pytest.mark.skipif(not shutil.which("pasta"), reason="needs passt (pasta)")
+def test_the_tour(tmp_path: Path) -> None:
+    """The node's files lie in the test's directory; all else is as a reader would have it."""
+    environment = os.environ | {"TWINSHARE_DATA_DIR": str(tmp_path / "node")}
+    with outlet(f"ts-tour-{os.getpid()}", tmp_path) as netns:
+        command = ["ip", "netns", "exec", netns, sys.executable, "tests/system/tour.py"]
+        done = subprocess.run(
+            command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.environ.get("TWINSHARE_FRESH_ROOT") != "1", reason="asked for with TWINSHARE_FRESH_ROOT=1")
+def test_the_tour_on_an_empty_machine() -> None:
+    done = subprocess.run(["scripts/fresh-root"], cwd=TOP, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,97 @@
+"""Walks the README's tour word for word: `python3 tests/system/tour.py` in a checkout.
+
+The standard library alone, since a fresh machine has no more. The first block is one terminal, the rest another;
+where the tour says to stop the node and start it again, so does this. Prints what it saw, and fails at what is not so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+INSTALLS = 1200.0  # seconds for the first start: packages of the system and of Python
+STARTS = 30.0
+WALKS = 600.0
+STOPS = 30.0
+BETWEEN = "--- next block ---"
+
+
+def blocks(readme: str) -> list[str]:
+    """The tour's shell blocks in order."""
+    tour = re.split(r"^## ", readme, flags=re.MULTILINE)
+    [section] = [part for part in tour if part.startswith("Five-minute tour")]
+    return re.findall(r"^```sh\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+
+
+class Terminal:
+    """A terminal in which the node runs in the foreground."""
+
+    def __init__(self, command: str, ready_within: float) -> None:
+        started = time.monotonic()
+        self._bash = subprocess.Popen(["bash", "-c", command], start_new_session=True)
+        pause = threading.Event()
+        while subprocess.run([".venv/bin/twinshare", "status"], capture_output=True, check=False).returncode != 0:
+            if self._bash.poll() is not None:
+                sys.exit(f"tour: the node ended with {self._bash.returncode}")
+            if time.monotonic() - started > ready_within:
+                self.interrupt()
+                sys.exit(f"tour: the node was not ready within {ready_within:g} s")
+            pause.wait(0.1)
+        self.took = time.monotonic() - started
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C, which goes to all that runs in the terminal. Returns the exit code."""
+        if self._bash.poll() is None:
+            os.killpg(self._bash.pid, signal.SIGINT)
+        try:
+            return self._bash.wait(STOPS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._bash.pid, signal.SIGKILL)
+            sys.exit(f"tour: the node did not end within {STOPS:g} s of Ctrl-C")
+
+
+def walk(commands: list[str]) -> list[str]:
+    """Type the blocks into one shell, which ends at the first command that fails. Returns what each block printed."""
+    script = f"\necho '{BETWEEN}'\n".join(commands)
+    shell = subprocess.run(
+        ["bash", "-exo", "pipefail", "-c", script], stdout=subprocess.PIPE, text=True, timeout=WALKS, check=False
+    )
+    print(shell.stdout, flush=True)
+    if shell.returncode != 0:
+        sys.exit(f"tour: a command of the README failed with {shell.returncode}")
+    return shell.stdout.split(f"{BETWEEN}\n")
+
+
+def expect(what: str, seen: object, wanted: object) -> None:
+    print(f"tour: {what}: {seen}", flush=True)
+    if seen != wanted:
+        sys.exit(f"tour: {what} should have been {wanted}")
+
+
+def main() -> None:
+    first, path, ask, also, last = blocks(Path("README.md").read_text())
+    terminal = Terminal(first, INSTALLS)
+    try:
+        print(f"tour: the first start was ready after {terminal.took:.1f} s", flush=True)
+        asked = walk([path, ask, also])[1].splitlines()[-1]
+        expect("the guest's web server answers", asked, "demo")
+        expect("the node, stopped by Ctrl-C, ends with", terminal.interrupt(), 0)
+        terminal = Terminal(first, STARTS)
+        print(f"tour: the second start was ready after {terminal.took:.1f} s", flush=True)
+        curl = ask.splitlines()[-1]
+        again = walk([curl])[0].splitlines()[-1]
+        expect("the guest, which ran on, answers", again, "demo")
+        walk([path.splitlines()[0] + "\n" + last])
+    finally:
+        code = terminal.interrupt()
+    expect("the node, stopped again, ends with", code, 0)
+
+
+if __name__ == "__main__":
+    main()
