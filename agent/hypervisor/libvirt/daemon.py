@@ -132,18 +132,18 @@ class PrivateDaemon:
         if self._place.user is not None:
             account = pwd.getpwnam(self._place.user)
             os.chown(self._root, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        with acting_as(self._place.user):
-            self._root.chmod(0o700)
+        with acting_as(self._place.user, self._root) as root:
+            root.chmod(0o700)
             boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-            mark = self._root / "r/boot"
+            mark = root / "r/boot"
             if not mark.exists() or mark.read_text() != boot:
                 # After a reboot nothing in there is alive; libvirt would take it for guests that crashed.
-                shutil.rmtree(self._root / "r", ignore_errors=True)
+                shutil.rmtree(root / "r", ignore_errors=True)
             for folder in ("r", "c/libvirt", "k", "d"):
-                (self._root / folder).mkdir(parents=True, exist_ok=True)
+                (root / folder).mkdir(parents=True, exist_ok=True)
             mark.write_text(boot)
-            (self._root / "c/libvirt/libvirtd.conf").write_text(_DAEMON_CONF)
-            (self._root / "c/libvirt/qemu.conf").write_text(QEMU_CONF)
+            (root / "c/libvirt/libvirtd.conf").write_text(_DAEMON_CONF)
+            (root / "c/libvirt/qemu.conf").write_text(QEMU_CONF)
 
     async def _spawn(self) -> None:
         program = shutil.which("virtqemud", path=_PATH) or shutil.which("libvirtd", path=_PATH) or "libvirtd"
@@ -162,13 +162,13 @@ class PrivateDaemon:
             "--pid-file",
             str(self._root / "r/daemon.pid"),
         ]
-        with acting_as(self._place.user):
-            (self._root / "daemon.log").write_bytes(b"")
+        with acting_as(self._place.user, self._root) as root:
+            (root / "daemon.log").write_bytes(b"")
         self._process = await self._place.spawn(argv, env=environment, stderr=self._root / "daemon.log")
 
     def _last_words(self) -> str:
-        with suppress(OSError), acting_as(self._place.user):
-            return (self._root / "daemon.log").read_text(errors="replace")[-2000:]
+        with suppress(OSError), acting_as(self._place.user, self._root) as root:
+            return (root / "daemon.log").read_text(errors="replace")[-2000:]
         return ""
 
 
