@@ -9,6 +9,8 @@ read what it was told.
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,8 @@ WRITE_TIME = 20.0
 # After the last answer the client may still be sending: this much is read and thrown away.
 LINGER_BYTES = 4 << 20
 LINGER_TIME = 2.0
+# SO_LINGER with no time: closing throws away what is unsent.
+_ABORT = struct.pack("ii", 1, 0)
 # Messages that wait for a view which does not read.
 QUEUE = 8
 
@@ -141,7 +145,13 @@ class Connection:
                         await self._stream.send_all(data[start : start + WRITE_SIZE])
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 self._link.hang_up()
+                # What a client does not read must not stay in the kernel's memory either.
+                with contextlib.suppress(OSError):
+                    self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
                 await trio.aclose_forcefully(self._stream)
+
+    def _socket(self) -> trio.SocketStream:
+        return self._stream if isinstance(self._stream, trio.SocketStream) else self._stream.transport_stream
 
 
 class _Views:

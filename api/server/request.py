@@ -162,7 +162,7 @@ class Request:
         if self.begun:
             return
         head = answer.head()
-        if not self._ended and not await self._drain():
+        if not self._ended and (answer.status == RequestTimeout.status or not await self._drain()):
             head["headers"].append((b"connection", b"close"))
         await self.send(head)
         body = b"" if self.verb == "HEAD" else answer.body
