@@ -75,7 +75,7 @@ class Guard:
                 raise Unauthenticated("send Authorization: Bearer <token>")
             caller = self._authenticate(_text(secret.strip()))
             if caller is None:
-                self._sources.take(request.link.source, now, WRONG_TOKEN_COST)
+                self._sources.fine(request.link.source, now, WRONG_TOKEN_COST)
                 raise Unauthenticated("this token is wrong, revoked or expired")
             return caller
         if request.link.local is not None:

@@ -19,14 +19,24 @@ class Buckets:
 
     def take(self, key: str, now: float, cost: float = 1.0) -> float:
         """Take `cost` tokens; 0 when they were there, else the seconds after which they will be."""
-        tokens, then = self._state.get(key, (self.burst, now))
-        tokens = min(self.burst, tokens + (now - then) * self.rate)
+        tokens = self._tokens(key, now)
         short = cost - tokens
-        self._state[key] = (tokens if short > 0 else tokens - cost, now)
+        self._keep(key, tokens if short > 0 else tokens - cost, now)
+        return max(0.0, short / self.rate)
+
+    def fine(self, key: str, now: float, cost: float) -> None:
+        """Take up to `cost` tokens, as many as there are."""
+        self._keep(key, max(0.0, self._tokens(key, now) - cost), now)
+
+    def _tokens(self, key: str, now: float) -> float:
+        tokens, then = self._state.get(key, (self.burst, now))
+        return min(self.burst, tokens + (now - then) * self.rate)
+
+    def _keep(self, key: str, tokens: float, now: float) -> None:
+        self._state[key] = (tokens, now)
         self._state.move_to_end(key)
         if len(self._state) > self._keys:
             self._state.popitem(last=False)
-        return max(0.0, short / self.rate)
 
 
 class Shares:

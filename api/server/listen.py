@@ -67,12 +67,14 @@ def _open(config: ApiConfig) -> socket.socket:
 
 
 def _resolve(listen: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    host, _, port = listen.rpartition(":")
+    host, colon, port = listen.rpartition(":")
     try:
+        if not colon or not 0 <= int(port) <= 65535:
+            raise ValueError
         found = socket.getaddrinfo(
             host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except (OSError, ValueError, OverflowError):
+    except (OSError, ValueError):
         raise ConfigError(f"api.listen = {listen}: not HOST:PORT with a port from 0 to 65535") from None
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     return family, (str(address[0]), int(address[1]))

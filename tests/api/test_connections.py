@@ -27,6 +27,12 @@ async def until(found: Callable[[], bool], seconds: float = 5.0) -> None:
             await trio.sleep(0.01)
 
 
+async def send_for_ever(stream: trio.SocketStream, data: bytes, pause: float) -> None:
+    while True:
+        await stream.send_all(data)
+        await trio.sleep(pause)
+
+
 def open_connections(api: Served) -> int:
     """Connections at the server's end, by the kernel's table."""
     port = f":{api.address[1]:04X}"
@@ -60,10 +66,9 @@ async def test_nothing_is_left_when_the_server_ends(tmp_path: Path) -> None:
     async with served(tmp_path / "warm") as api:
         await api.get("/api/vm")
     with nothing_leaks():
-        async with served(tmp_path / "measured") as api:
-            async with trio.open_nursery() as nursery:
-                for _ in range(20):
-                    nursery.start_soon(api.get, "/api/vm")
+        async with served(tmp_path / "measured") as api, trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(api.get, "/api/vm")
 
 
 EARLY = {
@@ -97,8 +102,7 @@ async def test_an_endless_early_body_is_cut_off(tmp_path: Path) -> None:
         stream = await trio.open_tcp_stream(*api.address)
         await stream.send_all(EARLY["404"] + b"Transfer-Encoding: chunked\r\n\r\n")
         with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
-            while True:
-                await stream.send_all(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+            await send_for_ever(stream, b"10000\r\n" + b"x" * 0x10000 + b"\r\n", 0)
         await stream.aclose()
 
 
@@ -117,10 +121,9 @@ async def test_an_idle_connection_is_closed(data: bytes, tmp_path: Path) -> None
 async def test_a_head_that_drips_is_closed_all_the_same(tmp_path: Path) -> None:
     async with served(tmp_path, idle_timeout=0.4) as api:
         stream = await trio.open_tcp_stream(*api.address)
+        await stream.send_all(GET)
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-            for byte in GET * 1000:
-                await stream.send_all(bytes([byte]))
-                await trio.sleep(0.02)
+            await send_for_ever(stream, b"x", 0.02)
         await stream.aclose()
 
 

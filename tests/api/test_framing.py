@@ -19,7 +19,8 @@ JSON = HEAD + b"Content-Type: application/json\r\n"
 BODY = b'{"name":"evil","image":"disk"}'
 
 HOSTILE = {
-    "length beside chunks": b"POST /api/vm HTTP/1.1\r\n" + JSON + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length beside chunks":
+        b"POST /api/vm HTTP/1.1\r\n" + JSON + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "bare line feeds": b"GET /api/vm HTTP/1.1\n" + HEAD.replace(b"\r", b"") + b"\n",
     "one bare line feed": b"GET /api/vm HTTP/1.1\r\nA: b\nHost: localhost\r\n\r\n",
     "folded header": b"GET /api/vm HTTP/1.1\r\n" + HEAD + b"X: a\r\n b\r\n\r\n",

@@ -1,0 +1,137 @@
+"""Who sits at the far end of a loopback connection: only this node's own user and root need no token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.api.served import Served, served
+from twinshare.agent import sockets
+from twinshare.agent.node import Node
+from twinshare.agent.sockets import FarSocket, far_socket, held_by_guest, is_own
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user: needs root")
+
+# In plain bash, which every user can run.
+ASK = r"""
+exec 3<>/dev/tcp/{host}/{port}
+printf 'POST /api/p2p/start HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
+cat <&3
+"""
+
+
+@contextmanager
+def connected(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection's two ends: the client's and the server's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, 0), family=family) as listener,
+        socket.create_connection(listener.getsockname()[:2]) as client,
+    ):
+        server, _ = listener.accept()
+        with server:
+            yield client, server
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("way", [sockets._ask_kernel, sockets._read_table])
+def test_the_kernel_knows_the_far_end(host: str, way: object) -> None:
+    with connected(host) as (client, server):
+        ends = server.getpeername()[:2], server.getsockname()[:2]
+        expected = FarSocket(uid=os.geteuid(), inode=os.fstat(client.fileno()).st_ino)
+        assert way(*ends) == expected  # type: ignore[operator]
+        assert far_socket(*ends) == expected
+        assert far_socket((ends[0][0], 1), ends[1]) is None
+
+
+def test_a_socket_that_was_closed_is_nobodys() -> None:
+    """The kernel calls root the owner of a socket that its process has closed."""
+    with connected() as (client, server):
+        ends = server.getpeername()[:2], server.getsockname()[:2]
+        client.close()
+        assert far_socket(*ends) is None
+
+
+def test_without_socket_diagnosis_the_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(sockets, "_ask_kernel", refuse)
+    with connected() as (client, server):
+        found = far_socket(server.getpeername()[:2], server.getsockname()[:2])
+        assert found == FarSocket(uid=os.geteuid(), inode=os.fstat(client.fileno()).st_ino)
+
+
+def test_a_socket_of_a_guest_process_is_recognised(tmp_path: Path) -> None:
+    """By its name, or because the node says so."""
+    qemu = tmp_path / "qemu-system-x86"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", qemu)
+    with connected() as (client, _):
+        inode = os.fstat(client.fileno()).st_ino
+        assert not held_by_guest(inode)
+        assert held_by_guest(inode, known=[os.getpid()])
+        with subprocess.Popen([qemu, "60"], pass_fds=[client.fileno()]) as process:
+            try:
+                while not Path(f"/proc/{process.pid}/comm").read_text().startswith("qemu"):
+                    time.sleep(0.001)  # it has its name a moment after it has begun
+                assert held_by_guest(inode)
+            finally:
+                process.kill()
+
+
+@needs_root
+def test_a_guest_process_that_hides_its_files_is_assumed_to_hold_what_nobody_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hidden(pid: int) -> set[int]:
+        if pid == 1:
+            raise PermissionError
+        return {7} if pid == os.getpid() else set()
+
+    monkeypatch.setattr(sockets, "_sockets", hidden)
+    assert held_by_guest(8, known=[1])
+    assert not held_by_guest(7, known=[1])
+
+
+async def ask_as(user: str, api: Served) -> str:
+    host, port = api.address
+    command = ["su", "-s", "/bin/bash", user, "-c", ASK.format(host=host, port=port)]
+    with trio.fail_after(10):
+        done = await trio.run_process(command, capture_stdout=True)
+    return done.stdout.decode()
+
+
+@needs_root
+@pytest.mark.system
+async def test_another_user_of_this_machine_is_refused(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        refused = await ask_as("nobody", api)
+        assert refused.startswith("HTTP/1.1 401"), refused
+        assert '"code":"unauthenticated"' in refused
+        assert (await ask_as("root", api)).startswith("HTTP/1.1 503")
+
+
+async def test_a_guest_is_refused_though_it_is_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This very process plays the QEMU through which a guest calls."""
+    monkeypatch.setattr(Node, "guest_pids", lambda _: [os.getpid()])
+    async with served(tmp_path) as api, await trio.open_tcp_stream(*api.address) as stream:
+        await stream.send_all(b"GET /api/vm HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 401")
+
+
+async def test_the_kernels_name_for_nobody_in_particular_is_not_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: sockets.OVERFLOW_UID)
+    assert not is_own(sockets.OVERFLOW_UID)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert is_own(1000)
+    assert is_own(0)
+    assert not is_own(1001)

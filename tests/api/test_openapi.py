@@ -1,0 +1,80 @@
+"""The document: valid, whole, and about what is really served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openapi_spec_validator import validate
+
+from tests.api.served import served
+from twinshare.protocols.services import SERVICES
+from twinshare.protocols.table import all_methods
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "$ref":
+                yield inner
+            else:
+                yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def resolved(document: dict[str, Any], reference: str) -> Any:
+    found: Any = document
+    for part in reference.removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+async def test_the_document_is_valid_and_whole(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get("/api/openapi.json")
+        validate(document)
+        assert document["openapi"] == "3.1.0"
+        for reference in set(references(document)):
+            assert resolved(document, reference), reference
+        used = " ".join(references(document))
+        for name in document["components"]["schemas"]:
+            assert f"/{name}" in used, f"{name} is described and never used"
+
+
+async def test_every_operation_is_told_with_its_role_and_errors(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get("/api/openapi.json")
+        told = {one["operationId"]: one for path in document["paths"].values() for one in path.values()}
+        for method in all_methods(SERVICES).values():
+            assert told[method.name]["x-role"] == method.role
+            assert (f"remote_{method.name}" in told) is not method.local
+        for name, one in told.items():
+            assert one["responses"]["default"] == {"$ref": "#/components/responses/Error"}, name
+            assert one["summary"].endswith("."), name
+            assert ("202" in one["responses"]) is any(
+                "IdempotencyKey" in parameter.get("$ref", "") for parameter in one.get("parameters", [])
+            )
+
+
+async def test_what_is_told_is_served(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get("/api/openapi.json")
+        for path, verbs in document["paths"].items():
+            asked = path.replace("{host_port}", "1").replace("{", "").replace("}", "")
+            allowed = (await api.client.options(asked)).headers["allow"].split(", ")
+            assert {verb.upper() for verb in verbs} <= set(allowed), path
+
+
+async def test_the_guides_bodies_are_in_the_document(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get("/api/openapi.json")
+        answer = document["paths"]["/api/vm/{vm}/start"]["post"]["responses"]["200"]["content"]["application/json"]
+        started = resolved(document, answer["schema"]["$ref"])
+        assert {"success", "name", "status", "vnc_port"} <= started["properties"].keys()
+        error = resolved(document, "#/components/schemas/Error")
+        assert error["required"] == ["error", "code"]
+        assert "ErrorBody" not in json.dumps(document)
