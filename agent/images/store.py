@@ -30,7 +30,7 @@ from .index import ChunkIndex, index_chunks
 from .intake import receive
 from .overlay import Own, write_overlay
 from .port import Report
-from .shelf import Base, Shelf, parse_new_name
+from .shelf import Base, Removal, Shelf, parse_new_name
 
 
 @asynccontextmanager
@@ -122,10 +122,7 @@ class DiskImageStore:
             if received.format is Format.QCOW2:
                 disk, size = flat, await self._flatten(incoming, flat, report)
             index, base = await self._seal(disk, size, report, source)
-            # A change that has begun is finished: it is short, and half of it would need undoing.
-            with trio.CancelScope(shield=True):
-                image = await self._give(name, disk, index, base, replace=replace)
-        return image
+            return await self._give(name, disk, index, base, replace=replace)
 
     async def _flatten(self, qcow2: _Scratch, flat: _Scratch, report: Report) -> int:
         """Convert a qcow2 file to a raw one; the size of the disk."""
@@ -160,9 +157,11 @@ class DiskImageStore:
         """Let the name stand for the base, and put the base in its place if it is new."""
         async with self._changing:
             self._shelf.check_free(name, base.digest, replace=replace)
-            if base.digest not in self._shelf.bases:
-                await self._place(disk.path, base, index)
-            await self._database.give(name, base.digest)
+            # A change that has begun is finished: it is short, and half of it would need undoing.
+            with trio.CancelScope(shield=True):
+                if base.digest not in self._shelf.bases:
+                    await self._place(disk.path, base, index)
+                await self._database.give(name, base.digest)
             return self._shelf.put(name, base)
 
     async def _place(self, scratch: Path, base: Base, index: ChunkIndex) -> None:
@@ -193,19 +192,22 @@ class DiskImageStore:
         await self._database.strike(digest)
 
     async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
-        with trio.CancelScope(shield=True):
-            async with self._changing:
-                # Nothing is awaited between asking who uses it and taking it off: no overlay can come in between.
-                removal = self._shelf.plan_removal(ref, used_by)
-                self._shelf.drop(removal)
-                try:
-                    await self._database.take(removal.names, removal.base.digest if removal.base else None)
-                except InsufficientResources:
-                    self._shelf.restore(removal)
-                    raise
-                if removal.base is not None:
-                    await self._clear_base(removal.base.digest)
+        async with self._changing:
+            # Nothing is awaited between asking who uses it and taking it off: no overlay can come in between.
+            removal = self._shelf.plan_removal(ref, used_by)
+            self._shelf.drop(removal)
+            with trio.CancelScope(shield=True):
+                await self._take_away(removal)
         return removal.image
+
+    async def _take_away(self, removal: Removal) -> None:
+        try:
+            await self._database.take(removal.names, removal.base.digest if removal.base else None)
+        except InsufficientResources:
+            self._shelf.restore(removal)
+            raise
+        if removal.base is not None:
+            await self._clear_base(removal.base.digest)
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
         base = self._shelf.bases.get(digest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import lzma
 import os
@@ -178,12 +177,12 @@ async def test_an_overlay_reads_as_its_base_and_takes_writes(tmp_path: Path) -> 
         assert store.base_path(image.digest).read_bytes() == disk
 
 
-def in_child(act: Callable[[], None]) -> int:
+def in_child(act: Callable[..., object], *arguments: object) -> int:
     """Run `act` in a forked child; its exit status, or minus the signal's number."""
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with suppress(BaseException):
-        act()
+        act(*arguments)
         os._exit(0)
     os._exit(99)
 
@@ -236,7 +235,8 @@ def check_sound(root: Path, former: list[str]) -> set[str]:
 
 
 def test_a_crash_at_any_step_of_an_import_leaves_all_or_nothing(tmp_path: Path) -> None:
-    outcomes = []
+    outcomes: list[bool] = []
+    status = -1
     for step in range(100):
         root = tmp_path / str(step)
 
@@ -261,7 +261,8 @@ def test_a_crash_at_any_step_of_an_import_leaves_all_or_nothing(tmp_path: Path) 
 
 
 def test_a_crash_at_any_step_of_a_removal_leaves_all_or_nothing(tmp_path: Path) -> None:
-    outcomes = []
+    outcomes: list[bool] = []
+    status = -1
     for step in range(100):
         root = tmp_path / str(step)
 
@@ -293,7 +294,7 @@ def test_no_room_for_a_write_is_said_and_leaves_nothing(tmp_path: Path, form: st
     results = []
     for limit in [0, 4096, *range(65536, 4 * MIB, 300_000)]:
 
-        async def act(limit: int = limit) -> None:
+        async def fill(limit: int) -> None:
             async with disk_store(root) as store:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
                 try:
@@ -304,7 +305,7 @@ def test_no_room_for_a_write_is_said_and_leaves_nothing(tmp_path: Path, form: st
                     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
         trio.run(disk_store_once, root)
-        results.append(in_child(functools.partial(trio.run, act)))
+        results.append(in_child(trio.run, fill, limit))
         if results[-1] == 7:
             files = sorted(path.name for path in root.rglob("*") if path.is_file())
             assert [name for name in files if not name.startswith("images.db")] == [], limit

@@ -1,0 +1,1 @@
+"""The test guests: `tick`, a boot sector that counts, and `tiny`, a small Linux, both built here and cached."""
