@@ -73,6 +73,11 @@ class LibP2pHost:
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         return self._peers.events
 
+    @property
+    def half_open(self) -> int:
+        """Connections taken in whose far side has not proved who it is."""
+        return self._listeners.half_open
+
     def path(self, peer_id: PeerId) -> Path | None:
         return self._peers.path(peer_id)
 

@@ -115,7 +115,7 @@ async def test_a_silent_peer_is_found_dead_within_the_time(autojump_clock: trio.
 
 async def test_an_idle_connection_stays_up(autojump_clock: trio.testing.MockClock) -> None:
     async with open_pair(dead_after=2.0) as pair:
-        await trio.sleep(3600)
+        await trio.sleep(300)
         assert pair.near.reason is None
         assert await pair.near.ping() >= 0
 

@@ -1,0 +1,114 @@
+"""Real hosts on loopback, and far sides that do not behave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Any
+
+import trio
+
+from twinshare.agent.p2p.addresses import parse
+from twinshare.agent.p2p.contract import ECHO, echo, everybody
+from twinshare.agent.p2p.host import Gate, PeerId
+from twinshare.agent.p2p.libp2p import open_libp2p_host
+from twinshare.agent.p2p.libp2p.handshake import NOISE, NoiseIdentity, shake_hands
+from twinshare.agent.p2p.libp2p.host import LibP2pHost
+from twinshare.agent.p2p.libp2p.multistream import select
+from twinshare.agent.p2p.libp2p.noise import SecureChannel
+from twinshare.agent.p2p.libp2p.pipe import SocketPipe
+from twinshare.agent.p2p.libp2p.settings import HostSettings
+from twinshare.agent.p2p.libp2p.upgrade import YAMUX
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+
+
+@asynccontextmanager
+async def open_echo(
+    *, gate: Gate = everybody, settings: HostSettings | None = None, seed: bytes | None = None, listen: str = LOOPBACK
+) -> AsyncIterator[LibP2pHost]:
+    async with open_libp2p_host(seed or os.urandom(32), [listen], gate=gate, settings=settings) as host:
+        host.serve(ECHO, echo)
+        yield host
+
+
+@asynccontextmanager
+async def open_hosts(number: int, *, settings: HostSettings | None = None) -> AsyncIterator[Sequence[LibP2pHost]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(open_echo(settings=settings)) for _ in range(number)]
+
+
+async def talks(host: LibP2pHost, peer_id: PeerId, data: bytes = b"hello") -> None:
+    """An echo comes back whole."""
+    stream = await host.open_stream(peer_id, ECHO)
+    got = bytearray()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, data)
+        while len(got) < len(data):
+            got += await stream.receive_some()
+    assert got == data
+    await stream.aclose()
+
+
+async def until(what: object, seconds: float = 5.0) -> None:
+    """Wait for a condition."""
+    assert callable(what)
+    with trio.fail_after(seconds):
+        while not what():
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def raw_pipe(host: LibP2pHost) -> AsyncIterator[SocketPipe]:
+    """A socket to the host on which nothing was said."""
+    address = parse(host.addresses[0])
+    with trio.socket.socket() as sock:
+        await sock.connect((address.host, address.port))
+        yield SocketPipe(sock, 5.0)
+
+
+@asynccontextmanager
+async def raw_channel(host: LibP2pHost, seed: bytes | None = None) -> AsyncIterator[SecureChannel]:
+    """A proven connection that has no muxer yet."""
+    async with raw_pipe(host) as pipe:
+        held = await select(pipe.receive, pipe.send, NOISE)
+        identity = NoiseIdentity.from_seed(seed or os.urandom(32))
+        _, channel = await shake_hands(pipe, identity, host.peer_id, held=held)
+        yield channel
+
+
+@asynccontextmanager
+async def raw_muxed(host: LibP2pHost, seed: bytes | None = None) -> AsyncIterator[SecureChannel]:
+    """A connection that the host takes for a whole one; what is said on it is up to the test."""
+    async with raw_channel(host, seed) as channel:
+        channel.put_back(await select(channel.receive, channel.send, YAMUX))
+        await until(lambda: len(host.connections) > 0)
+        yield channel
+
+
+@asynccontextmanager
+async def peer_process(dead_after: float = 60.0) -> AsyncIterator[tuple[trio.Process, dict[str, Any]]]:
+    """A host in a process of its own, and what it says of itself; it is killed at the end."""
+    command = [sys.executable, "-m", "tests.agent.p2p.peer_process", str(dead_after)]
+    start = partial(trio.run_process, command, stdout=subprocess.PIPE, check=False, cwd=FilePath(__file__).parents[3])
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(start)
+        try:
+            assert process.stdout is not None
+            line = b""
+            with trio.fail_after(20):
+                while not line.endswith(b"\n"):
+                    line += await process.stdout.receive_some()
+            yield process, json.loads(line)
+        finally:
+            process.kill()
+
+
+def open_files() -> int:
+    return len(list(FilePath("/proc/self/fd").iterdir()))
