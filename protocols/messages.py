@@ -58,6 +58,17 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     arguments: msgspec.Raw
 
 
+class Follow(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of `FOLLOW_EVENTS`: events after the number `after`, of these types (`vm.` takes all of a kind)."""
+
+    after: int | None = None
+    types: list[str] = []
+
+
+FOLLOW_EVENTS = "follow_events"
+"""The method whose answer is a stream of the owner's events, each an item."""
+
+
 @dataclass(frozen=True, slots=True)
 class Greeted:
     hello: Hello

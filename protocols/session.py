@@ -42,30 +42,40 @@ MAX_TIMEOUT = 24 * 3600.0
 """Seconds that a call's deadline can lie ahead."""
 MAX_KEY = 255
 """Characters of an idempotency key."""
+PATIENCE = 5.0
+"""Seconds that a peer may say nothing while somebody waits for its answer."""
 
 
 class Session(ABC):
-    """What both ends share: frames, HELLO, keepalive, the end. `silence` is how long a peer may say nothing."""
+    """What both ends share: frames, HELLO, keepalive, the end. `silence` is how many seconds a peer may say nothing."""
 
     def __init__(self, hello: Hello, now: float, silence: float) -> None:
         self._mine = hello
         self._silence = silence
         self._heard_at = now
         self._asked_at = now
+        self._waits_since = now
         self._reader = FrameReader()
         self._out: list[bytes] = []
+        self._out_size = 0
         self.greeting: Hello | None = None
         self.closed: TwinshareError | None = None
 
     @property
     def next_tick(self) -> float:
         """When `tick` has something to do."""
-        return min(max(self._heard_at, self._asked_at) + self._silence / 3, self._heard_at + self._silence)
+        return min(self._asks_at, self._gives_up_at)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._out_size
 
     def data_to_send(self) -> bytes:
         """What to write now; it is given out once."""
         data = b"".join(self._out)
         self._out.clear()
+        self._out_size = 0
         return data
 
     def receive(self, data: bytes | bytearray, now: float) -> Iterator[Event]:
@@ -88,9 +98,9 @@ class Session(ABC):
         """Ask a silent peer whether it lives, or give it up."""
         if self.closed:
             return
-        if now >= self._heard_at + self._silence:
-            yield self._end(PeerUnreachable(f"the peer has said nothing for {self._silence:g} s"))
-        elif now >= max(self._heard_at, self._asked_at) + self._silence / 3:
+        if now >= self._gives_up_at:
+            yield self._end(PeerUnreachable(f"the peer has said nothing for {now - self._heard_at:.0f} s"))
+        elif now >= self._asks_at:
             self._asked_at = now
             self._send(Frame(Kind.PING, 0))
 
@@ -100,13 +110,32 @@ class Session(ABC):
             self._send(Frame(Kind.GOODBYE, 0, "", pack_error(error)))
         return self._end(error)
 
+    @property
+    @abstractmethod
+    def in_flight(self) -> int:
+        """Calls without their last frame."""
+
+    @property
+    def _patience(self) -> float:
+        return self._silence
+
+    @property
+    def _asks_at(self) -> float:
+        return max(self._heard_at, self._asked_at) + self._patience / 3
+
+    @property
+    def _gives_up_at(self) -> float:
+        return max(self._heard_at, self._waits_since) + self._patience
+
     def _end(self, error: TwinshareError) -> Closed:
         self.closed = self.closed or error
         return Closed(self.closed)
 
     def _send(self, frame: Frame) -> None:
         if not self.closed:
-            self._out.append(encode(frame))
+            data = encode(frame)
+            self._out.append(data)
+            self._out_size += len(data)
 
     def _take(self, frame: Frame) -> Iterator[Event]:
         if frame.kind is Kind.GOODBYE:
@@ -134,6 +163,8 @@ class CallerSession(Session):
     def __init__(self, hello: Hello, now: float, silence: float = 15.0) -> None:
         super().__init__(hello, now, silence)
         self._credit: dict[int, int] = {}
+        # The calls of which somebody waits for the answer; a stream is patient.
+        self._awaited: set[int] = set()
         self._last_id = 0
         self._send(Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(hello)))
 
@@ -145,12 +176,19 @@ class CallerSession(Session):
     def full(self) -> bool:
         return len(self._credit) >= MAX_CALLS
 
-    def call(self, method: str, request: Request) -> int:
+    @property
+    def _patience(self) -> float:
+        return min(self._silence, PATIENCE) if self._awaited else self._silence
+
+    def call(self, method: str, request: Request, now: float) -> int:
         """Send a call and return its id. The caller keeps to `full` and to `closed`. Raises: TooLarge."""
         frame = Frame(Kind.CALL, self._last_id + 1, method, msgspec.msgpack.encode(request))
         self._send(frame)
         self._last_id = frame.id
         self._credit[frame.id] = request.credit
+        if not request.credit:
+            self._waits_since = self._waits_since if self._awaited else now
+            self._awaited.add(frame.id)
         return frame.id
 
     def cancel(self, id: int) -> None:
@@ -179,6 +217,7 @@ class CallerSession(Session):
             yield Received(frame.id, frame.method, frame.body)
             return
         del self._credit[frame.id]
+        self._awaited.discard(frame.id)
         if frame.kind is Kind.RESULT:
             yield Answered(frame.id, frame.body)
         elif frame.kind is Kind.ERROR:

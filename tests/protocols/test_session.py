@@ -62,7 +62,7 @@ def send(target: Session, *frames: Frame) -> list[Event]:
 
 def test_a_call_and_its_answer() -> None:
     caller, owner = pair()
-    call = caller.call("get_vm", request(key="k"))
+    call = caller.call("get_vm", request(key="k"), 0.0)
     [called] = carry(caller, owner)
     assert called == Called(call, "get_vm", request(key="k"))
     assert caller.in_flight == owner.in_flight == 1
@@ -73,7 +73,7 @@ def test_a_call_and_its_answer() -> None:
 
 def test_an_error_arrives_as_the_same_class_with_its_details() -> None:
     caller, owner = pair()
-    call = caller.call("get_vm", request())
+    call = caller.call("get_vm", request(), 0.0)
     carry(caller, owner)
     owner.fail(call, VmNotFound("no VM 'a' here", name="a"))
     [failed] = carry(owner, caller)
@@ -94,7 +94,7 @@ def test_an_error_with_unwieldy_details_still_arrives() -> None:
 
 def test_a_cancelled_call_keeps_its_place_until_the_owner_has_answered() -> None:
     caller, owner = pair()
-    call = caller.call("list_vms", request())
+    call = caller.call("list_vms", request(), 0.0)
     caller.cancel(call)
     assert carry(caller, owner)[1] == Cancelled(call)
     assert caller.in_flight == 1
@@ -108,7 +108,7 @@ def test_a_cancelled_call_keeps_its_place_until_the_owner_has_answered() -> None
 
 def test_an_answer_that_is_too_large_becomes_an_error() -> None:
     caller, owner = pair()
-    call = caller.call("list_vms", request())
+    call = caller.call("list_vms", request(), 0.0)
     carry(caller, owner)
     owner.result(call, bytes(MAX_FRAME))
     [failed] = carry(owner, caller)
@@ -122,15 +122,16 @@ def test_arguments_that_are_too_large_are_refused_before_they_are_sent() -> None
         caller.call(
             "create_vm",
             Request(1.0, Role.VIEWER, None, False, 0, msgspec.Raw(b"\xc6\x00\x10\x00\x00" + bytes(MAX_FRAME))),
+            0.0,
         )
     assert caller.in_flight == 0
-    assert caller.call("list_vms", request()) == 1
+    assert caller.call("list_vms", request(), 0.0) == 1
     assert len(carry(caller, owner)) == 1
 
 
 def test_a_stream_takes_no_more_items_than_its_credit() -> None:
     caller, owner = pair()
-    call = caller.call("events", request(credit=2))
+    call = caller.call("events", request(credit=2), 0.0)
     carry(caller, owner)
     while owner.credit(call):
         owner.item(call, "vm.state", b"x")
@@ -155,6 +156,19 @@ def test_a_silent_peer_is_asked_and_then_given_up() -> None:
     [closed] = caller.tick(20.0)
     assert isinstance(closed, Closed)
     assert isinstance(closed.error, PeerUnreachable)
+
+
+def test_a_peer_may_be_silent_for_less_long_while_somebody_waits_for_it() -> None:
+    caller, owner = pair(silence=60)
+    caller.call("follow_events", request(credit=1), 0.0)
+    carry(caller, owner)
+    list(caller.tick(20.0))
+    assert carry(caller, owner, 20.0) == carry(owner, caller, 20.0) == []
+    caller.call("get_vm", request(), 39.0)
+    list(caller.tick(39.0))
+    assert caller.next_tick == pytest.approx(39 + 5 / 3)
+    [closed] = caller.tick(44.0)
+    assert isinstance(closed, Closed)
 
 
 def test_the_end_of_the_stream_ends_the_session() -> None:
@@ -275,7 +289,7 @@ class World:
 
     def call(self) -> None:
         if not self.caller.full:
-            self.made = self.caller.call("m", request(credit=self.rng.randrange(3)))
+            self.made = self.caller.call("m", request(credit=self.rng.randrange(3)), self.now)
 
     def cancel(self) -> None:
         self.caller.cancel(self.rng.randint(0, self.made))

@@ -1,0 +1,76 @@
+"""Calls to peers, as the rest of the agent makes them: typed arguments in, typed results or typed errors out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+import trio
+
+from ...protocols.access import Caller
+from ...protocols.errors import DeadlineExceeded, PeerUnreachable
+from ...protocols.messages import Request
+from ...protocols.session import MAX_TIMEOUT
+from ...protocols.table import Method
+from .host import PeerId
+from .line import Line
+
+READ_TIMEOUT = 30.0
+MUTATION_TIMEOUT = 4 * 3600.0
+"""Seconds: a mutation may fetch an image first. A peer that dies meanwhile is noticed long before."""
+GRACE = 1.0
+"""Seconds that the owner gets to say itself that the deadline has passed."""
+
+
+class PeerCalls:
+    """`line_to` gives the line to a peer, dialling if need be; it raises what `call` says."""
+
+    def __init__(self, line_to: Callable[[PeerId], Awaitable[Line]]) -> None:
+        self._line_to = line_to
+
+    async def call(
+        self,
+        peer: PeerId,
+        method: Method,
+        arguments: Mapping[str, Any],
+        caller: Caller,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Call `method` on `peer`. `timeout` is in seconds; by default a read has `READ_TIMEOUT` to spare.
+
+        Cancelling ends a read over there; a mutation goes on as its operation, under the caller's idempotency key.
+        Raises: what the owner raises; Detached; PeerUnreachable, PeerMisbehaved, DeadlineExceeded, P2pStopped.
+        """
+        key = caller.idempotency_key or (uuid.uuid4().hex if method.mutates else None)
+        seconds = timeout if timeout is not None else _default_timeout(method, arguments)
+        packed = msgspec.Raw(method.pack(arguments))
+        request = Request(seconds, caller.role, key, caller.detach, 0, packed)
+        with trio.move_on_after(seconds + GRACE):
+            line = await self._line_to(peer)
+            try:
+                return method.unpack_result(await line.call(method.name, request))
+            except PeerUnreachable as error:
+                if line.error is None:  # the owner's own error, about a third node
+                    raise
+                raise _lost(peer, method, key, error) from None
+        raise DeadlineExceeded(f"{peer} did not answer {method.name} within {seconds:g} s", peer=peer)
+
+
+def _default_timeout(method: Method, arguments: Mapping[str, Any]) -> float:
+    own = arguments.get("timeout")
+    waits = float(own) if isinstance(own, int | float) else 0.0
+    return min(waits + (MUTATION_TIMEOUT if method.mutates else READ_TIMEOUT), MAX_TIMEOUT)
+
+
+def _lost(peer: PeerId, method: Method, key: str | None, error: PeerUnreachable) -> PeerUnreachable:
+    sentence = f"the connection with {peer} was lost during {method.name}: {error.message}"
+    if not method.mutates:
+        return PeerUnreachable(sentence, peer=peer)
+    return PeerUnreachable(
+        f"{sentence}; what was begun there goes on: repeat it with the same idempotency key to learn how it ends",
+        peer=peer,
+        idempotency_key=key,
+    )

@@ -1,0 +1,101 @@
+"""Moves bytes between a stream and a session: one task reads, one writes, one keeps the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import trio
+
+from ...protocols.errors import PeerUnreachable, TwinshareError
+from ...protocols.frames import READ_SIZE
+from ...protocols.messages import Closed, Event
+from ...protocols.session import Session
+from .host import Stream
+
+MAX_PENDING = 1 << 20
+"""Bytes waiting to be sent, above which nothing more is read."""
+FAREWELL = 1.0
+"""Seconds for the last frame of a session that we end."""
+
+
+class Pump:
+    """`handle` gets every event, in order, in the middle of reading: it must be quick and must not raise."""
+
+    def __init__(self, stream: Stream, session: Session, handle: Callable[[Event], None]) -> None:
+        self._stream, self._session, self._handle = stream, session, handle
+        self._scope = trio.CancelScope()
+        self._news = trio.lowlevel.ParkingLot()
+        self._drained = trio.lowlevel.ParkingLot()
+        self._rewound = trio.lowlevel.ParkingLot()
+        self._writing = False
+
+    def flush(self) -> None:
+        """The session has something to send, or another time to keep."""
+        self._news.unpark_all()
+        self._rewound.unpark_all()
+
+    def close(self, error: TwinshareError) -> None:
+        """End the session and tell the peer why."""
+        self._take([self._session.close(error)])
+
+    async def run(self) -> TwinshareError:
+        """Until the session is over; tells why. The stream is closed then, and also when this is cancelled."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read)
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep_time)
+            await self._say_farewell()
+        finally:
+            self._stream.reset()
+        return self._session.closed or PeerUnreachable("the connection is over")
+
+    async def _read(self) -> None:
+        while not self._session.closed:
+            while self._session.pending > MAX_PENDING:
+                await self._drained.park()
+            try:
+                data = await self._stream.receive_some(READ_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            self._take(self._session.receive(data, trio.current_time()))
+            self.flush()
+
+    async def _write(self) -> None:
+        while True:
+            data = memoryview(self._session.data_to_send())
+            self._drained.unpark_all()
+            if not data:
+                await self._news.park()
+            self._writing = True
+            try:
+                for start in range(0, len(data), READ_SIZE):
+                    await self._stream.send_all(data[start : start + READ_SIZE])
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._take(self._session.receive(b"", trio.current_time()))
+                return
+            self._writing = False
+
+    async def _keep_time(self) -> None:
+        while not self._session.closed:
+            with trio.CancelScope(deadline=self._session.next_tick):
+                await self._rewound.park()
+            self._take(self._session.tick(trio.current_time()))
+            self._news.unpark_all()
+
+    def _take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._handle(event)
+            if isinstance(event, Closed):
+                self._scope.cancel()
+
+    async def _say_farewell(self) -> None:
+        """Send why we end; a write that was cut short has made the stream useless for that."""
+        with trio.move_on_after(FAREWELL):
+            try:
+                if not self._writing:
+                    await self._stream.send_all(self._session.data_to_send())
+                    await self._stream.aclose()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return

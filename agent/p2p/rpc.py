@@ -1,0 +1,174 @@
+"""The owner's end of the peer protocol: each call in a task of its own, through the dispatcher, as the calling peer.
+
+Whatever a peer sends ends at worst its own session; whatever an operation raises is the answer to its call.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+import structlog
+import trio
+
+from ...protocols.access import Caller
+from ...protocols.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    OperationCancelled,
+    Overloaded,
+    TwinshareError,
+    Unsupported,
+)
+from ...protocols.event import Event as NodeEvent
+from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
+from ...protocols.operation import Detached
+from ...protocols.session import OwnerSession
+from ...protocols.table import Dispatcher
+from .host import PeerId, Stream
+from .pump import Pump
+
+log = structlog.get_logger(__name__)
+MAX_CALLS_IN_ALL = 256
+
+EventSource = Callable[[int | None], AbstractAsyncContextManager[AsyncIterable[NodeEvent]]]
+"""Opens the node's events after a number, as `EventLog.subscribe` does."""
+
+
+class Neighbours(Protocol):
+    """What the owner's end asks about peers."""
+
+    def hello(self) -> Hello:
+        """What we say of ourselves."""
+        ...
+
+    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+        """As whom a peer's call is made. Raises: Forbidden, RateLimited."""
+        ...
+
+    def greeted(self, peer_id: PeerId, hello: Hello) -> None:
+        """A peer has opened its line to us."""
+        ...
+
+
+class PeerServer:
+    """Hand `serve` to `Host.serve`. A peer's new line takes the place of its old one. `silence` is in seconds."""
+
+    def __init__(self, dispatcher: Dispatcher, neighbours: Neighbours, events: EventSource, silence: float) -> None:
+        self.dispatcher, self.neighbours, self.events = dispatcher, neighbours, events
+        self._silence = silence
+        self._sessions: dict[PeerId, _Serving] = {}
+        self.in_flight = 0
+
+    async def serve(self, stream: Stream) -> None:
+        peer_id = stream.peer_id
+        session = OwnerSession(self.neighbours.hello(), trio.current_time(), self._silence)
+        serving = _Serving(self, stream, session)
+        if former := self._sessions.get(peer_id):
+            former.end(OperationCancelled("another line of the same peer took the place of this one"))
+        self._sessions[peer_id] = serving
+        try:
+            await serving.run()
+        finally:
+            if self._sessions.get(peer_id) is serving:
+                del self._sessions[peer_id]
+
+
+class _Serving:
+    """One line of a peer."""
+
+    def __init__(self, server: PeerServer, stream: Stream, session: OwnerSession) -> None:
+        self._server, self._session = server, session
+        self._peer_id = stream.peer_id
+        self._pump = Pump(stream, session, self._take)
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._granted = trio.lowlevel.ParkingLot()
+        self._nursery: trio.Nursery
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            error = await self._pump.run()
+            log.debug("a peer's line is over", peer=self._peer_id, why=error.message)
+            self._nursery.cancel_scope.cancel()
+
+    def end(self, error: TwinshareError) -> None:
+        self._pump.close(error)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Called(number, method, request):
+                self._begin(number, method, request)
+            case Cancelled(number) if number in self._scopes:
+                self._scopes[number].cancel()
+            case Granted():
+                self._granted.unpark_all()
+            case Greeted(hello):
+                self._server.neighbours.greeted(self._peer_id, hello)
+
+    def _begin(self, number: int, method: str, request: Request) -> None:
+        if self._server.in_flight >= MAX_CALLS_IN_ALL:
+            busy = Overloaded(f"this node answers {MAX_CALLS_IN_ALL} calls; try again later", retry_after=1)
+            self._session.fail(number, busy)
+            return
+        self._server.in_flight += 1
+        self._scopes[number] = trio.CancelScope()
+        self._nursery.start_soon(self._answer, number, method, request, name=f"{method} for {self._peer_id}")
+
+    async def _answer(self, number: int, method: str, request: Request) -> None:
+        try:
+            with self._scopes[number], trio.move_on_after(request.timeout):
+                await self._dispatch(number, method, request)
+                return
+            if self._scopes[number].cancelled_caught:
+                self._session.fail(number, OperationCancelled("the caller does not wait any more"))
+            else:
+                late = DeadlineExceeded(f"{method} was not done within {request.timeout:g} s")
+                self._session.fail(number, late)
+        finally:
+            del self._scopes[number]
+            self._server.in_flight -= 1
+            self._pump.flush()
+
+    async def _dispatch(self, number: int, method: str, request: Request) -> None:
+        try:
+            caller = self._server.neighbours.caller(self._peer_id, request)
+            if method == FOLLOW_EVENTS:
+                await self._send_events(number, request)
+                self._session.result(number, b"\xc0")
+            else:
+                self._session.result(number, await self._call(caller, method, request))
+        except TwinshareError as error:
+            self._session.fail(number, error)
+        except Detached as detached:
+            self._session.detach(number, detached.operation)
+        except Exception:
+            mark = uuid.uuid4().hex[:8]
+            log.exception("a bug in a call", mark=mark, method=method, peer=self._peer_id)
+            self._session.fail(number, TwinshareError(f"internal error; the log of the node has it as {mark}"))
+
+    async def _call(self, caller: Caller, name: str, request: Request) -> bytes:
+        method = self._server.dispatcher.table.get(name)
+        if method is None:
+            raise Unsupported(f"this node does not know the operation '{name[:64]}'; its twinshare may be older")
+        if method.local:
+            raise Forbidden(f"{name} is for the node's own users; no peer can call it")
+        result = await self._server.dispatcher.call(caller, method, method.unpack(bytes(request.arguments)))
+        return msgspec.msgpack.encode(result)
+
+    async def _send_events(self, number: int, request: Request) -> None:
+        try:
+            follow = msgspec.msgpack.decode(request.arguments, type=Follow)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{FOLLOW_EVENTS}: {error}") from None
+        async with self._server.events(follow.after) as events:
+            async for event in events:
+                if follow.types and not event.type.startswith(tuple(follow.types)):
+                    continue
+                while not self._session.credit(number):
+                    await self._granted.park()
+                self._session.item(number, event.type, msgspec.msgpack.encode(event))
+                self._pump.flush()

@@ -1,0 +1,210 @@
+"""A small service, and two nodes on a network in memory of which one calls it on the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+import trio
+
+from twinshare.agent.p2p.calls import PeerCalls
+from twinshare.agent.p2p.host import Admission, Direction, Host, PeerId
+from twinshare.agent.p2p.line import PROTOCOL, Line, open_line
+from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
+from twinshare.agent.p2p.rpc import PeerServer
+from twinshare.protocols.access import Caller, Role
+from twinshare.protocols.errors import PeerUnreachable, WrongState
+from twinshare.protocols.event import Event
+from twinshare.protocols.messages import Hello, Request
+from twinshare.protocols.operation import Detached, Operation, OperationState, Progress
+from twinshare.protocols.table import Dispatcher, Method, methods, rest
+
+NOON = datetime(2025, 5, 10, 12, tzinfo=UTC)
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    size: int = 0
+
+
+class WorkshopService(Protocol):
+    @rest("GET", "/echo", Role.VIEWER)
+    async def echo(self, text: str) -> str: ...
+
+    @rest("GET", "/slow", Role.VIEWER)
+    async def slow(self, seconds: float) -> float: ...
+
+    @rest("POST", "/piece", Role.OPERATOR)
+    async def make(self, piece: Piece) -> Piece: ...
+
+    @rest("DELETE", "/piece/<name>", Role.ADMIN)
+    async def destroy(self, name: str) -> None: ...
+
+    @rest("GET", "/fault", Role.VIEWER)
+    async def fault(self) -> None: ...
+
+    @rest("GET", "/large", Role.VIEWER)
+    async def large(self, size: int) -> bytes: ...
+
+    @rest("GET", "/secret", Role.VIEWER, local=True)
+    async def secret(self) -> str: ...
+
+
+TABLE = methods(WorkshopService)
+
+
+class Workshop:
+    """What is served; remembers what was done to it, and by whom."""
+
+    def __init__(self) -> None:
+        self.callers: list[Caller] = []
+        self.made: list[Piece] = []
+        self.cancelled = 0
+        self.busy = 0
+
+    def bind(self, caller: Caller) -> _Bound:
+        self.callers.append(caller)
+        return _Bound(self, caller)
+
+
+class _Bound:
+    def __init__(self, shop: Workshop, caller: Caller) -> None:
+        self._shop, self._caller = shop, caller
+
+    async def echo(self, text: str) -> str:
+        return text
+
+    async def slow(self, seconds: float) -> float:
+        self._shop.busy += 1
+        try:
+            await trio.sleep(seconds)
+        except trio.Cancelled:
+            self._shop.cancelled += 1
+            raise
+        finally:
+            self._shop.busy -= 1
+        return seconds
+
+    async def make(self, piece: Piece) -> Piece:
+        if self._caller.detach:
+            raise Detached(operation(piece.name))
+        self._shop.made.append(piece)
+        return piece
+
+    async def destroy(self, name: str) -> None:
+        raise WrongState(f"{name} is in use", name=name)
+
+    async def fault(self) -> None:
+        raise ZeroDivisionError("a bug in the workshop")
+
+    async def large(self, size: int) -> bytes:
+        return bytes(size)
+
+    async def secret(self) -> str:
+        return "the plan"
+
+
+def operation(target: str) -> Operation:
+    return Operation(
+        id="op-1",
+        kind="make",
+        target=target,
+        node="b",
+        state=OperationState.RUNNING,
+        progress=Progress(),
+        created_at=NOON,
+        updated_at=NOON,
+        idempotency_key="k",
+    )
+
+
+class Neighbourhood:
+    """Everybody may come in, with the role that `roles` gives them."""
+
+    def __init__(self) -> None:
+        self.roles: dict[PeerId, Role] = {}
+        self.heard: list[tuple[PeerId, Hello]] = []
+
+    def hello(self) -> Hello:
+        return Hello(name="b", agent="test")
+
+    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+        role = self.roles.get(peer_id, Role.ADMIN)
+        lower = role if request.role.includes(role) else request.role
+        return Caller(principal=peer_id, role=lower, idempotency_key=request.key, detach=request.detach)
+
+    def greeted(self, peer_id: PeerId, hello: Hello) -> None:
+        self.heard.append((peer_id, hello))
+
+
+class Happenings:
+    """An event log in memory."""
+
+    def __init__(self) -> None:
+        self.kept: list[Event] = []
+        self.listeners: set[trio.MemorySendChannel[Event]] = set()
+
+    def publish(self, type: str, data: dict[str, Any]) -> None:
+        event = Event(id=len(self.kept) + 1, type=type, at=NOON, data=data)
+        self.kept.append(event)
+        for listener in self.listeners:
+            listener.send_nowait(event)
+
+    @asynccontextmanager
+    async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
+        send, receive = trio.open_memory_channel[Event](10_000)
+        for event in self.kept if after is not None else ():
+            send.send_nowait(event)
+        self.listeners.add(send)
+        try:
+            yield receive
+        finally:
+            self.listeners.discard(send)
+
+
+class Pair:
+    """Node `a`, which calls, and node `b`, which has the workshop."""
+
+    def __init__(self, network: MemoryNetwork, a: Host, b: Host) -> None:
+        self.network, self.a, self.b = network, a, b
+        self.shop, self.neighbours, self.events = Workshop(), Neighbourhood(), Happenings()
+        self.server = PeerServer(
+            Dispatcher({WorkshopService: self.shop.bind}), self.neighbours, self.events.subscribe, silence=15
+        )
+        self.line: Line | None = None
+        self.calls = PeerCalls(self.line_to)
+        b.serve(PROTOCOL, self.server.serve)
+
+    async def line_to(self, peer: PeerId) -> Line:
+        if self.line is None or self.line.over.is_set():
+            raise PeerUnreachable(f"no line to {peer}")
+        return self.line
+
+    async def call(
+        self, operation: str, caller: Caller | None = None, timeout: float | None = None, **arguments: Any
+    ) -> Any:
+        method: Method = TABLE[operation]
+        return await self.calls.call("b", method, arguments, caller or ADMIN, timeout=timeout)
+
+
+ADMIN = Caller(principal="local", role=Role.ADMIN)
+
+
+def everybody(_peer: PeerId, _direction: Direction) -> Admission:
+    return Admission.MEMBER
+
+
+@asynccontextmanager
+async def open_pair(silence: float = 15, network: MemoryNetwork | None = None) -> AsyncIterator[Pair]:
+    network = network or MemoryNetwork()
+    async with (
+        open_memory_host(network, "a", everybody, dead_after=1000) as a,
+        open_memory_host(network, "b", everybody, dead_after=1000) as b,
+    ):
+        pair = Pair(network, a, b)
+        await a.connect("b", b.addresses)
+        async with open_line(a, "b", Hello(name="a"), silence) as pair.line:
+            yield pair
