@@ -53,6 +53,8 @@ def test_the_tour(tmp_path: Path) -> None:
             command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=900, check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
+    places = [link for link in Path("/run/twinshare").glob("*") if link.is_symlink()]
+    assert not [link for link in places if link.readlink().is_relative_to(tmp_path)], "the enclosure is still there"
 
 
 @pytest.mark.skipif(os.environ.get("TWINSHARE_FRESH_ROOT") != "1", reason="asked for with TWINSHARE_FRESH_ROOT=1")

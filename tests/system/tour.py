@@ -89,6 +89,8 @@ def main() -> None:
         expect("the guest, which ran on, answers", again, "demo")
         walk([path.splitlines()[0] + "\n" + last])
     finally:
+        # There is nothing left to remove after a tour that came to its end.
+        subprocess.run([".venv/bin/twinshare", "vm", "rm", "demo", "--force"], capture_output=True, check=False)
         code = terminal.interrupt()
     expect("the node, stopped again, ends with", code, 0)
 
