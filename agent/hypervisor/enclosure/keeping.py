@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ import trio
 from ....protocols.errors import HypervisorDown
 from ..inside.walls import Walls
 from . import place, processes
-from .line import Process, Reply, ask, connect, decode
-from .start import PATH, ended, program, start
+from .addresses import unreachable
+from .line import KeeperLeft, Process, Reply, ask, connect, decode
+from .start import PATH, finish, program, start
 
 VERSION = 1
-RESOLVER = "169.254.1.1"  # inside; pasta passes what is sent there to the machine's own resolver
+RESOLVER = "192.0.0.53"  # inside, an address of no one; pasta passes what is sent there to the machine's own resolver
 _PATIENCE = 10.0
 _HIDDEN = ("/run", "/home", "/root", "/mnt", "/media", "/srv")
 _SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - empty ones of its own
@@ -44,9 +45,9 @@ class Keeping:
         self.data_dir, self.record, self.identity, self.log = data_dir, record, identity, log
         self.problems: list[str] = []
         self._leash: socket.socket | None = None
-        self._attended: int | None = None
         self._lock = trio.Lock()
         self._speech = trio.Lock()
+        self._over = False
 
     @property
     def pid(self) -> int:
@@ -55,6 +56,11 @@ class Keeping:
     def noted(self, outlet: int) -> None:
         """Remember the way out for the next agent."""
         self.record.outlet = (outlet, processes.started(outlet) or 0)
+        self.record.save(self.data_dir)
+
+    def fenced(self, prefixes: Iterable[str]) -> None:
+        """Remember what is out of reach inside."""
+        self.record.fenced = tuple(sorted(prefixes))
         self.record.save(self.data_dir)
 
     async def open(self, kind: str) -> None:
@@ -89,21 +95,13 @@ class Keeping:
         if executable is None:
             raise FileNotFoundError(f"{argv[0]} is not installed")
         request = {"do": "launch", "argv": [executable, *argv[1:]], "env": env, "limits": limits, "bound": bound}
-        link = await self._connect()
-        try:
-            reply, _ = await ask(link, request, streams)
-        except BaseException:
-            link.close()
-            raise
+        link, reply, _ = await self._request(request, streams)
         return Process(link, reply.pid)
 
     async def far_socket(self, family: int) -> socket.socket:
         """A TCP socket that belongs to the network inside. Raises: OSError, HypervisorDown."""
-        link = await self._connect()
-        try:
-            _, descriptors = await ask(link, {"do": "socket", "family": int(family)})
-        finally:
-            link.close()
+        link, _, descriptors = await self._request({"do": "socket", "family": int(family)})
+        link.close()
         if len(descriptors) != 1:
             for number in descriptors:
                 os.close(number)
@@ -112,11 +110,16 @@ class Keeping:
         far.setblocking(False)
         return far
 
-    async def attend(self, pidfd: int) -> None:
-        """Have that process end together with the keeper."""
-        self._attended = pidfd
-        with suppress(HypervisorDown):  # a keeper that left is replaced by whoever needs it next
-            await self._say({"do": "attend"}, [pidfd])
+    async def attend(self) -> None:
+        """Have the way out end together with the keeper."""
+        if self.record.outlet is None:
+            return
+        with suppress(ProcessLookupError, HypervisorDown):  # a keeper that left is replaced by who needs it next
+            pidfd = os.pidfd_open(self.record.outlet[0])
+            try:
+                await self._say({"do": "attend"}, [pidfd])
+            finally:
+                os.close(pidfd)
 
     async def end(self) -> bool:
         """End the keeper unless a process lives inside; whether it ended."""
@@ -127,6 +130,7 @@ class Keeping:
         except (HypervisorDown, OSError):
             reply = Reply(ended=not self.pids())
         if reply.ended:
+            self._over = True
             self.close()
             if self.record.keeper is not None:
                 await _buried(self.record.keeper[0])
@@ -174,9 +178,13 @@ class Keeping:
             hide=(*_HIDDEN, *hidden),
             scratch=_SCRATCH,
             resolver=RESOLVER,
+            fence=tuple(sorted(unreachable())),
             join=self._survivor(),
         )
-        return await self._start(walls, "namespaces")
+        refusal = await self._start(walls, "namespaces")
+        if refusal is None and walls.join is None:
+            self.fenced(walls.fence)
+        return refusal
 
     def _survivor(self) -> int | None:
         """A process that still lives in namespaces whose keeper is gone."""
@@ -265,11 +273,30 @@ class Keeping:
             data = os.read(hearing, 65536)
         return decode(data) if data else Reply()
 
+    async def _request(
+        self, request: Mapping[str, object], given: Sequence[int] = ()
+    ) -> tuple[socket.socket, Reply, list[int]]:
+        """Ask on a new connection, which stays open; once more if the keeper was just dying."""
+        for last in (False, True):
+            link = await self._connect()
+            try:
+                return link, *await ask(link, request, given)
+            except KeeperLeft:
+                link.close()
+                if last:
+                    raise
+            except BaseException:
+                link.close()
+                raise
+        raise AssertionError  # for the type checker: the loop returns or raises
+
     async def _connect(self) -> socket.socket:
         """A new connection; a keeper that died is replaced, in the same namespaces if anything lives there.
 
         Raises: HypervisorDown.
         """
+        if self._over:
+            raise HypervisorDown("The enclosure was taken down.")
         with suppress(OSError):
             return await connect(self._address)
         async with self._lock:
@@ -277,8 +304,7 @@ class Keeping:
                 return await connect(self._address)
             self.close()
             await self.open(self.record.kind)
-            if self._attended is not None:
-                await self.attend(self._attended)
+            await self.attend()
             try:
                 return await connect(self._address)
             except OSError as error:
@@ -290,12 +316,6 @@ class Keeping:
 
 
 async def _buried(pid: int) -> None:
-    """Wait until a process that we started has ended, and reap it; one of an earlier agent is reaped by another."""
-    with suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            with trio.move_on_after(_PATIENCE, shield=True):
-                await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
-    ended(pid)
+    """Wait until a process that we started has ended; one of an earlier agent is reaped by another."""
+    with trio.move_on_after(_PATIENCE, shield=True):
+        await finish(pid)

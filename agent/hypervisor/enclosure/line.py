@@ -23,6 +23,10 @@ _CLOSE_ON_EXEC = 0x4000_0000  # MSG_CMSG_CLOEXEC: without it Python leaves recei
 _PATIENCE = 10.0
 
 
+class KeeperLeft(HypervisorDown):
+    """It ended before it answered."""
+
+
 class Reply(msgspec.Struct, frozen=True):
     pid: int = 0
     version: int = 0
@@ -60,9 +64,9 @@ async def ask(link: socket.socket, request: Mapping[str, object], given: Sequenc
             await trio.lowlevel.wait_readable(link)
             data, descriptors = receive(link)
         except (ConnectionError, BlockingIOError) as error:
-            raise HypervisorDown(f"The keeper of the enclosure left: {error}.") from error
+            raise KeeperLeft(f"The keeper of the enclosure left: {error}.") from error
         if not data:
-            raise HypervisorDown("The keeper of the enclosure left.")
+            raise KeeperLeft("The keeper of the enclosure left.")
         reply = decode(data)
         if reply.error is not None:
             raise OSError(reply.errno, reply.error)
@@ -137,5 +141,9 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
+        """Let go of it; closing twice is no error."""
+        if self._link.fileno() == -1:
+            return
+        self._lost = True
         trio.lowlevel.notify_closing(self._link)
         self._link.close()

@@ -42,11 +42,14 @@ class Outlet:
 
     def up(self) -> bool:
         """Whether there is a way out of the enclosure's network."""
+        tables = Path(f"/proc/{self._keeping.pid}/net")
         try:
-            table = Path(f"/proc/{self._keeping.pid}/net/route").read_text()
+            if any(line.split()[1] == "00000000" for line in (tables / "route").read_text().splitlines()[1:]):
+                return True
+            rows = [line.split() for line in (tables / "ipv6_route").read_text().splitlines()]
         except OSError:
             return False
-        return any(line.split()[1] == "00000000" for line in table.splitlines()[1:])
+        return any(row[0] == "0" * 32 and row[1] == "00" and row[-1] != "lo" for row in rows)
 
     @property
     def process(self) -> tuple[int, int] | None:
@@ -61,7 +64,7 @@ class Outlet:
             pidfd = self._open()
             if pidfd is not None:
                 try:
-                    await self._keeping.attend(pidfd)
+                    await self._keeping.attend()
                     with trio.move_on_after(_SETTLED):
                         await trio.lowlevel.wait_readable(pidfd)
                     self._died = not alive(self.process)

@@ -31,6 +31,7 @@ class Record(msgspec.Struct, kw_only=True):
     keeper: tuple[int, int] | None = None
     network: int = 0  # inode of the network namespace
     outlet: tuple[int, int] | None = None
+    fenced: tuple[str, ...] = ()
 
     def save(self, data_dir: Path) -> None:
         temporary = data_dir / f".{_RECORD}.new"
@@ -66,6 +67,7 @@ def release(record: Record, data_dir: Path) -> None:
     for path in (link, socket_of(record)):
         path.unlink(missing_ok=True)
     record.keeper = record.outlet = None
+    record.network, record.fenced = 0, ()
     record.save(data_dir)
 
 

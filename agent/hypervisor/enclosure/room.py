@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import trio
 
 from ....protocols.errors import DeadlineExceeded
 from . import place
+from .fence import Fence
 from .keeping import Identity, Keeping
 from .line import Process
 from .outlet import Outlet
@@ -27,9 +28,9 @@ _TOOL_LIMITS = {"open_files": 256, "core": 0}
 class Enclosure:
     """`path` names the same files inside and outside; `user` is None where everything runs as the agent's own user."""
 
-    def __init__(self, keeping: Keeping, outlet: Outlet | None) -> None:
-        self._keeping = keeping
-        self._outlet = outlet
+    def __init__(self, keeping: Keeping, outlet: Outlet | None, fence: Fence | None) -> None:
+        self._keeping, self._outlet, self._fence = keeping, outlet, fence
+        self._spawned: list[Process] = []
         self.path = Path(keeping.record.path)
         self.user = keeping.identity.user
         self.kind = keeping.record.kind
@@ -37,8 +38,8 @@ class Enclosure:
     @property
     def problems(self) -> Sequence[str]:
         """A sentence for each thing that is missing here, as it is now."""
-        outside = self._outlet.problem if self._outlet is not None else None
-        return (*self._keeping.problems, *([outside] if outside else []))
+        later = [part.problem for part in (self._outlet, self._fence) if part is not None]
+        return (*self._keeping.problems, *(problem for problem in later if problem))
 
     @property
     def connected(self) -> bool:
@@ -51,10 +52,14 @@ class Enclosure:
         log = os.open(stderr, flags, 0o600)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return await self._keeping.launch(argv, env=env, streams=(null, null, log), limits={"core": 0}, bound=False)
+            process = await self._keeping.launch(
+                argv, env=env, streams=(null, null, log), limits={"core": 0}, bound=False
+            )
         finally:
             os.close(log)
             os.close(null)
+        self._spawned.append(process)
+        return process
 
     async def run(
         self,
@@ -107,6 +112,12 @@ class Enclosure:
         outlet = self._outlet.process if self._outlet is not None else None
         return self._keeping.pids() | ({outlet[0]} if outlet else frozenset())
 
+    def let_go(self) -> None:
+        """Close all handles; what was spawned lives on."""
+        for process in self._spawned:
+            process.close()
+        self._keeping.close()
+
     async def release(self) -> bool:
         """Take everything down unless a process lives inside; whether it is gone. Opening again makes it anew."""
         if not await self._keeping.end():
@@ -135,40 +146,41 @@ async def open_enclosure(data_dir: Path, *, kind: str = "auto", user: str = "twi
         except BaseException:
             place.release(record, data_dir)
             raise
-        outlet = Outlet(keeping) if record.kind == "namespaces" else None
-        enclosure = Enclosure(keeping, outlet)
+        walled = record.kind == "namespaces"
+        outlet, fence = (Outlet(keeping), Fence(keeping)) if walled else (None, None)
+        enclosure = Enclosure(keeping, outlet, fence)
         try:
-            async with _watched(outlet):
+            async with _background(*(part.keep for part in (fence, outlet) if part is not None)):
                 yield enclosure
         finally:
             with trio.move_on_after(_RELEASE, shield=True):
                 await enclosure.release()
-            keeping.close()
+            enclosure.let_go()
     finally:
         os.close(log)
 
 
 @asynccontextmanager
-async def _watched(outlet: Outlet | None) -> AsyncIterator[None]:
-    """Have the way out kept open while the body lasts; a nursery would wrap what the body raises."""
-    if outlet is None:
-        yield
-        return
-    over = trio.CancelScope()
-    done = trio.Event()
+async def _background(*tasks: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run endless tasks while the body lasts. Not by a nursery: that would wrap what the body raises."""
+    scopes = [(trio.CancelScope(), trio.Event()) for _ in tasks]
 
-    async def keep() -> None:
-        with over:
-            await outlet.keep()
-        done.set()
+    async def run(task: Callable[[], Awaitable[None]], scope: trio.CancelScope, over: trio.Event) -> None:
+        try:
+            with scope:
+                await task()
+        finally:
+            over.set()
 
-    trio.lowlevel.spawn_system_task(keep)
+    for task, (scope, over) in zip(tasks, scopes, strict=True):
+        trio.lowlevel.spawn_system_task(run, task, scope, over)
     try:
         yield
     finally:
-        over.cancel()
         with trio.CancelScope(shield=True):
-            await done.wait()
+            for scope, over in scopes:
+                scope.cancel()
+                await over.wait()
 
 
 def _identity(user: str) -> Identity:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ROOM = __name__.rpartition(".enclosure.")[0]
 
@@ -42,6 +44,21 @@ def start(command: list[str], *, output: int, errors: int, given: int | None = N
         setsigmask=[],
         setsigdef=[signal.SIGPIPE],  # Python ignores it, and pasta refuses to start where it is ignored
     )
+
+
+async def finish(pid: int) -> int:
+    """Wait until a process that we started ends, and reap it; its exit code, 255 when another has reaped it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 255
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, os.WNOHANG)[1])  # noqa: ASYNC222 - does not wait
+    except ChildProcessError:
+        return 255
+    finally:
+        os.close(pidfd)
 
 
 def ended(pid: int) -> bool:

@@ -8,7 +8,7 @@ socket (SOCK_SEQPACKET, one JSON message a packet, file descriptors beside it) t
     {"do": "launch", "argv", "env", "limits", "bound"} with stdin, stdout, stderr
                                                  -> {"pid"}, later {"exit"}; a bound process dies with its connection
     {"do": "signal", "number"}                   on the connection of a launch: signals its process group
-    {"do": "attend"} with a pidfd                -> {}; that process is ended when the keeper ends
+    {"do": "attend"} with a pidfd                -> {}; that process (the last one) is ended when the keeper ends
     {"do": "end"}                                -> {"ended": bool}; true unless a process lives in here
 
 Without a connection and without children it ends by itself: nothing is left behind by an agent that was killed.
@@ -51,7 +51,7 @@ def main() -> None:
     listener = socket.socket(fileno=_LISTENER)
     listener.set_inheritable(False)
     plan = json.loads(sys.argv[1])
-    for key in ("groups", "hide", "scratch"):
+    for key in ("groups", "hide", "scratch", "fence"):
         plan[key] = tuple(plan[key])
     try:
         walls.adopt_orphans()
@@ -79,7 +79,7 @@ class Keeper:
         self._connections: dict[int, socket.socket] = {}
         self._launched: dict[int, int] = {}  # connection -> process
         self._bound: set[int] = set()
-        self._attended: list[int] = []
+        self._attended: int | None = None
         self._ended = False
         self._wakeup, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -102,9 +102,9 @@ class Keeper:
                     self._forget(number)
             if not self._connections and not _has_children():
                 break
-        for pidfd in self._attended:
+        if self._attended is not None:
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._attended, signal.SIGKILL)
 
     def _patience(self) -> int | None:
         """Milliseconds. Only the first connection is waited for with a limit: the agent may have died meanwhile."""
@@ -164,7 +164,9 @@ class Keeper:
                 if process:
                     _signal_group(process, request["number"])
             case "attend":
-                self._attended.append(os.dup(received[0]))
+                if self._attended is not None:
+                    os.close(self._attended)
+                self._attended = received.pop(0)
             case "end":
                 self._ended = not _has_children()
                 return {"ended": self._ended}

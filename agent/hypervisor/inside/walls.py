@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
-import socket
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+from . import network
 
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
@@ -33,8 +33,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Walls(NamedTuple):
     """What the inside is like. `groups` are the only extra ones; `parts` are the folders that appear below `path`.
 
-    `hide` are folders that become empty inside, `scratch` those that are empty and writable. `join` is a process whose
-    namespaces are taken instead of new ones. With `namespaces` false only identity and privileges change.
+    `hide` are folders that become empty inside, `scratch` those that are empty and writable. `fence` are prefixes that
+    the network inside cannot reach. `join` is a process whose namespaces are taken instead of new ones. With
+    `namespaces` false only identity and privileges change.
     """
 
     uid: int
@@ -46,6 +47,7 @@ class Walls(NamedTuple):
     hide: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     resolver: str | None = None
+    fence: tuple[str, ...] = ()
     join: int | None = None
 
 
@@ -63,12 +65,14 @@ def build(walls: Walls) -> None:
         become(walls.uid, walls.gid, walls.groups, keep_power=True)
         _unshare(_CLONE_NEWUSER | _CLONE_NEWNET, "user and network namespaces")
         _map_identity(walls)
-        _raise_loopback()
+        network.raise_loopback()
+        network.fence(walls.fence)
     else:
         _unshare(_CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET, "user, mount and network namespaces")
         _map_identity(walls)
         _furnish(walls)
-        _raise_loopback()
+        network.raise_loopback()
+        network.fence(walls.fence)
     os.umask(0o077)
     drop_power()
 
@@ -100,6 +104,11 @@ def drop_power() -> None:
             break  # past the last one, or no power to shrink the bound: no_new_privs keeps it out of reach
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "dropping capabilities")
+
+
+def enter_network(pid: int) -> None:
+    """With power over it: as root, or as the user to whom the namespaces belong."""
+    _enter(pid, _CLONE_NEWUSER | _CLONE_NEWNET)
 
 
 def private_tun(directory: str) -> None:
@@ -153,11 +162,15 @@ def _place_resolver(walls: Walls) -> None:
 
 
 def _join(walls: Walls, *, privileged: bool) -> None:
-    pidfd = os.pidfd_open(walls.join or 0)
+    pid = walls.join or 0
     if privileged:
         become(walls.uid, walls.gid, walls.groups, keep_power=True)
-    flags = _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET
-    _check(_libc.setns(pidfd, flags), f"entering the namespaces of process {walls.join}")
+    _enter(pid, _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET)
+
+
+def _enter(pid: int, namespaces: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    _check(_libc.setns(pidfd, namespaces), f"entering the namespaces of process {pid}")
     os.close(pidfd)
 
 
@@ -165,14 +178,6 @@ def _map_identity(walls: Walls) -> None:
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{walls.uid} {walls.uid} 1")
     _write("/proc/self/gid_map", f"{walls.gid} {walls.gid} 1")
-
-
-def _raise_loopback() -> None:
-    get_flags, set_flags, up = 0x8913, 0x8914, 1
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = fcntl.ioctl(control, get_flags, struct.pack("16sH22x", b"lo", 0))
-        flags = struct.unpack_from("16sH", request)[1]
-        fcntl.ioctl(control, set_flags, struct.pack("16sH22x", b"lo", flags | up))
 
 
 def _unshare(flags: int, what: str) -> None:

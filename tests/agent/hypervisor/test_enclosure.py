@@ -3,21 +3,216 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
-from twinshare.agent.hypervisor.enclosure import open_enclosure
+from tests.agent.hypervisor.enclosures import (
+    QEMU,
+    QMP_PORT,
+    exists,
+    greeting,
+    long_folder,
+    mounts,
+    reach,
+    root,
+    running,
+    serving,
+)
+from tests.leaks import nothing_leaks
+from twinshare.agent.hypervisor.enclosure import Enclosure, open_enclosure
+from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown, TooLarge
 
-pytestmark = pytest.mark.system
-root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [pytest.mark.system, root]
 
 
-@root
+async def output(enclosure: Enclosure, *argv: str) -> str:
+    done = await enclosure.run(argv)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+async def heard(enclosure: Enclosure, port: int) -> str:
+    async with await enclosure.dial(port) as stream:
+        return (await stream.receive_some(1000)).decode()
+
+
 async def test_processes_inside_are_an_unprivileged_user_without_capabilities(tmp_path: Path) -> None:
     async with open_enclosure(tmp_path) as enclosure:
-        status = (await enclosure.run(["cat", "/proc/self/status"])).stdout.decode()
+        status = await output(enclosure, "cat", "/proc/self/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines())
     assert fields["NoNewPrivs"] == "1"
     assert int(fields["CapPrm"], 16) == int(fields["CapBnd"], 16) == 0
     assert "0" not in fields["Uid"].split()
+    assert fields["Umask"] == "0077"
+
+
+async def test_only_standard_streams_are_handed_in(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        files = await output(enclosure, "ls", "/proc/self/fd")
+    assert files.split() == ["0", "1", "2", "3"]  # the last is that of ls
+
+
+async def test_one_path_names_the_same_file_inside_and_outside_however_long_and_locked_the_way(tmp_path: Path) -> None:
+    folder = long_folder(tmp_path)
+    async with open_enclosure(folder) as enclosure:
+        (folder / "vms/note").write_text("hello")
+        enclosure.own(folder / "vms")
+        assert await output(enclosure, "cat", str(enclosure.path / "vms/note")) == "hello"
+        await output(enclosure, "touch", str(enclosure.path / "images/made"))
+        assert (enclosure.path / "images/made").stat().st_uid == (folder / "images").stat().st_uid != 0
+        assert len(str(enclosure.path)) < 40
+
+
+async def test_the_path_survives_a_move_of_the_data_directory(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path / "one") as enclosure:
+        before = enclosure.path
+        (tmp_path / "one/images/base").write_text("base")
+        enclosure.own(tmp_path / "one/images")
+    (tmp_path / "one").rename(tmp_path / "two")
+    async with open_enclosure(tmp_path / "two") as enclosure:
+        assert enclosure.path == before
+        assert await output(enclosure, "cat", str(before / "images/base")) == "base"
+
+
+async def test_a_copied_data_directory_gets_a_path_of_its_own(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path / "one") as one:
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two/enclosure.json").write_bytes((tmp_path / "one/enclosure.json").read_bytes())
+        async with open_enclosure(tmp_path / "two") as two:
+            assert one.path != two.path
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """The node's key, as carelessly kept as can be."""
+    file = tmp_path / "identity.key"
+    file.write_text("secret")
+    file.chmod(0o644)
+    tmp_path.chmod(0o755)
+    return file
+
+
+async def test_secrets_of_the_node_are_out_of_reach(tmp_path: Path, secret: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        for path in (secret, enclosure.path / "identity.key"):
+            done = await enclosure.run(["cat", str(path)])
+            assert (done.returncode, done.stdout) == (1, b"")
+        assert (await output(enclosure, "ls", str(enclosure.path))).split() == ["hypervisor", "images", "vms"]
+        assert await output(enclosure, "find", "/root", "/home", "/tmp", "-mindepth", "1") == ""
+        assert await output(enclosure, "ls", "/run") == "twinshare\n"
+
+
+async def test_nodes_do_not_see_each_other(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path / "one") as one, open_enclosure(tmp_path / "two") as two:
+        assert one.path != two.path
+        assert (await one.run(["ls", str(two.path)])).returncode != 0
+        servers = []
+        for enclosure in (one, two):  # on the same port
+            servers.append(await enclosure.spawn(QEMU, env={}, stderr=enclosure.path / "hypervisor/log"))
+            assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
+        assert not one.pids() & two.pids()
+        servers[0].terminate()
+        await servers[0].wait()
+        assert "QMP" in await heard(two, QMP_PORT)
+        servers[1].terminate()
+        await servers[1].wait()
+
+
+async def test_the_machines_loopback_is_out_of_reach_and_the_inner_one_is_dialled(tmp_path: Path) -> None:
+    with serving(b"SECRET") as port:
+        async with open_enclosure(tmp_path) as enclosure:
+            assert (await enclosure.run(reach("127.0.0.1", port))).stdout == b""
+            process = await enclosure.spawn(QEMU, env={}, stderr=tmp_path / "log")
+            assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
+            with pytest.raises(OSError, match="failed"):
+                await trio.open_tcp_stream("127.0.0.1", QMP_PORT)
+            process.terminate()
+            assert await process.wait() == 0
+
+
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = mounts()
+    with nothing_leaks():
+        async with open_enclosure(tmp_path) as enclosure:
+            await output(enclosure, "true")
+            process = await enclosure.spawn(["sleep", "600"], env={}, stderr=tmp_path / "log")
+            pids = enclosure.pids() | {process.pid}
+            assert not await enclosure.release()
+            process.kill()
+            await process.wait()
+            process.close()
+    assert not exists(enclosure.path, f"{enclosure.path}.sock", *(f"/proc/{pid}" for pid in pids))
+    assert mounts() == before
+
+
+async def test_release_and_then_nothing_may_run(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        assert await enclosure.release()
+        with pytest.raises(HypervisorDown):
+            await enclosure.run(["true"])
+
+
+async def test_a_tool_is_fed_heard_and_judged(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        done = await enclosure.run(["sh", "-c", "cat; echo bad >&2; exit 7"], input=b"x" * 300_000)
+        assert (done.returncode, len(done.stdout), done.stderr) == (7, 300_000, b"bad\n")
+        assert (await enclosure.run(["sh", "-c", "kill -9 $$"])).returncode == -9
+        with pytest.raises(FileNotFoundError):
+            await enclosure.run(["no-such-tool"])
+
+
+async def test_a_tool_is_bounded_in_time_memory_and_words(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        with pytest.raises(DeadlineExceeded, match="sleep did not finish"):
+            await enclosure.run(["sleep", "600"], timeout=0.1)
+        with pytest.raises(TooLarge, match="yes wrote more"):
+            await enclosure.run(["yes"], output=100_000)
+        hungry = await enclosure.run(["bash", "-c", "x=$(head -c 300M /dev/zero | tr '\\0' x)"], memory=100)
+        assert hungry.returncode != 0
+        await enclosure.run(
+            ["dd", "if=/dev/zero", f"of={enclosure.path}/vms/big", "bs=1M", "count=9"], file_size=1 << 20
+        )
+        assert (tmp_path / "vms/big").stat().st_size <= 1 << 20
+        assert not running("sleep 600")
+
+
+async def test_a_cancelled_call_leaves_no_process(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        with trio.move_on_after(0.2) as scope:
+            await enclosure.run(["sleep", "601"])
+        assert scope.cancelled_caught
+        assert not running("sleep 601")
+        assert await output(enclosure, "echo", "well") == "well\n"
+
+
+async def test_many_calls_at_once(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        words: list[str] = []
+
+        async def one(number: int) -> None:
+            words.append(await output(enclosure, "echo", str(number)))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(one, number)
+    assert sorted(map(int, words)) == list(range(50))
+
+
+async def test_a_gift_does_not_follow_links(tmp_path: Path) -> None:
+    treasure = tmp_path / "treasure"
+    treasure.write_text("mine")
+    async with open_enclosure(tmp_path / "node") as enclosure:
+        (tmp_path / "node/vms/link").symlink_to(treasure)
+        enclosure.own(tmp_path / "node/vms")
+        enclosure.own(tmp_path / "node/vms/link")
+    assert treasure.stat().st_uid == os.geteuid()
+
+
+async def test_without_the_right_to_make_namespaces_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    folder = long_folder(tmp_path)
+    with pytest.raises(HypervisorDown, match=r"may not pass .*--data-dir /var/lib/twinshare"):
+        async with open_enclosure(folder, kind="plain"):
+            pass

@@ -1,0 +1,115 @@
+"""What lives on when an agent is killed, and how the next one finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.hypervisor.enclosures import QEMU, QMP_PORT, agent, exists, greeting, root, running
+from twinshare.agent.hypervisor.enclosure import Enclosure, open_enclosure
+
+pytestmark = [pytest.mark.system, root]
+
+
+async def heard(enclosure: Enclosure, port: int) -> str:
+    async with await enclosure.dial(port) as stream:
+        return (await stream.receive_some(1000)).decode()
+
+
+def keeper_of(data_dir: Path) -> int:
+    return int(json.loads((data_dir / "enclosure.json").read_text())["keeper"][0])
+
+
+async def gone(*pids: int) -> None:
+    with trio.fail_after(10):
+        while exists(*(f"/proc/{pid}" for pid in pids)):
+            await trio.sleep(0.02)
+
+
+async def end(pid: int) -> None:
+    """As QEMU ends when it is told to; a daemon's handle died with its agent."""
+    os.kill(pid, signal.SIGTERM)
+    await gone(pid)
+
+
+async def test_guests_and_their_network_outlive_a_killed_agent(tmp_path: Path) -> None:
+    async with agent(tmp_path) as first:
+        guest = await first.tell("spawn", argv=QEMU)
+        assert "QMP" in await greeting(partial(first.tell, "dial", port=QMP_PORT))
+        await first.kill()
+    async with open_enclosure(tmp_path) as enclosure:
+        assert guest in enclosure.pids()
+        assert "QMP" in await heard(enclosure, QMP_PORT)
+        assert not await enclosure.release()
+        await end(guest)
+    assert not exists(enclosure.path)
+
+
+async def test_the_way_out_outlives_a_killed_agent(tmp_path: Path) -> None:
+    async with agent(tmp_path) as first:
+        guest = await first.tell("spawn", argv=QEMU)
+        if not await first.tell("connected", within=3):
+            pytest.skip("this machine has no network")
+        before = set((await first.tell("state"))["pids"])
+        await first.kill()
+    async with agent(tmp_path) as second:
+        assert set((await second.tell("state"))["pids"]) == before
+        assert await second.tell("connected", within=0)
+        await end(guest)
+
+
+async def test_nothing_outlives_a_killed_agent_that_had_no_guest(tmp_path: Path) -> None:
+    async with agent(tmp_path) as first:
+        await first.tell("connected", within=3)
+        pids = (await first.tell("state"))["pids"]
+        keeper = keeper_of(tmp_path)
+        await first.kill()
+    await gone(keeper, *pids)
+
+
+async def test_a_tool_dies_with_its_agent(tmp_path: Path) -> None:
+    async with agent(tmp_path) as first:
+        await first.order("run", argv=["sleep", "602"])
+        with trio.fail_after(5):
+            while not (pids := running("sleep 602")):
+                await trio.sleep(0.02)
+        await first.kill()
+    await gone(*pids)
+
+
+async def test_a_killed_keeper_is_replaced_and_its_guests_are_found(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        guest = await enclosure.spawn(QEMU, env={}, stderr=tmp_path / "log")
+        assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
+        before = keeper_of(tmp_path)
+        os.kill(before, signal.SIGKILL)
+        assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
+        assert keeper_of(tmp_path) != before
+        assert guest.pid in enclosure.pids()
+        assert guest.poll() is None
+        done = await enclosure.run(["cat", "/proc/self/status"])
+        assert b"NoNewPrivs:\t1" in done.stdout
+        await end(guest.pid)
+        assert guest.poll() == 255
+
+
+async def test_a_killed_keeper_without_guests_is_made_anew(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        os.kill(keeper_of(tmp_path), signal.SIGKILL)
+        assert (await enclosure.run(["echo", "well"])).stdout == b"well\n"
+        assert (await enclosure.run(["ls", str(enclosure.path)])).stdout.split() == [b"hypervisor", b"images", b"vms"]
+
+
+async def test_a_daemons_orphans_are_reaped_at_once(tmp_path: Path) -> None:
+    async with open_enclosure(tmp_path) as enclosure:
+        done = await enclosure.run(["sh", "-c", "setsid sleep 603 >/dev/null 2>&1 & echo $!"])
+        orphan = int(done.stdout)
+        assert orphan in enclosure.pids()
+        os.kill(orphan, signal.SIGKILL)
+        await gone(orphan)
