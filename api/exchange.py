@@ -96,6 +96,11 @@ def compose(
     )
 
 
+def plain(verb: str, path: str, answer: Any) -> Request:
+    """The request for a route that is no operation of the table and takes nothing."""
+    return Request(verb, ROOT + path, {"Accept": "application/json"}, b"", answer, mutates=False)
+
+
 def upload(name: str) -> Request:
     """The request that a disk's bytes follow: it becomes the image `name`."""
     return Request(

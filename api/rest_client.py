@@ -32,7 +32,7 @@ from ..protocols.table import Method, decode_json, stub
 from ..protocols.vm import Vm, VmSpec
 from .connection import Connection
 from .event_stream import EventStream
-from .exchange import TABLE, NodeUnreachable, Request, below, compose, outcome, upload
+from .exchange import TABLE, NodeUnreachable, below, compose, outcome, plain, upload
 
 __all__ = ["NodeUnreachable", "RESTClient"]
 
@@ -145,8 +145,7 @@ class RESTClient:
 
     async def list_fleet_vms(self) -> list[Vm]:
         """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""
-        request = Request("GET", below("/fleet/vm", None), {"Accept": "application/json"}, b"", VmList, mutates=False)
-        return cast("list[Vm]", restore(await self._connection.send(request)))
+        return cast("list[Vm]", restore(await self._connection.send(plain("GET", "/fleet/vm", VmList))))
 
     # The guide: local VMs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..exchange import plain
 from .link import open_link
 from .output import Column, duration, json_option, peer_option, print_fields, print_json, say
 
@@ -20,11 +21,14 @@ FIELDS: list[Column] = [
 
 
 @click.command()
+@click.option("--open", "page", is_flag=True, help="Print a link that opens the node's page once, within a minute.")
 @peer_option
 @json_option
-def status(peer: str | None, as_json: bool) -> None:
+def status(page: bool, peer: str | None, as_json: bool) -> None:
     """Show how the node is and what room it has."""
     with open_link() as link:
+        if page:
+            return click.echo(link.send(plain("POST", "/session", dict[str, str]))["link"])
         health = link.call("health", {}, peer)
         room = link.call("capacity", {}, peer)
     if as_json:

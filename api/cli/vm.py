@@ -7,8 +7,10 @@ from typing import Any
 import click
 import msgspec
 
+from ...protocols.bodies import VmList
 from ...protocols.table import decode_json
 from ...protocols.vm import ForwardSpec, Vm, VmChange, VmSpec
+from ..exchange import plain
 from .link import open_link
 from .names import KEY_VALUE, PORTS, VM_NAME
 from .output import Column, duration, json_option, peer_option, print_fields, print_json, print_table, say
@@ -25,6 +27,12 @@ COLUMNS: list[Column] = [
     ("IP", lambda vm: vm.ip),
     ("UPTIME", lambda vm: duration(vm.uptime)),
     ("IMAGE", lambda vm: vm.image),
+]
+FLEET_COLUMNS: list[Column] = [
+    ("NODE", lambda vm: vm.node),
+    COLUMNS[0],
+    ("STATUS", lambda vm: vm.status if vm.reachable else f"{vm.status}, node unreachable"),
+    *COLUMNS[2:],
 ]
 FIELDS: list[Column] = [
     ("name", lambda vm: vm.name),
@@ -66,12 +74,18 @@ vm.add_command(console_log, "log")
 
 
 @vm.command("ls")
+@click.option("--fleet", is_flag=True, help="The VMs of every known peer; of one that is away, what it last told.")
 @peer_option
 @json_option
-def list_vms(peer: str | None, as_json: bool) -> None:
+def list_vms(fleet: bool, peer: str | None, as_json: bool) -> None:
     """List VMs."""
+    if fleet and peer is not None:
+        raise click.UsageError("--fleet already lists every peer; leave out --on")
     with open_link() as link:
-        print_table(link.call("list_vms", {}, peer), COLUMNS, as_json=as_json)
+        if fleet:
+            print_table(link.send(plain("GET", "/fleet/vm", VmList)).vms, FLEET_COLUMNS, as_json=as_json)
+        else:
+            print_table(link.call("list_vms", {}, peer), COLUMNS, as_json=as_json)
 
 
 @vm.command("show")

@@ -60,6 +60,21 @@ def test_every_listing_prints_nothing_but_data(command: str, route: str, body: o
     assert (result.exit_code, json.loads(result.stdout), result.stderr) == (0, [], "")
 
 
+def test_the_fleet_is_one_list() -> None:
+    away = VM | {"node": "alice", "reachable": False}
+    with recorded_node({"GET /api/fleet/vm": [Answer({"vms": [VM | {"node": "here"}, away]})]}) as node:
+        lines = twinshare(node, "vm", "ls", "--fleet").stdout.splitlines()
+        assert twinshare(node, "vm", "ls", "--fleet", "--on", "alice").exit_code == 2
+    assert lines[0].startswith("NODE")
+    assert "running, node unreachable" in lines[2]
+
+
+def test_the_page_is_opened_by_a_link() -> None:
+    session = {"link": "http://127.0.0.1:1/enter/x", "expires": "2025-05-10T10:30:00Z"}
+    with recorded_node({"POST /api/session": [Answer(session)]}) as node:
+        assert twinshare(node, "status", "--open").stdout == "http://127.0.0.1:1/enter/x\n"
+
+
 def test_create_reads_files_on_this_side_and_waits_for_the_operation(tmp_path: Path) -> None:
     (tmp_path / "init").write_text("#cloud-config\n")
     (tmp_path / "key.pub").write_text("# mine\nssh-ed25519 AAAA me\n")

@@ -2,15 +2,17 @@
 
 import json
 import os
+import pty
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.api.recorded import VM, Answer, recorded_node
+from tests.api.recorded import VM, Answer, operation, recorded_node
 
 COMMAND = [sys.executable, "-m", "twinshare"]
 ROUTES = {"GET /api/vm": [Answer({"vms": [VM]})]}
@@ -73,23 +75,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_a_list_starts_fast(capsys: pytest.CaptureFixture[str]) -> None:
-    """Figures for people; only a gross slip fails. The best of five each, in turn."""
+    """Figures for people; only a gross slip fails. CPU time, the best of five: others work on this machine, too."""
 
-    def best(arguments: list[str], url: str) -> float:
+    def cost(arguments: list[str], url: str) -> float:
         def once() -> float:
-            began = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             assert run(arguments, TWINSHARE_API=url).returncode == 0
-            return time.perf_counter() - began
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
         return min(once() for _ in range(5))
 
     with recorded_node(ROUTES) as node:
-        bare = best([sys.executable, "-c", "import click"], node.url)
-        listing = best([*COMMAND, "vm", "ls"], node.url)
+        bare = cost([sys.executable, "-c", "import click"], node.url)
+        listing = cost([*COMMAND, "vm", "ls"], node.url)
     with capsys.disabled():
-        told = f"{listing * 1000:.0f} ms, {listing / bare:.1f} times 'import click' ({bare * 1000:.0f} ms)"
+        told = f"{listing * 1000:.0f} ms of CPU, {listing / bare:.1f} times 'import click' ({bare * 1000:.0f} ms)"
         sys.stdout.write(f"\nvm ls: {told}\n")
-    assert listing / bare < 6
+    assert listing / bare < 8
 
 
 def test_a_list_imports_no_loop_and_no_server() -> None:
@@ -134,3 +137,42 @@ def test_bash_completes_commands_and_names(tmp_path: Path) -> None:
         assert complete("twinshare vm sta") == ["start", "stats"]
         assert complete("twinshare vm start exa") == ["example-vm"]
         assert complete("twinshare token create a --role v") == ["viewer"]
+
+
+def test_progress_is_drawn_on_a_terminal_alone() -> None:
+    """On a terminal one line is rewritten and wiped at the end; what a program reads has no trace of it."""
+    running = operation("running", kind="create_vm", target="example-vm")
+    routes = {
+        "POST /api/vm": [Answer(running, 202)],
+        "GET /api/operations/op-1/wait": [Answer(running), Answer(operation("done", kind="create_vm", result=VM))],
+    }
+    terminal, theirs = pty.openpty()
+    try:
+        with recorded_node(routes) as node:
+            command = [*COMMAND, "vm", "create", "example-vm", "--image", "tiny"]
+            environment = {**os.environ, "TWINSHARE_API": node.url}
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60, env=environment)
+        drawn = os.read(terminal, 65536).decode()
+    finally:
+        os.close(terminal)
+        os.close(theirs)
+    assert done.stdout == b"example-vm running\n"
+    assert "create_vm example-vm: booting 1/2 steps" in drawn
+    assert drawn.endswith("\r\x1b[2K")
+
+
+def test_ctrl_c_stops_the_waiting_and_not_the_work() -> None:
+    routes = {
+        "POST /api/vm": [Answer(operation("running"), 202)],
+        "GET /api/operations/op-1/wait": [Answer(operation("running"))],
+    }
+    with recorded_node(routes) as node:
+        command = [*COMMAND, "vm", "create", "example-vm", "--image", "tiny"]
+        environment = {**os.environ, "TWINSHARE_API": node.url}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        while len(node.seen) < 3:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, "twinshare op wait op-1" in said) == (1, True)
+    assert not any(seen.verb == "DELETE" for seen in node.seen)
