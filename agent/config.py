@@ -65,7 +65,7 @@ class HypervisorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     enclosure: Literal["auto", "namespaces", "plain"] = "auto"
     user: str = "twinshare"
     stop_timeout: Annotated[int, Meta(ge=1, le=3600)] = 60
-    cpu_overcommit: Annotated[float, Meta(gt=0, le=64)] = 4.0
+    cpu_overcommit: Annotated[float, Meta(gt=0, le=1024)] = 32.0
     memory_overcommit: Annotated[float, Meta(gt=0, le=8)] = 1.0
     reserve_memory: Annotated[int, Meta(ge=0)] = 512
     reserve_disk: Annotated[int, Meta(ge=0)] = 1
