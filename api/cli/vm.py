@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -170,6 +171,17 @@ def set_vm(name: str, autostart: bool | None, labels: list[tuple[str, str]], pee
         _told(run(link, "update_vm", {"vm": name, "change": change}, peer), as_json=as_json)
 
 
+def _each(names: tuple[str, ...], act: Callable[[str], Vm], *, as_json: bool) -> None:
+    """One after the other, each told when it is done; as JSON one document: the VM, or a list of several."""
+    done: list[Vm] = []
+    for name in names:
+        done.append(act(name))
+        if not as_json:
+            _told(done[-1], as_json=False)
+    if as_json:
+        print_json(done if len(names) > 1 else done[0])
+
+
 def _action(command: str, method: str, summary: str) -> None:
     """A command that does one thing to each VM that is named."""
 
@@ -179,8 +191,7 @@ def _action(command: str, method: str, summary: str) -> None:
     @json_option
     def act(names: tuple[str, ...], peer: str | None, as_json: bool) -> None:
         with open_link() as link:
-            for name in names:
-                _told(run(link, method, {"vm": name}, peer), as_json=as_json)
+            _each(names, lambda name: run(link, method, {"vm": name}, peer), as_json=as_json)
 
 
 _action("start", "start_vm", "Start VMs; one that runs stays as it is.")
@@ -198,10 +209,9 @@ def _halting(command: str, method: str, summary: str) -> None:
     @peer_option
     @json_option
     def halt(names: tuple[str, ...], force: bool, timeout: int | None, peer: str | None, as_json: bool) -> None:
+        more = {"force": force, "timeout": timeout}
         with open_link() as link:
-            for name in names:
-                arguments = {"vm": name, "force": force, "timeout": timeout}
-                _told(run(link, method, arguments, peer), as_json=as_json)
+            _each(names, lambda name: run(link, method, {"vm": name, **more}, peer), as_json=as_json)
 
 
 _halting("stop", "stop_vm", "Shut VMs down.")

@@ -108,6 +108,14 @@ def test_create_reads_files_on_this_side_and_waits_for_the_operation(tmp_path: P
     assert node.seen[-1].json == {"host_port": 8081, "guest_port": 80}
 
 
+def test_several_at_once_are_one_document() -> None:
+    routes = {f"POST /api/vm/{name}/start": [Answer(operation("done", result=VM), 202)] for name in ("a", "b")}
+    with recorded_node(routes) as node:
+        assert twinshare(node, "vm", "start", "a", "b").stdout == "example-vm running\n" * 2
+        assert len(json.loads(twinshare(node, "vm", "start", "a", "b", "--json").stdout)) == 2
+        assert json.loads(twinshare(node, "vm", "start", "a", "--json").stdout)["name"] == "example-vm"
+
+
 def test_commands_work_on_a_peer() -> None:
     routes = {
         "POST /api/remote/alice/vm/web/stop": [Answer(operation("done", result=VM), 202)],
