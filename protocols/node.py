@@ -51,6 +51,10 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     role: Role = Role.OPERATOR
     expires_in: Annotated[int, Meta(ge=1, le=10 * 366 * 86400)] | None = None
 
+    def __post_init__(self) -> None:
+        if self.name.endswith("\n"):
+            raise ValueError("name must not end with a line end")
+
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
     """A token as it is listed: `secret` is told once, by the call that makes it."""

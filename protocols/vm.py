@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from datetime import datetime
 from enum import StrEnum
@@ -178,6 +179,14 @@ class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     guest_port: Annotated[int, Meta(ge=1, le=65535)]
     protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
     bind: Annotated[str, Meta(max_length=45, pattern="^[0-9a-fA-F.:]+$")] = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in {"tcp", "udp"}:
+            raise ValueError("protocol must be tcp or udp")
+        try:
+            ipaddress.ip_address(self.bind)
+        except ValueError:
+            raise ValueError("bind must be an IP address of this machine") from None
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):

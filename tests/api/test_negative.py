@@ -1,0 +1,104 @@
+"""Bad input, everywhere: JSON always, never a 5xx that is ours, and nothing is changed by what was refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from tests.api import negative
+from tests.api.negative import Case
+from tests.api.served import SPEC, Served, served
+from twinshare.protocols.access import LOCAL_ADMIN
+from twinshare.protocols.services import SERVICES
+from twinshare.protocols.table import all_methods
+
+TABLE = all_methods(SERVICES)
+GROUPS = (negative.bodies, negative.fields, negative.places, negative.states, negative.headers)
+# The state of the node alone excuses a 5xx.
+EXCUSED = {"p2p_stopped", "insufficient_resources"}
+
+
+async def picture(api: Served) -> Any:
+    """Everything that a request could have changed."""
+    told = {}
+    for name in ("list_vms", "list_images", "list_tokens", "list_operations"):
+        rows = msgspec.to_builtins(await api.node.call(LOCAL_ADMIN, TABLE[name], {}))
+        told[name] = [{k: v for k, v in row.items() if k not in {"observed_at", "uptime"}} for row in rows]
+    # An operation that was refused while it worked stays in the journal, as failed.
+    told["list_operations"] = [row for row in told["list_operations"] if row["state"] != "failed"]
+    told["forwards"] = msgspec.to_builtins(await api.node.call(LOCAL_ADMIN, TABLE["list_forwards"], {"vm": "one"}))
+    return told
+
+
+def request(case: Case) -> bytes:
+    sent = {"host": "localhost", **case.headers, "connection": "close"}
+    if case.body:
+        sent["content-length"] = str(len(case.body))
+    head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    return f"{case.verb} {case.target} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + case.body
+
+
+def answer(heard: bytes) -> httpx.Response:
+    head, _, body = heard.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = [tuple(line.split(": ", 1)) for line in lines]
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)  # type: ignore[arg-type]
+
+
+def faults(case: Case, got: httpx.Response) -> Iterator[str]:
+    if got.headers.get("content-type") != "application/json":
+        yield f"not JSON: {got.text[:200]}"
+        return
+    told = got.json()
+    if (got.status_code, told.get("code")) != (case.status, case.code):
+        yield f"{got.status_code} {told}"
+    if got.status_code >= 500 and told["code"] not in EXCUSED:
+        yield "a 5xx"
+    if told.keys() != {"error", "code", "details"} or not isinstance(told["error"], str) or not told["error"]:
+        yield f"not the documented body: {told}"
+        return
+    if case.path is not None and told["details"].get("path") != case.path:
+        yield f"names {told['details']} instead of {case.path}"
+    if case.status == 405 and not got.headers.get("allow"):
+        yield "no Allow"
+    if case.status == 401 and not got.headers.get("www-authenticate"):
+        yield "no WWW-Authenticate"
+    if re.search(r"Traceback|/work/|/tmp/|/root/|/home/|site-packages", told["error"]):
+        yield f"tells too much: {told['error']}"
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+async def test_refused(group: Callable[[], Iterator[Case]], tmp_path: Path) -> None:
+    found: list[str] = []
+    async with served(tmp_path) as api:
+        if group is negative.states:
+            await api.node.import_image(LOCAL_ADMIN, "big", sparse())
+        await api.client.post("/api/vm", json=SPEC)
+        await api.client.post("/api/vm", json={**SPEC, "name": "run", "start": True})
+        before = await picture(api)
+        for case in group():
+            got = answer(await trio.to_thread.run_sync(api.raw, request(case)))
+            found += [f"{case.name}: {fault}" for fault in faults(case, got)]
+            if (after := await picture(api)) != before:
+                found.append(f"{case.name}: changed something")
+                before = after
+    assert not found, "\n".join(found)
+
+
+async def sparse() -> Any:
+    """A disk of a GiB and a bit."""
+    for _ in range(1025):
+        yield bytes(1 << 20)
+
+
+def test_there_are_enough_cases() -> None:
+    cases = [case for group in GROUPS for case in group()]
+    assert len(cases) >= 150
+    assert len({case.name for case in cases}) == len(cases)
