@@ -11,6 +11,28 @@ from typing import Any
 
 SPEC = {"name": "two", "image": "disk", "cpu_cores": 1, "memory": 64, "disk_size": 1}
 JSON = {"content-type": "application/json"}
+NOWHERE = """
+    /nope /api /api/ /api/vms /api/vm/ /api//vm /API/VM /api/vm/one/nope /api/v2/vm /api/vm/one/start/
+    /../etc/passwd /api/../etc/passwd /web/../secret /.git/config
+"""
+NO_VM = "nope NOPE %00 .. %2e%2e%2fetc one%20 one%0a * %F0%9F%98%80 o%6Ee2 %27%20OR%201=1 --help"
+NOT_SERVED = """
+    PUT /api/vm
+    DELETE /api/vm
+    PATCH /api/vm
+    TRACE /api/vm
+    PUT /api/vm/one
+    POST /api/vm/one
+    GET /api/vm/one/start
+    get /api/vm/one/stop
+    PROPFIND /api/vm/one
+    FOO /api/vm
+    POST /
+    POST /metrics
+    POST /api/openapi.json
+    DELETE /api/events
+"""
+WRONG_LOG = "limit=0 limit=x limit=262145 limit=1.5 limit=%ff limit= offset=x offset=1&offset=2 nope=1"
 
 
 @dataclass(frozen=True)
@@ -93,8 +115,9 @@ def bodies() -> Iterator[Case]:
 def fields() -> Iterator[Case]:
     """One field of a create request, wrong in one way."""
     wrong: dict[str, list[bytes]] = {
-        "name": [b"1", b"null", b"[]", b"{}", b"true", b'""', b'" two"', b'"Two"', b'"-two"', b'"two-"', b'"a b"', b'"two\\n"',
-                 b'"a/b"', b'"../x"', b'"."', b'"' + b"a" * 64 + b'"', b'"\\u00e9"', b'"a\\u0000"', b'"$(reboot)"', b'"a;b"'],
+        "name": [b"1", b"null", b"[]", b"{}", b"true", b'""', b'" two"', b'"Two"', b'"-two"', b'"two-"', b'"a b"',
+                 b'"two\\n"', b'"a/b"', b'"../x"', b'"."', b'"' + b"a" * 64 + b'"', b'"\\u00e9"', b'"a\\u0000"',
+                 b'"$(reboot)"', b'"a;b"'],
         "image": [b"1", b"null", b"[]", b'""', b'"' + b"a" * 513 + b'"', b'"a b"', b'"a\\n"', b'"a\\u0000"'],
         "cpu_cores": [b"0", b"-1", b"1025", b"1.5", b'"2"', b"null", b"true", b"[]", b"9223372036854775808", b"-0.1"],
         "memory": [b"0", b"63", b"-1", b"1e20", b'"64"', b"null", b"false", b"64.5"],
@@ -104,9 +127,11 @@ def fields() -> Iterator[Case]:
         "start": [b"1", b'"yes"', b"null"],
         "autostart": [b"0", b"null"],
         "labels": [b"[]", b"1", b"null", b'{"a":1}', b'{"":"b"}', b'{"a":"' + b"b" * 257 + b'"}', b'{"a":"\\u0001"}'],
-        "cloud_init": [b"1", b'"x"', b"[]", b'{"user_data":1}', b'{"user_data":"/etc/shadow"}', b'{"user_data":"echo"}',
+        "cloud_init": [b"1", b'"x"', b"[]", b'{"user_data":1}', b'{"user_data":"/etc/shadow"}',
+                       b'{"user_data":"echo"}',
                        b'{"password":"x"}', b'{"ssh_authorized_keys":"x"}', b'{"ssh_authorized_keys":["a\\nb"]}',
-                       b'{"hostname":"a b"}', b'{"user_data":"#!' + b"x" * 65536 + b'"}', b'{"network_config":"\\u0000"}'],
+                       b'{"hostname":"a b"}',
+                       b'{"user_data":"#!' + b"x" * 65536 + b'"}', b'{"network_config":"\\u0000"}'],
         "unknown": [b"1"],
         "user_data": [b'"#!/bin/sh"'],
         "xml": [b'"<domain/>"'],
@@ -125,11 +150,9 @@ def fields() -> Iterator[Case]:
 
 def places() -> Iterator[Case]:
     """Paths, verbs, names and queries that do not exist."""
-    for target in ("/nope", "/api", "/api/", "/api/vms", "/api/vm/", "/api//vm", "/API/VM", "/api/vm/one/nope", "/api/v2/vm",
-                   "/api/vm/one/start/", "/../etc/passwd", "/api/../etc/passwd", "/web/../secret", "/.git/config"):  # fmt: skip
+    for target in NOWHERE.split():
         yield Case(f"nothing at {target}", "GET", target, 404, "not_found")
-    for name in ("nope", "NOPE", "%00", "..", "%2e%2e%2fetc", "one%20", "one%0a", "*", "%F0%9F%98%80", "a" * 255, "o%6Ee2",
-                 "%27%20OR%201=1", "--help"):  # fmt: skip
+    for name in (*NO_VM.split(), "a" * 255):
         yield Case(f"no VM {name[:20]}", "GET", f"/api/vm/{name}", 404, "vm_not_found")
     for verb, rest in (("POST", "start"), ("POST", "stop"), ("POST", "restart"), ("POST", "pause"), ("GET", "log"),
                        ("GET", "ip"), ("GET", "stats"), ("GET", "screenshot"), ("GET", "port-forward")):  # fmt: skip
@@ -146,23 +169,12 @@ def places() -> Iterator[Case]:
     yield Case("wait for no operation", "GET", "/api/operations/nope/wait?timeout=1", 404, "operation_not_found")
     yield Case("no token", "DELETE", "/api/tokens/nope", 404, "token_not_found")
     yield Case("no forward", "DELETE", "/api/vm/one/port-forward/8080", 404, "forward_not_found")
-    for verb, target in (("PUT", "/api/vm"), ("DELETE", "/api/vm"), ("PATCH", "/api/vm"), ("TRACE", "/api/vm"), ("GET", "/api/vm/one/start"),
-                         ("PUT", "/api/vm/one"), ("POST", "/api/vm/one"), ("POST", "/"), ("POST", "/metrics"), ("DELETE", "/api/events"),
-                         ("FOO", "/api/vm"), ("POST", "/api/openapi.json"), ("PROPFIND", "/api/vm/one"), ("get", "/api/vm/one/stop")):  # fmt: skip
+    for line in NOT_SERVED.strip().splitlines():
+        verb, target = line.split()
         yield Case(f"{verb} {target}", verb, target, 405, "method_not_allowed")
     for query in ("x=1", "force=true", "a=1&a=2"):
         yield Case(f"list with ?{query}", "GET", f"/api/vm?{query}", 400)
-    for query in (
-        "limit=0",
-        "limit=x",
-        "limit=262145",
-        "limit=1.5",
-        "offset=x",
-        "offset=1&offset=2",
-        "limit=%ff",
-        "nope=1",
-        "limit=",
-    ):
+    for query in WRONG_LOG.split():
         yield Case(f"log with ?{query}", "GET", f"/api/vm/one/log?{query}", 400)
     for query in ("state=nope", "state=", "state=done&state=failed"):
         yield Case(f"operations with ?{query}", "GET", f"/api/operations?{query}", 400)
