@@ -20,6 +20,7 @@ from ..addresses import Address, expand, parse, parse_all
 from ..host import DIAL_DEADLINE, Admission, Connection, Direction, Gate, Handler, Path, PeerEvent, PeerId, Stream
 from .dialler import Race, dial_tcp
 from .handshake import NoiseIdentity, UpgradeFailed
+from .identify import serve_identify
 from .listener import Listeners
 from .multistream import NegotiationFailed, NotSpoken, select
 from .peers import Live, Peers
@@ -72,6 +73,21 @@ class LibP2pHost:
     @property
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         return self._peers.events
+
+    @property
+    def public_key(self) -> bytes:
+        """As libp2p's messages carry it."""
+        return self._identity.keys.public_key.serialize()
+
+    @property
+    def protocols(self) -> list[str]:
+        """What members may open."""
+        return self._serving.protocols
+
+    def address_of(self, stream: Stream) -> Address | None:
+        """Where the far end of a stream is, as we see it; None when its connection is over."""
+        live = next((live for live in self._peers if live.muxer.carries(stream)), None)
+        return replace(parse(live.info.address), peer_id=None) if live else None
 
     @property
     def half_open(self) -> int:
@@ -260,6 +276,7 @@ async def open_host(
     try:
         async with open_background() as nursery:
             host = LibP2pHost(NoiseIdentity.from_seed(seed), gate, listeners, settings, nursery)
+            serve_identify(host)
             nursery.start_soon(listeners.run, host.arrived)
             try:
                 yield host

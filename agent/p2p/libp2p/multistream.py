@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
+from .varint import decode_varint, encode_varint
+
 MULTISTREAM: Final = "/multistream/1.0.0"
 _NOT_AVAILABLE: Final = "na"
 MAX_TOKEN: Final = 1024
@@ -28,16 +30,7 @@ class NotSpoken(Exception):
 
 def encode(token: str) -> bytes:
     body = token.encode() + b"\n"
-    return _varint(len(body)) + body
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return encode_varint(len(body)) + body
 
 
 class TokenReader:
@@ -51,18 +44,13 @@ class TokenReader:
 
     def take(self) -> str | None:
         """The next token, None when it is not complete. Raises: NegotiationFailed."""
-        size = shift = at = 0
-        while True:
-            if at == len(self.rest):
-                return None
-            byte = self.rest[at]
-            at += 1
-            size |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                break
-            if shift > 14:
-                raise NegotiationFailed("a token's length has no end")
+        try:
+            found = decode_varint(self.rest)
+        except ValueError as error:
+            raise NegotiationFailed(f"no token: {error}") from error
+        if found is None:
+            return None
+        size, at = found
         if not 0 < size <= MAX_TOKEN:
             raise NegotiationFailed(f"a token of {size} bytes")
         if len(self.rest) < at + size:

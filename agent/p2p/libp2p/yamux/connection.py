@@ -81,6 +81,10 @@ class YamuxConnection:
             self.give_up()
             self.closed.set()
 
+    def carries(self, stream: object) -> bool:
+        """The stream is one of ours and not over."""
+        return isinstance(stream, YamuxStream) and self._streams.get(stream.id) is stream
+
     def open_stream(self) -> YamuxStream:
         """Raises: SessionOver, TooManyStreams."""
         state = self.session.open()

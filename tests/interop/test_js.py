@@ -1,0 +1,104 @@
+"""js-libp2p as an independent judge of our wire: each side dials the other, identifies, pings and echoes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.p2p.hosts import open_echo, until
+from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.libp2p.host import LibP2pHost
+from twinshare.agent.p2p.libp2p.identify import IDENTIFY, PING, ask_identity
+
+from .peers import Peer, js_folder, open_peer
+
+pytestmark = pytest.mark.system
+
+SIZES = (1, 70_000, 3_000_000)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return js_folder()
+
+
+@asynccontextmanager
+async def both(folder: Path) -> AsyncIterator[tuple[LibP2pHost, Peer]]:
+    async with open_peer(["node", "peer.mjs"], folder) as peer, open_echo() as host:
+        yield host, peer
+
+
+async def test_js_dials_us(folder: Path) -> None:
+    async with both(folder) as (host, peer):
+        address = host.addresses[0]
+        assert await peer.call("dial", address=address) == host.peer_id
+        assert await peer.call("ping", address=address) >= 0
+        for size in SIZES:
+            assert await peer.call("echo", address=address, size=size) == size
+        known = await peer.call("identified", peer=host.peer_id)
+        assert {ECHO, IDENTIFY, PING} <= set(known["protocols"])
+        assert known["agent"] == "twinshare"
+        assert [each.peer_id for each in host.connections] == [peer.peer_id]
+        await peer.call("hangUp", peer=host.peer_id)
+        await until(lambda: not host.connections)
+
+
+async def test_we_dial_js(folder: Path) -> None:
+    async with both(folder) as (host, peer):
+        await host.connect(peer.peer_id, peer.addresses)
+        assert await host.ping(peer.peer_id) < 1
+        told = await ask_identity(host, peer.peer_id, deadline=5)
+        assert told is not None
+        assert {ECHO, IDENTIFY, PING} <= set(told.protocols)
+        assert told.observed is not None
+        assert told.observed.loopback
+        stream = await host.open_stream(peer.peer_id, PING)
+        block = os.urandom(32)
+        await stream.send_all(block)
+        assert await stream.receive_some() == block
+        stream.reset()
+        for size in SIZES:
+            await echo(host, peer, os.urandom(size))
+        await host.disconnect(peer.peer_id)
+        with trio.fail_after(5):
+            while await peer.call("connections"):
+                await trio.sleep(0.05)
+
+
+async def echo(host: LibP2pHost, peer: Peer, data: bytes) -> None:
+    stream = await host.open_stream(peer.peer_id, ECHO)
+    got = bytearray()
+
+    async def send() -> None:
+        await stream.send_all(data)
+        await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while piece := await stream.receive_some():
+            got += piece
+    await stream.aclose()
+    assert got == data
+
+
+async def test_many_streams_at_once(folder: Path) -> None:
+    async with both(folder) as (host, peer):
+        await host.connect(peer.peer_id, peer.addresses)
+        async with trio.open_nursery() as nursery:
+            for size in range(40):
+                nursery.start_soon(echo, host, peer, os.urandom(1 + size * 5_000))
+
+
+async def test_cancelled_streams_do_not_disturb_the_others(folder: Path) -> None:
+    async with both(folder) as (host, peer):
+        await host.connect(peer.peer_id, peer.addresses)
+        for rounds in range(30):
+            with trio.move_on_after(rounds / 2_000):
+                await echo(host, peer, os.urandom(500_000))
+        await echo(host, peer, os.urandom(100_000))
+        assert len(host.connections) == 1
