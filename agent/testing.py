@@ -33,7 +33,15 @@ class AgentDied(Exception):
 class AgentProcess:
     """One agent, which may be killed and started again on the same data directory."""
 
-    def __init__(self, data_dir: Path, options: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        options: Sequence[str],
+        environment: Mapping[str, str],
+        program: Sequence[str] | None = None,
+    ) -> None:
+        """`program` is run in place of `python -m twinshare agent`."""
+        self._program = program or [sys.executable, "-m", "twinshare", "agent"]
         self.data_dir = data_dir
         self.log = data_dir.with_name(f"{data_dir.name}.log")
         self._options = options
@@ -59,7 +67,7 @@ class AgentProcess:
 
     async def start(self, *options: str) -> None:
         """Start it and wait until it is ready. Raises: AgentDied, trio.TooSlowError."""
-        command = [sys.executable, "-m", "twinshare", "agent", "--data-dir", str(self.data_dir)]
+        command = [*self._program, "--data-dir", str(self.data_dir)]
         with self.log.open("ab") as log:
             self._process = await trio.lowlevel.open_process(
                 [*command, *self._options, *options],

@@ -1,0 +1,242 @@
+"""One node: REST against an empty ASGI app, VM operations against virsh, start-up, memory, the loop's lateness."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from scripts.benchmarks.rows import Row
+from tests.guest.disks import tick_disk
+from twinshare.agent.testing import AgentProcess
+from twinshare.api.rest_client import RESTClient
+from twinshare.protocols.vm import Vm
+
+REQUESTS = 2000
+SINGLE = 400
+VMS = 50
+ROUNDS = 9
+IDLE = 10.0
+
+
+async def measure() -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="ts-bench-") as folder:
+        home = Path(folder)
+        rows = await _rest(home / "rest")
+        rows += await _machines(home / "qemu", home)
+        return rows + await _process(home / "idle")
+
+
+# REST, on the hypervisor's twin: only the face and the inventory are measured.
+
+
+async def _rest(data_dir: Path) -> list[Row]:
+    async with _agent(data_dir, "--hypervisor", "fake://") as agent:
+        async with RESTClient(agent.url) as client:
+            await client.import_image("blank", _once(bytes(1 << 20)))
+            for number in range(VMS):
+                await client.create_vm(f"vm-{number}", "blank", memory=64, disk_size=1, cpu_cores=1)
+        port = int(agent.url.rpartition(":")[2])
+        with _empty_app() as (empty_pid, empty_port):
+            ratios = []
+            for _ in range(3):
+                ours = _cpu_of(agent.pid, lambda: _ask(port, "/api/vm", REQUESTS))
+                empty = _cpu_of(empty_pid, lambda: _ask(empty_port, "/", REQUESTS))
+                ratios.append((ours / empty, ours, empty))
+        _, ours, empty = sorted(ratios)[1]
+        times = sorted(_ask(port, "/api/vm", SINGLE))
+    return [
+        Row(
+            name=f"GET /api/vm, {VMS} VMs: CPU a request", unit="ms", limit=1.6,
+            value=ours / REQUESTS * 1e3, baseline=empty / REQUESTS * 1e3, note="baseline: empty ASGI app",
+        ),
+        Row(name="GET /api/vm: p50, one client", value=times[len(times) // 2] * 1e3, unit="ms", limit=5.0),
+    ]  # fmt: skip
+
+
+def _ask(port: int, path: str, times: int) -> list[float]:
+    """Seconds that each of so many requests on one connection took."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    taken = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        taken.append(time.perf_counter() - begun)
+        if answer.status != 200:
+            raise RuntimeError(f"{path} answered {answer.status}")
+    connection.close()
+    return taken
+
+
+def _cpu_of(pid: int, work: Callable[[], object]) -> float:
+    before = _cpu(pid)
+    work()
+    return _cpu(pid) - before
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def _empty_app() -> Iterator[tuple[int, int]]:
+    command = [sys.executable, "-m", "scripts.benchmarks._empty"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process.pid, int(process.stdout.readline() if process.stdout else "0")
+        finally:
+            process.kill()
+
+
+# VMs, on real QEMU.
+
+
+async def _machines(data_dir: Path, scratch: Path) -> list[Row]:
+    ours, alone = scratch / "late-agent", scratch / "late-alone"
+    program = [sys.executable, "-m", "scripts.benchmarks._late", str(ours)]
+    with _lateness_alone(alone):
+        async with _agent(data_dir, program=program) as agent, RESTClient(agent.url) as client:
+            await client.import_image("tick", _once(tick_disk()))
+            rows = await _create_and_start(client, data_dir)
+            rows += await _many(client, data_dir)
+            ours.write_text("reset")
+            alone.write_text("reset")
+            await _with_a_hung_guest(client, data_dir)
+            late, bare = float(ours.read_text()), float(alone.read_text())
+    note = f"a bare trio loop beside it: {bare:.1f} ms"
+    return [*rows, Row(name="loop late at worst, a guest stopped", value=late, unit="ms", limit=20.0, note=note)]
+
+
+async def _create(client: RESTClient, name: str, *, start: bool = False) -> Vm:
+    return await client.create_vm(name, "tick", memory=64, disk_size=1, cpu_cores=1, start=start)
+
+
+async def _create_and_start(client: RESTClient, data_dir: Path) -> list[Row]:
+    created = []
+    for number in range(ROUNDS):
+        begun = time.perf_counter()
+        await _create(client, f"c-{number}")
+        created.append(time.perf_counter() - begun)
+    virsh = ["virsh", "-q", "-c", f"qemu+unix:///session?socket={data_dir}/hypervisor/r/libvirt/libvirt-sock"]
+    by_api, by_virsh = [], []
+    for number in range(ROUNDS):
+        begun = time.perf_counter()
+        await client.start_vm(f"c-{number}")
+        by_api.append(time.perf_counter() - begun)
+        await client.stop_vm(f"c-{number}", force=True)
+        begun = time.perf_counter()
+        await trio.run_process([*virsh, "start", f"c-{number}"], capture_stdout=True)
+        by_virsh.append(time.perf_counter() - begun)
+        await client.stop_vm(f"c-{number}", force=True)
+        await client.delete_vm(f"c-{number}")
+    return [
+        Row(name="create, not started: p50", value=statistics.median(created) * 1e3, unit="ms", limit=100.0),
+        Row(
+            name="start: p50", unit="ms", limit=1.15, note="baseline: virsh start of the same domain",
+            value=statistics.median(by_api) * 1e3, baseline=statistics.median(by_virsh) * 1e3,
+        ),
+    ]  # fmt: skip
+
+
+async def _many(client: RESTClient, data_dir: Path) -> list[Row]:
+    async def live(name: str) -> None:
+        await _create(client, name)
+        await client.start_vm(name)
+        await client.stop_vm(name, force=True)
+        await client.delete_vm(name)
+
+    begun = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for number in range(32):
+            nursery.start_soon(live, f"many-{number}")
+    taken = time.perf_counter() - begun
+    left = len(await client.list_vms()) + len(list((data_dir / "vms").iterdir()))
+    note = f"{taken:.1f} s for all"
+    return [Row(name="left of 32 parallel lives on QEMU", value=left, unit="", limit=0.0, note=note)]
+
+
+async def _with_a_hung_guest(client: RESTClient, data_dir: Path) -> None:
+    await _create(client, "hung", start=True)
+    pid = int((data_dir / "hypervisor/r/libvirt/qemu/run/hung.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with trio.move_on_after(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.vms().vm_stats, "hung")
+                while True:
+                    await client.list_vms()
+                    await trio.sleep(0.02)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await client.delete_vm("hung", force=True)
+
+
+@contextmanager
+def _lateness_alone(file: Path) -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-m", "scripts.benchmarks._late", str(file)]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+# The process itself.
+
+
+async def _process(data_dir: Path) -> list[Row]:
+    agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0"], {})
+    try:
+        first = await _timed(agent.start)
+        memory = _rss(agent.pid)
+        before = _cpu(agent.pid)
+        await trio.sleep(IDLE)
+        idle = (_cpu(agent.pid) - before) / IDLE * 100
+        await agent.kill()
+        again = await _timed(agent.start)
+    finally:
+        await agent.stop()
+    return [
+        Row(name="start to ready, a new node", value=first, unit="s", limit=3.0),
+        Row(name="start to ready, after kill -9", value=again, unit="s", limit=2.0),
+        Row(name="memory of the agent, no P2P", value=memory, unit="MB", limit=80.0),
+        Row(name="CPU of the idle agent", value=idle, unit="%", limit=0.5),
+    ]
+
+
+async def _timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    await work()  # type: ignore[misc]
+    return time.perf_counter() - begun
+
+
+def _rss(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+
+
+@asynccontextmanager
+async def _agent(data_dir: Path, *options: str, program: list[str] | None = None) -> AsyncIterator[AgentProcess]:
+    agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0", *options], {}, program=program)
+    await agent.start()
+    try:
+        yield agent
+    finally:
+        await agent.stop()
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
