@@ -1,0 +1,68 @@
+"""The pages: there for browsers, whole without a network, and unchanged since they were vendored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.api.served import served
+
+WEB = Path(__file__).parents[2] / "api" / "web"
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+async def test_browsers_get_the_page_and_programs_json(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        page = await api.client.get("/", headers=BROWSER)
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "<title>twinshare</title>" in page.text
+        assert (await api.get("/"))["name"] == "AI Environment Manager API"
+        assert (await api.get("/", headers={"accept": "application/json"}))["endpoints"]
+
+
+@pytest.mark.parametrize("page", ["/", "/swagger-ui"])
+async def test_what_a_page_refers_to_is_there_and_ours(page: str, tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        html = (await api.client.get(page, headers=BROWSER)).text
+        found = re.findall(r'(?:src|href)="([^"]*)"', html)
+        assert found
+        for target in found:
+            assert target.startswith("/"), target
+            assert (await api.client.get(target)).status_code == 200, target
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script>", html), "the policy allows nothing inline"
+
+
+async def test_files_have_their_types(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        for name, kind in {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}.items():
+            assert (await api.client.get(f"/web/{name}")).headers["content-type"].startswith(kind)
+        assert (await api.client.head("/web/page.js")).content == b""
+
+
+def test_our_own_scripts_load_nothing_from_elsewhere() -> None:
+    for file in (*WEB.glob("*.js"), *WEB.glob("*.css"), *WEB.glob("*.html")):
+        assert not re.search(r"https?://|@import|eval\(|innerHTML", file.read_text()), file.name
+
+
+def test_vendored_files_are_what_they_were() -> None:
+    sums = (WEB / "vendor" / "swagger-ui" / "SHA256SUMS").read_text().split()
+    kept = dict(zip(sums[1::2], sums[::2], strict=True))
+    there = {file.name: file for file in (WEB / "vendor" / "swagger-ui").iterdir()}
+    assert kept.keys() | {"SHA256SUMS", "README.md"} == there.keys()
+    assert "LICENSE" in kept
+    for name, digest in kept.items():
+        assert hashlib.sha256(there[name].read_bytes()).hexdigest() == digest, name
+
+
+def test_a_server_that_nobody_looks_at_does_not_load_quart() -> None:
+    code = "import sys, twinshare.api.server; print([name for name in %r if name in sys.modules])"
+    lazy = ("quart", "prometheus_client", "joserfc", "httpx")
+    done = subprocess.run(
+        [sys.executable, "-c", code % (lazy,)], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == "[]"
