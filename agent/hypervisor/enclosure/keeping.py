@@ -19,6 +19,7 @@ from ..inside.walls import Walls
 from . import place, processes
 from .addresses import unreachable
 from .line import KeeperLeft, Process, Reply, ask, connect, decode
+from .refusal import remedy
 from .start import PATH, finish, program, start
 
 VERSION = 1
@@ -66,18 +67,16 @@ class Keeping:
     async def open(self, kind: str) -> None:
         """Find the keeper or start one. Raises: HypervisorDown."""
         if await self._find():
+            if self.record.kind != kind != "auto":
+                self.problems.append(f"The enclosure stays {self.record.kind} as long as guests run in it.")
             return
         if kind != "plain":
             refusal = await self._try_namespaces()
             if refusal is None:
                 return
-            sentence = (
-                f"This machine refuses private namespaces ({refusal}): guests can reach services on its loopback."
-            )
+            sentence = f"This machine refuses private namespaces ({refusal}); {remedy()}."
             if kind == "namespaces":
-                raise HypervisorDown(
-                    f"This machine refuses private namespaces ({refusal}), and the configuration asks for them."
-                )
+                raise HypervisorDown(f"{sentence} The configuration insists on them.")
             self.problems.append(sentence)
         await self._start_plain()
 
@@ -145,7 +144,9 @@ class Keeping:
     def pids(self) -> frozenset[int]:
         """Processes inside, without the keeper."""
         if self.record.kind == "namespaces":
-            return processes.in_network(self.record.network) - {self.pid}
+            # Numbers of dead namespaces are given out again: another node's processes may have ours.
+            found = processes.in_network(self.record.network) - {self.pid}
+            return frozenset(pid for pid in found if processes.has_mounted(pid, f"{self.record.path}/vms"))
         return processes.below(self.pid) if self.pid else frozenset()
 
     async def _find(self) -> bool:

@@ -22,6 +22,7 @@ _OPTIONS = (
     *("-f", "-q", "-e", "--config-net", "--no-map-gw", "--dns-forward", RESOLVER),
     *("-t", "none", "-u", "none", "-T", "none", "-U", "none"),
 )
+_TUN = "/dev/net/tun"
 _FIRST_PAUSE, _LONGEST_PAUSE, _SETTLED = 0.5, 30.0, 5.0
 
 
@@ -36,6 +37,8 @@ class Outlet:
     def problem(self) -> str | None:
         if shutil.which("pasta", path=PATH) is None:
             return "Guests reach no outside network: pasta is not installed. Run: apt-get install passt"
+        if self._died and self._keeping.identity.user is None and not os.access(_TUN, os.R_OK | os.W_OK):
+            return f"Guests reach no outside network: {_TUN} may not be opened. Run as root: chmod 666 {_TUN}"
         if self._died:
             return "Guests reach no outside network: pasta ended; enclosure.log says why. It is tried again every 30 s."
         return None
@@ -114,6 +117,6 @@ class Outlet:
 
 def _anyone_may_open_tun() -> bool:
     try:
-        return Path("/dev/net/tun").stat().st_mode & 0o006 == 0o006
+        return Path(_TUN).stat().st_mode & 0o006 == 0o006
     except OSError:
         return False

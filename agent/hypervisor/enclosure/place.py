@@ -41,23 +41,18 @@ class Record(msgspec.Struct, kw_only=True):
 
 
 def claim(data_dir: Path) -> Record:
-    """The record of this data directory, with its link in place and its folders made. Raises: HypervisorDown."""
-    try:
-        for part in PARTS:
-            (data_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        record = _read(data_dir)
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        if record is None or _taken(record, data_dir):
-            name = secrets.token_hex(4)
-            record = Record(id=name, path=str(_base() / name))
-        if record.boot != boot:
-            record = Record(id=record.id, path=record.path, boot=boot)
-        _link(Path(record.path), data_dir)
-        record.save(data_dir)
-    except OSError as error:
-        raise HypervisorDown(
-            f"The data directory {data_dir} cannot be prepared for virtual machines: {error}."
-        ) from error
+    """The record of this data directory, with its link in place and its folders made. Raises: OSError."""
+    for part in PARTS:
+        (data_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+    record = _read(data_dir)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    if record is None or _taken(record, data_dir):
+        name = secrets.token_hex(4)
+        record = Record(id=name, path=str(_base() / name))
+    if record.boot != boot:
+        record = Record(id=record.id, path=record.path, boot=boot)
+    _link(Path(record.path), data_dir)
+    record.save(data_dir)
     return record
 
 

@@ -32,6 +32,15 @@ def network_of(pid: int) -> int | None:
         return None
 
 
+def has_mounted(pid: int, path: str) -> bool:
+    """Whether something is mounted there in the eyes of a process."""
+    try:
+        table = Path(f"/proc/{pid}/mountinfo").read_text()
+    except OSError:
+        return False
+    return any(line.split()[4] == path for line in table.splitlines())
+
+
 def owner_of(pid: int) -> int | None:
     try:
         return Path(f"/proc/{pid}").stat().st_uid

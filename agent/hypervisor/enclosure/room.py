@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
-from ....protocols.errors import DeadlineExceeded
+from ....protocols.errors import DeadlineExceeded, HypervisorDown
+from ...background import open_background
 from . import place
 from .fence import Fence
 from .keeping import Identity, Keeping
@@ -150,7 +151,10 @@ async def open_enclosure(data_dir: Path, *, kind: str = "auto", user: str = "twi
         outlet, fence = (Outlet(keeping), Fence(keeping)) if walled else (None, None)
         enclosure = Enclosure(keeping, outlet, fence)
         try:
-            async with _background(*(part.keep for part in (fence, outlet) if part is not None)):
+            async with open_background() as nursery:
+                for part in (fence, outlet):
+                    if part is not None:
+                        nursery.start_soon(part.keep)
                 yield enclosure
         finally:
             with trio.move_on_after(_RELEASE, shield=True):
@@ -158,29 +162,6 @@ async def open_enclosure(data_dir: Path, *, kind: str = "auto", user: str = "twi
             enclosure.let_go()
     finally:
         os.close(log)
-
-
-@asynccontextmanager
-async def _background(*tasks: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run endless tasks while the body lasts. Not by a nursery: that would wrap what the body raises."""
-    scopes = [(trio.CancelScope(), trio.Event()) for _ in tasks]
-
-    async def run(task: Callable[[], Awaitable[None]], scope: trio.CancelScope, over: trio.Event) -> None:
-        try:
-            with scope:
-                await task()
-        finally:
-            over.set()
-
-    for task, (scope, over) in zip(tasks, scopes, strict=True):
-        trio.lowlevel.spawn_system_task(run, task, scope, over)
-    try:
-        yield
-    finally:
-        with trio.CancelScope(shield=True):
-            for scope, over in scopes:
-                scope.cancel()
-                await over.wait()
 
 
 def _identity(user: str) -> Identity:
@@ -200,8 +181,13 @@ def _kvm_group() -> tuple[int, ...]:
 
 
 def _prepare(data_dir: Path, identity: Identity) -> place.Record:
-    record = place.claim(data_dir)
-    if identity.user is not None:
-        for part in place.PARTS:
-            os.chown(data_dir / part, identity.uid, identity.gid, follow_symlinks=False)
+    try:
+        record = place.claim(data_dir)
+        if identity.user is not None:
+            for part in place.PARTS:  # each may be a link that the owner made, to a larger disk
+                os.chown(data_dir / part, identity.uid, identity.gid)
+    except OSError as error:
+        raise HypervisorDown(
+            f"The data directory {data_dir} cannot be prepared for virtual machines: {error}."
+        ) from error
     return record

@@ -62,7 +62,7 @@ def build(walls: Walls) -> None:
     elif privileged:
         _unshare(_CLONE_NEWNS, "a mount namespace")
         _furnish(walls)
-        become(walls.uid, walls.gid, walls.groups, keep_power=True)
+        become(walls.uid, walls.gid, walls.groups)
         _unshare(_CLONE_NEWUSER | _CLONE_NEWNET, "user and network namespaces")
         _map_identity(walls)
         network.raise_loopback()
@@ -82,9 +82,9 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def become(uid: int, gid: int, groups: Iterable[int] = (), *, keep_power: bool = False) -> None:
-    """Root turns into another user; with `keep_power` the capabilities stay until `drop_power`."""
-    if keep_power:
+def become(uid: int, gid: int, groups: Iterable[int] = ()) -> None:
+    """Root turns into another user; its capabilities stay until `drop_power`."""
+    with contextlib.suppress(OSError):  # refused in poor containers: then they go with the identity
         _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
     os.setgroups(list(groups))
     os.setresgid(gid, gid, gid)
@@ -124,9 +124,7 @@ def private_tun(directory: str) -> None:
 
 def _furnish(walls: Walls) -> None:
     _mount(None, "/", None, _MS_REC | _MS_SLAVE)
-    sources = {
-        name: os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for name, folder in walls.parts.items()
-    }
+    sources = {name: os.open(folder, os.O_PATH | os.O_DIRECTORY) for name, folder in walls.parts.items()}
     empty: list[str] = []
     for folder in (*walls.scratch, *walls.hide):
         if not os.path.isdir(folder):
@@ -164,7 +162,7 @@ def _place_resolver(walls: Walls) -> None:
 def _join(walls: Walls, *, privileged: bool) -> None:
     pid = walls.join or 0
     if privileged:
-        become(walls.uid, walls.gid, walls.groups, keep_power=True)
+        become(walls.uid, walls.gid, walls.groups)
     _enter(pid, _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET)
 
 

@@ -99,6 +99,21 @@ async def test_a_killed_keeper_is_replaced_and_its_guests_are_found(tmp_path: Pa
         assert guest.poll() == 255
 
 
+async def test_namespaces_are_known_by_more_than_their_number(tmp_path: Path) -> None:
+    """The kernel gives numbers of dead namespaces to new ones: here another node's look like ours."""
+    async with open_enclosure(tmp_path / "other") as other:
+        stranger = await other.spawn(QEMU, env={}, stderr=tmp_path / "log")
+        record = json.loads((tmp_path / "other/enclosure.json").read_text())
+        (tmp_path / "mine").mkdir()
+        mine = {**record, "id": "00c0ffee", "path": "/run/twinshare/00c0ffee", "keeper": None, "outlet": None}
+        (tmp_path / "mine/enclosure.json").write_text(json.dumps(mine))
+        async with open_enclosure(tmp_path / "mine") as enclosure:
+            assert stranger.pid not in enclosure.pids()
+            assert (await enclosure.run(["ls", str(enclosure.path)])).returncode == 0
+        stranger.terminate()
+        await stranger.wait()
+
+
 async def test_a_killed_keeper_without_guests_is_made_anew(tmp_path: Path) -> None:
     async with open_enclosure(tmp_path) as enclosure:
         os.kill(keeper_of(tmp_path), signal.SIGKILL)

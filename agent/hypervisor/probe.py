@@ -1,0 +1,95 @@
+"""What this machine has and lacks for keeping virtual machines apart from itself: only looked at, never changed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .enclosure.place import barrier
+from .enclosure.refusal import remedy
+from .enclosure.start import PATH, program
+
+TUN = Path("/dev/net/tun")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`remedy` is a command or a sentence, empty when `ok`; no VM can run while a `fatal` one is not ok."""
+
+    name: str
+    ok: bool
+    message: str
+    remedy: str = ""
+    fatal: bool = False
+
+
+def probe_enclosure(
+    data_dir: Path, *, kind: Literal["auto", "namespaces", "plain"] = "auto", user: str = "twinshare"
+) -> Iterator[Finding]:
+    """What an enclosure in `data_dir` would be like. Takes some 50 ms: it tries in a process of its own."""
+    refusal = None if kind == "plain" else _refusal()
+    walled = kind != "plain" and refusal is None
+    if walled:
+        yield Finding("enclosure", True, "private namespaces: guests reach nothing of this machine")
+    else:
+        reason = "hypervisor.enclosure is plain" if refusal is None else f"no private namespaces: {refusal}"
+        cure = "set hypervisor.enclosure to auto" if refusal is None else remedy()
+        message = f"{reason}; guests can reach services on this machine's loopback"
+        yield Finding("enclosure", False, message, cure, fatal=kind == "namespaces")
+    if os.geteuid() == 0:
+        yield _user(user)
+        if not walled:
+            yield _way(data_dir, user)
+    if walled:
+        yield _outlet()
+
+
+def _refusal() -> str | None:
+    try:
+        done = subprocess.run(program("trial", []), capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else done.stdout.decode(errors="replace") or "it ended in an error"
+
+
+def _user(name: str) -> Finding:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        if shutil.which("useradd", path=PATH):
+            return Finding("user", True, f"{name} will be made when the agent starts")
+        cure = f"make a system user {name} without a login"
+        return Finding("user", False, f"no user {name}, and no useradd to make it", cure, fatal=True)
+    return Finding("user", True, f"VMs run as {name}")
+
+
+def _way(data_dir: Path, name: str) -> Finding:
+    """Without a mount namespace that user has to walk to the data directory."""
+    try:
+        account = pwd.getpwnam(name)
+        uid, gid = account.pw_uid, account.pw_gid
+    except KeyError:
+        uid = gid = -1
+    folder = next(parent for parent in data_dir.absolute().parents if parent.exists())
+    wall = barrier(folder, uid, {gid})
+    if wall is None:
+        return Finding("way to the data directory", True, str(data_dir))
+    cure = "start the agent with --data-dir /var/lib/twinshare"
+    return Finding("way to the data directory", False, f"user {name} may not pass {wall}", cure, fatal=True)
+
+
+def _outlet() -> Finding:
+    if shutil.which("pasta", path=PATH) is None:
+        cure = "apt-get install passt"
+        return Finding("network for guests", False, "no passt: guests reach nothing outside; port forwards work", cure)
+    if not TUN.exists():
+        return Finding("network for guests", False, f"{TUN} is missing", "run as root: modprobe tun")
+    if os.geteuid() != 0 and not os.access(TUN, os.R_OK | os.W_OK):
+        return Finding("network for guests", False, f"{TUN} may not be opened", f"run as root: chmod 666 {TUN}")
+    return Finding("network for guests", True, "pasta")
