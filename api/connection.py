@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import httpx
 
-from ..protocols.errors import DeadlineExceeded
-from .exchange import Backoff, NodeUnreachable, Request, read
+from ..protocols.errors import DeadlineExceeded, Unavailable
+from .exchange import Backoff, NodeUnreachable, Request, read, says_it_stops
 
 CONNECT_WITHIN = 5.0
 # A connection that broke after it stood: the node was there, and may have done what it was asked.
@@ -81,24 +81,27 @@ class Connection:
         backoff: Backoff | None = None
         while True:
             try:
-                answer = await self._http.request(
-                    request.verb,
-                    self.base_url + request.target,
-                    headers=dict(request.headers),
-                    content=content if content is not None else request.body or None,
-                    timeout=self._patience if request.mutates else self._timeout,
-                )
-            except httpx.HTTPError as error:
+                return await self._exchange(request, content)
+            except (httpx.HTTPError, Unavailable) as error:
+                failure = self._renamed(error) if isinstance(error, httpx.HTTPError) else error
                 self._met = self._met or isinstance(error, _LOST)
-                again = self._met and content is None and isinstance(error, _AWAY)
                 backoff = backoff or Backoff()
-                delay = backoff.next() if again else None
+                away = isinstance(error, _AWAY) or says_it_stops(error)
+                delay = backoff.next() if away and self._met and content is None else None
                 if delay is None:
-                    raise self._renamed(error) from error
+                    raise failure from None
                 await pause(delay)
-            else:
-                self._met = True
-                return read(request.answer, answer.status_code, answer.headers.get("content-type", ""), answer.content)
+
+    async def _exchange(self, request: Request, content: AsyncIterator[bytes] | None) -> Any:
+        answer = await self._http.request(
+            request.verb,
+            self.base_url + request.target,
+            headers=dict(request.headers),
+            content=content if content is not None else request.body or None,
+            timeout=self._patience if request.mutates else self._timeout,
+        )
+        self._met = True
+        return read(request.answer, answer.status_code, answer.headers.get("content-type", ""), answer.content)
 
     async def stream(self, target: str, headers: dict[str, str], silence: float) -> httpx.Response:
         """Open an answer that is read as it comes, and given up after `silence` seconds without a byte.

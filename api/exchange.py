@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from ..protocols.bodies import body_type
-from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError
+from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError, Unavailable
 from ..protocols.image import Image
 from ..protocols.operation import Operation
 from ..protocols.services import SERVICES
@@ -132,6 +132,14 @@ def read_error(status: int, body: bytes) -> TwinshareError:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         found = ErrorBody(error=f"the answer was HTTP {status}, without a reason", code="")
     return TwinshareError.from_wire(found, status)
+
+
+def says_it_stops(error: Exception) -> bool:
+    """Whether a node answered that it is going down: it is worth waiting for as one that is away.
+
+    What is missing for longer (`HypervisorDown`, `P2pStopped`, `Overloaded`) has a class of its own.
+    """
+    return type(error) is Unavailable
 
 
 def outcome(operation: Operation) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ...agent.config import Config
+from ...agent.hypervisor.cpu import cpu_can_virtualize
 from .locate import running_card
 
 # Daemons live in sbin, which is not on an ordinary user's PATH.
@@ -96,7 +97,7 @@ def _present(name: str, found: str | None, package: str) -> Check:
 def _acceleration(config: Config) -> Check:
     """A /dev/kvm that opens proves little: without vmx or svm it hangs ordinary guests."""
     device = Path("/dev/kvm")
-    capable = platform.machine() != "x86_64" or _cpu_can()
+    capable = cpu_can_virtualize()
     if device.exists() and capable and os.access(device, os.R_OK | os.W_OK):
         return Check("acceleration", State.OK, "KVM")
     if device.exists() and capable:
@@ -108,14 +109,6 @@ def _acceleration(config: Config) -> Check:
     return Check(
         name="acceleration", state=State.BROKEN, found=f"{found}; hypervisor.allow_emulation is false", cure=cure
     )
-
-
-def _cpu_can() -> bool:
-    try:
-        words = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "vmx" in words or "svm" in words
 
 
 def _outside() -> Check:

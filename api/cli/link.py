@@ -11,9 +11,9 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ...protocols.bodies import restore
-from ...protocols.errors import DeadlineExceeded, InvalidRequest, NotFound
+from ...protocols.errors import DeadlineExceeded, InvalidRequest, NotFound, TwinshareError, Unavailable
 from ...protocols.operation import Operation
-from ..exchange import TABLE, Backoff, NodeUnreachable, Request, compose, read
+from ..exchange import TABLE, Backoff, NodeUnreachable, Request, compose, read, says_it_stops
 from .hints import with_hint
 from .locate import find_node
 
@@ -85,21 +85,19 @@ class Link:
         while True:
             try:
                 self._connect()
-                answer = self._exchange(request, content)
-            except (NodeUnreachable, http.client.HTTPException, OSError) as error:
+                return self._exchange(request, content)
+            except (NodeUnreachable, Unavailable, http.client.HTTPException, OSError) as error:
                 self._http.close()
                 self._met = self._met or not isinstance(error, NodeUnreachable)
                 backoff = backoff or Backoff()
-                delay = backoff.next() if self._met and content is None else None
+                away = not isinstance(error, Unavailable) or says_it_stops(error)
+                delay = backoff.next() if away and self._met and content is None else None
                 if delay is None:
                     raise self._renamed(error) from None
                 time.sleep(delay)
-            else:
-                self._met = True
-                return read(request.answer, *answer)
 
-    def _renamed(self, error: Exception) -> NodeUnreachable:
-        if isinstance(error, NodeUnreachable):
+    def _renamed(self, error: Exception) -> TwinshareError:
+        if isinstance(error, TwinshareError):
             return error
         return NodeUnreachable(f"the connection to {self.url} broke: {error or type(error).__name__}")
 
@@ -113,8 +111,7 @@ class Link:
             reason = error.strerror or str(error) or type(error).__name__
             raise NodeUnreachable(f"no node answers at {self.url}: {reason}; is it running?") from None
 
-    def _exchange(self, request: Request, content: Iterable[bytes] | None) -> tuple[int, str, bytes]:
-        """Status, media type and body. Raises: DeadlineExceeded, and what http.client raises."""
+    def _exchange(self, request: Request, content: Iterable[bytes] | None) -> Any:
         self._http.sock.settimeout(READ_WITHIN if content is None else PATIENCE)
         try:
             self._http.request(
@@ -135,7 +132,8 @@ class Link:
             raise DeadlineExceeded(
                 f"{self.url} did not answer in time; see 'twinshare op ls' for what goes on"
             ) from None
-        return answer.status, answer.headers.get_content_type(), body
+        self._met = True
+        return read(request.answer, answer.status, answer.headers.get_content_type(), body)
 
 
 @contextmanager

@@ -203,6 +203,15 @@ def test_a_cut_connection_is_repeated_with_the_same_key() -> None:
     assert len({seen.headers["idempotency-key"] for seen in node.seen}) == 1
 
 
+def test_a_node_that_says_it_stops_is_waited_for() -> None:
+    stopping = failed("unavailable", 503, "the node is stopping; try again when it is back")
+    with recorded_node({"GET /api/vm": [stopping, Answer(cut=0), Answer({"vms": []})]}) as node:
+        assert twinshare(node, "vm", "ls").exit_code == 0
+    with recorded_node({"GET /api/vm": [failed("hypervisor_down", 503)]}) as node:
+        assert twinshare(node, "vm", "ls").exit_code == 1
+    assert len(node.seen) == 1
+
+
 def test_an_image_is_sent_from_here(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x" * 600_000)
     with recorded_node({"POST /api/image/import": [Answer(IMAGE)]}) as node:

@@ -43,7 +43,7 @@ def test_no_room(tmp_path: Path) -> None:
 
 
 def test_emulation_may_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_cpu_can", lambda: False)
+    monkeypatch.setattr(checks, "cpu_can_virtualize", lambda: False)
     for allowed, state in ((True, State.NOTE), (False, State.BROKEN)):
         config = Config(hypervisor=HypervisorConfig(allow_emulation=allowed))
         assert found(config, tmp_path)["acceleration"].state is state

@@ -19,6 +19,7 @@ from twinshare.protocols.errors import (
     ALL_ERRORS,
     DeadlineExceeded,
     Forbidden,
+    HypervisorDown,
     InvalidRequest,
     NotFound,
     TwinshareError,
@@ -177,6 +178,20 @@ def test_a_mutation_is_repeated_under_its_key(run: Run) -> None:
 def test_a_refusal_is_not_repeated(run: Run) -> None:
     taken = Answer({"error": "taken", "code": "vm_exists"}, 409)
     with recorded_node({"POST /api/vm": [taken, Answer(VM)]}) as node, pytest.raises(VmExists):
+        ask(run, node.url, lambda client: client.create_vm("example-vm", "tiny"))
+    assert len(node.seen) == 1
+
+
+def test_a_node_that_says_it_stops_is_waited_for(run: Run) -> None:
+    stopping = Answer({"error": "the node is stopping; try again when it is back", "code": "unavailable"}, 503)
+    with recorded_node({"POST /api/vm": [stopping, Answer(cut=0), Answer(VM)]}) as node:
+        assert ask(run, node.url, lambda client: client.create_vm("example-vm", "tiny")).name == "example-vm"
+    assert len({seen.headers["idempotency-key"] for seen in node.seen}) == 1
+
+
+def test_what_is_down_for_longer_is_told_at_once(run: Run) -> None:
+    down = Answer({"error": "libvirt does not answer", "code": "hypervisor_down"}, 503)
+    with recorded_node({"POST /api/vm": [down, Answer(VM)]}) as node, pytest.raises(HypervisorDown):
         ask(run, node.url, lambda client: client.create_vm("example-vm", "tiny"))
     assert len(node.seen) == 1
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import libvirt
 
+from ..cpu import cpu_can_virtualize
 from ..domain_xml import USER_NETWORKS, HostFacts, Network, NetworkKind
 from ..port import Features
 
@@ -63,17 +64,6 @@ def choose_accelerator(wish: Accelerator, offered: bool, cpu_can: bool) -> tuple
     if not cpu_can:
         return "qemu", _NO_VIRTUALIZATION
     return ("kvm", None) if offered else ("qemu", _NO_KVM_ACCESS)
-
-
-def cpu_can_virtualize() -> bool:
-    """On x86 the CPU says so; elsewhere libvirt's word must do."""
-    if platform.machine() != "x86_64":
-        return True
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return not {"vmx", "svm"}.isdisjoint(line.split())
-    return False
 
 
 def _offers_kvm(capabilities: ET.Element, arch: str) -> bool:
