@@ -36,7 +36,7 @@ class Terminal:
         started = time.monotonic()
         self._bash = subprocess.Popen(["bash", "-c", command], start_new_session=True)
         pause = threading.Event()
-        while subprocess.run([".venv/bin/twinshare", "status"], capture_output=True, check=False).returncode != 0:
+        while not self._answers():
             if self._bash.poll() is not None:
                 sys.exit(f"tour: the node ended with {self._bash.returncode}")
             if time.monotonic() - started > ready_within:
@@ -44,6 +44,10 @@ class Terminal:
                 sys.exit(f"tour: the node was not ready within {ready_within:g} s")
             pause.wait(0.1)
         self.took = time.monotonic() - started
+
+    def _answers(self) -> bool:
+        status = ".venv/bin/twinshare status"  # by a shell: on a fresh machine it is not there at once
+        return subprocess.run(["bash", "-c", status], capture_output=True, check=False).returncode == 0
 
     def interrupt(self) -> int:
         """Press Ctrl-C, which goes to all that runs in the terminal. Returns the exit code."""
