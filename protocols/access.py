@@ -23,6 +23,10 @@ class Role(StrEnum):
         order = list(Role)
         return order.index(self) >= order.index(needed)
 
+    def at_most(self, other: Role) -> Role:
+        """The lower of both."""
+        return other if self.includes(other) else self
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one principal may hold on a node, at most; None is no limit. Memory in MiB, disk in GiB."""

@@ -45,6 +45,11 @@ def rest(verb: str, path: str, role: Role, *, local: bool = False) -> Callable[[
     return mark
 
 
+def peers_only(role: Role) -> Callable[[Function], Function]:
+    """An operation of the peer protocol alone: no route leads to it, no journal keeps it."""
+    return rest("PEER", "", role)
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One operation. `args` holds every parameter, `body` and `query` the ones that REST carries there."""
@@ -68,7 +73,7 @@ class Method:
     @property
     def mutates(self) -> bool:
         """Whether this is an operation that the journal keeps (a read and a ping are not)."""
-        return self.verb != "GET"
+        return self.verb not in {"GET", "PEER"}
 
     def arguments(self, path: Mapping[str, str], query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The call's arguments from what a REST request carries.

@@ -1,0 +1,63 @@
+"""Where the mesh keeps what must outlive the agent: small values under a kind and a key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS mesh (
+    kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class Shelf(Protocol):
+    """A value is durable when `put` returns. Raises: InsufficientResources when the disk is full."""
+
+    async def load(self, kind: str) -> dict[str, bytes]: ...
+
+    async def put(self, kind: str, key: str, value: bytes) -> None: ...
+
+    async def drop(self, kind: str, key: str) -> None: ...
+
+
+class MemoryShelf:
+    """A shelf in memory; hand it to the next life of a node in a simulation."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, bytes]] = {}
+
+    async def load(self, kind: str) -> dict[str, bytes]:
+        return dict(self._values.get(kind, {}))
+
+    async def put(self, kind: str, key: str, value: bytes) -> None:
+        self._values.setdefault(kind, {})[key] = value
+
+    async def drop(self, kind: str, key: str) -> None:
+        self._values.get(kind, {}).pop(key, None)
+
+
+class Statements(Protocol):
+    """The part of `State` that a shelf needs."""
+
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> None: ...
+
+    async def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+
+
+class StateShelf:
+    """A shelf in the node's database, which was opened with `SCHEMA`."""
+
+    def __init__(self, state: Statements) -> None:
+        self._state = state
+
+    async def load(self, kind: str) -> dict[str, bytes]:
+        rows = await self._state.query("SELECT key, value FROM mesh WHERE kind = ?", (kind,))
+        return dict(rows)
+
+    async def put(self, kind: str, key: str, value: bytes) -> None:
+        await self._state.execute("INSERT OR REPLACE INTO mesh VALUES (?, ?, ?)", (kind, key, value))
+
+    async def drop(self, kind: str, key: str) -> None:
+        await self._state.execute("DELETE FROM mesh WHERE kind = ? AND key = ?", (kind, key))

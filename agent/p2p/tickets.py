@@ -1,0 +1,151 @@
+"""The tickets that this node has made: who may come in, how often, until when. Five wrong tries burn one."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from ...protocols.access import Role
+from ...protocols.errors import Forbidden, Overloaded
+from ...protocols.membership import Limits
+from ...protocols.ticket import ID_SIZE, NONCE_SIZE, SECRET_SIZE, TicketContent
+from .host import PeerId
+from .shelf import Shelf
+
+MAX_TRIES = 5
+MAX_TICKETS = 1000
+KEPT = 86400
+"""Seconds for which a ticket is remembered after its end, so that whoever holds it learns what is wrong with it."""
+NONCE_LIFE = 30.0
+MAX_NONCES = 64
+UNKNOWN = "the ticket is not valid here: it was never made, or is long forgotten; ask for a new one"
+
+
+class _Issued(msgspec.Struct, kw_only=True):
+    """A ticket as it is kept. Times in seconds of the epoch."""
+
+    id: bytes
+    secret: bytes
+    role: Role
+    limits: Limits
+    expires: int
+    uses: int
+    wrong: int = 0
+
+    @property
+    def burnt(self) -> bool:
+        return self.wrong >= MAX_TRIES
+
+
+@dataclass(frozen=True, slots=True)
+class _Challenge:
+    ticket: bytes
+    ours: bytes
+    theirs: bytes
+    until: float
+
+
+class TicketBook:
+    """Made by `open_tickets`."""
+
+    def __init__(self, shelf: Shelf, peer_id: PeerId, now: Callable[[], float]) -> None:
+        self._shelf, self._peer_id, self._now = shelf, peer_id, now
+        self._issued: dict[bytes, _Issued] = {}
+        self._challenges: dict[PeerId, _Challenge] = {}
+
+    @property
+    def live(self) -> bool:
+        """Whether a stranger may have a ticket that is good: only then is the door ajar."""
+        now = self._now()
+        return any(t.uses > 0 and not t.burnt and t.expires > now for t in self._issued.values())
+
+    async def make(
+        self, role: Role, limits: Limits, lifetime: int, uses: int, addresses: Sequence[str]
+    ) -> TicketContent:
+        """A new ticket; `lifetime` is in seconds. Raises: Overloaded."""
+        await self._forget()
+        if len(self._issued) >= MAX_TICKETS:
+            raise Overloaded(f"{MAX_TICKETS} tickets are out; wait until some have expired")
+        issued = _Issued(
+            id=secrets.token_bytes(ID_SIZE),
+            secret=secrets.token_bytes(SECRET_SIZE),
+            role=role,
+            limits=limits,
+            expires=int(self._now()) + lifetime,
+            uses=uses,
+        )
+        await self._save(issued)
+        self._issued[issued.id] = issued
+        return self._content(issued, addresses)
+
+    def challenge(self, joiner: PeerId, ticket: bytes, nonce: bytes) -> bytes:
+        """Our nonce for a stranger; the same whether the ticket is known or not."""
+        now = self._now()
+        self._challenges = {peer: c for peer, c in self._challenges.items() if c.until > now and peer != joiner}
+        if len(self._challenges) >= MAX_NONCES:
+            raise Overloaded("too many strangers are at the door; try again in a minute", retry_after=60)
+        ours = secrets.token_bytes(NONCE_SIZE)
+        self._challenges[joiner] = _Challenge(ticket, ours, nonce, now + NONCE_LIFE)
+        return ours
+
+    async def redeem(self, joiner: PeerId, ticket: bytes, proof: bytes) -> tuple[Role, Limits, bytes]:
+        """Use the ticket up once; gives what it is good for, and our half of the proof.
+
+        Raises: Forbidden. Only who holds the secret is told what is wrong with a ticket.
+        """
+        challenge = self._challenges.pop(joiner, None)
+        issued = self._issued.get(ticket)
+        if challenge is None or challenge.ticket != ticket or challenge.until <= self._now() or issued is None:
+            raise Forbidden(UNKNOWN)
+        content = self._content(issued, ())
+        expected = content.proof("joiner", joiner, challenge.ours, challenge.theirs)
+        if not hmac.compare_digest(expected, proof):
+            issued.wrong += 1
+            await self._save(issued)
+            raise Forbidden(UNKNOWN)
+        self._check(issued)
+        issued.uses -= 1
+        await self._save(issued)
+        return issued.role, issued.limits, content.proof("inviter", joiner, challenge.ours, challenge.theirs)
+
+    def _check(self, issued: _Issued) -> None:
+        if issued.burnt:
+            raise Forbidden(f"the ticket was tried wrongly {MAX_TRIES} times and is burnt; ask for a new one")
+        if issued.expires <= self._now():
+            raise Forbidden("the ticket has expired; ask for a new one")
+        if issued.uses <= 0:
+            raise Forbidden("the ticket has been used up; ask for a new one")
+
+    def _content(self, issued: _Issued, addresses: Sequence[str]) -> TicketContent:
+        return TicketContent(
+            inviter=self._peer_id,
+            id=issued.id,
+            secret=issued.secret,
+            expires=issued.expires,
+            addresses=tuple(addresses),
+        )
+
+    async def _save(self, issued: _Issued) -> None:
+        await self._shelf.put("ticket", issued.id.hex(), msgspec.msgpack.encode(issued))
+
+    async def _forget(self) -> None:
+        now = self._now()
+        for issued in [t for t in self._issued.values() if t.expires + KEPT < now]:
+            del self._issued[issued.id]
+            await self._shelf.drop("ticket", issued.id.hex())
+
+    async def load(self) -> None:
+        for packed in (await self._shelf.load("ticket")).values():
+            issued = msgspec.msgpack.decode(packed, type=_Issued)
+            self._issued[issued.id] = issued
+
+
+async def open_tickets(shelf: Shelf, peer_id: PeerId, now: Callable[[], float]) -> TicketBook:
+    """The tickets on the shelf."""
+    book = TicketBook(shelf, peer_id, now)
+    await book.load()
+    return book

@@ -1,0 +1,46 @@
+"""Base58 as peer IDs are written: no letters that look alike, nothing that a chat would break a word at."""
+
+from __future__ import annotations
+
+ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_VALUE = {letter: value for value, letter in enumerate(ALPHABET)}
+MAX_TEXT = 4096
+
+
+def encode(data: bytes) -> str:
+    number = int.from_bytes(data, "big")
+    letters = ""
+    while number:
+        number, rest = divmod(number, 58)
+        letters = ALPHABET[rest] + letters
+    return "1" * (len(data) - len(data.lstrip(b"\0"))) + letters
+
+
+def decode(text: str) -> bytes:
+    """Raises: ValueError."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{len(text)} characters are more than base58 text has here")
+    number = 0
+    for letter in text:
+        if letter not in _VALUE:
+            raise ValueError(f"{letter!r} is not a base58 letter")
+        number = number * 58 + _VALUE[letter]
+    zeros = len(text) - len(text.lstrip("1"))
+    return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+# multihash: identity (0x00), 36 bytes; protobuf PublicKey: type = Ed25519 (1), data = 32 bytes.
+_PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
+
+
+def peer_id_of(public_key: bytes) -> str:
+    """The peer ID of a raw ed25519 public key."""
+    return encode(_PEER_ID_PREFIX + public_key)
+
+
+def public_key_of(peer_id: str) -> bytes:
+    """The raw ed25519 public key inside a peer ID. Raises: ValueError."""
+    raw = decode(peer_id)
+    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):
+        raise ValueError(f"{peer_id[:64]!r} is not an ed25519 peer ID")
+    return raw[len(_PEER_ID_PREFIX) :]

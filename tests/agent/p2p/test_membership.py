@@ -1,0 +1,395 @@
+"""Certificates, chains, revocations and tickets: each member decides alone, and all decide the same."""
+
+import itertools
+import random
+
+import msgspec
+import pytest
+
+from twinshare.agent.p2p.membership import Membership, Override, open_membership
+from twinshare.agent.p2p.shelf import MemoryShelf
+from twinshare.agent.p2p.signing import Signer, open_token
+from twinshare.agent.p2p.tickets import TicketBook, open_tickets
+from twinshare.protocols.access import Role
+from twinshare.protocols.errors import Conflict, Forbidden, InvalidRequest, PeerMisbehaved, PeerNotFound
+from twinshare.protocols.membership import (
+    LIFETIME,
+    RENEW_BEFORE,
+    Certificate,
+    Chain,
+    Limits,
+    Revocation,
+    SignedRevocation,
+    open_chain,
+)
+from twinshare.protocols.mesh import News
+
+DAY = 86400
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_750_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def signer(number: int) -> Signer:
+    return Signer(bytes([number]) * 32)
+
+
+class Fleet:
+    """Some nodes and their clock; node 0 is the founder."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.nodes: list[Membership] = []
+        self.shelves: list[MemoryShelf] = []
+
+    async def add(self, overrides: dict[str, Override] | None = None) -> Membership:
+        number = len(self.nodes)
+        self.shelves.append(MemoryShelf())
+        node = await open_membership(
+            self.shelves[-1], signer(number + 1), f"node-{number}", overrides or {}, self.clock
+        )
+        self.nodes.append(node)
+        return node
+
+    async def join(self, inviter: Membership, role: Role = Role.ADMIN, limits: Limits | None = None) -> Membership:
+        node = await self.add()
+        chain = await inviter.issue(node.peer_id, node.name, role, limits or Limits())
+        await node.adopt(inviter.fleet, chain, inviter.peer_id)
+        await self.spread()
+        return node
+
+    async def spread(self) -> None:
+        for one, other in itertools.permutations(self.nodes, 2):
+            for news in one.everything():
+                if one.fleet == other.fleet:
+                    await other.learn(news)
+
+    async def restart(self, number: int) -> Membership:
+        node = self.nodes[number]
+        self.nodes[number] = await open_membership(self.shelves[number], signer(number + 1), node.name, {}, self.clock)
+        return self.nodes[number]
+
+
+def standings(fleet: Fleet) -> list[set[str]]:
+    return [{peer.sub for peer in node.peers if node.standing(peer.sub)} | {node.peer_id} for node in fleet.nodes]
+
+
+async def test_a_node_founds_its_own_fleet_and_is_alone_in_it() -> None:
+    fleet = Fleet()
+    node = await fleet.add()
+    own = node.standing(node.peer_id)
+    assert own is not None
+    assert (own.fleet, own.role, node.alone) == (node.peer_id, Role.ADMIN, True)
+    assert (await fleet.restart(0)).standing(node.peer_id) == own
+
+
+async def test_members_know_each_other_by_certificates_alone_and_after_a_restart() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a)
+    c = await fleet.join(b, Role.OPERATOR)
+    everybody = {node.peer_id for node in (a, b, c)}
+    assert standings(fleet) == [everybody] * 3
+    for number in range(3):
+        await fleet.restart(number)
+    assert standings(fleet) == [everybody] * 3
+    assert not c.alone
+    who = a.standing(c.peer_id)
+    assert who is not None
+    assert (who.role, who.name) == (Role.OPERATOR, "node-2")
+
+
+async def test_a_chain_is_at_most_three_long() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    d = await fleet.join(await fleet.join(await fleet.join(a)))
+    assert a.standing(d.peer_id) is not None
+    with pytest.raises(Forbidden, match="last of 3"):
+        await d.issue(signer(99).peer_id, "x", Role.VIEWER, Limits())
+
+
+@pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR])
+async def test_only_admins_issue_and_revoke(role: Role) -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a, role)
+    with pytest.raises(Forbidden, match="no admin"):
+        await b.issue(signer(99).peer_id, "x", Role.VIEWER, Limits())
+    with pytest.raises(Forbidden, match="no admin"):
+        await b.revoke(a.peer_id)
+    # What it signs all the same is not heard.
+    child = Certificate(
+        fleet=a.fleet,
+        sub=signer(99).peer_id,
+        name="x",
+        role=Role.VIEWER,
+        iat=int(fleet.clock.now),
+        exp=int(fleet.clock.now) + DAY,
+        serial="1",
+    )
+    chain = (signer(2).sign(msgspec.json.encode(child)), *own_chain(b))
+    assert not await a.learn(News(members=[chain]))
+    revocation = Revocation(fleet=a.fleet, sub=signer(99).peer_id, by=b.peer_id, iat=int(fleet.clock.now), number=1)
+    signed = SignedRevocation(token=signer(2).sign(msgspec.json.encode(revocation)), chain=own_chain(b))
+    assert not await a.learn(News(revocations=[signed]))
+
+
+def own_chain(node: Membership) -> Chain:
+    return next(
+        chain
+        for news in node.everything()
+        for chain in news.members
+        if open_chain(chain, node.fleet, open_token)[0].sub == node.peer_id
+    )
+
+
+async def test_a_child_never_exceeds_its_parent() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a, limits=Limits(vms=3, memory=4096))
+    fleet.clock.now += 10 * DAY
+    c = await fleet.join(b, limits=Limits(vms=10, disk=5))
+    got, parent = a.standing(c.peer_id), a.standing(b.peer_id)
+    assert got is not None
+    assert parent is not None
+    assert got.limits == Limits(vms=3, memory=4096, disk=5)
+    assert got.exp == parent.exp
+    for exceeding in (
+        msgspec.structs.replace(got, exp=parent.exp + 1),
+        msgspec.structs.replace(got, limits=Limits(vms=4, memory=4096)),
+        msgspec.structs.replace(got, limits=Limits()),
+        msgspec.structs.replace(got, fleet=b.peer_id),
+    ):
+        later = msgspec.structs.replace(exceeding, iat=got.iat + 1)
+        chain = (signer(2).sign(msgspec.json.encode(later)), *own_chain(b))
+        assert not await a.learn(News(members=[chain]))
+
+
+async def test_certificates_of_others_forged_reordered_or_damaged_are_not_taken() -> None:
+    fleet, other = Fleet(), Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a)
+    other.nodes.append(a)
+    stranger = await other.add()
+    good = await a.issue(signer(50).peer_id, "x", Role.VIEWER, Limits())
+    for chain in (
+        (own_chain(stranger)),
+        (good[0][:-3] + "abc",),
+        (good[0], good[0]),
+        (good[0], *own_chain(b)),
+        ("",),
+        ("a.b.c",),
+        ("." * 4000,),
+        good * 4,
+    ):
+        assert not await b.learn(News(members=[chain]))
+    assert await b.learn(News(members=[good]))
+    assert not await b.learn(News(members=[good]))
+
+
+async def test_certificates_expire_and_any_admin_renews_them() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a)
+    c = await fleet.join(b, Role.VIEWER)
+    fleet.clock.now += LIFETIME - RENEW_BEFORE - 1
+    assert not c.renewable
+    fleet.clock.now += 2
+    assert c.renewable
+    with pytest.raises(Conflict):
+        await b.renew(c.peer_id)
+    await a.refound()
+    await b.learn(News(members=[await a.renew(b.peer_id)]))
+    await c.learn(News(members=[await b.renew(c.peer_id)]))
+    await fleet.spread()
+    fleet.clock.now += RENEW_BEFORE + DAY
+    assert standings(fleet) == [{node.peer_id for node in fleet.nodes}] * 3
+    renewed = a.standing(c.peer_id)
+    assert renewed is not None
+    assert renewed.role is Role.VIEWER
+    fleet.clock.now += LIFETIME
+    assert a.standing(c.peer_id) is None
+    assert c.alone
+    with pytest.raises(Forbidden):
+        await b.renew(c.peer_id)
+    assert (await fleet.restart(0)).standing(a.peer_id) is not None
+
+
+async def test_a_revocation_takes_effect_everywhere_and_not_on_those_whom_the_revoked_let_in() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a)
+    c = await fleet.join(b, Role.OPERATOR)
+    await c.learn(await a.revoke(b.peer_id))
+    assert standings(fleet)[0] == standings(fleet)[2] == {a.peer_id, c.peer_id}
+    issued = await b.issue(signer(50).peer_id, "x", Role.VIEWER, Limits())
+    assert not await c.learn(News(members=[issued])) or c.standing(signer(50).peer_id) is None
+    c = await fleet.restart(2)
+    assert c.standing(b.peer_id) is None
+    # A new ticket lets it in again.
+    await b.adopt(a.fleet, await a.issue(b.peer_id, "back", Role.VIEWER, Limits()), a.peer_id)
+    await fleet.spread()
+    assert c.standing(b.peer_id) is not None
+    assert b.standing(b.peer_id) is not None
+
+
+async def test_what_cannot_be_revoked() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.join(a)
+    with pytest.raises(Forbidden, match="founder"):
+        await b.revoke(a.peer_id)
+    with pytest.raises(InvalidRequest):
+        await b.revoke(b.peer_id)
+    with pytest.raises(PeerNotFound):
+        await b.revoke(signer(77).peer_id)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_admins_that_revoke_each_other_leave_all_with_the_same_view(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = Fleet()
+    a = await fleet.add()
+    for _ in range(4):
+        await fleet.join(a)
+    orders: list[News] = []
+    for _ in range(4):
+        fleet.clock.now += rng.randrange(3)
+        by, whom = rng.sample(fleet.nodes[1:], 2)
+        if by.standing(by.peer_id):
+            orders.append(await by.revoke(whom.peer_id))
+    for node in fleet.nodes:
+        rng.shuffle(orders)
+        for news in orders:
+            await node.learn(news)
+    views = {
+        frozenset(p.sub for p in node.peers if node.standing(p.sub)) | {node.peer_id}
+        for node in fleet.nodes
+        if node.standing(node.peer_id)
+    }
+    assert len(views) == 1
+
+
+async def test_this_nodes_own_configuration_can_only_lower() -> None:
+    fleet = Fleet()
+    b, c, d = (signer(number).peer_id for number in (2, 3, 4))
+    a = await fleet.add(
+        {
+            b: Override(deny=True),
+            c: Override(role=Role.VIEWER, limits=Limits(vms=1)),
+            d: Override(role=Role.ADMIN, limits=Limits(vms=9)),
+        }
+    )
+    for peer in (b, c):
+        await a.issue(peer, "x", Role.ADMIN, Limits())
+    await a.issue(d, "x", Role.VIEWER, Limits(vms=2))
+    assert a.standing(b) is None
+    lowered, same = a.standing(c), a.standing(d)
+    assert lowered is not None
+    assert same is not None
+    assert (lowered.role, lowered.limits) == (Role.VIEWER, Limits(vms=1))
+    assert (same.role, same.limits) == (Role.VIEWER, Limits(vms=2))
+
+
+async def test_no_certificate_is_adopted_but_our_own_from_the_inviter() -> None:
+    fleet = Fleet()
+    a = await fleet.add()
+    b = await fleet.add()
+    for_b = await a.issue(b.peer_id, "b", Role.ADMIN, Limits())
+    for_c = await a.issue(signer(50).peer_id, "c", Role.ADMIN, Limits())
+    for fleet_id, chain, issuer in (
+        (a.fleet, for_c, a.peer_id),
+        (a.fleet, for_b, signer(50).peer_id),
+        (b.fleet, for_b, a.peer_id),
+        (a.fleet, ("junk",), a.peer_id),
+    ):
+        with pytest.raises(PeerMisbehaved):
+            await b.adopt(fleet_id, chain, issuer)
+    assert b.fleet == b.peer_id
+    assert b.standing(b.peer_id) is not None
+
+
+# -- tickets
+
+JOINER = signer(9).peer_id
+
+
+async def book(clock: Clock | None = None, shelf: MemoryShelf | None = None) -> TicketBook:
+    return await open_tickets(shelf or MemoryShelf(), signer(1).peer_id, clock or Clock())
+
+
+async def test_a_ticket_is_good_once_and_both_sides_prove_it() -> None:
+    tickets = await book()
+    assert not tickets.live
+    ticket = await tickets.make(Role.OPERATOR, Limits(vms=2), 600, 1, [])
+    assert tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"theirs")
+    role, limits, proof = await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"theirs"))
+    assert (role, limits) == (Role.OPERATOR, Limits(vms=2))
+    assert proof == ticket.proof("inviter", JOINER, nonce, b"theirs")
+    assert not tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"theirs")
+    with pytest.raises(Forbidden, match="used up"):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"theirs"))
+
+
+async def test_a_proof_is_of_no_use_to_another_peer_nor_again() -> None:
+    tickets = await book()
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    proof = ticket.proof("joiner", JOINER, nonce, b"n")
+    other = signer(10).peer_id
+    tickets.challenge(other, ticket.id, b"n")
+    with pytest.raises(Forbidden):
+        await tickets.redeem(other, ticket.id, proof)
+    await tickets.redeem(JOINER, ticket.id, proof)
+    with pytest.raises(Forbidden):
+        await tickets.redeem(JOINER, ticket.id, proof)
+    tickets.challenge(JOINER, ticket.id, b"n")
+    with pytest.raises(Forbidden):
+        await tickets.redeem(JOINER, ticket.id, proof)
+
+
+async def test_five_wrong_tries_burn_a_ticket_even_over_a_restart() -> None:
+    shelf, clock = MemoryShelf(), Clock()
+    tickets = await book(clock, shelf)
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    for _ in range(5):
+        assert tickets.live
+        tickets.challenge(JOINER, ticket.id, b"n")
+        with pytest.raises(Forbidden, match="not valid here"):
+            await tickets.redeem(JOINER, ticket.id, b"wrong")
+        tickets = await book(clock, shelf)
+    assert not tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    with pytest.raises(Forbidden, match="burnt"):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
+
+
+async def test_a_ticket_expires_is_remembered_for_a_day_and_then_forgotten() -> None:
+    clock, shelf = Clock(), MemoryShelf()
+    tickets = await book(clock, shelf)
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    clock.now += 601
+    assert not tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    with pytest.raises(Forbidden, match="expired"):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
+    clock.now += 2 * DAY
+    await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    assert len(await shelf.load("ticket")) == 1
+
+
+async def test_a_challenge_does_not_wait_for_ever() -> None:
+    clock = Clock()
+    tickets = await book(clock)
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    clock.now += 31
+    with pytest.raises(Forbidden):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
