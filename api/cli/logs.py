@@ -6,6 +6,7 @@ import logging
 import sys
 
 import structlog
+from structlog.dev import plain_traceback
 
 from ...agent.config import LogConfig
 
@@ -23,7 +24,8 @@ def configure_logs(config: LogConfig) -> None:
     ending: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if config.format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default formatter prints local variables with a traceback, and secrets are among them.
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback)]
     )
     structlog.configure(
         processors=[*shared, *ending],

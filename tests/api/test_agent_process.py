@@ -135,6 +135,47 @@ async def test_logs_are_lines_of_json_without_secrets(tmp_path: Path) -> None:
     assert token not in agent.said
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_tells_no_local_variables(form: str) -> None:
+    code = (
+        "import structlog, logging\n"
+        "from twinshare.agent.config import LogConfig\n"
+        "from twinshare.api.cli.logs import configure_logs\n"
+        f"configure_logs(LogConfig(format='{form}'))\n"
+        "def fail():\n    canary = ''.join(['sec', 'ret'])\n    raise ValueError('a bug')\n"
+        "for log in (structlog.get_logger(), logging.getLogger('theirs')):\n"
+        "    try:\n        fail()\n    except ValueError:\n        log.exception('it broke')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == ""
+    assert (done.stderr.count("it broke"), done.stderr.count("ValueError: a bug")) == (2, 2)
+    assert "secret" not in done.stderr
+
+
+async def test_a_restart_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """Four clients create VMs while the agent is told to stop and comes back: each create is one VM."""
+    options = ("--hypervisor", f"fake://{tmp_path}/fake.json", "--name", "node-1")
+    wanted = [f"vm-{worker}-{number}" for worker in range(4) for number in range(6)]
+    async with open_agent(tmp_path / "a", *options) as agent:
+        await with_image(agent, tmp_path)
+        port = agent.url.rpartition(":")[2]
+
+        async def create(client: RESTClient, names: list[str]) -> None:
+            for name in names:
+                await client.create_vm(name, "disk", cpu_cores=1, memory=64, disk_size=1)
+
+        async with RESTClient(agent.url) as client:
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    for worker in range(4):
+                        nursery.start_soon(create, client, wanted[worker * 6 : worker * 6 + 6])
+                    while len(await client.list_vms()) < 4:
+                        await trio.sleep(0.01)
+                    assert await agent.stop() == 0
+                    await agent.start("--api", f"127.0.0.1:{port}")
+            assert sorted(vm.name for vm in await client.list_vms()) == sorted(wanted)
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     async with open_agent(tmp_path / "a", *FAKE) as agent:
         for _ in range(2):
