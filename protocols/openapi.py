@@ -115,7 +115,8 @@ _HEADER_PARAMETERS = {
         "name": "Prefer",
         "in": "header",
         "description": "`respond-async` answers 202 with the operation instead of waiting for its result.",
-        "schema": {"type": "string", "enum": ["respond-async"]},
+        "schema": {"type": "string"},
+        "example": "respond-async",
     },
 }
 

@@ -20,6 +20,7 @@ from .errors import InvalidRequest, PeerMisbehaved
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 Function = TypeVar("Function", bound=Callable[..., Any])
+Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Method:
         """
         found: dict[str, Any] = {name: _convert(path[name], kind, name) for name, kind in self.path_params.items()}
         if self.query is not None:
-            found |= _fields(_convert(dict(query), self.query, "query"))
+            found |= _fields(convert_query(query, self.query))
         elif query:
             raise InvalidRequest(f"unknown query parameter '{min(query)}'", path=min(query))
         if self.body is None:
@@ -143,6 +144,17 @@ def _given(value: msgspec.Struct) -> dict[str, Any]:
 def _text(value: Any) -> str:
     """A query parameter's value as `_convert` reads it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def convert_query(query: Mapping[str, str], kind: type[Record]) -> Record:
+    """A query string's parameters as a `kind`. A parameter cannot be null: it is left out instead.
+
+    Raises: InvalidRequest, with the name of the parameter that is wrong.
+    """
+    found: Record = _convert(dict(query), kind, "query")
+    if nothing := [name for name in query if getattr(found, name) is None]:
+        raise InvalidRequest(f"{nothing[0]}: must not be null; leave it out instead", path=nothing[0])
+    return found
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:

@@ -156,5 +156,6 @@ def describe(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
         endpoints,
         title="twinshare",
         version=version,
-        description="Virtual machines of this node and of its fleet. All errors look alike: see `Error`.",
+        description="Virtual machines of this node and of its fleet. All errors look alike: see `Error`. An integer is "
+        "written without a fraction (`2`, not `2.0`); a field that is not in a schema is refused.",
     )

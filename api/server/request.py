@@ -15,6 +15,7 @@ import trio
 
 from ...protocols.access import Caller
 from ...protocols.errors import InvalidRequest, RequestTimeout, TooLarge, Unauthenticated, UnsupportedMediaType
+from ...protocols.table import convert_query
 from .answer import Answer, Header
 from .link import Link
 
@@ -103,12 +104,7 @@ class Request:
 
     def fields(self, kind: type[Fields]) -> Fields:
         """The query as a `kind`. Raises: InvalidRequest naming the parameter that is wrong."""
-        try:
-            return msgspec.convert(self.arguments(), kind, strict=False)
-        except msgspec.ValidationError as error:
-            sentence, _, where = str(error).partition(" - at `")
-            name = where.rstrip("`").removeprefix("$.") or "query"
-            raise InvalidRequest(f"{name}: {sentence}", path=name) from None
+        return convert_query(self.arguments(), kind)
 
     async def body(self) -> bytes:
         """The whole body, which must be JSON of at most 1 MiB.

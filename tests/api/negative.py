@@ -32,7 +32,9 @@ NOT_SERVED = """
     POST /api/openapi.json
     DELETE /api/events
 """
-WRONG_LOG = "limit=0 limit=x limit=262145 limit=1.5 limit=%ff limit= offset=x offset=1&offset=2 nope=1"
+WRONG_LOG = (
+    "limit=null offset=null limit=0 limit=x limit=262145 limit=1.5 limit=%ff limit= offset=x offset=1&offset=2 nope=1"
+)
 
 
 @dataclass(frozen=True)

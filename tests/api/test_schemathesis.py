@@ -1,0 +1,40 @@
+"""The document against the server, by a tool that knows nothing of us: no 5xx, nothing that the document does not tell."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.api.served import SPEC, served
+
+MINUTES = 5
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance,negative_data_rejection,missing_required_header,unsupported_method"
+)
+# Without P2P services the first two answer 503; the events never end; the image would be built from real packages.
+LEFT_OUT = "^/api/(p2p|remote|events|image/build-tiny)"
+
+
+@pytest.mark.system
+async def test_a_thousand_cases(tmp_path: Path) -> None:
+    async with served(tmp_path / "node") as api:
+        for number in range(3):
+            await api.client.post("/api/vm", json={**SPEC, "name": f"vm-{number}"})
+        command = [
+            sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}/api/openapi.json", "--checks", CHECKS,
+            "--exclude-path-regex", LEFT_OUT, "--max-examples", "15", "--phases", "examples,coverage,fuzzing",
+            "--seed", "7", "--no-shrink", "--continue-on-failure", "--no-color",
+        ]  # fmt: skip
+        with trio.fail_after(60 * MINUTES):
+            done = await trio.run_process(command, capture_stdout=True, check=False, cwd=tmp_path)
+        told = done.stdout.decode()
+        assert done.returncode == 0, told[-6000:]
+        cases = re.search(r"(\d+) generated", told)
+        assert cases is not None
+        assert int(cases[1]) >= 1000, told[-1500:]
+        assert (await api.client.get("/api/health")).json()["status"] == "ok"
