@@ -1,4 +1,4 @@
-"""The document against the server, by a tool that knows nothing of us: no 5xx, nothing that the document does not tell."""
+"""The document against the server, by a tool that knows nothing of us: no 5xx, nothing that is not told."""
 
 from __future__ import annotations
 
