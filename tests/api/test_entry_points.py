@@ -71,6 +71,16 @@ def test_the_start_script_as_the_guide_uses_it(checkout: Path, tmp_path: Path) -
     assert script(checkout, home, "status").stdout == "twinshare: not running\n"
 
 
+def test_the_start_script_calls_setup_when_nothing_is_installed(checkout: Path, tmp_path: Path) -> None:
+    shutil.rmtree(checkout / ".venv")
+    setup = checkout / "scripts" / "setup"
+    setup.write_text("#!/bin/sh\necho run this >&2\nexit 3\n")
+    setup.chmod(0o755)
+    result = script(checkout, tmp_path / "home", "start")
+    assert (result.returncode, result.stderr) == (3, "run this\n")
+    assert script(checkout, tmp_path / "home", "status").returncode == 4
+
+
 def test_the_start_script_says_why_a_node_did_not_start(checkout: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         failed = script(checkout, tmp_path / "home", "start", "--port", str(taken.getsockname()[1]))
