@@ -17,9 +17,14 @@ from typing import Any
 import pytest
 import trio
 
+from twinshare.agent.background import open_background
+from twinshare.agent.hypervisor.enclosure.place import barrier
+
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 AGENT = Path(__file__).with_name("enclosure_agent.py")
 QMP_PORT = 4444
+OUTSIDE = "203.0.113.5"
+OWN = ("127.0.0.1", "198.18.0.2", "198.18.0.3", "10.9.9.9", "0.0.0.0")  # noqa: S104 - nothing is bound
 # A real server in every enclosure: QEMU without a machine greets whoever connects to its control port.
 QEMU = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-qmp", f"tcp:127.0.0.1:{QMP_PORT},server=on,wait=off"]
 
@@ -68,7 +73,7 @@ async def agent(
 ) -> AsyncIterator[Agent]:
     """Ends in order when the body does, unless it was killed."""
     command = [*prefix, sys.executable, str(AGENT), str(data_dir), kind, *([uid] if uid else [])]
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "check": False}
         process = await nursery.start(partial(trio.run_process, command, **pipes))
         started = Agent(process)
@@ -137,6 +142,37 @@ def world() -> Iterator[dict[str, str]]:
     finally:
         for name in (host, internet):
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=10)
+
+
+@contextmanager
+def lively_world() -> Iterator[str]:
+    """A `world` whose host has a service on all its addresses, port 8080, and whose internet answers on port 80."""
+    with world() as names, serving_in(names["internet"], "internet", 80), serving_in(names["host"], "MACHINE", 8080):
+        yield names["host"]
+
+
+def open_to_nobody() -> tuple[str, ...]:
+    """A prefix that runs a command in a view of this machine where any user may run our Python and open tun devices.
+
+    Elsewhere both are usual; here the interpreter may lie in root's home, and the device be root's.
+    """
+    python = Path(sys.executable).resolve()
+    wall = barrier(python.parent, 65534, {65534})
+    bridge = ""
+    if wall is not None:
+        way = wall / python.relative_to(wall).parts[0]
+        bridge = f"""
+            mount --bind {way} /media && mount -t tmpfs -o mode=755 none {wall} && mkdir {way} &&
+            mount --bind /media {way} && umount /media &&"""
+    script = f"""mount --make-rprivate / && {bridge}
+        mount -t tmpfs none /media && mknod -m 666 /media/tun c 10 200 && mount --bind /media/tun /dev/net/tun &&
+        umount -l /media && exec "$@" """
+    return ("unshare", "--mount", "sh", "-c", script, "sh")
+
+
+def without(capability: str) -> tuple[str, ...]:
+    """A prefix that takes a power from root, as containers do."""
+    return ("setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}")
 
 
 def in_namespace(name: str) -> tuple[str, ...]:

@@ -209,10 +209,3 @@ async def test_a_gift_does_not_follow_links(tmp_path: Path) -> None:
         enclosure.own(tmp_path / "node/vms")
         enclosure.own(tmp_path / "node/vms/link")
     assert treasure.stat().st_uid == os.geteuid()
-
-
-async def test_without_the_right_to_make_namespaces_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
-    folder = long_folder(tmp_path)
-    with pytest.raises(HypervisorDown, match=r"may not pass .*--data-dir /var/lib/twinshare"):
-        async with open_enclosure(folder, kind="plain"):
-            pass

@@ -9,18 +9,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.hypervisor.enclosures import Agent, agent, in_namespace, reach, root, serving_in, world
+from tests.agent.hypervisor.enclosures import OUTSIDE, OWN, Agent, agent, in_namespace, lively_world, reach, root
 
 pytestmark = [pytest.mark.system, root]
-OUTSIDE = "203.0.113.5"
-OWN = ("127.0.0.1", "198.18.0.2", "198.18.0.3", "10.9.9.9", "0.0.0.0")  # noqa: S104 - nothing is bound
 
 
 @pytest.fixture
 def host() -> Iterator[str]:
     """A machine with services on all its addresses, in a namespace; its internet answers too."""
-    with world() as names, serving_in(names["internet"], "internet", 80), serving_in(names["host"], "MACHINE", 8080):
-        yield names["host"]
+    with lively_world() as name:
+        yield name
 
 
 async def hears(caller: Agent, address: str, port: int) -> str:
