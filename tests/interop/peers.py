@@ -92,7 +92,7 @@ def go_folder() -> Path:
         pytest.skip("go-libp2p needs go")
 
     def build(folder: Path) -> None:
-        _run(["go", "build", "-mod=mod", "-trimpath", "-o", "peer", "."], folder)
+        _run(["go", "build", "-trimpath", "-o", "peer", "."], folder)
 
     return _built("go", build)
 

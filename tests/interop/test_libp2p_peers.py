@@ -1,4 +1,4 @@
-"""js-libp2p as an independent judge of our wire: each side dials the other, identifies, pings and echoes."""
+"""js-libp2p and go-libp2p as judges of our wire: each side dials the other, identifies, pings and echoes."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from twinshare.agent.p2p.contract import ECHO
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
 from twinshare.agent.p2p.libp2p.identify import IDENTIFY, PING, ask_identity
 
-from .peers import Peer, js_folder, open_peer
+from .peers import Peer, go_folder, js_folder, open_peer
 
 pytestmark = pytest.mark.system
 
 SIZES = (1, 70_000, 3_000_000)
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return js_folder()
+@pytest.fixture(scope="module", params=["js", "go"])
+def command(request: pytest.FixtureRequest) -> tuple[list[str], Path]:
+    """What starts a peer, and where."""
+    return (["node", "peer.mjs"], js_folder()) if request.param == "js" else (["./peer"], go_folder())
 
 
 @asynccontextmanager
-async def both(folder: Path) -> AsyncIterator[tuple[LibP2pHost, Peer]]:
-    async with open_peer(["node", "peer.mjs"], folder) as peer, open_echo() as host:
+async def both(command: tuple[list[str], Path]) -> AsyncIterator[tuple[LibP2pHost, Peer]]:
+    async with open_peer(*command) as peer, open_echo() as host:
         yield host, peer
 
 
-async def test_js_dials_us(folder: Path) -> None:
-    async with both(folder) as (host, peer):
+async def test_it_dials_us(command: tuple[list[str], Path]) -> None:
+    async with both(command) as (host, peer):
         address = host.addresses[0]
         assert await peer.call("dial", address=address) == host.peer_id
         assert await peer.call("ping", address=address) >= 0
@@ -48,8 +49,8 @@ async def test_js_dials_us(folder: Path) -> None:
         await until(lambda: not host.connections)
 
 
-async def test_we_dial_js(folder: Path) -> None:
-    async with both(folder) as (host, peer):
+async def test_we_dial_it(command: tuple[list[str], Path]) -> None:
+    async with both(command) as (host, peer):
         await host.connect(peer.peer_id, peer.addresses)
         assert await host.ping(peer.peer_id) < 1
         told = await ask_identity(host, peer.peer_id, deadline=5)
@@ -86,16 +87,16 @@ async def echo(host: LibP2pHost, peer: Peer, data: bytes) -> None:
     assert got == data
 
 
-async def test_many_streams_at_once(folder: Path) -> None:
-    async with both(folder) as (host, peer):
+async def test_many_streams_at_once(command: tuple[list[str], Path]) -> None:
+    async with both(command) as (host, peer):
         await host.connect(peer.peer_id, peer.addresses)
         async with trio.open_nursery() as nursery:
             for size in range(40):
                 nursery.start_soon(echo, host, peer, os.urandom(1 + size * 5_000))
 
 
-async def test_cancelled_streams_do_not_disturb_the_others(folder: Path) -> None:
-    async with both(folder) as (host, peer):
+async def test_cancelled_streams_do_not_disturb_the_others(command: tuple[list[str], Path]) -> None:
+    async with both(command) as (host, peer):
         await host.connect(peer.peer_id, peer.addresses)
         for rounds in range(30):
             with trio.move_on_after(rounds / 2_000):
