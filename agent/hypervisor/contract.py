@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -178,7 +178,7 @@ async def _a_caller_who_leaves(hypervisor: Hypervisor, plan: DomainPlan, _: Doma
     for delay in (0.0, 0.001, 0.02):
         with trio.move_on_after(delay):
             await hypervisor.start(plan.id)
-        with trio.move_on_after(delay):
+        with trio.move_on_after(delay), suppress(WrongState):  # where the start was left too early
             await hypervisor.pause(plan.id)
         with trio.move_on_after(delay):
             await hypervisor.list_domains()

@@ -20,6 +20,7 @@ from .errors import renamed
 from .facts import Known
 from .lanes import Lane, Lanes
 from .link import Link
+from .pool import Pool
 from .reading import Memory
 
 T = TypeVar("T")
@@ -29,14 +30,23 @@ class LibvirtHypervisor:
     """Implements Hypervisor, Observing and Dialling."""
 
     def __init__(
-        self, link: Link, lanes: Lanes, memory: Memory, feed: ChangeFeed, known: Known, dialler: Dialler
+        self,
+        link: Link,
+        lanes: Lanes,
+        memory: Memory,
+        feed: ChangeFeed,
+        known: Known,
+        dialler: Dialler,
+        sweep: Callable[[], None],
     ) -> None:
+        """`sweep` is called in a thread when a domain is gone."""
         self._link = link
         self._lanes = lanes
         self._memory = memory
         self._feed = feed
         self._known = known
         self._dialler = dialler
+        self._sweep = sweep
 
     # --- Hypervisor ---
 
@@ -74,6 +84,7 @@ class LibvirtHypervisor:
     async def undefine(self, id: str) -> None:
         with suppress(VmNotFound):
             await self._on(Lane.SLOW, id, "delete the VM", verbs.undefine)
+            await self._lanes.run(Lane.SLOW, self._sweep)
         self._memory.forget(id)
 
     async def start(self, id: str) -> None:
@@ -118,7 +129,7 @@ class LibvirtHypervisor:
     # --- Inside ---
 
     async def _call(self, lane: Lane, doing: str, work: Callable[[libvirt.virConnect], T]) -> T:
-        return await self._lanes.run(lane, partial(_work, doing, work, await self._link.connection()))
+        return await self._lanes.run(lane, partial(_work, doing, work, await self._link.pool()))
 
     async def _on(self, lane: Lane, id: str, doing: str, work: Callable[[libvirt.virDomain], T]) -> T:
         """Work on one domain that waits for nobody, or in a lane of its own."""
@@ -126,12 +137,12 @@ class LibvirtHypervisor:
 
     async def _ask(self, id: str, doing: str, work: Callable[[libvirt.virDomain], T]) -> T:
         """Work on one domain that may wait for its QEMU."""
-        connection = await self._link.connection()
+        pool = await self._link.pool()
         return await self._lanes.ask_guest(
-            id, partial(_work, doing, lambda link: work(link.lookupByUUIDString(id)), connection)
+            id, partial(_work, doing, lambda connection: work(connection.lookupByUUIDString(id)), pool)
         )
 
 
-def _work(doing: str, work: Callable[[libvirt.virConnect], T], connection: libvirt.virConnect) -> T:
-    with renamed(doing):
+def _work(doing: str, work: Callable[[libvirt.virConnect], T], pool: Pool) -> T:
+    with renamed(doing), pool.lend() as connection:
         return work(connection)

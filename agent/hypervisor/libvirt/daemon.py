@@ -81,6 +81,20 @@ class PrivateDaemon:
             if not any(shutil.which(name, path=_PATH) for name in names):
                 raise HypervisorDown(f"{names[-1]} is not installed; run: {INSTALL}")
         await trio.to_thread.run_sync(self._lay_out)
+        await trio.to_thread.run_sync(self.sweep)
+
+    @property
+    def user(self) -> str | None:
+        return self._place.user
+
+    def sweep(self) -> None:
+        """Remove what libvirt leaves of domains that are gone: QEMU's log. Blocks."""
+        with acting_as(self.user, self._root) as root:
+            for log_file in (root / "k/libvirt/qemu/log").glob("*.log"):
+                definition = f"libvirt/qemu/{log_file.stem}.xml"
+                live = f"libvirt/qemu/run/{log_file.stem}.xml"
+                if not ((root / "c" / definition).exists() or (root / "r" / live).exists()):
+                    log_file.unlink(missing_ok=True)
 
     async def ensure(self) -> None:
         """Start the daemon unless one listens. Raises: HypervisorDown when it ended at once."""
@@ -132,7 +146,7 @@ class PrivateDaemon:
         if self._place.user is not None:
             account = pwd.getpwnam(self._place.user)
             os.chown(self._root, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        with acting_as(self._place.user, self._root) as root:
+        with acting_as(self.user, self._root) as root:
             root.chmod(0o700)
             boot = Path("/proc/sys/kernel/random/boot_id").read_text()
             mark = root / "r/boot"
@@ -162,13 +176,13 @@ class PrivateDaemon:
             "--pid-file",
             str(self._root / "r/daemon.pid"),
         ]
-        with acting_as(self._place.user, self._root) as root:
+        with acting_as(self.user, self._root) as root:
             (root / "daemon.log").write_bytes(b"")
         self._process = await self._place.spawn(argv, env=environment, stderr=self._root / "daemon.log")
 
     def _last_words(self) -> str:
-        with suppress(OSError), acting_as(self._place.user, self._root) as root:
-            return (root / "daemon.log").read_text(errors="replace")[-2000:]
+        with suppress(OSError), acting_as(self.user, self._root) as root:
+            return (root / "daemon.log").read_text(errors="replace")[-500:]
         return ""
 
 

@@ -27,6 +27,7 @@ from ....protocols.errors import (
 
 log = structlog.get_logger(__name__)
 
+_UNREADABLE = "a disk of the VM or the image below it is missing or cannot be read"
 _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
     (r"already exists with uuid|is already defined with uuid", VmExists, "a VM with this name exists already"),
     (r"No space left on device|Disk quota exceeded", InsufficientResources, "this machine's disk is full"),
@@ -39,10 +40,10 @@ _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
     (
         r"Cannot access (storage|backing) file|Could not open '|No such file or directory.*(disk|image|backing)",
         ImageDamaged,
-        "a disk of the VM or the image below it is missing or cannot be read",
+        _UNREADABLE,
     ),
     (
-        r"[Ii]mage is (not in|corrupt)|invalid (qcow2|image)|qcow2: |Unsupported qcow2|backing (file|format|chain)",
+        r"qemu-system-\S+: -blockdev |[Ii]mage is (not in|corrupt)|qcow2: |backing (file|format|chain)",
         ImageDamaged,
         "a disk of the VM or the image below it is damaged",
     ),
@@ -91,6 +92,8 @@ def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:
     if code in _BY_CODE:
         kind, sentence = _BY_CODE[code]
         return kind(f"cannot {doing}: {sentence}")
+    if error.get_error_domain() == libvirt.VIR_FROM_STORAGE:
+        return ImageDamaged(f"cannot {doing}: {_UNREADABLE}")
     return TwinshareError(f"cannot {doing}: libvirt failed with code {code}; the agent's log has its words")
 
 

@@ -6,9 +6,7 @@ calls that ask a guest's QEMU go one by one for each VM, and one that was given 
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import TypeVar
@@ -40,17 +38,24 @@ class _Job:
 
     started = given_up = done = False
 
+    def __init__(self) -> None:
+        self.asked_at = trio.current_time()
+        self.let_go = trio.Event()
+
 
 class Lanes:
-    def __init__(self) -> None:
+    """`patience` overrides the lanes' own, in seconds."""
+
+    def __init__(self, patience: Mapping[Lane, float] | None = None) -> None:
+        self._patience = {lane: lane.value[1] for lane in Lane} | dict(patience or {})
         self._limiters = {lane: trio.CapacityLimiter(lane.value[0]) for lane in Lane}
         self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
-        self._stuck: defaultdict[str, set[_Job]] = defaultdict(set)
+        self._stuck: dict[str, _Job] = {}
 
     async def run(self, lane: Lane, work: Callable[[], T]) -> T:
         """Run `work` in a thread. Raises: DeadlineExceeded after the lane's patience; the thread is left to itself."""
         try:
-            with trio.fail_after(lane.value[1]):
+            with trio.fail_after(self._patience[lane]):
                 return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiters[lane])
         except trio.TooSlowError:
             log.warning("libvirt hangs", lane=lane.name)
@@ -59,25 +64,30 @@ class Lanes:
     async def ask_guest(self, id: str, work: Callable[[], T]) -> T:
         """Run `work`, which asks the QEMU of one VM, in the MONITOR lane.
 
-        Raises: DeadlineExceeded when QEMU does not answer, and at once while an earlier call still waits for it.
+        Raises: DeadlineExceeded when QEMU does not answer, and at once while it owes an answer for that long already.
         """
-        patience = Lane.MONITOR.value[1]
-        asked_at = time.monotonic()
         try:
-            with trio.fail_after(patience):
+            with trio.fail_after(self._patience[Lane.MONITOR]):
                 async with self._turns.setdefault(id, trio.Lock()):
+                    await self._wait_for_former(id)
                     return await self._ask_in_turn(id, work)
         except trio.TooSlowError:
-            log.warning("a guest's QEMU hangs", vm=id, seconds=round(time.monotonic() - asked_at))
+            log.warning("a guest's QEMU hangs", vm=id)
             raise _hung() from None
 
     def is_stuck(self, id: str) -> bool:
         """True while a thread that was given up still waits for this VM's QEMU."""
-        return bool(self._stuck.get(id))
+        return id in self._stuck
+
+    async def _wait_for_former(self, id: str) -> None:
+        """The caller of the former call may merely have left; or its QEMU hangs."""
+        former = self._stuck.get(id)
+        if former is not None:
+            if trio.current_time() - former.asked_at >= self._patience[Lane.MONITOR]:
+                raise _hung()
+            await former.let_go.wait()
 
     async def _ask_in_turn(self, id: str, work: Callable[[], T]) -> T:
-        if self.is_stuck(id):
-            raise _hung()
         job, token = _Job(), trio.lowlevel.current_trio_token()
 
         def in_thread() -> T:
@@ -97,14 +107,14 @@ class Lanes:
             )
         finally:
             if not job.done:
-                self._stuck[id].add(job)
+                self._stuck[id] = job
                 job.given_up = True
                 if not job.started or job.done:
                     self._let_go(id, job)  # the thread will do nothing, or ended before it could know
 
     def _let_go(self, id: str, job: _Job) -> None:
-        self._stuck[id].discard(job)
-        if not self._stuck[id]:
+        job.let_go.set()
+        if self._stuck.get(id) is job:
             del self._stuck[id]
 
 

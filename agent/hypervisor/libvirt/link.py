@@ -14,6 +14,7 @@ from ....protocols.errors import HypervisorDown
 from .daemon import PrivateDaemon
 from .errors import passing_over, rename
 from .loop import run_event_loop
+from .pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -43,21 +44,22 @@ class Link:
         self._on_event = on_event
         self._daemon = daemon
         self._known_daemon: int | None = None
-        self._connection: libvirt.virConnect | None = None
+        self._connection: libvirt.virConnect | None = None  # only listens; calls have connections of their own
+        self._pool: Pool | None = None
         self._callbacks: list[int] = []
         self._up, self._lost = trio.Event(), trio.Event()
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None
+        return self._pool is not None
 
-    async def connection(self) -> libvirt.virConnect:
+    async def pool(self) -> Pool:
         """Raises: HypervisorDown when the link is down and does not come back at once."""
         with trio.move_on_after(_GRACE):
             await self._up.wait()
-        if self._connection is None:
+        if self._pool is None:
             raise HypervisorDown("libvirt cannot be reached; the agent tries again by itself")
-        return self._connection
+        return self._pool
 
     async def keep(self, on_change: Callable[[], None]) -> None:
         """Restore the link whenever it breaks, for ever. `on_change` is called at each loss and each return."""
@@ -94,6 +96,7 @@ class Link:
         except libvirt.libvirtError as error:
             raise HypervisorDown("libvirt went away") from error
         self._connection = connection
+        self._pool = Pool(self._uri, connection if _in_process(self._uri) else None)
         self._up.set()
 
     async def _open_daemon(self, daemon: PrivateDaemon) -> libvirt.virConnect:
@@ -148,14 +151,20 @@ class Link:
 
     async def close(self) -> None:
         """Let go of the connection and of every callback that would keep it alive."""
-        connection, self._connection = self._connection, None
+        connection, pool = self._connection, self._pool
+        self._connection = self._pool = None
         self._up = trio.Event()
-        if connection is not None:
+        if connection is not None and pool is not None:
             with suppress(trio.TooSlowError):
-                await self._in_thread(_CLOSE_PATIENCE, _let_go, connection, self._callbacks)
+                await self._in_thread(_CLOSE_PATIENCE, _let_go, connection, self._callbacks, pool)
 
 
-def _let_go(connection: libvirt.virConnect, callbacks: list[int]) -> None:
+def _in_process(uri: str) -> bool:
+    return uri.startswith(("qemu:///embed", "test:"))
+
+
+def _let_go(connection: libvirt.virConnect, callbacks: list[int], pool: Pool) -> None:
+    pool.close()
     for callback in callbacks:
         with suppress(libvirt.libvirtError):
             connection.domainEventDeregisterAny(callback)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,12 +17,14 @@ from ...background import open_background
 from ..changes import ChangeFeed
 from ..port import Change, ChangeKind
 from .adapter import LibvirtHypervisor
+from .console_log import keep_logs_short
 from .daemon import QEMU_CONF, Place, PrivateDaemon
 from .dialling import LOOPBACK, Dialler
 from .errors import rename
-from .facts import Accelerator, read_facts
+from .facts import Accelerator, Known, read_facts
 from .lanes import Lane, Lanes
 from .link import Link
+from .pool import Pool
 from .reading import Memory
 from .reaper import burying_guests
 
@@ -33,16 +34,17 @@ _CONNECTED = 1  # of VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_*
 
 
 @asynccontextmanager
-async def open_private(place: Place, *, accelerator: Accelerator = "auto") -> AsyncIterator[LibvirtHypervisor]:
+async def open_private(
+    place: Place, *, accelerator: Accelerator = "auto", patience: Mapping[Lane, float] | None = None
+) -> AsyncIterator[LibvirtHypervisor]:
     """A libvirtd of our own in `place`; the one of a former agent if it still runs. It ends with us unless guests run.
 
     Raises: HypervisorDown.
     """
     daemon = PrivateDaemon(place)
     await daemon.prepare()
-    async with _open(
-        daemon.uri, daemon, Dialler(place.dial), accelerator, enclosed=place.kind == "namespaces"
-    ) as hypervisor:
+    lanes, dialler, enclosed = Lanes(patience), Dialler(place.dial), place.kind == "namespaces"
+    async with _open(daemon.uri, daemon, lanes, dialler, accelerator, enclosed=enclosed) as hypervisor:
         yield hypervisor
 
 
@@ -50,16 +52,25 @@ async def open_private(place: Place, *, accelerator: Accelerator = "auto") -> As
 async def open_uri(uri: str, *, accelerator: Accelerator = "auto") -> AsyncIterator[LibvirtHypervisor]:
     """Any libvirt, by its URI. Raises: HypervisorDown."""
     if urlsplit(uri).path == "/embed":
-        await trio.to_thread.run_sync(_configure_embedded, uri)
-    async with _open(uri, None, Dialler(_dial_here), accelerator, enclosed=False) as hypervisor:
+        try:
+            await trio.to_thread.run_sync(_configure_embedded, uri)
+        except OSError as error:
+            raise HypervisorDown(f"the root of the embedded libvirt cannot be made: {error.strerror}") from error
+    async with _open(uri, None, Lanes(), Dialler(_dial_here), accelerator, enclosed=False) as hypervisor:
         yield hypervisor
 
 
 @asynccontextmanager
 async def _open(
-    uri: str, daemon: PrivateDaemon | None, dialler: Dialler, accelerator: Accelerator, *, enclosed: bool
+    uri: str,
+    daemon: PrivateDaemon | None,
+    lanes: Lanes,
+    dialler: Dialler,
+    accelerator: Accelerator,
+    *,
+    enclosed: bool,
 ) -> AsyncIterator[LibvirtHypervisor]:
-    feed, memory, lanes = ChangeFeed(), Memory(), Lanes()
+    feed, memory = ChangeFeed(), Memory()
     link = Link(uri, _listener(feed, memory), daemon)
 
     def on_change() -> None:
@@ -69,14 +80,16 @@ async def _open(
     with burying_guests():
         try:
             await link.open()
-            learn = partial(read_facts, uri=uri, accelerator=accelerator, enclosed=enclosed)
+            pool = await link.pool()
             try:
-                known = await lanes.run(Lane.SLOW, partial(learn, await link.connection()))
+                known = await lanes.run(Lane.SLOW, lambda: _learn(pool, uri, accelerator, enclosed=enclosed))
             except libvirt.libvirtError as error:
                 raise HypervisorDown(rename(error, "learn what libvirt can do").message) from error
             async with open_background() as nursery:
                 nursery.start_soon(link.keep, on_change)
-                yield LibvirtHypervisor(link, lanes, memory, feed, known, dialler)
+                nursery.start_soon(keep_logs_short, memory.consoles, daemon.user if daemon else None)
+                sweep = daemon.sweep if daemon else _nothing
+                yield LibvirtHypervisor(link, lanes, memory, feed, known, dialler, sweep)
         finally:
             with trio.move_on_after(_CLOSE_PATIENCE, shield=True):
                 await _leave(link, daemon)
@@ -87,10 +100,9 @@ async def _leave(link: Link, daemon: PrivateDaemon | None) -> None:
     """Close; and end our daemon if no guest needs it."""
     idle = False
     if daemon is not None and link.connected:
-        connection = await link.connection()
+        pool = await link.pool()
         with suppress(libvirt.libvirtError, trio.TooSlowError), trio.fail_after(3):
-            idle = await trio.to_thread.run_sync(connection.numOfDomains, abandon_on_cancel=True) == 0
-        del connection
+            idle = await trio.to_thread.run_sync(_count_guests, pool, abandon_on_cancel=True) == 0
     await link.close()
     if daemon is not None:
         if idle:
@@ -123,6 +135,20 @@ _LIFECYCLE = {
     libvirt.VIR_DOMAIN_EVENT_DEFINED: ChangeKind.DEFINED,
     libvirt.VIR_DOMAIN_EVENT_UNDEFINED: ChangeKind.UNDEFINED,
 }
+
+
+def _learn(pool: Pool, uri: str, accelerator: Accelerator, *, enclosed: bool) -> Known:
+    with pool.lend() as connection:
+        return read_facts(connection, uri=uri, accelerator=accelerator, enclosed=enclosed)
+
+
+def _count_guests(pool: Pool) -> int:
+    with pool.lend() as connection:
+        return connection.numOfDomains()
+
+
+def _nothing() -> None:
+    """Somebody else's libvirt cleans up after itself."""
 
 
 async def _dial_here(port: int) -> trio.SocketStream:

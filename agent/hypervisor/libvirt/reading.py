@@ -1,13 +1,15 @@
 """What libvirt says of domains, turned into ours. A list is one cheap pass that never waits for a guest.
 
-What changes only with a definition is read from XML once and kept, until an event or a change of ours says otherwise.
+What changes only with a definition is read from XML and kept, until an event or a change of ours says otherwise,
+or a few seconds have passed: libvirt announces no `virsh setmaxmem`.
 """
 
 from __future__ import annotations
 
 import itertools
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -49,6 +51,7 @@ _SPECIAL: dict[tuple[int, int], tuple[DomainState, str]] = {
 }
 
 
+KEPT_FOR = 15.0  # seconds
 _STARTING = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 _INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
 _RunKey = tuple[str, int]  # a domain's id and libvirt's number of this run of it
@@ -113,9 +116,10 @@ class Pass:
 class Memory:
     """What is kept between passes. It lives in trio; a pass takes a copy along and hands back what it found out."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._clock = itertools.count(1)
-        self._kept: dict[str, KeptDomain] = {}
+        self._kept: dict[str, tuple[KeptDomain, float]] = {}
         self._born: dict[_RunKey, datetime] = {}
         self._forgotten_at: dict[str, int] = {}
         self._all_forgotten_at = 0
@@ -129,14 +133,20 @@ class Memory:
         self._kept.clear()
         self._all_forgotten_at = next(self._clock)
 
+    def consoles(self) -> list[Path]:
+        """Where the serial consoles of our domains are, as far as known."""
+        return [Path(kept.serial) for kept, _ in self._kept.values() if kept.serial and kept.metadata is not None]
+
     def begin(self) -> Pass:
-        return Pass(at=next(self._clock), known=dict(self._kept), born=dict(self._born))
+        oldest = self._now() - KEPT_FOR
+        known = {uuid: kept for uuid, (kept, read_at) in self._kept.items() if read_at > oldest}
+        return Pass(at=next(self._clock), known=known, born=dict(self._born))
 
     def learn(self, made: Pass, *, whole: bool) -> list[Domain]:
         """Keep what the pass found out; after a `whole` one, forget the domains that it did not see."""
         for uuid, kept in made.newly_kept.items():
             if max(self._forgotten_at.get(uuid, 0), self._all_forgotten_at) < made.at:
-                self._kept[uuid] = kept
+                self._kept[uuid] = kept, self._now()
         for key, born in made.newly_born.items():
             self._born.setdefault(key, born)
         if whole:

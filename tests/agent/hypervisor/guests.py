@@ -1,12 +1,13 @@
-"""The smallest guest: a boot sector that prints `tick 0001`, `tick 0002` … on the serial port, 18 times a second.
+"""The smallest guests: boot sectors.
 
-Its counter lives in memory only: a number that goes on proves that the guest was never restarted.
+`tick` prints `tick 0001`, `tick 0002` … on the serial port, 18 times a second. Its counter lives in memory only: a
+number that goes on proves that the guest was never restarted. `filler` writes its disk full, and a `w` for each 32 KiB.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,33 +19,35 @@ _TICK = bytes.fromhex(
     "31c08ed88ed0bc007c6631dbfbf443be457ce82000b9040089ddc1c50489e8240f04303c3976020427e81400"
     "e2ecb00ae80d00ebd8ac84c07405e80300ebf6c3baf803eec37469636b2000"
 )
+_FILLER = bytes.fromhex(
+    "31c08ed88ed0bc007cfbb80043b280be347ccd13b06572086683063c7c40b07788c3bafd03eca82074fb88d8baf803ee"
+    "ebd8669010004000000000f00008000000000000"
+)
 _NUMBER = re.compile(rb"tick ([0-9A-F]{4})\s")
 
 
-def write_tick(path: Path) -> None:
+def write_guest(path: Path, code: bytes = _TICK) -> None:
     """A raw disk of 1 MiB: a virtio disk of one sector does not boot."""
     disk = bytearray(1 << 20)
-    disk[: len(_TICK)] = _TICK
+    disk[: len(code)] = code
     disk[510:512] = b"\x55\xaa"
     path.write_bytes(disk)
     path.chmod(0o444)
 
 
-def plan_maker(vms: Path, own: Callable[[Path], None] = lambda _: None) -> Callable[[str], Awaitable[DomainPlan]]:
-    """Plans whose disk is an overlay on the tick guest, in folders of their own below `vms`."""
-    base = vms / "tick.raw"
+class PlanMaker:
+    """Plans with an overlay on a guest as disk, in folders of their own. `own` gives a path to QEMU's user."""
 
-    async def make_plan(name: str, **changes: object) -> DomainPlan:
-        if not base.exists():
-            write_tick(base)
-            own(base)
-        directory = vms / str(uuid4())
+    def __init__(self, vms: Path, own: Callable[[Path], None] = lambda _: None) -> None:
+        self._vms = vms
+        self._own = own
+
+    async def __call__(self, name: str, **changes: object) -> DomainPlan:
+        directory = self._vms / str(uuid4())
         directory.mkdir()
         disk = directory / "disk.qcow2"
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(disk)]
-        await trio.run_process(create)
-        own(directory)
-        own(disk)
+        await self.overlay(disk, self.base("tick", _TICK))
+        self._own(directory)
         facts: dict[str, object] = {
             "id": directory.name,
             "name": name,
@@ -60,7 +63,21 @@ def plan_maker(vms: Path, own: Callable[[Path], None] = lambda _: None) -> Calla
         }
         return DomainPlan(**facts | changes)  # type: ignore[arg-type]
 
-    return make_plan
+    def base(self, name: str, code: bytes) -> Path:
+        path = self._vms / f"{name}.raw"
+        if not path.exists():
+            write_guest(path, code)
+            self._own(path)
+        return path
+
+    def filler(self) -> Path:
+        return self.base("filler", _FILLER)
+
+    async def overlay(self, disk: Path, base: Path, size: str = "64M") -> None:
+        await trio.run_process(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(disk), size]
+        )
+        self._own(disk)
 
 
 def last_tick(plan: DomainPlan) -> int:

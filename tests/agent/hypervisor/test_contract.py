@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.agent.hypervisor.guests import plan_maker
+from tests.agent.hypervisor.guests import PlanMaker
 from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
 from twinshare.agent.hypervisor.contract import check_hypervisor
 from twinshare.agent.hypervisor.open import open_hypervisor
@@ -47,4 +47,4 @@ async def test_without_guests(uri: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["plain", "namespaces"])
 async def test_with_guests_in_a_private_libvirtd(kind: str) -> None:
     async with new_enclosure(kind) as enclosure, open_hypervisor(place=enclosure) as hypervisor:
-        await check_hypervisor(hypervisor, plan_maker(enclosure.path / "vms", enclosure.own))
+        await check_hypervisor(hypervisor, PlanMaker(enclosure.path / "vms", enclosure.own))

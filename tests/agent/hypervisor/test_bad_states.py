@@ -1,0 +1,393 @@
+"""Every bad state that libvirt and QEMU were seen in, on real guests: the right error, nothing left, and a way on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.hypervisor.guests import PlanMaker, last_tick, ticks_past
+from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
+from twinshare.agent.hypervisor.enclosure import Enclosure
+from twinshare.agent.hypervisor.libvirt import LibvirtHypervisor, open_private
+from twinshare.agent.hypervisor.libvirt.lanes import Lane
+from twinshare.agent.hypervisor.port import ChangeKind, DomainPlan, DomainState
+from twinshare.protocols.errors import (
+    DeadlineExceeded,
+    HypervisorDown,
+    ImageDamaged,
+    InsufficientResources,
+    TwinshareError,
+    Unsupported,
+    WrongState,
+)
+
+pytestmark = [pytest.mark.system, needs_libvirt]
+
+
+@dataclass
+class Lab:
+    """A hypervisor with its enclosure, and what a test does behind its back."""
+
+    hypervisor: LibvirtHypervisor
+    enclosure: Enclosure
+    make_plan: PlanMaker
+
+    async def running(self, name: str, **changes: object) -> DomainPlan:
+        plan = await self.make_plan(name, **changes)
+        await self.hypervisor.define(plan)
+        await self.hypervisor.start(plan.id)
+        await ticks_past(plan, 0)
+        return plan
+
+    async def refusal(self, plan: DomainPlan) -> TwinshareError:
+        """The error that defining and starting it ends in."""
+        try:
+            await self.hypervisor.define(plan)
+            await self.hypervisor.start(plan.id)
+        except TwinshareError as error:
+            return error
+        raise AssertionError(f"{plan.name} started")
+
+    async def told(self, kind: ChangeKind, id: str | None) -> None:
+        with trio.fail_after(30):
+            async for change in self.hypervisor.changes:
+                if (change.kind, change.id) == (kind, id):
+                    return
+
+    async def becomes(self, plan: DomainPlan, state: DomainState, reason: str | None) -> None:
+        """Wait, change by change, until the domain is in this state."""
+        with trio.fail_after(30):
+            while True:
+                domain = await self.hypervisor.get_domain(plan.id)
+                if (domain.state, domain.reason) == (state, reason):
+                    return
+                await self.told(ChangeKind.STATE, plan.id)
+
+    @property
+    def hypervisor_folder(self) -> Path:
+        return self.enclosure.path / "hypervisor"
+
+    def qemu(self, plan: DomainPlan) -> int:
+        """The pid of a domain's QEMU, as we see it."""
+        return _pid_with(plan.id)
+
+    def daemon(self) -> int:
+        return _pid_with(str(self.hypervisor_folder / "c/libvirt/libvirtd.conf"))
+
+    async def virsh(self, *words: str) -> str:
+        uri = f"qemu+unix:///session?socket={self.hypervisor_folder}/r/libvirt/libvirt-sock"
+        done = await trio.run_process(["virsh", "-q", "-c", uri, *words], capture_stdout=True)
+        return done.stdout.decode()
+
+
+def _pid_with(text: str) -> int:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if words[0].endswith(("libvirtd", "qemu-system-x86_64")) and any(text in word for word in words):
+            return int(entry.name)
+    raise AssertionError(f"no process with {text}")
+
+
+@asynccontextmanager
+async def open_lab(enclosure: Enclosure) -> AsyncIterator[Lab]:
+    patience = {Lane.MONITOR: 1.5}
+    async with open_private(enclosure, patience=patience) as hypervisor:
+        make_plan = PlanMaker(enclosure.path / "vms", enclosure.own)
+        try:
+            yield Lab(hypervisor, enclosure, make_plan)
+        finally:
+            with trio.move_on_after(60, shield=True):
+                for domain in await hypervisor.list_domains():
+                    await hypervisor.destroy(domain.id)
+                    await hypervisor.undefine(domain.id)
+
+
+@asynccontextmanager
+async def new_lab() -> AsyncIterator[Lab]:
+    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
+        yield lab
+
+
+# --- Starts that fail ---
+
+
+async def _disk_missing(lab: Lab, plan: DomainPlan) -> None:
+    plan.disk.unlink()
+
+
+async def _base_missing(lab: Lab, plan: DomainPlan) -> None:
+    base = plan.directory / "base.raw"
+    base.write_bytes(bytes(1 << 20))
+    lab.enclosure.own(base)
+    plan.disk.unlink()
+    await lab.make_plan.overlay(plan.disk, base)
+    base.unlink()
+
+
+async def _disk_is_junk(lab: Lab, plan: DomainPlan) -> None:
+    plan.disk.write_bytes(b"junk" * 1000)
+
+
+async def _disk_is_cut_short(lab: Lab, plan: DomainPlan) -> None:
+    os.truncate(plan.disk, 60)
+
+
+async def _disk_is_empty(lab: Lab, plan: DomainPlan) -> None:
+    os.truncate(plan.disk, 0)
+
+
+async def _disk_is_closed(lab: Lab, plan: DomainPlan) -> None:
+    os.chown(plan.disk, 0, 0)
+    plan.disk.chmod(0)
+
+
+async def _disk_in_use(lab: Lab, plan: DomainPlan) -> None:
+    await lab.running("holder", disk=plan.disk)
+
+
+async def _nothing(lab: Lab, plan: DomainPlan) -> None: ...
+
+
+STARTS: list[tuple[str, Callable[[Lab, DomainPlan], Awaitable[None]], dict[str, object], type[TwinshareError]]] = [
+    ("disk-missing", _disk_missing, {}, ImageDamaged),
+    ("base-missing", _base_missing, {}, ImageDamaged),
+    ("disk-is-junk", _disk_is_junk, {}, ImageDamaged),
+    ("disk-is-cut-short", _disk_is_cut_short, {}, ImageDamaged),
+    ("disk-is-empty", _disk_is_empty, {}, ImageDamaged),
+    ("disk-is-closed", _disk_is_closed, {}, ImageDamaged),
+    ("disk-in-use", _disk_in_use, {}, WrongState),
+    ("no-memory", _nothing, {"memory": 1 << 20}, InsufficientResources),
+    ("no-kvm", _nothing, {"accelerator": "kvm"}, Unsupported),
+    ("no-network", _nothing, {"network": "elsewhere"}, Unsupported),
+]
+
+
+async def test_starts_that_fail_say_why_and_leave_nothing() -> None:
+    async with new_lab() as lab:
+        for name, break_it, changes, expected in STARTS:
+            plan = await lab.make_plan(name, **changes)
+            await break_it(lab, plan)
+            error = await lab.refusal(plan)
+            assert type(error) is expected, (name, error)
+            assert "/" not in error.message, name
+            running = [domain.name for domain in await lab.hypervisor.list_domains() if domain.started_at]
+            assert running in ([], ["holder"]), name
+            left = {path.name for path in plan.directory.iterdir()} - {"disk.qcow2", "tty.log"}
+            assert not left, name
+
+
+# --- Guests that end, fill up, or hang ---
+
+
+async def test_a_guest_whose_qemu_is_killed() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("victim")
+        await ticks_past(plan, 8)
+        os.kill(lab.qemu(plan), signal.SIGKILL)
+        await lab.becomes(plan, DomainState.CRASHED, "crashed")
+        assert (await lab.hypervisor.get_domain(plan.id)).started_at is None
+        with pytest.raises(WrongState):
+            await lab.hypervisor.stats(plan.id)
+        before = last_tick(plan)
+        await lab.hypervisor.start(plan.id)
+        with trio.fail_after(30):
+            while last_tick(plan) >= before:  # it counts from one again
+                await trio.sleep(0.02)
+
+
+async def test_a_full_disk_pauses_the_guest_until_there_is_room() -> None:
+    async with new_lab() as lab:
+        plan = await lab.make_plan("filler")
+        small = plan.directory / "small"
+        small.mkdir()
+        await trio.run_process(["mount", "-t", "tmpfs", "-o", "size=3m", "none", small])
+        try:
+            plan = replace(plan, disk=small / "disk.qcow2")
+            await lab.make_plan.overlay(plan.disk, lab.make_plan.filler())
+            lab.enclosure.own(small)
+            await lab.hypervisor.define(plan)
+            await lab.hypervisor.start(plan.id)
+            await lab.told(ChangeKind.DISK_FULL, plan.id)
+            await lab.becomes(plan, DomainState.PAUSED, "disk_full")
+            await lab.hypervisor.resume(plan.id)
+            await lab.becomes(plan, DomainState.PAUSED, "disk_full")
+            written = (plan.directory / "tty.log").stat().st_size
+            await trio.run_process(["mount", "-o", "remount,size=64m", small])
+            await lab.hypervisor.resume(plan.id)
+            assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
+            with trio.fail_after(30):
+                while (plan.directory / "tty.log").stat().st_size <= written:
+                    await trio.sleep(0.02)
+            await lab.hypervisor.destroy(plan.id)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.run_process(["umount", "--lazy", small])
+
+
+async def test_a_hung_guest_holds_up_nobody_else() -> None:
+    async with new_lab() as lab:
+        hung, other = await lab.running("hung"), await lab.running("other")
+        before = await lab.hypervisor.get_domain(hung.id)
+        os.kill(lab.qemu(hung), signal.SIGSTOP)
+        for _ in range(3):
+            with pytest.raises(DeadlineExceeded):
+                await lab.hypervisor.stats(hung.id)
+        with trio.fail_after(1):
+            assert before in await lab.hypervisor.list_domains()
+            await lab.hypervisor.stats(other.id)
+            with pytest.raises(DeadlineExceeded):
+                await lab.hypervisor.shutdown(hung.id)
+            await lab.hypervisor.destroy(other.id)
+        with trio.fail_after(20):
+            await lab.hypervisor.destroy(hung.id)
+        await lab.hypervisor.start(hung.id)
+        await lab.hypervisor.stats(hung.id)
+
+
+async def test_a_guest_that_hangs_for_a_while_answers_again() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("slow")
+        pid = lab.qemu(plan)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                await lab.hypervisor.pause(plan.id)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        with trio.fail_after(10):
+            while True:
+                try:
+                    await lab.hypervisor.resume(plan.id)
+                    break
+                except DeadlineExceeded:
+                    await trio.sleep(0.05)
+        await ticks_past(plan, last_tick(plan))
+
+
+async def test_no_agent_in_the_guest() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("mute")
+        assert (await lab.hypervisor.addresses(plan.id)).source == "none"
+        await lab.hypervisor.shutdown(plan.id)  # by ACPI, which a boot sector does not hear
+        assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
+
+
+# --- A daemon that ends or hangs ---
+
+
+async def test_a_killed_daemon_is_replaced_and_no_guest_notices() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("survivor")
+        before = await lab.hypervisor.get_domain(plan.id)
+        async with await lab.hypervisor.dial_guest(plan.id, 80) as stream:
+            port = stream.socket.getpeername()[1]
+        for _ in range(3):
+            counted = last_tick(plan)
+            os.kill(lab.daemon(), signal.SIGKILL)
+            await lab.told(ChangeKind.DOWN, None)
+            await lab.told(ChangeKind.RESYNC, None)
+            assert lab.hypervisor.connected
+            assert await lab.hypervisor.list_domains() == [before]
+            await ticks_past(plan, counted)
+        async with await lab.hypervisor.dial_guest(plan.id, 80) as stream:
+            assert stream.socket.getpeername()[1] == port
+        await lab.hypervisor.stats(plan.id)
+
+
+async def test_calls_wait_for_a_daemon_that_is_coming_back() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("patient")
+        os.kill(lab.daemon(), signal.SIGKILL)
+        await lab.told(ChangeKind.DOWN, None)
+        assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
+
+
+async def test_a_daemon_that_hangs_is_replaced() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("survivor")
+        before = await lab.hypervisor.get_domain(plan.id)
+        os.kill(lab.daemon(), signal.SIGSTOP)
+        with trio.fail_after(30):
+            await lab.told(ChangeKind.DOWN, None)
+            await lab.told(ChangeKind.RESYNC, None)
+        assert await lab.hypervisor.list_domains() == [before]
+
+
+async def test_a_daemon_that_cannot_come_back_is_said_to_be_down() -> None:
+    async with new_lab() as lab:
+        conf = lab.hypervisor_folder / "c/libvirt/libvirtd.conf"
+        words = conf.read_text()
+        conf.write_text("nonsense")
+        os.kill(lab.daemon(), signal.SIGKILL)
+        await lab.told(ChangeKind.DOWN, None)
+        with pytest.raises(HypervisorDown):
+            await lab.hypervisor.list_domains()
+        assert not lab.hypervisor.connected
+        conf.write_text(words)
+        await lab.told(ChangeKind.RESYNC, None)
+        assert await lab.hypervisor.list_domains() == []
+
+
+async def test_the_next_agent_finds_the_guests_of_the_last() -> None:
+    async with new_enclosure() as enclosure:
+        async with open_private(enclosure) as first:
+            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("survivor")
+            await first.define(plan)
+            await first.start(plan.id)
+            counted = await ticks_past(plan, 0)
+            before = await first.list_domains()
+        async with open_lab(enclosure) as lab:
+            assert await lab.hypervisor.list_domains() == before
+            await ticks_past(plan, counted)
+            await lab.hypervisor.destroy(plan.id)
+        with pytest.raises(AssertionError, match="no process"):
+            Lab(lab.hypervisor, enclosure, lab.make_plan).daemon()
+
+
+# --- Somebody else at work ---
+
+
+async def test_what_virsh_does_behind_our_back_is_seen() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("shared")
+        await lab.virsh("suspend", plan.name)
+        await lab.becomes(plan, DomainState.PAUSED, "user")
+        await lab.virsh("resume", plan.name)
+        await lab.becomes(plan, DomainState.RUNNING, None)
+        uri = "urn:twinshare:domain:1"
+        await lab.virsh("metadata", plan.name, "--config", "--uri", uri, "--key", "x", "--set", "<vm>new</vm>")
+        await lab.told(ChangeKind.DEFINED, plan.id)
+        assert (await lab.hypervisor.get_domain(plan.id)).metadata == "new"
+        await lab.virsh("autostart", plan.name)
+        assert (await lab.hypervisor.get_domain(plan.id)).autostart
+        await lab.virsh("destroy", plan.name)
+        await lab.becomes(plan, DomainState.SHUTOFF, None)
+        await lab.virsh("undefine", plan.name)
+        await lab.told(ChangeKind.UNDEFINED, plan.id)
+        assert await lab.hypervisor.list_domains() == []
+        await lab.hypervisor.destroy(plan.id)
+        await lab.hypervisor.undefine(plan.id)
+
+
+async def test_a_domain_that_is_not_ours_is_listed_and_left_alone() -> None:
+    async with new_lab() as lab:
+        xml = lab.enclosure.path / "vms" / "foreign.xml"
+        xml.write_text(
+            "<domain type='qemu'><name>foreign</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
+        )
+        await lab.virsh("define", str(xml))
+        await lab.virsh("start", "foreign")
+        (domain,) = await lab.hypervisor.list_domains()
+        assert (domain.name, domain.metadata, domain.memory) == ("foreign", None, 32)
+        assert domain.started_at is not None
+        assert await lab.hypervisor.list_domains() == [domain]
