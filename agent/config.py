@@ -97,12 +97,16 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A registry that needs more than its name. `insecure` speaks plain http; `host` may then be a private address."""
+    """A registry that needs more than its name; its `host` may be a private address. `insecure` speaks plain http.
+
+    `ca_file` holds the authorities that its certificate is checked against, in place of the system's.
+    """
 
     host: str
     insecure: bool = False
     username: str = ""
     password_file: str = ""
+    ca_file: str = ""
 
 
 class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,8 +15,8 @@ from twinshare.protocols.errors import InvalidRequest, RegistryFailed
 DIGEST = "sha256:" + "ab" * 32
 
 
-def layer(media_type: str, size: int = 5, **annotations: str) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": DIGEST, "size": size, "annotations": annotations}
+def layer(media_type: str, size: int = 5, annotations: dict[str, str] | None = None) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": DIGEST, "size": size, "annotations": annotations or {}}
 
 
 def encoded(layers: list[dict[str, Any]], media_type: str = m.MANIFEST, **more: Any) -> bytes:
@@ -98,16 +98,16 @@ def test_other_artifacts_are_refused(types: list[str]) -> None:
 def test_meda_parts_are_ordered_by_number_and_their_titles_are_nothing_more() -> None:
     chunk = "application/vnd.cirunlabs.meda.base-image-chunk.v1"
     titles = ["../../etc/x.chunk.002", "base.raw.chunk.000", "/abs.chunk.001"]
-    parts = [layer(chunk, size, **{m.TITLE: title}) for size, title in enumerate(titles)]
+    parts = [layer(chunk, size, {m.TITLE: title}) for size, title in enumerate(titles)]
     assert [part.size for part in m.meda_layers(manifest(*parts))] == [1, 2, 0]
     for wrong in (["a.chunk.0", "b.chunk.2"], ["a.chunk.0", "b.chunk.0"], ["a.chunk.0", "b"], ["a.chunk.1\n"]):
         with pytest.raises(RegistryFailed, match="numbered"):
-            m.meda_layers(manifest(*(layer(chunk, **{m.TITLE: title}) for title in wrong)))
+            m.meda_layers(manifest(*(layer(chunk, 5, {m.TITLE: title}) for title in wrong)))
 
 
 def lume(number: str, offset: str) -> dict[str, Any]:
     named = {"org.trycua.lume.part.number": number, "org.trycua.lume.part.offset": offset}
-    return layer("application/vnd.trycua.lume.disk.v1", **named)
+    return layer("application/vnd.trycua.lume.disk.v1", 5, named)
 
 
 def test_lume_parts_say_where_they_belong() -> None:

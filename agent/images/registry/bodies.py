@@ -1,0 +1,48 @@
+"""Bodies of answers: taken as they come over the wire, bounded in size and in patience."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import httpx
+import trio
+
+from ....protocols.errors import RegistryFailed
+
+MAX_ANSWER = 1 << 20
+# A body that brings fewer bytes than this in this many seconds has stalled.
+SLOWEST_BYTES = 64 * 1024
+SLOWEST_SECONDS = 60.0
+
+
+class PassingError(Exception):
+    """Worth another try. `pause` is how many seconds the server wants to be left alone."""
+
+    def __init__(self, message: str, pause: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+async def received(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body as it comes over the wire. Raises: PassingError when it stalls, httpx.TransportError."""
+    since, count = trio.current_time(), 0
+    async for data in response.aiter_raw():
+        yield data
+        count += len(data)
+        now = trio.current_time()
+        if count >= SLOWEST_BYTES:
+            since, count = now, 0
+        elif now - since > SLOWEST_SECONDS:
+            raise PassingError(f"{response.url.host} has stalled")
+
+
+async def gathered(response: httpx.Response, limit: int) -> bytes:
+    """A body of at most `limit` bytes. Raises: RegistryFailed, PassingError, httpx.TransportError."""
+    body = bytearray()
+    async with aclosing(received(response)) as parts:
+        async for data in parts:
+            body += data
+            if len(body) > limit:
+                raise RegistryFailed(f"{response.url.host} answers with more than {limit} bytes")
+    return bytes(body)

@@ -1,0 +1,86 @@
+"""Logging in at registries: answers a challenge with a header, which is kept for the next request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import httpx
+import msgspec
+import trio
+
+from ....protocols.errors import RegistryFailed
+from .auth import Challenge, Credentials, find_credentials, parse_challenge
+from .bodies import MAX_ANSWER, PassingError, gathered
+from .reach import RegistrySettings
+
+
+class _Token(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+
+
+class Logins:
+    """Headers by registry and scope. Credentials go to their own registry and to the realm it names, encrypted."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, settings: Sequence[RegistrySettings], insecure: frozenset[str]
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._insecure = insecure
+        self._headers: dict[tuple[str, str], str] = {}
+
+    def known(self, host: str, scope: str) -> str | None:
+        """The header that worked last."""
+        return self._headers.get((host, scope))
+
+    async def answer(self, url: httpx.URL, scope: str, challenge: str) -> None:
+        """Find a header for what the registry at `url` asks. Raises: RegistryFailed when there is none."""
+        host = url.netloc.decode()
+        self._headers.pop((host, scope), None)
+        asked = parse_challenge(challenge)
+        credentials = await trio.to_thread.run_sync(find_credentials, host, self._settings)
+        if asked.scheme == "basic":
+            if credentials is None:
+                raise RegistryFailed(
+                    f"{host} wants a login; give a username and a password_file under [[images.registries]]"
+                )
+            self._headers[host, scope] = credentials.basic
+        else:
+            self._headers[host, scope] = f"Bearer {await self._token(url, asked, scope, credentials)}"
+
+    async def _token(self, url: httpx.URL, asked: Challenge, scope: str, credentials: Credentials | None) -> str:
+        realm = self._realm(url, asked)
+        parameters = {"scope": asked.parameters.get("scope", scope)}
+        if service := asked.parameters.get("service"):
+            parameters["service"] = service
+        headers = {"authorization": credentials.basic} if credentials else {}
+        try:
+            request = self._client.build_request("GET", realm.copy_merge_params(parameters), headers=headers)
+            response = await self._client.send(request, stream=True)
+            async with aclosing(response):
+                body = await gathered(response, MAX_ANSWER)
+        except (httpx.TransportError, PassingError) as error:
+            raise RegistryFailed(f"{realm.host} cannot be reached to log in: {str(error)[:200]}") from None
+        if response.status_code != 200:
+            raise RegistryFailed(f"{realm.host} refuses the login for {url.netloc.decode()} ({response.status_code})")
+        try:
+            answer = msgspec.json.decode(body, type=_Token)
+        except (msgspec.MsgspecError, ValueError):
+            raise RegistryFailed(f"{realm.host} answers a login with something else than a token") from None
+        token = answer.token or answer.access_token
+        if not token or not token.isascii() or not token.isprintable():
+            raise RegistryFailed(f"{realm.host} gives no token")
+        return token
+
+    def _realm(self, url: httpx.URL, asked: Challenge) -> httpx.URL:
+        try:
+            realm = httpx.URL(asked.parameters.get("realm", ""))
+        except httpx.InvalidURL:
+            realm = httpx.URL("")
+        # Where the registry itself is spoken to in the clear, so may be its own realm; nothing else may.
+        plain = realm.netloc.decode() in self._insecure
+        if realm.scheme != "https" and not (realm.scheme == "http" and plain):
+            raise RegistryFailed(f"{url.host} sends the login to a place without encryption")
+        return realm

@@ -1,0 +1,117 @@
+"""The way out: connections to public addresses only, or to hosts that the configuration names.
+
+A name is resolved here and the connection goes to an address that was judged, so that no second answer of a name
+server can lead inside. This holds for every request, and so for every redirect.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Protocol
+
+import httpx
+import trio
+
+from ....protocols.errors import RegistryFailed
+
+CONNECT_TIMEOUT = 15.0
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class RegistrySettings(Protocol):
+    """What the configuration says of a registry. `host` may have a port, `ca_file` replaces the system's own."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def insecure(self) -> bool: ...
+    @property
+    def username(self) -> str: ...
+    @property
+    def password_file(self) -> str: ...
+    @property
+    def ca_file(self) -> str: ...
+
+
+class PrivateAddressError(RegistryFailed):
+    """A host leads into this machine or its network."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the Internet's, also when it is wrapped in another."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo or (None, None))[1]
+        if found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return found.is_global and not found.is_multicast
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host, in the order to try them. Raises: httpx.ConnectError."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT):
+            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, trio.TooSlowError) as error:
+        raise httpx.ConnectError(f"the host {host} is not known: {error or 'no answer'}") from None
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class GuardedTransport(httpx.AsyncBaseTransport):
+    """An httpx transport with one pool for each host. `trusted` are the hosts that may be anywhere."""
+
+    def __init__(self, trusted: Sequence[RegistrySettings]) -> None:
+        self._trusted = {settings.host: settings for settings in trusted}
+        self._pools: dict[tuple[str, str, int], httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Raises: PrivateAddressError, httpx.TransportError."""
+        host, port = request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80)
+        settings = self._trusted.get(request.url.netloc.decode().lower())
+        addresses = await resolve(host, port)
+        if settings is None:
+            addresses = [address for address in addresses if is_public(address)]
+        if not addresses:
+            raise PrivateAddressError(
+                f"{host} leads to an address inside this network; list it under [[images.registries]] to allow it"
+            )
+        pool = self._pool(request.url.scheme, host, port, settings)
+        request.extensions = {**request.extensions, "sni_hostname": host}
+        for address in addresses[:-1]:
+            try:
+                return await pool.handle_async_request(_to(request, address))
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                continue
+        return await pool.handle_async_request(_to(request, addresses[-1]))
+
+    def _pool(self, scheme: str, host: str, port: int, settings: RegistrySettings | None) -> httpx.AsyncHTTPTransport:
+        key = (scheme, host, port)
+        if key not in self._pools:
+            context = ssl.create_default_context(cafile=(settings.ca_file or None) if settings else None)
+            limits = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30)
+            self._pools[key] = httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)
+        return self._pools[key]
+
+    async def aclose(self) -> None:
+        for pool in self._pools.values():
+            await pool.aclose()
+        self._pools.clear()
+
+
+def _to(request: httpx.Request, address: str) -> httpx.Request:
+    """The same request on its way to an address; its Host header and its TLS name stay."""
+    return httpx.Request(
+        request.method,
+        request.url.copy_with(host=address),
+        headers=request.headers,
+        stream=request.stream,
+        extensions=request.extensions,
+    )

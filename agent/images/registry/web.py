@@ -1,0 +1,223 @@
+"""Requests to registries and other servers: patient, suspicious, bounded.
+
+What fails for a moment is tried again with growing pauses; a body that breaks goes on where it broke. Bytes are taken
+as they come: no transport encoding is asked for and none is undone. Redirects are followed step by step, each judged.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import httpx
+import trio
+
+from ....protocols.errors import ImageNotFound, RegistryFailed
+from .bodies import MAX_ANSWER, PassingError, gathered, received
+from .login import Logins
+from .reach import GuardedTransport, RegistrySettings
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+MAX_REDIRECTS = 5
+_TIMEOUT = httpx.Timeout(30.0, connect=20.0, write=120.0, pool=120.0)
+_HEADERS = {"accept-encoding": "identity", "user-agent": "twinshare"}
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
+
+Result = TypeVar("Result")
+Body = Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`scope` is what a registry's token must allow, or None where no login is answered."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    scope: str | None = None
+    content: Body | None = None
+
+
+class Web:
+    """One for a node; closed by `close`. `sleep` is what waits between attempts."""
+
+    def __init__(
+        self, settings: Sequence[RegistrySettings], sleep: Callable[[float], Awaitable[None]] = trio.sleep
+    ) -> None:
+        self._client = httpx.AsyncClient(
+            transport=GuardedTransport(settings), timeout=_TIMEOUT, headers=_HEADERS, trust_env=False
+        )
+        self._insecure = frozenset(entry.host for entry in settings if entry.insecure)
+        self._logins = Logins(self._client, settings, self._insecure)
+        self._sleep = sleep
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def base(self, host: str) -> str:
+        """Where a registry is: plain http only where the configuration says so."""
+        return f"{'http' if host in self._insecure else 'https'}://{host}"
+
+    async def retry(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        """Do it until it neither fails nor fails for a moment. Raises: RegistryFailed, and what `attempt` raises."""
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except PassingError as error:
+                failures += 1
+                await self.wait(failures, error)
+
+    async def wait(self, failures: int, error: PassingError) -> None:
+        """Pause before the next attempt. Raises: RegistryFailed when there were enough."""
+        if failures >= ATTEMPTS:
+            raise RegistryFailed(f"{error}; tried {failures} times") from None
+        pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        await self._sleep(min(max(pause, error.pause), 2 * LONGEST_PAUSE))
+
+    async def fetch(self, request: Request, limit: int = MAX_ANSWER) -> tuple[httpx.Response, bytes]:
+        """The whole answer, at most `limit` bytes. Raises: ImageNotFound for 404, RegistryFailed."""
+
+        async def attempt() -> tuple[httpx.Response, bytes]:
+            async with self.open(request) as response:
+                return response, await gathered(response, limit)
+
+        return await self.retry(attempt)
+
+    async def stream(
+        self, url: str, start: int, end: int | None, *, scope: str | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of `url` from `start` to `end`; a broken connection is taken up where it broke.
+
+        Without `end`, what the server calls the end is believed. Close it (`aclosing`) when it is left early.
+        Raises: ImageNotFound, RegistryFailed.
+        """
+        position, failures = start, 0
+        while end is None or position < end:
+            try:
+                whole = position == 0 and end is None
+                headers = {} if whole else {"range": f"bytes={position}-{'' if end is None else end - 1}"}
+                async with self.open(Request("GET", url, headers, scope)) as response:
+                    skip = _skipped(response, position)
+                    async with aclosing(received(response)) as parts:
+                        async for data in parts:
+                            part, skip = data[skip:], max(0, skip - len(data))
+                            part = part if end is None else part[: end - position]
+                            if part:
+                                position, failures = position + len(part), 0
+                                yield part
+                            elif position == end:
+                                break  # more than was asked for
+                if end is None or position == end:
+                    return
+                raise PassingError(f"{_host(url)} ends too early")
+            except PassingError as error:
+                failures += 1
+                await self.wait(failures, error)
+
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[httpx.Response]:
+        """Send a request, log in and follow redirects where need be; the body is still to be read.
+
+        Raises: PassingError, ImageNotFound for 404, RegistryFailed.
+        """
+        response = await self._send(request)
+        try:
+            await _judge(response, request)
+            yield response
+        except httpx.TransportError as error:
+            raise PassingError(f"{_host(request.url)} breaks off ({_reason(error)})") from None
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(5):
+                await response.aclose()
+
+    async def _send(self, request: Request) -> httpx.Response:
+        url, logged_in = httpx.URL(request.url), False
+        first = url
+        for _ in range(MAX_REDIRECTS + 2):
+            home = _origin(url) == _origin(first)
+            headers = dict(request.headers)
+            if home and request.scope is not None and (token := self._logins.known(url.netloc.decode(), request.scope)):
+                headers["authorization"] = token
+            response = await self._once(request, url, headers)
+            if response.status_code == 401 and home and request.scope is not None and not logged_in:
+                challenge = response.headers.get("www-authenticate", "")
+                await response.aclose()
+                await self._logins.answer(url, request.scope, challenge)
+                logged_in = True
+            elif response.is_redirect and request.method in {"GET", "HEAD"}:
+                await response.aclose()
+                url = httpx.URL(self.joined(str(url), response.headers.get("location", "")))
+            else:
+                return response
+        raise RegistryFailed(f"{first.host} redirects more than {MAX_REDIRECTS} times")
+
+    async def _once(self, request: Request, url: httpx.URL, headers: Mapping[str, str]) -> httpx.Response:
+        content = request.content() if request.content else None
+        try:
+            return await self._client.send(
+                self._client.build_request(request.method, url, headers=headers, content=content), stream=True
+            )
+        except httpx.UnsupportedProtocol:
+            raise RegistryFailed(f"{url.scheme} is not spoken here") from None
+        except httpx.TransportError as error:
+            if "certificate" in str(error).lower():
+                raise RegistryFailed(f"{url.host} cannot prove who it is: {_reason(error)}") from None
+            raise PassingError(f"{url.host} cannot be reached ({_reason(error)})") from None
+
+    def joined(self, base: str, location: str) -> str:
+        """Where a server's Location leads. Raises: RegistryFailed when it is nowhere or without encryption."""
+        url = httpx.URL(base)
+        try:
+            target = url.join(location)
+        except httpx.InvalidURL:
+            raise RegistryFailed(f"{url.host} sends us to a place that is none") from None
+        if target.scheme != "https" and (target.scheme != "http" or target.netloc.decode() not in self._insecure):
+            raise RegistryFailed(f"{url.host} sends us to {target.host} without encryption")
+        return str(target)
+
+
+async def _judge(response: httpx.Response, request: Request) -> None:
+    status, host = response.status_code, _host(request.url)
+    if status < 400:
+        return
+    if status == 404:
+        raise ImageNotFound(f"{host} has no such image, or does not show it without a login")
+    if status in {401, 403}:
+        raise RegistryFailed(f"{host} refuses access; give a username and a password_file under [[images.registries]]")
+    if status in {408, 425, 429} or status >= 500:
+        raise PassingError(f"{host} answers {status}", _retry_after(response))
+    raise RegistryFailed(f"{host} answers {status} to {request.method}")
+
+
+def _retry_after(response: httpx.Response) -> float:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
+
+
+def _skipped(response: httpx.Response, position: int) -> int:
+    """How many bytes at the start of the body were not asked for. Raises: RegistryFailed."""
+    if response.status_code != 206:
+        return position
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    if match is None or int(match[1]) != position:
+        raise RegistryFailed(f"{response.url.host} answers with another range than was asked for")
+    return 0
+
+
+def _origin(url: httpx.URL) -> tuple[str, bytes]:
+    return url.scheme, url.netloc
+
+
+def _host(url: str) -> str:
+    return httpx.URL(url).netloc.decode()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:200]
