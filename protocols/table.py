@@ -284,6 +284,10 @@ class Dispatcher:
         self._factories = factories
         self.table = all_methods(factories)
 
+    def extended(self, factories: Mapping[type, Callable[[Caller], Any]]) -> Dispatcher:
+        """This one's services and some more."""
+        return Dispatcher({**self._factories, **factories})
+
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any]) -> Any:
         """Raises: Forbidden, and whatever the operation raises."""
         caller.require(method.role, method.name)

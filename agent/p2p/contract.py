@@ -167,7 +167,8 @@ async def check_a_host_that_leaves_is_missed(open_host: OpenHost) -> None:
 
 async def check_a_stranger_is_refused(open_host: OpenHost) -> None:
     async with _open(open_host, everybody, Guests()) as (stranger, host):
-        await _fails(PeerUnreachable, stranger.connect(host.peer_id, host.addresses))
+        error = await _fails(PeerUnreachable, stranger.connect(host.peer_id, host.addresses))
+        assert error.details["refused"]
         await _fails(PeerUnreachable, host.connect(stranger.peer_id, stranger.addresses))
         await _until(lambda: not stranger.connections)
         assert not host.connections

@@ -128,6 +128,7 @@ class Host(Protocol):
         """Dial all addresses at once; the first that proves `peer_id` wins. A live connection is returned as it is.
 
         `deadline` is in seconds. Addresses are hints: one that is no multiaddr counts as one that did not answer.
+        The error's `details["refused"]` is true when the peer itself was reached, and hung up on us.
         """
         ...
 

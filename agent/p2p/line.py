@@ -216,12 +216,14 @@ class Feed:
 
 
 @asynccontextmanager
-async def open_line(host: Host, peer_id: PeerId, hello: Hello, silence: float) -> AsyncIterator[Line]:
+async def open_line(
+    host: Host, peer_id: PeerId, hello: Hello, silence: float, protocol: str = PROTOCOL
+) -> AsyncIterator[Line]:
     """Open the control stream to a connected peer and work it. `silence` is in seconds.
 
     Raises: PeerUnreachable, Unsupported, and what the peer answers to our HELLO.
     """
-    line = Line(await host.open_stream(peer_id, PROTOCOL), hello, silence)
+    line = Line(await host.open_stream(peer_id, protocol), hello, silence)
     async with open_background() as nursery:
         nursery.start_soon(line.run)
         await line.greet()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -35,7 +35,7 @@ from .pump import Pump
 log = structlog.get_logger(__name__)
 MAX_CALLS_IN_ALL = 256
 
-EventSource = Callable[[int | None], AbstractAsyncContextManager[AsyncIterable[NodeEvent]]]
+EventSource: TypeAlias = Callable[[int | None], AbstractAsyncContextManager[AsyncIterable[NodeEvent]]]
 """Opens the node's events after a number, as `EventLog.subscribe` does."""
 
 
@@ -46,7 +46,7 @@ class Neighbours(Protocol):
         """What we say of ourselves."""
         ...
 
-    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+    def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
         """As whom a peer's call is made. Raises: Forbidden, RateLimited."""
         ...
 
@@ -56,9 +56,14 @@ class Neighbours(Protocol):
 
 
 class PeerServer:
-    """Hand `serve` to `Host.serve`. A peer's new line takes the place of its old one. `silence` is in seconds."""
+    """Hand `serve` to `Host.serve`. A peer's new line takes the place of its old one.
 
-    def __init__(self, dispatcher: Dispatcher, neighbours: Neighbours, events: EventSource, silence: float) -> None:
+    `events` is what a peer can follow, None for nothing. `silence` is in seconds.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, neighbours: Neighbours, events: EventSource | None, silence: float
+    ) -> None:
         self.dispatcher, self.neighbours, self.events = dispatcher, neighbours, events
         self._silence = silence
         self._sessions: dict[PeerId, _Serving] = {}
@@ -135,9 +140,9 @@ class _Serving:
 
     async def _dispatch(self, number: int, method: str, request: Request) -> None:
         try:
-            caller = self._server.neighbours.caller(self._peer_id, request)
-            if method == FOLLOW_EVENTS:
-                await self._send_events(number, request)
+            caller = self._server.neighbours.caller(self._peer_id, method, request)
+            if method == FOLLOW_EVENTS and self._server.events is not None:
+                await self._send_events(number, request, self._server.events)
                 self._session.result(number, b"\xc0")
             else:
                 self._session.result(number, await self._call(caller, method, request))
@@ -159,12 +164,12 @@ class _Serving:
         result = await self._server.dispatcher.call(caller, method, method.unpack(bytes(request.arguments)))
         return msgspec.msgpack.encode(result)
 
-    async def _send_events(self, number: int, request: Request) -> None:
+    async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
         try:
             follow = msgspec.msgpack.decode(request.arguments, type=Follow)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"{FOLLOW_EVENTS}: {error}") from None
-        async with self._server.events(follow.after) as events:
+        async with source(follow.after) as events:
             async for event in events:
                 if follow.types and not event.type.startswith(tuple(follow.types)):
                     continue

@@ -11,7 +11,7 @@ import trio
 
 from ..addresses import Address
 from ..host import PeerId
-from .handshake import UpgradeFailed
+from .handshake import NotAdmitted, UpgradeFailed
 from .pipe import SocketPipe
 from .upgrade import Upgraded
 
@@ -21,13 +21,14 @@ Attempt: TypeAlias = Callable[[Address, PeerId], Awaitable[Upgraded]]
 
 @dataclass(slots=True)
 class Race:
-    """One peer, many addresses. `failures` says for each address that lost why."""
+    """One peer, many addresses. `failures` says why each address lost; `refused`: the peer hung up on us."""
 
     peer_id: PeerId
     attempt: Attempt
     stagger: float
     winner: tuple[Address, Upgraded] | None = None
     failures: dict[str, str] = field(default_factory=dict)
+    refused: bool = False
 
     async def run(self, addresses: Sequence[Address]) -> None:
         """Ends with the first winner, or when all have failed."""
@@ -43,6 +44,7 @@ class Race:
             upgraded = await self.attempt(address, self.peer_id)
         except UpgradeFailed as error:
             self.failures[str(address)] = str(error)
+            self.refused = self.refused or isinstance(error, NotAdmitted)
             failed.set()
             return
         if self.winner is None:

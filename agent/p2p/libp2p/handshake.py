@@ -31,6 +31,10 @@ class UpgradeFailed(Exception):
     """The connection cannot be made safe; the message says why."""
 
 
+class NotAdmitted(UpgradeFailed):
+    """The peer proved who it is, and then hung up."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class NoiseIdentity:
     """Who we are to others: the ed25519 key that is the peer ID, and a noise key that lasts as long as the process."""

@@ -167,7 +167,8 @@ class LibP2pHost:
             if race.winner is None:
                 tried = _tried(race, targets)
                 reasons = "; ".join(f"{address}: {reason}" for address, reason in tried.items())
-                raise PeerUnreachable(f"cannot reach {race.peer_id}: {reasons or 'no address is known'}", tried=tried)
+                sentence = f"cannot reach {race.peer_id}: {reasons or 'no address is known'}"
+                raise PeerUnreachable(sentence, tried=tried, refused=race.refused)
             address, upgraded = race.winner
             return self._adopt(upgraded, address, Direction.OUTBOUND)
         except BaseException:

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from ..host import Admission, Direction, Gate, PeerId
-from .handshake import NOISE, NoiseIdentity, UpgradeFailed, shake_hands
+from .handshake import NOISE, NoiseIdentity, NotAdmitted, UpgradeFailed, shake_hands
 from .multistream import NegotiationFailed, NotSpoken, answer, select
 from .noise import SecureChannel
 from .pipe import Pipe, PipeBroken
@@ -66,7 +66,7 @@ class Upgrader:
         try:
             channel.put_back(await _agree(channel, YAMUX, outbound=outbound))
         except (PipeBroken, NegotiationFailed) as error:
-            raise UpgradeFailed(f"the peer hung up after the handshake: it may not admit us ({error})") from error
+            raise NotAdmitted(f"the peer hung up after the handshake: it may not admit us ({error})") from error
         muxer = YamuxConnection(
             channel,
             peer_id=peer_id,

@@ -159,7 +159,7 @@ class MemoryHost:
             raise PeerUnreachable(f"{peer_id} is at none of the {len(plain)} addresses we know", peer=peer_id)
         far = self.network.hosts[found]
         if far.admit(self._peer_id, Direction.INBOUND) is Admission.REFUSED:
-            raise PeerUnreachable(f"{peer_id} refused the connection", peer=peer_id)
+            raise PeerUnreachable(f"{peer_id} refused the connection", peer=peer_id, refused=True)
         return self._wire(peer_id) or Wire(self, self._address, far, found)
 
     async def _travel(self, peer_id: PeerId) -> None:

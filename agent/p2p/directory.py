@@ -1,0 +1,125 @@
+"""The address book: where peers were reached, where they say they are, what others hint at. Nothing here is trusted.
+
+Every address is confirmed by dialling, which proves the peer's key. What is known outlives the agent on the shelf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from ...protocols.mesh import MAX_ADDRESSES, MAX_NEWS, Whereabouts
+from .host import PeerId
+from .shelf import Shelf
+
+MAX_PEERS = 4096
+MAX_HINTS = 8
+KIND = "address"
+SEEN_WRITTEN_EVERY = 60.0
+
+
+class Entry(msgspec.Struct, kw_only=True):
+    """What is known of a peer's whereabouts. `good` was reached, newest first; `last_seen` in seconds of the epoch."""
+
+    declared: Whereabouts | None = None
+    good: list[str] = []
+    hints: list[str] = []
+    last_seen: float | None = None
+
+
+class Directory:
+    """Made by `open_directory`. `bootstrap` are configured multiaddrs; one without `/p2p/<id>` may be anybody's."""
+
+    def __init__(self, shelf: Shelf, bootstrap: Iterable[str], now: Callable[[], float]) -> None:
+        self._shelf, self._now = shelf, now
+        self._entries: dict[PeerId, Entry] = {}
+        self._bootstrap = [
+            address.rpartition("/p2p/") if "/p2p/" in address else (address, "", "") for address in bootstrap
+        ]
+        self._written: dict[PeerId, float] = {}
+
+    def addresses(self, peer: PeerId) -> list[str]:
+        """Where to dial a peer, best first."""
+        entry = self._entries.get(peer, Entry())
+        declared = entry.declared.addresses if entry.declared else []
+        configured = [address for address, _, whose in self._bootstrap if whose in {"", peer}]
+        return list(dict.fromkeys([*entry.good, *declared, *entry.hints, *configured]))
+
+    def last_seen(self, peer: PeerId) -> float | None:
+        return self._entries.get(peer, Entry()).last_seen
+
+    def whereabouts(self) -> Iterable[list[Whereabouts]]:
+        """What to pass on, in pieces of a bearable size."""
+        declared = [entry.declared for entry in self._entries.values() if entry.declared]
+        return (declared[start : start + MAX_NEWS] for start in range(0, len(declared), MAX_NEWS))
+
+    def hint(self, peer: PeerId, addresses: Iterable[str]) -> bool:
+        """Somebody says that the peer is there; whether that was new."""
+        entry = self._entry(peer)
+        fresh = [address for address in _bare(addresses) if address not in self.addresses(peer)]
+        if entry is not None and fresh:
+            entry.hints = (fresh + entry.hints)[:MAX_HINTS]
+        return bool(fresh)
+
+    async def declare(self, whereabouts: Whereabouts) -> bool:
+        """A peer says, itself or through another, where it is; whether that was new."""
+        entry = self._entry(whereabouts.peer)
+        if entry is None or (entry.declared and entry.declared.number >= whereabouts.number):
+            return False
+        entry.declared = msgspec.structs.replace(whereabouts, addresses=_bare(whereabouts.addresses))
+        await self._save(whereabouts.peer, entry)
+        return True
+
+    async def reached(self, peer: PeerId, address: str | None) -> None:
+        """The peer is connected; `address` is where we reached it, None when it has called us."""
+        entry = self._entry(peer)
+        if entry is None:
+            return
+        entry.last_seen = self._now()
+        if address is not None:
+            bare = address.partition("/p2p/")[0] if "/p2p-circuit" not in address else address
+            entry.good = list(dict.fromkeys([bare, *entry.good]))[:MAX_HINTS]
+        await self._save(peer, entry)
+
+    def seen(self, peer: PeerId) -> None:
+        """The peer is (or a moment ago was) there."""
+        if entry := self._entries.get(peer):
+            entry.last_seen = self._now()
+
+    async def forget_all(self) -> None:
+        """We have left the fleet: its addresses are nothing to us."""
+        for peer in list(self._entries):
+            await self._shelf.drop(KIND, peer)
+        self._entries.clear()
+
+    async def save_seen(self) -> None:
+        """Write down when peers were last seen, where that has changed much."""
+        for peer, entry in list(self._entries.items()):
+            if entry.last_seen is not None and entry.last_seen - self._written.get(peer, 0.0) >= SEEN_WRITTEN_EVERY:
+                await self._save(peer, entry)
+
+    async def load(self) -> None:
+        for peer, packed in (await self._shelf.load(KIND)).items():
+            self._entries[peer] = msgspec.msgpack.decode(packed, type=Entry)
+
+    def _entry(self, peer: PeerId) -> Entry | None:
+        if peer not in self._entries and len(self._entries) >= MAX_PEERS:
+            return None
+        return self._entries.setdefault(peer, Entry())
+
+    async def _save(self, peer: PeerId, entry: Entry) -> None:
+        self._written[peer] = entry.last_seen or 0.0
+        await self._shelf.put(KIND, peer, msgspec.msgpack.encode(entry))
+
+
+def _bare(addresses: Iterable[str]) -> list[str]:
+    """Without the peer's own ID at the end (a relay's stays), and no more than a dialler tries."""
+    return [a if "/p2p-circuit" in a else a.partition("/p2p/")[0] for a in addresses][:MAX_ADDRESSES]
+
+
+async def open_directory(shelf: Shelf, bootstrap: Iterable[str], now: Callable[[], float]) -> Directory:
+    """The address book on the shelf."""
+    directory = Directory(shelf, bootstrap, now)
+    await directory.load()
+    return directory

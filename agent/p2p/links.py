@@ -1,0 +1,139 @@
+"""A line to every member: dialled, kept, dialled again when it breaks. Who is online is who has a line with us."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+import structlog
+import trio
+
+from ...protocols.errors import PeerUnreachable, TwinshareError
+from ...protocols.messages import Hello
+from .directory import Directory
+from .host import DIAL_DEADLINE, Direction, Host, PeerId
+from .line import Line, open_line
+
+log = structlog.get_logger(__name__)
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 15.0
+STEADY = 5.0
+"""Seconds that a line must have lived for its end to be news, not a rhythm."""
+
+Use = Callable[[Line], Awaitable[None]]
+
+
+class Backoff:
+    """Pauses that double, each up to half shorter or longer, so that nodes do not knock in step."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng, self._pause = rng, FIRST_PAUSE
+
+    def next(self) -> float:
+        """Seconds."""
+        pause = self._pause * self._rng.uniform(0.5, 1.5)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        return pause
+
+    def reset(self) -> None:
+        self._pause = FIRST_PAUSE
+
+
+class Links:
+    """Works in the nursery of `Mesh`. `use` runs with every new line for as long as it lives."""
+
+    def __init__(
+        self,
+        host: Host,
+        directory: Directory,
+        hello: Callable[[], Hello],
+        silence: float,
+        use: Use,
+        nursery: trio.Nursery,
+        rng: random.Random,
+    ) -> None:
+        self._host, self._directory, self._hello, self._silence = host, directory, hello, silence
+        self._use, self._nursery, self._rng = use, nursery, rng
+        self._keepers: dict[PeerId, trio.CancelScope] = {}
+        self._lines: dict[PeerId, Line] = {}
+        self._pokes: dict[PeerId, trio.lowlevel.ParkingLot] = {}
+        self._poked: set[PeerId] = set()
+        self._errors: dict[PeerId, TwinshareError] = {}
+        self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def lines(self) -> list[Line]:
+        return list(self._lines.values())
+
+    def online(self, peer: PeerId) -> bool:
+        return peer in self._lines
+
+    def want(self, peers: Iterable[PeerId]) -> None:
+        """Keep a line to each of these peers, and to no other."""
+        wanted = set(peers)
+        for peer in wanted - self._keepers.keys():
+            self._keepers[peer] = scope = trio.CancelScope()
+            self._pokes[peer] = trio.lowlevel.ParkingLot()
+            self._nursery.start_soon(self._keep, peer, scope, name=f"line to {peer}")
+        for peer in self._keepers.keys() - wanted:
+            self._keepers.pop(peer).cancel()
+
+    def poke(self, peer: PeerId) -> None:
+        """There is reason to try again at once."""
+        if peer in self._pokes:
+            self._poked.add(peer)
+            self._pokes[peer].unpark_all()
+
+    async def line_to(self, peer: PeerId) -> Line:
+        """The line, or within `DIAL_DEADLINE` why there is none. Raises: PeerUnreachable."""
+        if line := self._lines.get(peer):
+            return line
+        self.poke(peer)
+        with trio.move_on_after(DIAL_DEADLINE):
+            while peer in self._keepers:
+                if line := self._lines.get(peer):
+                    return line
+                before = self._errors.get(peer)
+                await self._changed.park()
+                if self._errors.get(peer) is not before:
+                    break
+        error = self._errors.get(peer)
+        why = f": {error.message}" if error else ""
+        raise PeerUnreachable(f"{peer} cannot be reached{why}", peer=peer)
+
+    async def _keep(self, peer: PeerId, scope: trio.CancelScope) -> None:
+        pauses = Backoff(self._rng)
+        with scope:
+            while True:
+                try:
+                    await self._connect(peer, pauses)
+                except TwinshareError as error:
+                    log.debug("no line", peer=peer, why=error.message)
+                    self._errors[peer] = error
+                    self._changed.unpark_all()
+                with trio.move_on_after(pauses.next()):
+                    if peer not in self._poked:
+                        await self._pokes[peer].park()
+                self._poked.discard(peer)
+        if self._keepers.get(peer) in {None, scope}:
+            self._pokes.pop(peer, None)
+            self._errors.pop(peer, None)
+
+    async def _connect(self, peer: PeerId, pauses: Backoff) -> None:
+        connection = await self._host.connect(peer, self._directory.addresses(peer))
+        async with open_line(self._host, peer, self._hello(), self._silence) as line:
+            reached = connection.address if connection.direction is Direction.OUTBOUND else None
+            await self._directory.reached(peer, reached)
+            since = trio.current_time()
+            self._lines[peer] = line
+            self._errors.pop(peer, None)
+            self._changed.unpark_all()
+            try:
+                await self._use(line)
+            finally:
+                if trio.current_time() - since >= STEADY:
+                    pauses.reset()
+                if self._lines.get(peer) is line:
+                    del self._lines[peer]
+                self._directory.seen(peer)
+                self._changed.unpark_all()
