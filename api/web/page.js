@@ -50,7 +50,7 @@ function span(seconds) {
 function actions(vm) {
   const path = `/api/vm/${encodeURIComponent(vm.id)}`;
   const button = (label, act, kind = "") =>
-    make("button", { textContent: label, className: kind, disabled: busy.has(vm.id), onclick: () => during(vm, act) });
+    make("button", { id: `${label} ${vm.id}`, textContent: label, className: kind, disabled: busy.has(vm.id), onclick: () => during(vm, act) });
   const start = button("Start", () => call("POST", `${path}/start`));
   const stop = button("Stop", () => stopped(vm, path));
   const remove = button("Delete", () => deleted(vm, path), "danger");
@@ -85,7 +85,7 @@ async function during(vm, act) {
 }
 
 function row(vm) {
-  const said = progress.get(vm.name) ?? vm.reason ?? "";
+  const said = progress.get(vm.name) ?? (vm.reason === "user" ? "" : (vm.reason ?? "").replaceAll("_", " "));
   const badge = make("span", { className: `badge ${COLOURS[vm.status] ?? "warn"}`, textContent: vm.status });
   const cell = (text, className = "") => make("td", { className, textContent: text });
   return make("tr", {},
@@ -100,7 +100,9 @@ function row(vm) {
 
 function draw() {
   const sorted = [...vms.values()].sort((one, other) => one.name.localeCompare(other.name));
+  const focused = document.activeElement.id;
   $("vms").querySelector("tbody").replaceChildren(...sorted.map(row));
+  if (focused) $(focused)?.focus();
   $("vms").hidden = sorted.length === 0;
   $("empty").hidden = sorted.length !== 0;
 }
