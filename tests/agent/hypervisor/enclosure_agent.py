@@ -31,6 +31,8 @@ async def _obey(enclosure: Enclosure, command: dict[str, Any]) -> Any:
         case "dial":
             async with await enclosure.dial(command["port"]) as stream:
                 return (await stream.receive_some(1000)).decode()
+        case "own":
+            return enclosure.own(Path(command["path"]))
         case "connected":
             with trio.move_on_after(command["within"]):
                 while not enclosure.connected:
