@@ -1,12 +1,14 @@
 """Reach a guest's TCP port. Behind QEMU's own NAT: by a forward made at run time on the guests' loopback.
 
 A forward lives as long as the guest's QEMU, so it is made once for each start and port; QEMU itself is the list of
-them, and an agent that was killed finds them again.
+them, and an agent that was killed finds them again. Each listens on a loopback address of its own that nobody can
+guess: 127.0.0.1 is what other guests there reach as 10.0.2.2.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from .verbs import running_state
 
 log = structlog.get_logger(__name__)
 
-LOOPBACK = "127.0.0.1"
+Place = tuple[str, int]  # of the guests' loopback: address and port
 _MOST = 256
 # QEMU prints a table: protocol and state, descriptor, source address and port, destination address and port, queues.
 _ROW = re.compile(r"^\s*TCP\[HOST_FORWARD\]\s+\d+\s+([\d.]+)\s+(\d+)\s+[\d.]+\s+(\d+)\s", re.MULTILINE)
@@ -32,7 +34,7 @@ _HUB = re.compile(r"^\S.*\(([^()]+)\):\s*$", re.MULTILINE)
 
 
 Run = Callable[[Callable[[libvirt.virDomain], Any]], Awaitable[Any]]  # a call on the domain, in some lane
-Dial = Callable[[int], Awaitable[trio.SocketStream]]
+Dial = Callable[[int, str], Awaitable[trio.SocketStream]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +49,24 @@ class Dialler:
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
-        self._ports: dict[tuple[str, int], dict[int, int]] = {}
+        self._places: dict[tuple[str, int], dict[int, Place]] = {}
 
     async def dial(self, quick: Run, slow: Run, id: str, port: int) -> trio.SocketStream:
         """Raises: WrongState, Unsupported, OSError."""
         run = await quick(_run_of)
-        ports = self._ports.get((id, run))
-        if ports is None:
-            self._ports = {key: value for key, value in self._ports.items() if key[0] != id}
-            ports = self._ports[id, run] = {}
-        if port in ports:
+        places = self._places.get((id, run))
+        if places is None:
+            self._places = {key: value for key, value in self._places.items() if key[0] != id}
+            places = self._places[id, run] = {}
+        if port in places:
+            host, host_port = places[port]
             with suppress(OSError):
-                return await self._dial(ports[port])
+                return await self._dial(host_port, host)
         way = await slow(lambda domain: _way_to(domain, port))
         if isinstance(way, str):
             return await trio.open_tcp_stream(way, port)
-        ports[port] = way
-        return await self._dial(way)
+        host, host_port = places[port] = way
+        return await self._dial(host_port, host)
 
 
 def _run_of(domain: libvirt.virDomain) -> int:
@@ -71,8 +74,8 @@ def _run_of(domain: libvirt.virDomain) -> int:
     return int(domain.ID())
 
 
-def _way_to(domain: libvirt.virDomain, port: int) -> int | str:
-    """A port of the guests' loopback, or an address that libvirt's own DHCP gave the guest.
+def _way_to(domain: libvirt.virDomain, port: int) -> Place | str:
+    """A place on the guests' loopback, or an address that libvirt's own DHCP gave the guest.
 
     An address that the guest's agent tells is never dialled: it could be anybody's.
     """
@@ -86,23 +89,32 @@ def _way_to(domain: libvirt.virDomain, port: int) -> int | str:
     return found[0]
 
 
-def open_forward(domain: libvirt.virDomain, netdev: str, guest_port: int) -> int:
-    """The loopback port that leads to the guest's; the one that is there, else a new one.
+def open_forward(domain: libvirt.virDomain, netdev: str, guest_port: int) -> Place:
+    """Where on the loopback the guest's port is; the forward that is there, else a new one.
 
     Raises: Unsupported when QEMU will not, libvirt.libvirtError.
     """
     before = _forwards(domain, netdev)
     for forward in before:
-        if forward.host == LOOPBACK and forward.guest_port == guest_port:
-            return forward.host_port
+        if _is_ours(forward) and forward.guest_port == guest_port:
+            return forward.host, forward.host_port
     if len(before) >= _MOST:
         _command(domain, f"hostfwd_remove {netdev} tcp:{before[-1].host}:{before[-1].host_port}")
-    refusal = _command(domain, f"hostfwd_add {netdev} tcp:{LOOPBACK}:0-:{guest_port}").strip()
+    refusal = _command(domain, f"hostfwd_add {netdev} tcp:{_secret_address()}:0-:{guest_port}").strip()
     for forward in _forwards(domain, netdev):
-        if forward.host == LOOPBACK and forward.guest_port == guest_port:
-            return forward.host_port
+        if _is_ours(forward) and forward.guest_port == guest_port:
+            return forward.host, forward.host_port
     log.warning("QEMU made no forward", netdev=netdev, guest_port=guest_port, text=refusal)
     raise Unsupported("the VM's network takes no forwards")
+
+
+def _secret_address() -> str:
+    """One of four million, with one of some thirty thousand ports."""
+    return f"127.{64 + secrets.randbelow(64)}.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+
+
+def _is_ours(forward: HostForward) -> bool:
+    return forward.host.startswith("127.") and forward.host != "127.0.0.1"
 
 
 def parse_forwards(text: str, netdev: str) -> Iterator[HostForward]:

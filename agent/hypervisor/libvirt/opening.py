@@ -19,7 +19,7 @@ from ..port import Change, ChangeKind
 from .adapter import LibvirtHypervisor
 from .console_log import keep_logs_short
 from .daemon import QEMU_CONF, Place, PrivateDaemon
-from .dialling import LOOPBACK, Dialler
+from .dialling import Dialler
 from .errors import rename
 from .facts import Accelerator, Known, read_facts
 from .lanes import Lane, Lanes
@@ -151,8 +151,8 @@ def _nothing() -> None:
     """Somebody else's libvirt cleans up after itself."""
 
 
-async def _dial_here(port: int) -> trio.SocketStream:
-    return await trio.open_tcp_stream(LOOPBACK, port)
+async def _dial_here(port: int, host: str) -> trio.SocketStream:
+    return await trio.open_tcp_stream(host, port)
 
 
 def _configure_embedded(uri: str) -> None:
