@@ -40,7 +40,7 @@ class ImageRoom:
 
     def add_recipes(self) -> None:
         table = self.operations.recipes
-        table["remove_image"] = Recipe(ImageRequest, Image, self._remove)
+        table["remove_image"] = Recipe(ImageRequest, Image, self._remove, frees=True)
         table["build_tiny"] = Recipe(ImageRequest, Image, self._build_tiny)
 
     async def _remove(self, run: Run) -> Image:

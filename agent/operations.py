@@ -22,6 +22,7 @@ from ..protocols.access import Caller, Limits
 from ..protocols.errors import (
     ErrorBody,
     IdempotencyMismatch,
+    InsufficientResources,
     OperationCancelled,
     OperationNotFound,
     Overloaded,
@@ -94,7 +95,7 @@ class Operations:
             raise
         try:
             with trio.CancelScope(shield=True):
-                await self._insert(run, packed)
+                await self._write_down(run, packed)
         except BaseException:
             release()
             self._pace.end(run.principal)
@@ -248,6 +249,15 @@ class Operations:
     @property
     def under_way(self) -> int:
         return len(self._running)
+
+    async def _write_down(self, run: Run, packed: bytes) -> None:
+        run.frees = self.recipes[run.kind].frees
+        try:
+            await self._insert(run, packed)
+        except InsufficientResources as error:
+            if not run.frees:
+                raise
+            log.warning("an operation that makes room runs without the journal", kind=run.kind, error=error.message)
 
     async def _insert(self, run: Run, packed: bytes) -> None:
         await self._state.execute(

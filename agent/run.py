@@ -47,6 +47,7 @@ class Run:
         self.step_name = ""
         # What the recipe must find again after a crash; written down with each step.
         self.notes: dict[str, Any] = {}
+        self.frees = False
         self.progress = Progress()
         self.result: Any = None
         self.error: ErrorBody | None = None
@@ -61,7 +62,7 @@ class Run:
         """Write down that the work has come to `name`. What was done before is durable by then."""
         self.step_name = name
         self.notes |= notes
-        await self._journal.save(self)
+        await self._journal.save(self, patiently=self.frees)
         self.report(Progress(done=self.progress.done + 1, unit="steps", message=name))
 
     def report(self, progress: Progress) -> None:
@@ -103,3 +104,5 @@ class Recipe:
     do: Callable[[Run], Awaitable[Any]]
     undo: Callable[[Run], Awaitable[None]] | None = None
     claim: Callable[[Run], Release] | None = None
+    # It makes room: on a full disk it goes on although it cannot be written down, or nobody could ever delete a VM.
+    frees: bool = False

@@ -76,7 +76,7 @@ class VmRoom:
             ("update_vm", steps.update),
             ("delete_vm", steps.delete),
         ):
-            table[name] = Recipe(VmRequest, Vm, do)
+            table[name] = Recipe(VmRequest, Vm, do, frees=name in {"stop_vm", "delete_vm"})
         table["add_forward"] = Recipe(ForwardSpec, Forward, self.forwards.add)
         table["remove_forward"] = Recipe(int, Forward, self.forwards.remove)
 

@@ -1,0 +1,63 @@
+"""A node whose disk is full: creations are refused or undone whole, and it goes on as soon as there is room."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.nodes import open_test_node, spec
+from twinshare.agent.admission import Host
+from twinshare.protocols.errors import InsufficientResources
+from twinshare.protocols.vm import VmStatus
+
+pytestmark = [pytest.mark.system, pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path, leave: int) -> Path:
+    """A file that takes all room but `leave` bytes."""
+    filler = place / "filler"
+    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - leave)
+    return filler
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 65536, 200_000, 400_000])
+async def test_a_creation_on_a_full_disk_is_refused_and_leaves_nothing(small_disk: Path, leave: int) -> None:
+    home = small_disk / "node"
+    async with open_test_node(home, reserve_disk=0) as (node, vms, _):
+        # The size of the guest's disk is not what is short here: room for the files that make it is.
+        node.vms.ledger._look = lambda: Host(memory=8192, cpus=4, free_disk=100)
+        await vms.create_vm(spec("there"))
+        await vms.create_vm(spec("running", start=True))
+        filler = fill(small_disk, leave)
+        made: list[str] = []
+
+        async def create_on() -> None:
+            while True:
+                made.append((await vms.create_vm(spec(f"one-{len(made)}"))).name)
+
+        with pytest.raises(InsufficientResources):
+            await create_on()
+        assert sorted(vm.name for vm in await vms.list_vms()) == sorted(["running", "there", *made])
+        assert len(list((home / "vms").iterdir())) == 2 + len(made)
+        # Whoever makes room is never refused for want of it.
+        assert (await vms.stop_vm("running", force=True)).status is VmStatus.STOPPED
+        await vms.delete_vm("running")
+        assert "running" not in {vm.name for vm in await vms.list_vms()}
+        filler.unlink()
+        assert (await vms.create_vm(spec("after"))).status is VmStatus.STOPPED
