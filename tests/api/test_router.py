@@ -14,7 +14,8 @@ async def nothing(_: object) -> None:
 
 
 def router(*routes: str) -> Router:
-    return Router(Route(*one.split(" "), one, nothing) for one in routes)  # type: ignore[arg-type]
+    parts = ((one, *one.split(" ", 1)) for one in routes)
+    return Router(Route(verb, path, one, nothing) for one, verb, path in parts)
 
 
 TABLE = router(

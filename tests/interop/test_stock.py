@@ -23,7 +23,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import Yamux
-from multiaddr import Multiaddr
+from multiaddr.multiaddr import Multiaddr
 from trio.testing import memory_stream_pair
 
 from tests.agent.p2p.hosts import open_echo, talks

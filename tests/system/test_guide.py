@@ -73,7 +73,7 @@ async def test_the_table(node: AgentProcess) -> None:
         for step in TABLE:
             content = {"json": step.request} if step.request is not None else {"content": step.raw}
             headers = {"content-type": "application/json"} if step.raw else {}
-            answer = await http.request(step.verb, step.path, headers=headers, **content)  # type: ignore[arg-type]
+            answer = await http.request(step.verb, step.path, headers=headers, **content)
             assert answer.status_code == step.status, (step, answer.text)
             assert answer.headers["content-type"].startswith("application/json")
             assert fits(answer.json(), step.body), (step, answer.text)

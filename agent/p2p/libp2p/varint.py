@@ -15,7 +15,7 @@ class Message(Protocol):
 
     def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
 
-    def ParseFromString(self, data: bytes) -> int: ...  # noqa: N802 - protobuf's name
+    def ParseFromString(self, data: bytes, /) -> int: ...  # noqa: N802 - protobuf's name
 
 
 M = TypeVar("M", bound=Message)

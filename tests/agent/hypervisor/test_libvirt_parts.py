@@ -64,7 +64,7 @@ HEARD: list[tuple[int, int, str, type[errors.TwinshareError]]] = [
 
 def libvirt_error(code: int, domain: int, text: str) -> libvirt.libvirtError:
     error = libvirt.libvirtError(text)
-    error.err = (code, domain, text, 2, None, None, None, -1, -1)
+    error.err = (code, domain, text, 2, "", None, None, -1, -1)
     error.args = (text,)
     return error
 

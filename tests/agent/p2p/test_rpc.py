@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -173,7 +174,7 @@ FAREWELLS: dict[str, Callable[[Pair], None]] = {
     ids=["read", "mutation"],
 )
 async def test_a_peer_that_is_gone_is_an_error_in_time(
-    end: Callable[[Pair], None], name: str, arguments: dict[str, object], autojump_clock: trio.testing.MockClock
+    end: Callable[[Pair], None], name: str, arguments: dict[str, Any], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_pair() as pair:
         outcome: list[Exception] = []
