@@ -188,9 +188,9 @@ def load_config(
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for section, values in over.items():
-        if isinstance(values, Mapping):
-            merged[section] = {**merged.get(section, {}), **values}
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
     return merged
 
 
@@ -226,14 +226,20 @@ def _line(text: str, word: str) -> int:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """`TWINSHARE_<SECTION>_<KEY>`; lists are separated by commas. Other TWINSHARE_ variables are not ours to judge."""
-    found: dict[str, dict[str, Any]] = {}
-    for section in msgspec.structs.fields(Config):
-        if section.name == "peers":
-            continue
-        for field in msgspec.structs.fields(section.type):
-            variable = f"TWINSHARE_{section.name}_{field.name}".upper()
-            if variable in environment:
-                found.setdefault(section.name, {})[field.name] = _parse(environment[variable], field.type, variable)
+    sections = [field for field in msgspec.structs.fields(Config) if field.name != "peers"]
+    found = {field.name: _section(environment, field.type, f"TWINSHARE_{field.name}") for field in sections}
+    return {name: values for name, values in found.items() if values}
+
+
+def _section(environment: Mapping[str, str], kind: type[msgspec.Struct], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        variable = f"{prefix}_{field.name}".upper()
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            if values := _section(environment, field.type, variable):
+                found[field.name] = values
+        elif variable in environment:
+            found[field.name] = _parse(environment[variable], field.type, variable)
     return found
 
 

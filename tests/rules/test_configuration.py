@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.rules.tree import TOP
-from twinshare.agent.config import Config
+from twinshare.agent.config import Config, ConfigError, load_config
 
 SHIPPED = TOP / "configs/twinshare.toml"
 
@@ -40,6 +40,17 @@ def test_each_key_is_shown_at_its_default_and_explained(key: str) -> None:
     assert value == msgspec.to_builtins(DEFAULTS[key])
     *sections, name = key.split(".")
     assert name in commented_keys(".".join(sections)), f"{key} has no comment"
+
+
+@pytest.mark.parametrize("key", [key for key in DEFAULTS if key != "peers"])
+def test_each_key_has_its_environment_variable(key: str) -> None:
+    """A value that no key has by default is taken, or refused by the variable's name; it is never overlooked."""
+    variable = f"TWINSHARE_{key}".upper().replace(".", "_")
+    try:
+        seen = keys(load_config(SHIPPED, environment={variable: "~"}))
+    except ConfigError as refusal:
+        seen = DEFAULTS | {key: str(refusal)}
+    assert [name for name in seen if seen[name] != DEFAULTS[name]] == [key]
 
 
 def commented_keys(section: str) -> set[str]:
