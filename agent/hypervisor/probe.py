@@ -20,13 +20,18 @@ TUN = Path("/dev/net/tun")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`remedy` is a command or a sentence, empty when `ok`; no VM can run while a `fatal` one is not ok."""
+    """`remedy` is a command or a sentence, `package` what is to be installed; both are empty when `ok`.
+
+    While a `fatal` one is not ok no VM can run; while an `unsafe` one is not, a VM may do more than it should.
+    """
 
     name: str
     ok: bool
     message: str
     remedy: str = ""
+    package: str = ""
     fatal: bool = False
+    unsafe: bool = False
 
 
 def probe_enclosure(
@@ -41,7 +46,7 @@ def probe_enclosure(
         reason = "hypervisor.enclosure is plain" if refusal is None else f"no private namespaces: {refusal}"
         cure = "set hypervisor.enclosure to auto" if refusal is None else remedy()
         message = f"{reason}; guests can reach services on this machine's loopback"
-        yield Finding("enclosure", False, message, cure, fatal=kind == "namespaces")
+        yield Finding("enclosure", False, message, cure, fatal=kind == "namespaces", unsafe=True)
     if os.geteuid() == 0:
         yield _user(user)
         if not walled:
@@ -86,8 +91,8 @@ def _way(data_dir: Path, name: str) -> Finding:
 
 def _outlet() -> Finding:
     if shutil.which("pasta", path=PATH) is None:
-        cure = "apt-get install passt"
-        return Finding("network for guests", False, "no passt: guests reach nothing outside; port forwards work", cure)
+        lack = "no passt: guests reach nothing outside; port forwards work"
+        return Finding("network for guests", False, lack, "apt-get install passt", package="passt")
     if not TUN.exists():
         return Finding("network for guests", False, f"{TUN} is missing", "run as root: modprobe tun")
     if os.geteuid() != 0 and not os.access(TUN, os.R_OK | os.W_OK):

@@ -53,7 +53,7 @@ def check_machine(config: Config, data_dir: Path) -> Iterator[Check]:
     if not config.hypervisor.uri:
         yield from _own_hypervisor()
         yield _acceleration(config)
-        yield _outside()
+        yield from _enclosure(config, data_dir)
     else:
         yield Check(name="hypervisor", state=State.NOTE, found=f"{config.hypervisor.uri}; not looked into")
     yield _room(config, data_dir)
@@ -111,11 +111,14 @@ def _acceleration(config: Config) -> Check:
     )
 
 
-def _outside() -> Check:
-    if found := shutil.which("pasta", path=_PATH):
-        return Check("network for guests", State.OK, found)
-    found = "no passt: guests reach nothing outside; port forwards work"
-    return Check("network for guests", State.NOTE, found, package="passt")
+def _enclosure(config: Config, data_dir: Path) -> Iterator[Check]:
+    from ...agent.hypervisor.probe import probe_enclosure  # costs half a second, which only `doctor` may spend
+
+    settings = config.hypervisor
+    for finding in probe_enclosure(data_dir, kind=settings.enclosure, user=settings.user):
+        bad = State.BROKEN if finding.fatal else State.UNSAFE if finding.unsafe else State.NOTE
+        state = State.OK if finding.ok else bad
+        yield Check(finding.name, state, finding.message, cure=finding.remedy, package=finding.package)
 
 
 def _room(config: Config, data_dir: Path) -> Check:
