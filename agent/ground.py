@@ -55,8 +55,7 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
     for name in ("vms", "scratch"):
         (data_dir / name).mkdir(mode=0o711, exist_ok=True)
     async with AsyncExitStack() as stack:
-        enclosure = None if config.hypervisor.uri else await _enclose(stack, data_dir, config.hypervisor)
-        hypervisor = await _open_hypervisor(stack, config.hypervisor, enclosure)
+        hypervisor, enclosure = await _open_hypervisor(stack, data_dir, config.hypervisor)
         root = enclosure.path if enclosure else data_dir
         images = await stack.enter_async_context(
             open_image_store(
@@ -77,25 +76,20 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
         )
 
 
-async def _enclose(stack: AsyncExitStack, data_dir: Path, config: HypervisorConfig) -> Enclosure | None:
+async def _open_hypervisor(
+    stack: AsyncExitStack, data_dir: Path, config: HypervisorConfig
+) -> tuple[Hypervisor, Enclosure | None]:
+    """A private libvirt comes with its enclosure. Whatever is missing becomes a hypervisor that says so."""
+    enclosure = None
     try:
-        return await stack.enter_async_context(open_enclosure(data_dir, kind=config.enclosure, user=config.user))
-    except HypervisorDown as error:
-        log.warning("no place to run VMs in", error=error.message)
-        return None
-
-
-async def _open_hypervisor(stack: AsyncExitStack, config: HypervisorConfig, enclosure: Enclosure | None) -> Hypervisor:
-    """Whatever is missing becomes a hypervisor that says so."""
-    if not config.uri and enclosure is None:
-        return AbsentHypervisor("the enclosure for libvirt could not be made; `twinshare doctor` tells more")
-    try:
-        return await stack.enter_async_context(
-            open_hypervisor(config.uri, place=enclosure, accelerator=config.accelerator)
-        )
+        if not config.uri:
+            place = open_enclosure(data_dir, kind=config.enclosure, user=config.user)
+            enclosure = await stack.enter_async_context(place)
+        opening = open_hypervisor(config.uri, place=enclosure, accelerator=config.accelerator)
+        return await stack.enter_async_context(opening), enclosure
     except HypervisorDown as error:
         log.warning("no hypervisor", error=error.message)
-        return AbsentHypervisor(error.message)
+        return AbsentHypervisor(error.message), enclosure
     except ValueError as error:
         raise ConfigError(f"hypervisor.uri: {error}") from None
 
