@@ -1,0 +1,109 @@
+"""The entry points: setup does nothing twice, installs what is missing, and says what it may not install."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.rules.tree import TOP
+
+SCRIPTS = [*(path for path in (TOP / "scripts").iterdir() if path.is_file() and not path.suffix), TOP / ".ci/run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_sound_bash_and_runs_from_anywhere(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n# ")
+    assert '"$(dirname "${BASH_SOURCE[0]}")/..' in text
+    assert script.stat().st_mode & 0o111
+
+
+@pytest.mark.skipif(not (TOP / ".venv/.ready-dev").exists(), reason="needs a .venv made by scripts/setup --dev")
+def test_with_nothing_to_do_setup_takes_no_time_and_no_network() -> None:
+    alone = ["unshare", "--net", "--map-root-user"] if shutil.which("unshare") else []
+    subprocess.run(["scripts/setup", "--dev"], cwd=TOP, check=True)
+    started = time.monotonic()
+    subprocess.run([*alone, "scripts/setup", "--dev"], cwd=TOP, check=True)
+    assert time.monotonic() - started < 1
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A checkout with nothing but setup, on a machine that lacks one package and any fit python."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(TOP / "scripts/setup", tmp_path / "scripts")
+    (tmp_path / "scripts/packages.txt").write_text(
+        "# what is needed\nbash command bash\nmissing-one command no-such-command\nluxury? command nor-this\n"
+    )
+    for name in ("requirements.txt", "requirements-build.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "bin").mkdir()
+    stub(tmp_path, "python3", "exit 1")
+    for version in (11, 12, 13):
+        stub(tmp_path, f"python3.{version}", "exit 1")
+    stub(tmp_path, "apt-get", f'echo "$@" >>{tmp_path}/apt')
+    stub(tmp_path, "apt-cache", "exit 1")
+    return tmp_path
+
+
+def stub(top: Path, name: str, body: str) -> None:
+    (top / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+    (top / "bin" / name).chmod(0o755)
+
+
+def setup(top: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{top}/bin:/usr/bin:/bin"
+    environment = {"PATH": path, "PYTHON": f"{top}/bin/python3"}
+    # Debian's own python is named by its path in setup, and may well be fit.
+    text = (top / "scripts/setup").read_text().replace("python3.13 /usr/bin/python3;", "python3.13;")
+    (top / "scripts/setup").write_text(text)
+    return subprocess.run(
+        ["scripts/setup"], cwd=top, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_whoever_may_not_install_gets_the_line(bare: Path) -> None:
+    stub(bare, "id", "echo 1000")
+    stub(bare, "sudo", "exit 1")
+    result = setup(bare)
+    assert result.returncode == 3
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("sudo ")]
+    assert "apt-get install -y --no-install-recommends missing-one python3" in line
+    assert "luxury" not in line
+    assert not (bare / "apt").exists()
+
+
+def test_root_gets_what_is_missing(bare: Path) -> None:
+    stub(bare, "id", "echo 0")
+    result = setup(bare)
+    assert result.returncode == 3, "there is still no python, which the stub of apt-get did not bring"
+    update, install = (bare / "apt").read_text().splitlines()
+    assert update.startswith("update")
+    assert "--no-install-recommends" in install
+    assert " missing-one python3" in install
+    assert "bash" not in install.split()
+
+
+def test_sudo_without_a_password_is_as_good(bare: Path) -> None:
+    stub(bare, "id", "echo 1000")
+    stub(bare, "sudo", f'echo "$@" >>{bare}/sudo; shift; exec "$@"')
+    setup(bare)
+    assert "missing-one" in (bare / "sudo").read_text()
+
+
+def test_a_failure_of_apt_is_told(bare: Path) -> None:
+    stub(bare, "id", "echo 0")
+    stub(bare, "apt-get", '[ "$1" = update ] || { echo "E: no such luck"; exit 100; }')
+    result = setup(bare)
+    assert result.returncode == 1
+    assert "E: no such luck" in result.stderr
+    assert ".cache/apt.log" in result.stderr
+
+
+def test_a_wrong_option_is_refused() -> None:
+    assert subprocess.run(["scripts/setup", "--nonsense"], cwd=TOP, capture_output=True, check=False).returncode == 2
