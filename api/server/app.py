@@ -41,14 +41,17 @@ def make_app(node: Node, url: str) -> App:
         found = node.tokens.authenticate(secret)
         return authority.authenticate(secret, time.time()) if found is None and authority is not None else found
 
+    def holds(caller: Caller) -> bool:
+        return _still_holds(node, caller)
+
     def by_session(secret: str) -> Caller | None:
         caller = sessions.find(secret, trio.current_time())
-        return caller if caller is not None and _still_holds(node, caller) else None
+        return caller if caller is not None and holds(caller) else None
 
     guard = Guard(config, cookie, by_token, by_session)
     found: list[Route] = [
         *dialect.routes(node),
-        events.route(node.events),
+        events.route(node.events, holds),
         extras.import_route(node),
         extras.fleet_route(Fleet(node)),
         extras.metrics_route(node, metrics),
@@ -57,11 +60,11 @@ def make_app(node: Node, url: str) -> App:
         *Pages(Path(__file__).parent.parent / "web", extras.root_body(node)).routes(),
     ]
     router = Router(found)
-    return App(Face(router, guard, metrics), metrics, router)
+    return App(Face(router, guard, metrics, config.max_body), metrics, router)
 
 
 def _still_holds(node: Node, caller: Caller) -> bool:
-    """A session ends with the token that opened it."""
+    """A session, and a stream, end with the token that opened them."""
     if not caller.principal.startswith("token:"):
         return True
     name = caller.principal.removeprefix("token:")

@@ -5,6 +5,7 @@ A client that reads too slowly is cut off and comes back with the number of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,7 @@ import trio
 from msgspec import Meta
 
 from ...agent.events import EventLog
-from ...protocols.access import Role
+from ...protocols.access import Caller, Role
 from ...protocols.errors import InvalidRequest
 from ...protocols.event import Event
 from ...protocols.openapi import Endpoint, Media
@@ -36,8 +37,11 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     types: Annotated[str, Meta(max_length=512)] | None = None
 
 
-def route(events: EventLog) -> Route:
-    """The route of the event stream."""
+Holds = Callable[[Caller], bool]
+
+
+def route(events: EventLog, holds: Holds) -> Route:
+    """The route of the event stream. `holds` tells whether a caller may still come in."""
 
     async def view(request: Request) -> Answer | None:
         request.caller.require(Role.VIEWER, "events")
@@ -50,7 +54,7 @@ def route(events: EventLog) -> Route:
             start = encode_start(events.last_id if after is None else after)
             await request.begin(_HEAD)
             await request.feed(start)
-            await _tell(request, channel, _wanted(query.types))
+            await _tell(request, channel, _wanted(query.types), holds)
         return None
 
     told = Endpoint(
@@ -87,24 +91,25 @@ async def _tell(
     request: Request,
     channel: trio.MemoryReceiveChannel[Event],
     wanted: tuple[frozenset[str], tuple[str, ...]] | None,
+    holds: Holds,
 ) -> None:
-    """Send events until the client is gone (which cancels this) or was too slow (which ends the channel)."""
-    while True:
+    """Send events until the client is gone (which cancels this), too slow (which ends the channel) or locked out."""
+    while holds(request.caller):
         data = KEEPALIVE
         with trio.move_on_after(HEARTBEAT):
             try:
                 batch = [await channel.receive()]
             except trio.EndOfChannel:
-                await request.feed(b"", more=False)
-                return
+                break
             try:
                 while len(batch) < BATCH:
                     batch.append(channel.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel):
                 pass
             data = b"".join(encode_event(event) for event in batch if _is_wanted(event.type, wanted))
-        if data:
+        if data and holds(request.caller):
             await request.feed(data)
+    await request.feed(b"", more=False)
 
 
 def _is_wanted(type: str, wanted: tuple[frozenset[str], tuple[str, ...]] | None) -> bool:

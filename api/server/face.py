@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from ...protocols.errors import TwinshareError, Unavailable
+from ...protocols.errors import NotFound, TwinshareError, Unavailable
 from ...protocols.operation import Detached, Operation
 from .answer import Answer, Header, failure, told
 from .guard import Guard
@@ -32,28 +32,36 @@ _CORS_HEADERS = b"authorization, content-type, idempotency-key, last-event-id, p
 class Face:
     """One node's REST interface."""
 
-    def __init__(self, router: Router, guard: Guard, metrics: Metrics) -> None:
+    def __init__(self, router: Router, guard: Guard, metrics: Metrics, max_body: int) -> None:
         self._router = router
         self._guard = guard
         self._metrics = metrics
+        self._max_body = max_body
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        link: Link = scope["state"]["link"]
         if scope["type"] != "http":
-            await send({"type": "websocket.close"})
+            await _refuse_websocket(send)
             return
+        link: Link = scope["state"]["link"]
         started = trio.current_time()
-        request = Request(scope, receive, send, link)
+        request = Request(scope, receive, send, link, self._max_body)
         with link.begin() as hung_up:
-            name, answer = await self._serve(request)
+            answer = await self._serve(request)
             status = answer.status if answer is not None else 200
             if answer is not None:
                 await self._reply(request, answer)
         if hung_up.cancelled_caught:
-            name, status = "hung_up", 499
+            status = 499
             if link.stopping:
                 await self._reply(request, failure(Unavailable("the node is stopping; try again when it is back")))
-        self._metrics.count(name, status, trio.current_time() - started)
+        if not link.endless:
+            self._note(request, status, trio.current_time() - started)
+
+    def _note(self, request: Request, status: int, seconds: float) -> None:
+        """Names, never paths: a path can hold a secret."""
+        self._metrics.count(request.name, status, seconds)
+        who = request.admitted.principal if request.admitted is not None else None
+        log.debug("request", operation=request.name, status=status, milliseconds=round(seconds * 1e3, 1), caller=who)
 
     async def _reply(self, request: Request, answer: Answer) -> None:
         origin = request.headers.get(b"origin")
@@ -61,26 +69,24 @@ class Face:
             answer.headers = (*answer.headers, (b"access-control-allow-origin", origin), (b"vary", b"origin"))
         await request.reply(answer)
 
-    async def _serve(self, request: Request) -> tuple[str, Answer | None]:
-        """The name that stands for the request in metrics, and its answer; None when the view has sent it itself."""
-        name = "refused"
+    async def _serve(self, request: Request) -> Answer | None:
+        """The answer, or None when the view has sent it itself."""
         try:
             request.check_single()
             self._guard.check_site(request)
             if request.verb == "OPTIONS":
-                return "options", self._options(request)
+                return self._options(request)
             route = self._find(request)
-            name = route.name
-            return name, await route.view(request)
+            return await route.view(request)
         except TwinshareError as error:
-            return name, failure(error)
+            return failure(error)
         except Detached as detached:
-            return name, _accepted(request, detached.operation)
+            return _accepted(request, detached.operation)
         except Exception:
             # A bug: the client gets an id, the log what belongs to it.
             id = secrets.token_hex(8)
-            log.exception("a request failed by a bug", id=id, operation=name)
-            return name, failure(TwinshareError(f"internal error; the node's log tells more under {id}", id=id))
+            log.exception("a request failed by a bug", id=id, operation=request.name)
+            return failure(TwinshareError(f"internal error; the node's log tells more under {id}", id=id))
 
     def _find(self, request: Request) -> Route:
         """The route, for a caller who may come in; whoever may not learns nothing of what there is."""
@@ -92,11 +98,13 @@ class Face:
             raise
         if not route.open:
             request.admitted = self._guard.admit(request, now)
+        request.name = route.name
         return route
 
     def _options(self, request: Request) -> Answer:
         """Which verbs a path takes, and for a listed origin what its pages may send."""
         allow = ", ".join(self._router.allowed(request.path)).encode()
+        request.name = "options"
         headers: list[Header] = [(b"allow", allow)]
         if request.headers.get(b"origin") in self._guard.origins:
             headers += [
@@ -113,3 +121,9 @@ def _accepted(request: Request, operation: Operation) -> Answer:
     root = b"/".join(segments[:4]) if segments[2] == b"remote" else b"/api"
     location = b"%s/operations/%s" % (root, operation.id.encode())
     return told(operation, 202, [(b"location", location), (b"preference-applied", b"respond-async")])
+
+
+async def _refuse_websocket(send: Send) -> None:
+    answer = failure(NotFound("no websocket is served here"))
+    await send({**answer.head(), "type": "websocket.http.response.start"})
+    await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -21,6 +21,8 @@ Authenticate = Callable[[str], Caller | None]
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+# A reverse proxy of this very user carries requests of others: they need a token.
+_PROXIED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 # The node's own user may be a benchmark; what it spends is its own.
 LOCAL_SHARE = 50.0
 # A wrong token costs as much as this many requests.
@@ -78,7 +80,7 @@ class Guard:
                 self._sources.fine(request.link.source, now, WRONG_TOKEN_COST)
                 raise Unauthenticated("this token is wrong, revoked or expired")
             return caller
-        if request.link.local is not None:
+        if request.link.local is not None and not _PROXIED.intersection(request.headers):
             return request.link.local
         caller = self._session(cookie) if (cookie := _cookie(request, self._cookie)) else None
         if caller is None:

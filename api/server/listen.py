@@ -40,6 +40,8 @@ def listening(config: ApiConfig) -> Iterator[Listening]:
     context = _tls(config)
     with _open(config) as listener:
         yield Listening(listener, context, _url(listener, secure=context is not None))
+        if listener.family == socket.AF_UNIX:
+            Path(listener.getsockname()).unlink(missing_ok=True)
 
 
 def _open(config: ApiConfig) -> socket.socket:

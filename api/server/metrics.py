@@ -5,11 +5,14 @@ Counting is a few additions for each request; the metric families are made when 
 
 from __future__ import annotations
 
+import importlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import trio
 
 from ...agent.node import Node
 from ...protocols.access import LOCAL_ADMIN
@@ -86,6 +89,8 @@ class _Page:
 
 async def exposition(node: Node, metrics: Metrics) -> tuple[str, bytes]:
     """The media type and the text that Prometheus reads."""
+    # Loading it takes a dozen milliseconds: too long for the loop.
+    await trio.to_thread.run_sync(importlib.import_module, "prometheus_client")
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
 

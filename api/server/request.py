@@ -24,7 +24,6 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-MAX_BODY = 1 << 20
 # Seconds within which a whole body must arrive, and each part of an upload.
 BODY_TIME = 20.0
 UPLOAD_IDLE = 30.0
@@ -43,10 +42,12 @@ class Request:
 
     __slots__ = (
         "_ended",
+        "_max_body",
         "admitted",
         "begun",
         "headers",
         "link",
+        "name",
         "params",
         "path",
         "query",
@@ -56,7 +57,7 @@ class Request:
         "verb",
     )
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, link: Link) -> None:
+    def __init__(self, scope: Message, receive: Receive, send: Send, link: Link, max_body: int) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
@@ -66,6 +67,9 @@ class Request:
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.params: dict[str, str] = {}
+        # What it is called in metrics and logs, as soon as its route is found.
+        self.name = "refused"
+        self._max_body = max_body
         self.admitted: Caller | None = None
         self.begun = False
         self._ended = not self._has_body()
@@ -107,28 +111,29 @@ class Request:
         return convert_query(self.arguments(), kind)
 
     async def body(self) -> bytes:
-        """The whole body, which must be JSON of at most 1 MiB.
+        """The whole body, which must be JSON of at most `max_body` bytes.
 
         Raises: UnsupportedMediaType, TooLarge, RequestTimeout.
         """
         if self._ended:
             return b""
         self._require_json()
-        length = self.headers.get(b"content-length")
-        if length is not None and int(length) > MAX_BODY:
-            raise TooLarge(f"a request body may have at most {MAX_BODY} bytes", limit=MAX_BODY)
+        self._bound(int(self.headers.get(b"content-length", b"0")))
         parts: list[bytes] = []
         size = 0
         with trio.move_on_after(BODY_TIME) as patience:
             while not self._ended:
                 part = await self.part()
                 size += len(part)
-                if size > MAX_BODY:
-                    raise TooLarge(f"a request body may have at most {MAX_BODY} bytes", limit=MAX_BODY)
+                self._bound(size)
                 parts.append(part)
         if patience.cancelled_caught:
             raise RequestTimeout(f"the request body did not arrive within {BODY_TIME:.0f} s")
         return b"".join(parts)
+
+    def _bound(self, size: int) -> None:
+        if size > self._max_body:
+            raise TooLarge(f"a request body may have at most {self._max_body} bytes", limit=self._max_body)
 
     def _require_json(self) -> None:
         kind, _, rest = self.headers.get(b"content-type", b"").partition(b";")

@@ -127,6 +127,13 @@ async def test_a_head_that_drips_is_closed_all_the_same(tmp_path: Path) -> None:
         await stream.aclose()
 
 
+async def test_the_largest_body_is_configured(tmp_path: Path) -> None:
+    async with served(tmp_path, max_body=2048) as api:
+        for content, status in ((b" " * 2047 + b"x", 400), (b" " * 2049, 413)):
+            answer = await api.client.post("/api/vm", content=content, headers={"content-type": "application/json"})
+            assert answer.status_code == status
+
+
 async def test_a_body_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "BODY_TIME", 0.2)
     async with served(tmp_path) as api:
@@ -266,9 +273,9 @@ async def test_a_mutation_outlives_its_client(tmp_path: Path) -> None:
         )  # fmt: skip
         async with api.node.events.subscribe(after=api.node.events.last_id) as events:
             with trio.fail_after(5):
-                await events.receive()
+                while (await events.receive()).type != "vm.state":
+                    pass
                 await stream.aclose()
-                async for event in events:
-                    if event.type == "op.done":
-                        break
+                while (await events.receive()).type != "op.done":
+                    pass
         assert [vm["name"] for vm in (await api.get("/api/vm"))["vms"]] == ["one"]

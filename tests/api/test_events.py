@@ -11,7 +11,9 @@ import trio
 
 from tests.api.served import SPEC, Served, served
 from twinshare.api.server import events
+from twinshare.protocols.access import Role
 from twinshare.protocols.event import Event
+from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.sse import EventReader
 
 
@@ -120,6 +122,18 @@ async def test_who_goes_away_is_forgotten(tmp_path: Path) -> None:
         with trio.fail_after(5):
             while api.node.events._listeners:
                 await trio.sleep(0.01)
+
+
+async def test_a_revoked_token_ends_its_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT", 0.05)
+    async with served(tmp_path, auth="token") as api:
+        made = await api.node.tokens.create(TokenRequest(name="x", role=Role.VIEWER))
+        headers = {"authorization": f"Bearer {made.secret}"}
+        async with api.client.stream("GET", "/api/events", headers=headers) as stream:
+            await api.node.tokens.revoke("x")
+            api.node.events.publish("test.secret", {})
+            with trio.fail_after(5):
+                assert b"test.secret" not in await stream.aread()
 
 
 async def test_head_has_no_body(tmp_path: Path) -> None:

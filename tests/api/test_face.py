@@ -64,7 +64,8 @@ async def test_websockets_are_refused(tmp_path: Path) -> None:
     )
     async with served(tmp_path) as api:
         heard = await trio.to_thread.run_sync(api.raw, upgrade)
-        assert heard.startswith(b"HTTP/1.1 403")
+        assert heard.startswith(b"HTTP/1.1 404")
+        assert b'"code":"not_found"' in heard
         assert (await api.client.get("/api/vm")).status_code == 200
 
 

@@ -116,6 +116,16 @@ async def test_a_wrong_token_is_refused_even_where_none_is_needed(tmp_path: Path
         assert (await api.client.get("/api/vm", headers={"authorization": "Bearer x"})).status_code == 401
 
 
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
+async def test_what_a_proxy_brings_is_not_the_proxys_own(header: str, tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        answer = await api.client.get("/api/vm", headers={header: "203.0.113.7"})
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        made = await api.node.tokens.create(TokenRequest(name="x", role=Role.VIEWER))
+        headers = {header: "203.0.113.7", "authorization": f"Bearer {made.secret}"}
+        assert (await api.client.get("/api/vm", headers=headers)).status_code == 200
+
+
 async def test_strangers_learn_nothing_of_what_there_is(tmp_path: Path) -> None:
     async with served(tmp_path, auth="token") as api:
         known = ("/", "/api/vm/one", "/metrics", "/api/openapi.json", "/swagger-ui", "/api/events", "/web/page.js")

@@ -99,8 +99,12 @@ async def test_a_unix_socket_is_its_owners_alone(tmp_path: Path) -> None:
             assert (await client.get("/api/vm")).json() == {"vms": []}
         with pytest.raises(CannotListen, match="another server"), listening(ApiConfig(listen=f"unix:{path}")):
             pass
+    assert not path.exists()
+    # One that a killed server left behind is taken over.
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
     with listening(ApiConfig(listen=f"unix:{path}")):
-        pass
+        assert path.exists()
 
 
 async def test_every_address_that_a_wildcard_serves(tmp_path: Path) -> None:
