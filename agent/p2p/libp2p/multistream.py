@@ -16,7 +16,7 @@ MAX_TOKEN: Final = 1024
 MAX_OFFERS: Final = 16
 """Protocols that a far side may ask for on one stream before we give up."""
 
-Receive: TypeAlias = Callable[[], Awaitable[bytes]]
+Receive: TypeAlias = Callable[[], Awaitable[bytes | bytearray]]
 Send: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 
@@ -39,7 +39,7 @@ class TokenReader:
     def __init__(self) -> None:
         self.rest = b""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         self.rest += data
 
     def take(self) -> str | None:

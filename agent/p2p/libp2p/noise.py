@@ -74,37 +74,49 @@ class Opener:
         """Part of a message has arrived and the rest has not."""
         return bool(self._held)
 
-    def open(self, data: bytes) -> bytes:
+    def open(self, data: bytes) -> bytes | bytearray:
         """The plaintext of all complete messages. Raises: PipeBroken when the far side did not seal one."""
         if self._held:
             data = self._held + data
         with memoryview(data) as view:
-            plain = []
+            messages = list(_messages(view))
+            self._held = bytes(view[messages[-1][1] if messages else 0 :])
+            try:
+                if len(messages) == 1:
+                    start, end = messages[0]
+                    return self._cipher.decrypt(self._next_nonce(), view[start:end], None)
+                return self._open_all(view, messages)
+            except InvalidTag as error:
+                raise PipeBroken("the peer sent bytes that it did not seal") from error
+
+    def _open_all(self, view: memoryview, messages: list[tuple[int, int]]) -> bytearray:
+        plain = bytearray(sum(end - start - _TAG for start, end in messages))
+        with memoryview(plain) as room:
             at = 0
-            for start, end in self._messages(view):
-                plain.append(self._open_one(view[start:end]))
-                at = end
-            self._held = bytes(view[at:])
-        return plain[0] if len(plain) == 1 else b"".join(plain)
+            for start, end in messages:
+                size = end - start - _TAG
+                self._cipher.decrypt_into(self._next_nonce(), view[start:end], None, room[at : at + size])
+                at += size
+        return plain
 
-    @staticmethod
-    def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
-        at = 0
-        while len(view) - at >= _LENGTH:
-            start = at + _LENGTH
-            end = start + int.from_bytes(view[at:start], "big")
-            if end > len(view):
-                return
-            yield start, end
-            at = end
-
-    def _open_one(self, message: memoryview) -> bytes:
+    def _next_nonce(self) -> bytes:
         nonce = self._nonce.to_bytes(12, "little")
         self._nonce += 1
-        try:
-            return self._cipher.decrypt(nonce[-4:] + nonce[:-4], message, None)
-        except InvalidTag as error:
-            raise PipeBroken("the peer sent bytes that it did not seal") from error
+        return nonce[-4:] + nonce[:-4]
+
+
+def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
+    """Where the complete messages begin and end. Raises: PipeBroken for one that is shorter than its seal."""
+    at = 0
+    while len(view) - at >= _LENGTH:
+        start = at + _LENGTH
+        size = int.from_bytes(view[at:start], "big")
+        if size < _TAG:
+            raise PipeBroken("the peer sent bytes that it did not seal")
+        at = start + size
+        if at > len(view):
+            return
+        yield start, at
 
 
 class SecureChannel:
@@ -115,9 +127,9 @@ class SecureChannel:
         self._sealer = Sealer(keys.sending)
         self._opener = Opener(keys.receiving)
         self._sealed = held  # arrived together with the last handshake message
-        self._plain = b""
+        self._plain: bytes | bytearray = b""
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> bytes | bytearray:
         """Some plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
         if self._plain:
             plain, self._plain = self._plain, b""
@@ -135,7 +147,7 @@ class SecureChannel:
 
     def put_back(self, plain: bytes) -> None:
         """The next `receive` returns it again."""
-        self._plain = plain + self._plain
+        self._plain = plain + bytes(self._plain)
 
     async def send(self, data: bytes) -> None:
         """Raises: PipeBroken."""

@@ -53,7 +53,7 @@ class FrameReader:
         """Bytes that the current data frame still lacks."""
         return self._body
 
-    def feed(self, data: bytes) -> Iterator[Header | memoryview]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Header | memoryview]:
         """Yield each header, and after a data frame's header its body in one or more pieces, none of them empty.
 
         Run the iterator to its end before the next call. Raises: ProtocolError.

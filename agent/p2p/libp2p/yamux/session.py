@@ -91,8 +91,7 @@ class Session:
         if state.broken or state.write_ended or not self.outbox.has_room or size == 0:
             return 0
         state.send_credit -= size
-        self.outbox.put(encode(DATA, 0, state.id, size))
-        self.outbox.put(bytes(data[:size]))
+        self.outbox.put(b"".join((encode(DATA, 0, state.id, size), data[:size])))
         return size
 
     def read(self, state: StreamState, most: int | None = None) -> bytes:
@@ -165,7 +164,7 @@ class Session:
 
     # -- what the far side does
 
-    def receive(self, data: bytes) -> Events:
+    def receive(self, data: bytes | bytearray) -> Events:
         """Take in what arrived, in pieces of any size. Raises: ProtocolError, after which the session must be ended."""
         self._heard = True
         self._events = []

@@ -79,11 +79,13 @@ class YamuxStream(Stream):
                 at = 0
                 while True:
                     self._check_sendable()
-                    at += self._session.write(self._state, view[at:])
+                    accepted = self._session.write(self._state, view[at:])
+                    at += accepted
                     self._connection.kick()
                     if at == len(view):
                         return
-                    await self._wait_sendable()
+                    if not accepted:
+                        await self._wait_sendable()
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._sending:
