@@ -41,6 +41,8 @@ async def open_hypervisor(
         # Only here: an agent without libvirt starts all the same, and without the cost of loading it.
         from .libvirt import open_private, open_uri
     except ImportError as error:
+        if not (error.name or "").startswith("libvirt"):
+            raise
         raise HypervisorDown(_NO_BINDING) from error
     if uri:
         async with open_uri(uri, accelerator=accelerator) as hypervisor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -160,5 +161,6 @@ def _configure_embedded(uri: str) -> None:
     for root in parse_qs(urlsplit(uri).query).get("root", ()):
         folder = Path(root) / "etc"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", f"3:file:{root}/libvirt.log")  # not our stderr
         with suppress(FileExistsError), (folder / "qemu.conf").open("x") as file:
             file.write(QEMU_CONF)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import trio
 
 from tests.agent.hypervisor.guests import PlanMaker
-from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
+from tests.agent.hypervisor.private import data_directory, needs_libvirt, new_enclosure
 from twinshare.agent.hypervisor.contract import check_hypervisor
 from twinshare.agent.hypervisor.open import open_hypervisor
 from twinshare.agent.hypervisor.port import DomainPlan
@@ -48,3 +52,14 @@ async def test_without_guests(uri: str, tmp_path: Path) -> None:
 async def test_with_guests_in_a_private_libvirtd(kind: str) -> None:
     async with new_enclosure(kind) as enclosure, open_hypervisor(place=enclosure) as hypervisor:
         await check_hypervisor(hypervisor, PlanMaker(enclosure.path / "vms", enclosure.own))
+
+
+@pytest.mark.system
+@needs_libvirt
+async def test_with_guests_in_libvirt_within_the_process() -> None:
+    with data_directory() as folder:
+        user = ["nobody"] if os.geteuid() == 0 else []
+        if user:
+            shutil.chown(folder, *user)
+        command = [sys.executable, "-m", "tests.agent.hypervisor.embedded", str(folder), *user]
+        await trio.run_process(command)
