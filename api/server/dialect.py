@@ -51,7 +51,8 @@ def _remote_view(node: Node, method: Method) -> View:
         peer = request.params.pop("peer")
         _check_peer(peer)
         arguments = method.arguments(request.params, request.arguments(), await request.body())
-        return _answer(method, await node.call(_caller(request, method), method, arguments, peer), peer)
+        result = await node.call(_caller(request, method), method, arguments, peer)
+        return _answer(method, result, node.peer_id if node.is_here(peer) else peer)
 
     return view
 

@@ -142,6 +142,15 @@ async def test_the_bodies_of_remote_operations(tmp_path: Path) -> None:
         assert (away.status_code, away.json()["code"]) == (502, "peer_unreachable")
 
 
+async def test_local_is_this_node(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        for name in ("local", api.node.peer_id, "here"):
+            assert await api.get(f"/api/remote/{name}/vm") == {"vms": []}
+        made = (await api.client.post("/api/remote/local/vm", json=SPEC)).json()
+        assert (made["success"], made["peer_id"], made["status"]) == (True, api.node.peer_id, "stopped")
+        assert (await api.get(f"/api/vm/{made['vm_id']}"))["name"] == "one"
+
+
 async def test_where_a_remote_operation_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime.now(UTC)
     operation = Operation(
