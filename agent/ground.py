@@ -71,7 +71,7 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
             vms=root / "vms",
             scratch=data_dir / "scratch",
             own=enclosure.own if enclosure else lambda path: None,  # noqa: ARG005
-            guest_pids=enclosure.pids if enclosure else list,
+            guest_pids=enclosure.carriers if enclosure else list,
             problems=(lambda: enclosure.problems) if enclosure else tuple,
         )
 

@@ -25,8 +25,11 @@ from .start import PATH, finish, program, start
 VERSION = 1
 RESOLVER = "192.0.0.53"  # inside, an address of no one; pasta passes what is sent there to the machine's own resolver
 _PATIENCE = 10.0
-_HIDDEN = ("/run", "/home", "/root", "/mnt", "/media", "/srv")
-_SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - empty ones of its own
+# What is seen inside of the machine's top folders; all others are empty there, and so is what is the user's own.
+_SEEN = frozenset(
+    {"bin", "dev", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "opt", "proc", "sbin", "sys", "usr"}
+)
+_SCRATCH = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - empty ones of its own
 
 
 @dataclass(frozen=True)
@@ -169,17 +172,17 @@ class Keeping:
 
     async def _try_namespaces(self) -> str | None:
         """Start a keeper behind walls; the reason when the kernel refuses."""
-        hidden = [folder for folder in (str(Path.home()), str(self.data_dir)) if folder != "/"]
         walls = Walls(
             uid=self.identity.uid,
             gid=self.identity.gid,
             groups=self.identity.groups,
             path=self.record.path,
             parts={part: str(self.data_dir / part) for part in place.PARTS},
-            hide=(*_HIDDEN, *hidden),
+            hide=_hidden(),
             scratch=_SCRATCH,
             resolver=RESOLVER,
             fence=tuple(sorted(unreachable())),
+            no_new_privs=not _has_apparmor(),
             join=self._survivor(),
         )
         refusal = await self._start(walls, "namespaces")
@@ -205,7 +208,13 @@ class Keeping:
                     "start the agent with --data-dir /var/lib/twinshare, or allow it to make namespaces."
                 )
             self.data_dir.chmod(0o711)
-        walls = Walls(uid=identity.uid, gid=identity.gid, groups=identity.groups, namespaces=False)
+        walls = Walls(
+            uid=identity.uid,
+            gid=identity.gid,
+            groups=identity.groups,
+            namespaces=False,
+            no_new_privs=not _has_apparmor(),
+        )
         refusal = await self._start(walls, "plain")
         if refusal is not None:
             raise HypervisorDown(f"The enclosure for virtual machines cannot be made: {refusal}.")
@@ -314,6 +323,24 @@ class Keeping:
     @property
     def _address(self) -> Path:
         return place.socket_of(self.record)
+
+
+def _hidden() -> tuple[str, ...]:
+    folders = {
+        entry.path for entry in os.scandir("/") if entry.is_dir(follow_symlinks=False) and entry.name not in _SEEN
+    }
+    return tuple(sorted(folders.difference(_SCRATCH)))
+
+
+def _has_apparmor() -> bool:
+    """Whether libvirtd may be confined by its path, from which QEMU is started by leaving that confinement.
+
+    Under `no_new_privs` the kernel refuses that. Inside nothing is to be gained anyway: no capability, no other user.
+    """
+    try:
+        return Path("/sys/module/apparmor/parameters/enabled").read_text().startswith("Y")
+    except OSError:
+        return False
 
 
 async def _buried(pid: int) -> None:

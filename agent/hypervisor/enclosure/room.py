@@ -109,9 +109,16 @@ class Enclosure:
             place.give(path, identity.uid, identity.gid)
 
     def pids(self) -> frozenset[int]:
-        """Processes inside, and the way out that speaks for them: no connection of theirs is a local user's."""
+        """Processes inside, and the way out that speaks for them. Looks at every process of the machine."""
+        return self._keeping.pids() | self._outlets()
+
+    def carriers(self) -> frozenset[int]:
+        """Those whose connections may carry a guest's words to this machine: never a local user's."""
+        return self._outlets() if self.kind == "namespaces" else self._keeping.pids()
+
+    def _outlets(self) -> frozenset[int]:
         outlet = self._outlet.process if self._outlet is not None else None
-        return self._keeping.pids() | ({outlet[0]} if outlet else frozenset())
+        return frozenset({outlet[0]} if outlet else ())
 
     def let_go(self) -> None:
         """Close all handles; what was spawned lives on."""

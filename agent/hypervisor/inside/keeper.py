@@ -228,6 +228,8 @@ def _execute(request: dict[str, Any], streams: list[int], failed: int) -> None:
     for number, stream in enumerate(streams[:3]):
         os.dup2(stream, number)
     os.set_inheritable(failed, False)
+    if request["bound"]:
+        walls.refuse_new_privileges()
     for name, value in request["limits"].items():
         resource.setrlimit(_LIMITS[name], (value, value))
     os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606 - no shell is wanted

@@ -22,6 +22,7 @@ def main() -> None:
         walls.private_tun(scratch)
     walls.become(uid, gid)
     walls.drop_power()
+    walls.refuse_new_privileges()
     os.chdir("/")
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # pasta refuses to start where it is ignored, as Python has it
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted

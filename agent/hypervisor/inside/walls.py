@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from . import network
 
-_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x0002_0000, 0x0800_0000, 0x1000_0000, 0x4000_0000
+_OURS = _CLONE_NEWIPC | _CLONE_NEWUSER | _CLONE_NEWNET
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_CHILD_SUBREAPER = 4, 24, 28, 36
@@ -48,6 +49,7 @@ class Walls(NamedTuple):
     scratch: tuple[str, ...] = ()
     resolver: str | None = None
     fence: tuple[str, ...] = ()
+    no_new_privs: bool = True
     join: int | None = None
 
 
@@ -63,18 +65,20 @@ def build(walls: Walls) -> None:
         _unshare(_CLONE_NEWNS, "a mount namespace")
         _furnish(walls)
         become(walls.uid, walls.gid, walls.groups)
-        _unshare(_CLONE_NEWUSER | _CLONE_NEWNET, "user and network namespaces")
+        _unshare(_OURS, "user and network namespaces")
         _map_identity(walls)
         network.raise_loopback()
         network.fence(walls.fence)
     else:
-        _unshare(_CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET, "user, mount and network namespaces")
+        _unshare(_OURS | _CLONE_NEWNS, "user, mount and network namespaces")
         _map_identity(walls)
         _furnish(walls)
         network.raise_loopback()
         network.fence(walls.fence)
     os.umask(0o077)
     drop_power()
+    if walls.no_new_privs:
+        refuse_new_privileges()
 
 
 def adopt_orphans() -> None:
@@ -93,15 +97,19 @@ def become(uid: int, gid: int, groups: Iterable[int] = ()) -> None:
     _prctl(_PR_SET_DUMPABLE, 1)
 
 
+def refuse_new_privileges() -> None:
+    """Have programs with set-user-ID run as what they are started by, from here on."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
 def drop_power() -> None:
     """Give up every capability, for this process and all that come after it."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(64):
         try:
             _prctl(_PR_CAPBSET_DROP, capability)
         except OSError:
-            break  # past the last one, or no power to shrink the bound: no_new_privs keeps it out of reach
+            break  # past the last one, or no power to shrink the bound
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "dropping capabilities")
 
@@ -125,13 +133,12 @@ def private_tun(directory: str) -> None:
 def _furnish(walls: Walls) -> None:
     _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     sources = {name: os.open(folder, os.O_PATH | os.O_DIRECTORY) for name, folder in walls.parts.items()}
-    empty: list[str] = []
-    for folder in (*walls.scratch, *walls.hide):
-        if not os.path.isdir(folder):
-            continue
-        empty.append(folder)
-        mode = "1777" if folder in walls.scratch else "755"
-        _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode={mode},size=64m")
+    empty = [folder for folder in walls.hide if os.path.isdir(folder)]
+    for folder in empty:
+        _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
+    for folder in walls.scratch:
+        os.makedirs(folder, exist_ok=True)
+        _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=64m")
     for name, source in sources.items():
         inside = f"{walls.path}/{name}"
         os.makedirs(inside, 0o755)
@@ -139,8 +146,7 @@ def _furnish(walls: Walls) -> None:
         os.close(source)
     _place_resolver(walls)
     for folder in empty:
-        if folder not in walls.scratch:
-            _mount(None, folder, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+        _mount(None, folder, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
 
 
 def _place_resolver(walls: Walls) -> None:
@@ -163,7 +169,7 @@ def _join(walls: Walls, *, privileged: bool) -> None:
     pid = walls.join or 0
     if privileged:
         become(walls.uid, walls.gid, walls.groups)
-    _enter(pid, _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET)
+    _enter(pid, _OURS | _CLONE_NEWNS)
 
 
 def _enter(pid: int, namespaces: int) -> None:
