@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from .access import Role
+from .membership import Limits
 
 MAX_NESTING = 32
 PeerRef = Annotated[str, Meta(min_length=1, max_length=255, description="peer ID, unique prefix of it, or node name")]
@@ -73,11 +74,12 @@ class MessageReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InviteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`expires` is in seconds."""
+    """`expires` is in seconds; `limits` are what the new member may take of each node."""
 
     role: Role = Role.OPERATOR
     expires: Annotated[int, Meta(ge=1, le=30 * 86400)] = 600
     uses: Annotated[int, Meta(ge=1, le=1000)] = 1
+    limits: Limits | None = None
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):

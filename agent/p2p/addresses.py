@@ -47,6 +47,11 @@ class Address:
         return f"{text}/p2p/{self.peer_id}" if self.peer_id else text
 
 
+def bare(text: str) -> str:
+    """Without the peer's own ID at the end; an address through a relay needs it."""
+    return text if _CIRCUIT in text else text.partition("/p2p/")[0]
+
+
 def parse(text: str) -> Address:
     """Raises: ValueError, saying what is wrong with it."""
     parts = text.split("/") if len(text) <= MAX_LENGTH else []

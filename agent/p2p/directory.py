@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from ...protocols.mesh import MAX_ADDRESSES, MAX_NEWS, Whereabouts
+from .addresses import bare
 from .host import PeerId
 from .shelf import Shelf
 
@@ -57,7 +58,7 @@ class Directory:
     def hint(self, peer: PeerId, addresses: Iterable[str]) -> bool:
         """Somebody says that the peer is there; whether that was new."""
         entry = self._entry(peer)
-        fresh = [address for address in _bare(addresses) if address not in self.addresses(peer)]
+        fresh = [address for address in _bounded(addresses) if address not in self.addresses(peer)]
         if entry is not None and fresh:
             entry.hints = (fresh + entry.hints)[:MAX_HINTS]
         return bool(fresh)
@@ -67,7 +68,7 @@ class Directory:
         entry = self._entry(whereabouts.peer)
         if entry is None or (entry.declared and entry.declared.number >= whereabouts.number):
             return False
-        entry.declared = msgspec.structs.replace(whereabouts, addresses=_bare(whereabouts.addresses))
+        entry.declared = msgspec.structs.replace(whereabouts, addresses=_bounded(whereabouts.addresses))
         await self._save(whereabouts.peer, entry)
         return True
 
@@ -78,8 +79,7 @@ class Directory:
             return
         entry.last_seen = self._now()
         if address is not None:
-            bare = address.partition("/p2p/")[0] if "/p2p-circuit" not in address else address
-            entry.good = list(dict.fromkeys([bare, *entry.good]))[:MAX_HINTS]
+            entry.good = list(dict.fromkeys([bare(address), *entry.good]))[:MAX_HINTS]
         await self._save(peer, entry)
 
     def seen(self, peer: PeerId) -> None:
@@ -113,9 +113,8 @@ class Directory:
         await self._shelf.put(KIND, peer, msgspec.msgpack.encode(entry))
 
 
-def _bare(addresses: Iterable[str]) -> list[str]:
-    """Without the peer's own ID at the end (a relay's stays), and no more than a dialler tries."""
-    return [a if "/p2p-circuit" in a else a.partition("/p2p/")[0] for a in addresses][:MAX_ADDRESSES]
+def _bounded(addresses: Iterable[str]) -> list[str]:
+    return [bare(address) for address in addresses][:MAX_ADDRESSES]
 
 
 async def open_directory(shelf: Shelf, bootstrap: Iterable[str], now: Callable[[], float]) -> Directory:

@@ -91,6 +91,10 @@ class Membership:
         role = certificate.role if override.role is None else certificate.role.at_most(override.role)
         return msgspec.structs.replace(certificate, role=role, limits=certificate.limits.lowered(override.limits))
 
+    def denies(self, peer_id: PeerId) -> bool:
+        """Whether our own configuration shuts a peer out."""
+        return self._overrides.get(peer_id, Override()).deny
+
     def known(self, peer_id: PeerId) -> Certificate | None:
         """The certificate of anybody who is or was a member, good or not."""
         member = self._members.get(peer_id)
@@ -128,15 +132,20 @@ class Membership:
         members = [chain for chain in news.members if await self._keep(chain)]
         return News(members=members, revocations=revocations)
 
+    def require_issuer(self) -> Certificate:
+        """Our own certificate, if it lets us make others. Raises: Forbidden."""
+        own = self.standing(self.peer_id)
+        if own is None or own.role is not Role.ADMIN:
+            raise Forbidden("this node is no admin of its fleet: it cannot let others in", role_needed="admin")
+        if self.peer_id != self.fleet and len(self._members[self.peer_id].chain) >= MAX_CHAIN:
+            raise Forbidden(f"this node's certificate is the last of {MAX_CHAIN} in its chain: ask another admin")
+        return own
+
     async def issue(self, sub: PeerId, name: str, role: Role, limits: Limits) -> Chain:
         """Make `sub` a member, or renew it. Raises: Forbidden when our own certificate does not allow it."""
-        parent = self.standing(self.peer_id)
+        parent = self.require_issuer()
         chain = self._members[self.peer_id].chain
-        if parent is None or parent.role is not Role.ADMIN:
-            raise Forbidden("this node is no admin of its fleet: it cannot let others in", role_needed="admin")
         is_founder = self.peer_id == self.fleet
-        if not is_founder and len(chain) >= MAX_CHAIN:
-            raise Forbidden(f"this node's certificate is the last of {MAX_CHAIN} in its chain: ask another admin")
         now, former = int(self._now()), self.known(sub)
         certificate = Certificate(
             fleet=self.fleet,
@@ -230,20 +239,23 @@ class Membership:
         if self.fleet == self.peer_id:
             await self.refound()
 
-    async def refound(self) -> None:
-        """As the founder, make or renew our own certificate, when it is time."""
-        if self.known(self.peer_id) is None or self.renewable:
-            now = int(self._now())
-            certificate = Certificate(
-                fleet=self.fleet,
-                sub=self.peer_id,
-                name=self.name,
-                role=Role.ADMIN,
-                iat=now,
-                exp=now + LIFETIME,
-                serial=secrets.token_hex(8),
-            )
-            await self._keep((self._signer.sign(msgspec.json.encode(certificate)),))
+    async def refound(self) -> Chain | None:
+        """As the founder, make or renew our own certificate, when it is time; tells the new one."""
+        if self.known(self.peer_id) is not None and not self.renewable:
+            return None
+        now = int(self._now())
+        certificate = Certificate(
+            fleet=self.fleet,
+            sub=self.peer_id,
+            name=self.name,
+            role=Role.ADMIN,
+            iat=now,
+            exp=now + LIFETIME,
+            serial=secrets.token_hex(8),
+        )
+        chain = (self._signer.sign(msgspec.json.encode(certificate)),)
+        await self._keep(chain)
+        return chain
 
     async def _keep(self, chain: Chain) -> bool:
         """Take a chain and put it on the shelf; whether it was good and new."""

@@ -1,0 +1,217 @@
+"""The mesh of one node: members, their lines, and calls to any of them. Everything of the room is joined here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from ...protocols.access import Caller
+from ...protocols.errors import AmbiguousName, Conflict, Forbidden, InvalidRequest, PeerNotFound
+from ...protocols.membership import Certificate
+from ...protocols.mesh import News
+from ...protocols.services import PeerService
+from ...protocols.table import Dispatcher, Method
+from ...protocols.ticket import decode_ticket
+from ...protocols.vm import Vm
+from ..background import open_background
+from . import joining
+from .directory import open_directory
+from .fleet import FleetInventory
+from .host import PeerId
+from .local_peers import LocalPeers
+from .membership import Override, open_membership
+from .parts import OpenHost, Parts, Publish
+from .rpc import EventSource
+from .running import Running, open_running, stopped
+from .shelf import Shelf
+from .signing import Signer
+from .tickets import open_tickets
+
+
+class Mesh:
+    """Made by `open_mesh`."""
+
+    def __init__(self, parts: Parts, nursery: trio.Nursery) -> None:
+        self.parts = parts
+        self.peer_id = parts.membership.peer_id
+        self.fleet = FleetInventory(parts)
+        self._nursery = nursery
+        self._running: Running | None = None
+        self._leave = trio.Event()
+        self._left = trio.Event()
+        self._switch = trio.Lock()
+
+    # -- on and off
+
+    @property
+    def running(self) -> Running | None:
+        """The services, None while they are off."""
+        return self._running
+
+    def require_running(self) -> Running:
+        """Raises: P2pStopped."""
+        if self._running is None:
+            raise stopped()
+        return self._running
+
+    async def start(self) -> None:
+        """Switch the services on. Raises: what the host raises when it cannot listen."""
+        async with self._switch:
+            if self._running is None:
+                self._leave, self._left = trio.Event(), trio.Event()
+                await self._nursery.start(self._run)
+
+    async def stop(self) -> None:
+        """Switch them off; the identity and the fleet stay."""
+        async with self._switch:
+            if self._running is not None:
+                self._leave.set()
+                await self._left.wait()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with open_running(self.parts, self.fleet) as self._running:
+                task_status.started()
+                await self._leave.wait()
+                self._running = None
+        finally:
+            self._running = None
+            self._left.set()
+
+    # -- peers
+
+    def service(self, caller: Caller) -> LocalPeers:
+        """The `PeerService` for the node's own users."""
+        return LocalPeers(self, caller)
+
+    def resolve(self, ref: str) -> PeerId:
+        """The peer that a user means: an ID, a name, or the only one whose ID begins so; `local` is this node.
+
+        Raises: PeerNotFound, AmbiguousName listing those that could be meant.
+        """
+        membership = self.parts.membership
+        names = {peer.sub: peer.name for peer in membership.peers} | {self.peer_id: self.parts.name}
+        if ref == "local":
+            return self.peer_id
+        if ref in names:
+            return ref
+        meant = [peer for peer, name in names.items() if name == ref]
+        meant = meant or [peer for peer in names if peer.startswith(ref)]
+        if not meant:
+            raise PeerNotFound(f"no peer of this fleet is called '{ref}'", peer=ref)
+        if len(meant) > 1:
+            listed = ", ".join(f"{names[peer]} ({peer})" for peer in sorted(meant))
+            raise AmbiguousName(f"'{ref}' may be any of {listed}", peers=sorted(meant))
+        return meant[0]
+
+    async def call(self, peer: str, method: Method, arguments: Mapping[str, Any], caller: Caller) -> Any:
+        """Any operation of a peer, as if it were here; the peer may be this node.
+
+        Raises: what the operation raises; Detached; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable,
+        PeerMisbehaved, DeadlineExceeded.
+        """
+        running = self.require_running()
+        peer_id = self.resolve(peer)
+        if peer_id == self.peer_id:
+            return await self.parts.dispatcher.call(caller, method, arguments)
+        if method.local:
+            raise Forbidden(f"{method.name} is for a node's own users; call it on {peer} itself")
+        caller.require(method.role, method.name)
+        return await running.calls.call(peer_id, method, arguments, caller)
+
+    async def fleet_vms(self, caller: Caller) -> list[Vm]:
+        """The VMs of all peers, in at most two seconds; without P2P services, this node's and what others last said."""
+        running = self._running
+        online = [line.peer_id for line in running.links.lines] if running else []
+        return await self.fleet.vms(caller, online, running.calls if running else None)
+
+    def hint(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Somebody says that a peer is there. Worth a try if it is a member and was not known to be."""
+        if self.parts.membership.known(peer) is None:
+            return
+        if self.parts.directory.hint(peer, addresses) and self._running:
+            self._running.links.poke(peer)
+
+    # -- members
+
+    async def join(self, text: str) -> Certificate:
+        """Join the fleet that a ticket comes from; tells who let us in.
+
+        Raises: InvalidRequest, Conflict, Forbidden, P2pStopped, PeerUnreachable, PeerMisbehaved.
+        """
+        parts, running = self.parts, self.require_running()
+        ticket = decode_ticket(text)
+        if ticket.inviter == self.peer_id:
+            raise InvalidRequest("this node has made the ticket itself; use it on another node", path="ticket")
+        if ticket.expires <= parts.now():
+            raise Forbidden("the ticket has expired; ask for a new one")
+        if not parts.membership.alone:
+            raise Conflict(f"this node is already in a fleet with others ({parts.membership.fleet})")
+        with parts.courting(ticket.inviter):
+            fleet, chain, pieces = await joining.join(running.host, ticket, parts.name, parts.agent)
+            await parts.membership.adopt(fleet, chain, ticket.inviter)
+        await parts.directory.forget_all()
+        for news in pieces:
+            await running.gossip.take(news, ticket.inviter)
+        running.members_changed()
+        inviter = parts.membership.known(ticket.inviter)
+        if inviter is None:
+            raise PeerNotFound(f"{ticket.inviter} did not tell its own certificate", peer=ticket.inviter)
+        parts.publish("fleet.joined", {"fleet": fleet, "by": inviter.name})
+        return inviter
+
+    async def revoke(self, peer: PeerId) -> None:
+        """Put a peer out of the fleet, at once here and within moments everywhere. Raises: PeerNotFound, Forbidden."""
+        news: News = await self.parts.membership.revoke(peer)
+        if running := self._running:
+            await running.gossip.spread_and_wait(news, joining.SPREAD_PATIENCE)
+            running.members_changed()
+
+
+@asynccontextmanager
+async def open_mesh(
+    *,
+    open_host: OpenHost,
+    signer: Signer,
+    name: str,
+    agent: str,
+    dispatcher: Dispatcher,
+    shelf: Shelf,
+    events: EventSource,
+    publish: Publish,
+    now: Callable[[], float],
+    overrides: Mapping[PeerId, Override] | None = None,
+    bootstrap: Sequence[str] = (),
+    silence: float = 15.0,
+    rng: random.Random | None = None,
+    start: bool = True,
+) -> AsyncIterator[Mesh]:
+    """The mesh of the node whose key `signer` has. `silence`: seconds after which a silent peer is gone.
+
+    `dispatcher` has the operations that peers may call; `now` is the time of day in seconds of the epoch.
+    Raises: what the host raises when it cannot listen.
+    """
+    parts = Parts(
+        open_host=open_host,
+        name=name,
+        agent=agent,
+        dispatcher=dispatcher.extended({PeerService: lambda caller: mesh.service(caller)}),
+        events=events,
+        publish=publish,
+        now=now,
+        silence=silence,
+        rng=rng or random.Random(),  # noqa: S311 - it spreads retries in time
+        membership=await open_membership(shelf, signer, name, overrides or {}, now),
+        directory=await open_directory(shelf, bootstrap, now),
+        tickets=await open_tickets(shelf, signer.peer_id, now),
+    )
+    async with open_background() as nursery:
+        mesh = Mesh(parts, nursery)
+        if start:
+            await mesh.start()
+        yield mesh
+        await mesh.stop()

@@ -1,0 +1,83 @@
+"""What the mesh is made of, given once by whoever opens it and shared by its parts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ...protocols.access import Role
+from ...protocols.errors import Forbidden, RateLimited
+from ...protocols.table import Dispatcher
+from .directory import Directory
+from .host import Admission, Direction, Gate, Host, PeerId
+from .membership import Membership
+from .rpc import EventSource
+from .tickets import TicketBook
+
+OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
+Publish: TypeAlias = Callable[[str, Mapping[str, Any]], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """`agent` is our program and its version; `silence` how many seconds a peer may say nothing; `now` the epoch's."""
+
+    open_host: OpenHost
+    name: str
+    agent: str
+    dispatcher: Dispatcher
+    events: EventSource
+    publish: Publish
+    now: Callable[[], float]
+    silence: float
+    rng: random.Random
+    membership: Membership
+    directory: Directory
+    tickets: TicketBook
+    courted: set[PeerId] = field(default_factory=set)
+
+    def gate(self, peer: PeerId, direction: Direction) -> Admission:
+        """Members come in; strangers to the door, while a ticket is out; and whom we ask to let us in."""
+        if self.membership.standing(peer) is not None:
+            return Admission.MEMBER
+        if peer in self.courted:
+            return Admission.GUEST
+        if direction is Direction.INBOUND and self.tickets.live and not self.membership.denies(peer):
+            return Admission.GUEST
+        return Admission.REFUSED
+
+    @contextmanager
+    def courting(self, peer: PeerId) -> Iterator[None]:
+        """While we ask a stranger to let us into its fleet."""
+        self.courted.add(peer)
+        try:
+            yield
+        finally:
+            self.courted.discard(peer)
+
+
+class Pace:
+    """Counts the operations of each peer against its `operations_per_minute`."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._left: dict[PeerId, tuple[float, float]] = {}
+
+    def take(self, peer: PeerId, limit: int | None) -> None:
+        """Raises: RateLimited, with how long to wait."""
+        if limit is None:
+            return
+        now = self._now()
+        left, at = self._left.get(peer, (float(limit), now))
+        left = min(float(limit), left + (now - at) * limit / 60)
+        self._left[peer] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if left < 1:
+            wait = int((1 - left) * 60 / limit) + 1 if limit else 60
+            raise RateLimited(f"{peer} may begin {limit} operations a minute here", retry_after=wait)
+
+
+def no_member(peer: PeerId) -> Forbidden:
+    return Forbidden(f"{peer} is no member of this node's fleet in good standing", role_needed=str(Role.VIEWER))

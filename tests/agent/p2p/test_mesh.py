@@ -1,0 +1,344 @@
+"""Fleets in memory: joining, finding each other again, calling, putting out. The clock is virtual."""
+
+import contextlib
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.agent.p2p.cluster import Cluster, open_cluster, vm
+from twinshare.protocols.access import Caller, Role
+from twinshare.protocols.errors import (
+    AmbiguousName,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    P2pStopped,
+    PeerNotFound,
+    PeerUnreachable,
+    TooLarge,
+    VmNotFound,
+)
+from twinshare.protocols.membership import Limits
+from twinshare.protocols.mesh import News
+from twinshare.protocols.peer import InviteRequest, Message
+from twinshare.protocols.vm import VmSpec
+
+
+async def test_a_node_that_joins_works_with_all_at_once(autojump_clock: MockClock) -> None:
+    async with open_cluster(3) as cluster:
+        fourth = await cluster.add()
+        assert fourth.online == set()
+        began = trio.current_time()
+        await cluster.join(fourth, cluster[1])
+        assert await cluster.until(cluster.converged, 2) < 2
+        for member in cluster.members[:3]:
+            await fourth.ask(member.name, "create_vm", spec=VmSpec(name="web", image="tiny"))
+            [(caller, _)] = [entry for entry in member.reached if entry[1] == "create_vm"]
+            assert (caller.principal, caller.role) == (fourth.peer_id, Role.ADMIN)
+        assert trio.current_time() - began < 3
+        peers = await fourth.call("list_peers")
+        assert [(peer.name, peer.status, peer.path) for peer in peers] == [
+            (f"node-{number}", "online", "direct") for number in range(3)
+        ]
+        assert [event.type for event in cluster[0].happenings.kept].count("peer.online") == 3
+
+
+async def test_errors_of_a_peer_and_calls_to_oneself_look_alike(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        a, b = cluster.members
+        for peer in (b.peer_id, b.name, a.peer_id, a.name, "local"):
+            with pytest.raises(VmNotFound, match="no VM is called 'x' here"):
+                await a.ask(peer, "get_vm", vm="x")
+
+
+async def test_references_to_peers(autojump_clock: MockClock) -> None:
+    async with open_cluster(3) as cluster:
+        a, b, c = cluster.members
+        assert a.mesh.resolve(b.peer_id[:20]) == b.peer_id
+        with pytest.raises(AmbiguousName) as ambiguous:
+            a.mesh.resolve("12D3KooW")
+        assert ambiguous.value.details["peers"] == sorted([a.peer_id, b.peer_id, c.peer_id])
+        with pytest.raises(PeerNotFound, match="'nobody'"):
+            await a.call("get_peer", peer="nobody")
+        assert (await a.call("get_peer", peer="node-0")).id == a.peer_id
+        assert (await a.call("get_peer", peer="node-1")).name == "node-1"
+
+
+async def test_two_peers_of_one_name_are_listed(autojump_clock: MockClock) -> None:
+    async with open_cluster(3) as cluster:
+        a, b, c = cluster.members
+        renewed = await a.mesh.parts.membership.issue(c.peer_id, "node-1", Role.ADMIN, Limits())
+        await b.mesh.parts.membership.learn(News(members=[renewed]))
+        with pytest.raises(AmbiguousName, match=r"'node-1' may be any of node-1 .* node-1 "):
+            await a.ask("node-1", "list_vms")
+
+
+async def test_ping_and_messages(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        a, b = cluster.members
+        ping = await a.call("ping_peer", peer="node-1")
+        assert (ping.id, ping.path) == (b.peer_id, "direct")
+        hello = await a.call("send_message", message=Message(peer_id="node-1", message_type="HELLO", data={"m": 1}))
+        assert (hello.status, hello.message) == ("ok", "Hello received")
+        note = Message(peer_id=b.peer_id, message_type="NOTE", data={"text": "hi"})
+        assert (await a.call("send_message", message=note)).status == "ok"
+        assert b.happenings.kept[-1].data == {
+            "from": a.peer_id,
+            "name": "node-0",
+            "message_type": "NOTE",
+            "data": {"text": "hi"},
+        }
+        large = Message(peer_id="node-1", message_type="NOTE", data={"text": "x" * 70_000})
+        with pytest.raises(TooLarge):
+            await a.call("send_message", message=large)
+
+
+async def test_a_killed_node_is_offline_at_once_and_found_again_at_another_address(autojump_clock: MockClock) -> None:
+    async with open_cluster(3) as cluster:
+        await cluster.kill(2)
+        assert await cluster.until(lambda: cluster.converged(0, 1), 1) < 1
+        peer = await cluster[0].call("get_peer", peer="node-2")
+        assert (peer.status, peer.services, peer.path) == ("offline", [], None)
+        assert peer.last_seen is not None
+        began = trio.current_time()
+        with pytest.raises(PeerUnreachable):
+            await cluster[0].ask("node-2", "list_vms")
+        assert trio.current_time() - began < 6
+        await trio.sleep(600)
+        await cluster.start(2)
+        assert await cluster.until(cluster.converged, 10) < 10
+
+
+async def test_nodes_that_all_come_back_elsewhere_find_each_other_by_the_one_that_stayed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_cluster(5) as cluster:
+        for number in (0, 1, 2, 3):
+            await cluster.kill(number)
+        await trio.sleep(3600)
+        for number in (0, 1, 2, 3):
+            await cluster.start(number)
+        assert await cluster.until(cluster.converged, 30) < 30
+
+
+async def test_a_silent_node_is_offline_in_time_and_its_calls_fail_before(autojump_clock: MockClock) -> None:
+    async with open_cluster(3, silence=2) as cluster:
+        cluster.network.freeze(cluster[2].peer_id)
+        began = trio.current_time()
+        with pytest.raises(PeerUnreachable):
+            await cluster[0].ask("node-2", "list_vms")
+        assert trio.current_time() - began < 6
+        assert await cluster.until(lambda: cluster.converged(0, 1), 4) < 4
+        cluster.network.heal()
+        assert await cluster.until(cluster.converged, 30) < 30
+
+
+async def test_a_partition_parts_and_heals(autojump_clock: MockClock) -> None:
+    async with open_cluster(6) as cluster:
+        halves = [[cluster[n].peer_id for n in (0, 1, 2)], [cluster[n].peer_id for n in (3, 4, 5)]]
+        cluster.network.partition(*halves)
+        await cluster.until(lambda: cluster.converged(0, 1, 2) and cluster.converged(3, 4, 5), 25)
+        # Both sides go on: each lets a node in.
+        for inviter in (0, 3):
+            joiner = await cluster.add()
+            cluster.network.partition(
+                *[[*half, joiner.peer_id] if cluster[inviter].peer_id in half else half for half in halves]
+            )
+            await cluster.join(joiner, cluster[inviter])
+            halves = [[*half, joiner.peer_id] if cluster[inviter].peer_id in half else half for half in halves]
+        cluster.network.heal()
+        assert await cluster.until(cluster.converged, 40) < 40
+
+
+async def test_stop_and_start_of_the_services(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        a, b = cluster.members
+        b.vms["web"] = vm("web")
+        assert (await a.call("start_p2p")).status == "started"
+        state = await a.call("stop_p2p")
+        assert (state.status, state.id) == ("stopped", a.peer_id)
+        for call in (
+            a.ask("node-1", "list_vms"),
+            a.call("ping_peer", peer="node-1"),
+            a.call("join_fleet", ticket="x"),
+            a.call("invite_peer", invite=InviteRequest()),
+        ):
+            with pytest.raises(P2pStopped, match="P2P services are not running"):
+                await call
+        assert (await a.call("p2p_info")).status == "stopped"
+        assert (await a.call("list_peers"))[0].status == "offline"
+        assert await cluster.until(lambda: b.online == set(), 1) < 1
+        assert (await a.call("start_p2p")).id == a.peer_id
+        assert await cluster.until(cluster.converged, 10) < 10
+        assert [vm.name for vm in await a.ask("node-1", "list_vms")] == ["web"]
+
+
+# -- tickets
+
+
+async def refused(cluster: Cluster, ticket: str, kind: type[Exception], match: str) -> None:
+    """A stranger tries a ticket in vain, and is no member of anything but its own fleet."""
+    stranger = await cluster.add()
+    with pytest.raises(kind, match=match):
+        await stranger.call("join_fleet", ticket=ticket)
+    assert stranger.mesh.parts.membership.fleet == stranger.peer_id
+    assert await stranger.call("list_peers") == []
+    await cluster.kill(stranger.number)
+
+
+async def test_a_ticket_used_up_expired_or_damaged_lets_nobody_in(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        made = await cluster[0].call("invite_peer", invite=InviteRequest(uses=1, expires=600))
+        joiner = await cluster.add()
+        await joiner.call("join_fleet", ticket=made.ticket)
+        await refused(cluster, made.ticket, Forbidden, "used up")
+        # Also while the door is ajar for another ticket.
+        other = await cluster[0].call("invite_peer", invite=InviteRequest(expires=600))
+        await refused(cluster, made.ticket, Forbidden, "used up")
+        await refused(cluster, other.ticket[:-1] + ("a" if other.ticket[-1] != "a" else "b"), InvalidRequest, "letter")
+        await refused(cluster, "nonsense", InvalidRequest, "no ticket")
+        await trio.sleep(601)
+        await refused(cluster, other.ticket, Forbidden, "expired")
+        assert len(await cluster[0].call("list_peers")) == 2
+
+
+async def test_a_ticket_of_a_node_that_is_gone_or_has_fallen_silent(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        made = await cluster[0].call("invite_peer", invite=InviteRequest())
+        cluster.network.freeze(cluster[0].peer_id)
+        began = trio.current_time()
+        await refused(cluster, made.ticket, PeerUnreachable, "12D3")
+        assert trio.current_time() - began < 6
+        cluster.network.heal()
+        await cluster.kill(0)
+        await refused(cluster, made.ticket, PeerUnreachable, "12D3")
+
+
+async def test_who_may_invite_and_who_may_join(autojump_clock: MockClock) -> None:
+    async with open_cluster(1) as cluster:
+        a = cluster[0]
+        b = await cluster.add()
+        await cluster.join(b, a, Role.OPERATOR)
+        with pytest.raises(Forbidden, match="no admin"):
+            await b.call("invite_peer", invite=InviteRequest())
+        with pytest.raises(Forbidden, match="needs the role admin"):
+            await a.call("invite_peer", Caller(principal="token:x", role=Role.OPERATOR), invite=InviteRequest())
+        made = await a.call("invite_peer", invite=InviteRequest(uses=5))
+        with pytest.raises(Conflict, match="already in a fleet"):
+            await b.call("join_fleet", ticket=made.ticket)
+        with pytest.raises(InvalidRequest, match="this node has made"):
+            await a.call("join_fleet", ticket=made.ticket)
+
+
+async def test_the_door_is_shut_to_strangers_unless_a_ticket_is_out(autojump_clock: MockClock) -> None:
+    async with open_cluster(1) as cluster:
+        a, stranger = cluster[0], await cluster.add()
+        assert a.mesh.running
+        assert stranger.mesh.running
+        with stranger.mesh.parts.courting(a.peer_id):
+            host, addresses = stranger.mesh.running.host, a.mesh.running.host.addresses
+            with pytest.raises(PeerUnreachable):
+                await host.connect(a.peer_id, addresses)
+            await a.call("invite_peer", invite=InviteRequest(expires=60))
+            await host.connect(a.peer_id, addresses)
+            for protocol in ("/twinshare/rpc/1.0.0", "/twinshare/tunnel/1.0.0"):
+                with pytest.raises(Exception, match="does not serve"):
+                    await host.open_stream(a.peer_id, protocol)
+
+
+# -- roles
+
+
+async def test_a_revoked_peer_is_out_everywhere_within_moments_and_its_running_calls_end(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_cluster(4) as cluster:
+        victim = cluster[3]
+        errors: list[Exception] = []
+
+        async def long_call() -> None:
+            try:
+                await victim.ask("node-1", "wait_operation", id="x", timeout=500.0)
+            except (PeerUnreachable, Forbidden, PeerNotFound) as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(long_call)
+            await trio.sleep(1)
+            began = trio.current_time()
+            gone = await cluster[0].call("revoke_peer", peer="node-3")
+            assert (gone.id, gone.status, gone.role) == (victim.peer_id, "offline", None)
+        assert trio.current_time() - began < 3
+        assert errors
+        assert await cluster.until(lambda: cluster.converged(0, 1, 2), 3) < 3
+        for member in cluster.members[:3]:
+            assert victim.peer_id not in {peer.id for peer in await member.call("list_peers")}
+            with pytest.raises((PeerUnreachable, PeerNotFound)):
+                await victim.ask(member.peer_id, "list_vms")
+        await cluster.kill(3)
+        await cluster.start(3)
+        await trio.sleep(60)
+        assert cluster.converged(0, 1, 2)
+        # It can come back by a new ticket.
+        await cluster.join(victim, cluster[1], Role.VIEWER)
+        assert await cluster.until(cluster.converged, 10) < 10
+
+
+async def test_a_node_that_was_away_learns_of_the_revocation_when_it_is_back(autojump_clock: MockClock) -> None:
+    async with open_cluster(4) as cluster:
+        await cluster.kill(2)
+        await cluster[0].call("revoke_peer", peer="node-3")
+        await cluster.start(2)
+        await cluster.until(lambda: cluster.converged(0, 1, 2), 15)
+        assert cluster[3].peer_id not in cluster[2].online
+
+
+async def test_a_deadline_of_a_peer_is_the_callers_error(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        with pytest.raises(DeadlineExceeded):
+            await (
+                cluster[0]
+                .mesh.require_running()
+                .calls.call(
+                    cluster[1].peer_id,
+                    cluster[0].mesh.parts.dispatcher.table["wait_operation"],
+                    {"id": "x", "timeout": 600.0},
+                    Caller(principal="local", role=Role.VIEWER),
+                    timeout=3,
+                )
+            )
+
+
+# -- the fleet's VMs
+
+
+async def test_the_fleets_vms_are_one_list_that_never_waits_for_the_dead(autojump_clock: MockClock) -> None:
+    async with open_cluster(3) as cluster:
+        for member in cluster.members:
+            member.vms[f"vm-{member.number}"] = vm(f"vm-{member.number}")
+        reader = Caller(principal="token:r", role=Role.VIEWER)
+        rows = await cluster[0].mesh.fleet_vms(reader)
+        assert {(row.name, row.node, row.reachable) for row in rows} == {
+            (f"vm-{n}", f"node-{n}", True) for n in range(3)
+        }
+        # What happens just before a node dies is still known: its events have told.
+        await cluster[1].ask("node-2", "create_vm", spec=VmSpec(name="late", image="tiny"))
+        await trio.sleep(1)
+        cluster.network.freeze(cluster[2].peer_id)
+        for _ in range(30):
+            began = trio.current_time()
+            rows = await cluster[0].mesh.fleet_vms(reader)
+            assert trio.current_time() - began < 2
+            seen = {(row.name, row.reachable) for row in rows}
+            assert seen == {("vm-0", True), ("vm-1", True), ("vm-2", False), ("late", False)}
+            await trio.sleep(1)
+        assert all(row.observed_at is not None for row in rows)
+        cluster.network.heal()
+        await cluster.until(cluster.converged, 30)
+        assert all(row.reachable for row in await cluster[0].mesh.fleet_vms(reader))
+        await cluster[0].call("stop_p2p")
+        assert len(await cluster[0].mesh.fleet_vms(reader)) == 4
+        with contextlib.suppress(P2pStopped):
+            await cluster[0].ask("node-1", "list_vms")
