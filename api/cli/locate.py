@@ -23,6 +23,8 @@ class Card(msgspec.Struct, frozen=True):
     api_url: str
     version: str = ""
     data_dir: str = ""
+    peer_id: str = ""
+    addresses: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
