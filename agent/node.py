@@ -155,8 +155,10 @@ async def _open_joined(
         open_operations(state, events, name) as operations,
         open_relays() as relays,
     ):
-        recipes = VmRecipes(ground.hypervisor, ground.images, inventory, ground.vms, ground.own, limits.stop_timeout)
         forwards = Forwards(ground.hypervisor, inventory, relays, ground.vms, ground.admits)
+        recipes = VmRecipes(
+            ground.hypervisor, ground.images, inventory, ground.vms, ground.own, forwards, limits.stop_timeout
+        )
         ledger = Ledger(limits, partial(look_at_host, home.path))
         vms = VmRoom(ground.hypervisor, ground.images, inventory, operations, recipes, forwards, ledger, limits)
         images = ImageRoom(ground.images, operations, events, vms.users_of, ground.scratch)

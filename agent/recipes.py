@@ -20,6 +20,7 @@ import trio
 
 from ..protocols.errors import DeadlineExceeded, InsufficientResources, VmNotFound, WrongState
 from ..protocols.vm import CloudInit, Vm, VmChange, VmSpec, VmStatus
+from .forwards import Forwards
 from .guest import build_seed
 from .hypervisor.port import DomainPlan, DomainState, Hypervisor
 from .images.port import ImageStore
@@ -51,8 +52,15 @@ class VmRecipes:
     inventory: Inventory
     vms: Path
     own: Callable[[Path], None]
+    forwards: Forwards
     stop_timeout: int
     locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
+
+    async def _start(self, id: str) -> None:
+        """Boot, and open the ports that lead to the guest before anybody is told that it runs."""
+        await self.hypervisor.start(id)
+        if record := await self.inventory.refresh(id):
+            await self.forwards.reconcile(record)
 
     @asynccontextmanager
     async def working_on(self, id: str, kind: str, making: Vm | None = None) -> AsyncIterator[None]:
@@ -101,7 +109,7 @@ class VmRecipes:
             )
             if spec.start:
                 await run.step("start")
-                await self.hypervisor.start(id)
+                await self._start(id)
         return self.inventory.get(id)
 
     async def undo_create(self, run: Run) -> None:
@@ -115,7 +123,7 @@ class VmRecipes:
         id = run.notes["id"]
         async with self.working_on(id, run.kind):
             await run.step("start")
-            await self.hypervisor.start(id)
+            await self._start(id)
         return self.inventory.get(id)
 
     async def stop(self, run: Run) -> Vm:
@@ -130,7 +138,7 @@ class VmRecipes:
             if run.step_name != "start":
                 await self._stop(run, id)
             await run.step("start")
-            await self.hypervisor.start(id)
+            await self._start(id)
         return self.inventory.get(id)
 
     async def _stop(self, run: Run, id: str) -> None:

@@ -17,7 +17,8 @@ BORDERS = {
     "api/server/face.py": "the REST view: a bug in one request is answered 500",
     "api/server/connection.py": "whatever a stranger's bytes do to the parser ends their connection and nothing else",
     "agent/p2p/memory/host.py": "what a stream's handler raises is logged and ends that stream alone, as the port says",
-    "agent/p2p/libp2p/guard.py": "any exception in a stream handler would end the whole libp2p host",
+    "agent/p2p/libp2p/serving.py": "any exception in a stream handler would end the whole libp2p host",
+    "agent/p2p/libp2p/handshake.py": "hostile bytes reach libraries that raise whatever they please",
     "agent/background.py": "keeps the body's error until its nursery is closed, then raises it",
 }
 

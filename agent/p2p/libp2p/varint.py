@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol, TypeVar
 
 import trio
+from google.protobuf.message import DecodeError
 
 _LONGEST: Final = 9
 MAX_MESSAGE: Final = 64 * 1024
@@ -75,8 +76,7 @@ class MessageReader:
         del self.rest[:end]
         try:
             message.ParseFromString(body)
-        except Exception as error:
-            # protobuf's own error classes differ between its implementations
+        except (DecodeError, ValueError) as error:
             raise BadMessage(f"no message: {error}") from error
         return message
 
