@@ -14,12 +14,14 @@ ImageRef = Annotated[str, Meta(min_length=1, max_length=512, description="name, 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """One image of a node. `digest` names the content: two names of one digest share one file.
 
-    `size` is the disk that a guest sees, `allocated` the space the base takes on this machine.
+    `manifest` is the registry's digest of an image that came from one or went there. `size` is the disk that a guest
+    sees, `allocated` the space the base takes on this machine.
     """
 
     name: str
     tag: str
     digest: str
+    manifest: str = ""
     size: int
     allocated: int
     created_at: datetime

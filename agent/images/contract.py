@@ -62,7 +62,9 @@ def quiet(_progress: Progress) -> None:
 
 async def check_image_store(open_store: OpenStore, folder: Path) -> None:
     """Run every part of the contract, each on a fresh store. `folder` is for overlays."""
-    for number, part in enumerate((_names, _content, _bad_content, _broken_off, _removal, _overlays, _two_at_once)):
+    for number, part in enumerate(
+        (_names, _content, _bad_content, _broken_off, _removal, _pruning, _overlays, _two_at_once)
+    ):
         room = folder / str(number)
         room.mkdir()
         async with open_store() as store:
@@ -182,6 +184,25 @@ async def _removal(store: ImageStore, folder: Path) -> None:
     assert list(await store.list_images()) == []
     await _refused(ImageDamaged, store.make_overlay(image.digest, folder / "late.qcow2", MIB))
     assert (await store.add_image("a", pieces(raw_disk(5)), report=quiet)).digest == image.digest, "it can come back"
+
+
+async def _pruning(store: ImageStore, _folder: Path) -> None:
+    old = await store.add_image("moving", pieces(raw_disk(20)), report=quiet)
+    await store.add_image("moving", pieces(raw_disk(21)), report=quiet, replace=True)
+    await store.add_image("used", pieces(raw_disk(22)), report=quiet)
+    used = (await store.get_image("used")).digest
+
+    def used_by(digest: str) -> list[str]:
+        return ["vm"] if digest == used else []
+
+    for dry_run in (True, False):
+        gone = await store.prune_images(used_by=used_by, everything=False, dry_run=dry_run)
+        assert [image.digest for image in gone] == [old.digest]
+    assert [image.name for image in await store.list_images()] == ["moving", "used"]
+    assert len(await store.prune_images(used_by=used_by, everything=True, dry_run=True)) == 1
+    assert len(await store.prune_images(used_by=used_by, everything=True, dry_run=False)) == 1
+    assert [image.name for image in await store.list_images()] == ["used"]
+    assert list(await store.prune_images(used_by=used_by, everything=True, dry_run=False)) == []
 
 
 async def _overlays(store: ImageStore, folder: Path) -> None:

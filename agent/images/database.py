@@ -7,28 +7,29 @@ left half done is known at the next start: its row is not marked whole.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from ...protocols.errors import InsufficientResources
 from ...protocols.reference import Reference
-from .shelf import Base, Shelf
+from .shelf import Base, Held, Shelf
 
 Result = TypeVar("Result")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS bases (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, allocated INTEGER NOT NULL, source TEXT NOT NULL,
-    created_at REAL NOT NULL, whole INTEGER NOT NULL
+    created_at REAL NOT NULL, labels TEXT NOT NULL, whole INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS names (
     registry TEXT NOT NULL, name TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL REFERENCES bases (digest),
-    PRIMARY KEY (registry, name, tag)
+    manifest TEXT NOT NULL, PRIMARY KEY (registry, name, tag)
 ) STRICT;
 """
 
@@ -45,35 +46,34 @@ class Database:
 
         def work(db: sqlite3.Connection) -> tuple[Shelf, list[str]]:
             shelf = Shelf()
-            columns = "digest, size, allocated, source, created_at"
-            for digest, size, allocated, source, created_at in db.execute(f"SELECT {columns} FROM bases WHERE whole"):  # noqa: S608 - the columns stand above
-                when = datetime.fromtimestamp(created_at, UTC)
-                shelf.bases[digest] = Base(
-                    digest=digest, size=size, allocated=allocated, created_at=when, source=source
-                )
-            for registry, name, tag, digest in db.execute(
-                "SELECT registry, name, tag, digest FROM names ORDER BY rowid"
+            for row in db.execute("SELECT digest, size, allocated, source, created_at, labels FROM bases WHERE whole"):
+                shelf.bases[row[0]] = _base(*row)
+            for *name, digest, manifest in db.execute(
+                "SELECT registry, name, tag, digest, manifest FROM names ORDER BY rowid"
             ):
-                shelf.names[Reference(registry=registry, name=name, tag=tag)] = digest
+                reference = Reference(registry=name[0], name=name[1], tag=name[2])
+                shelf.names[reference] = Held(digest, manifest)
             return shelf, [digest for (digest,) in db.execute("SELECT digest FROM bases WHERE NOT whole")]
 
         return await self._run(work)
 
     async def announce(self, base: Base) -> None:
         """A base's file is about to get its place."""
-        row = (base.digest, base.size, base.allocated, base.source, base.created_at.timestamp())
-        await self._run(lambda db: _done(db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?, ?, 0)", row)))
+        labels = msgspec.json.encode(dict(base.labels)).decode()
+        row = (base.digest, base.size, base.allocated, base.source, base.created_at.timestamp(), labels)
+        await self._run(lambda db: _done(db.execute("INSERT OR REPLACE INTO bases VALUES (?, ?, ?, ?, ?, ?, 0)", row)))
 
-    async def give(self, name: Reference, digest: str) -> None:
+    async def give(self, name: Reference, held: Held) -> None:
         """The base is in its place, and the name stands for it."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE bases SET whole = 1 WHERE digest = ?", (digest,))
-            db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)", (name.registry, name.name, name.tag, digest))
+            db.execute("UPDATE bases SET whole = 1 WHERE digest = ?", (held.digest,))
+            row = (name.registry, name.name, name.tag, held.digest, held.manifest)
+            db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", row)
 
         await self._run(work)
 
-    async def take(self, names: Sequence[Reference], digest: str | None) -> None:
+    async def take(self, names: Iterable[Reference], digest: str | None) -> None:
         """The names stand for nothing any more; the base of `digest` is about to go."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -103,6 +103,17 @@ class Database:
             if "full" in str(error) or "disk I/O" in str(error):
                 raise InsufficientResources("the disk of the node is full: the list of images cannot be kept") from None
             raise
+
+
+def _base(digest: str, size: int, allocated: int, source: str, created_at: float, labels: str) -> Base:
+    return Base(
+        digest=digest,
+        size=size,
+        allocated=allocated,
+        created_at=datetime.fromtimestamp(created_at, UTC),
+        source=source,
+        labels=msgspec.json.decode(labels, type=dict[str, str]),
+    )
 
 
 def _done(_cursor: sqlite3.Cursor) -> None:

@@ -70,6 +70,14 @@ class FakeImageStore:
         self._shelf.drop(removal)
         return removal.image
 
+    async def prune_images(
+        self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool
+    ) -> Sequence[Image]:
+        removals = self._shelf.plan_prune(used_by, everything=everything)
+        for removal in removals if not dry_run else ():
+            self._shelf.drop(removal)
+        return [removal.image for removal in removals]
+
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
         base = self._shelf.bases.get(digest)
         if base is None or digest in self._lost:

@@ -51,6 +51,15 @@ class ImageStore(Protocol):
         """
         ...
 
+    async def prune_images(
+        self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool
+    ) -> Sequence[Image]:
+        """Remove the bases that no VM stands on: those without a name, or with `everything` all of them.
+
+        What was removed, or what would be with `dry_run`.
+        """
+        ...
+
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
         """Write a qcow2 overlay of `size` bytes at `path` on the base, durable when it returns.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from ...protocols.errors import ImageExists, ImageInUse, ImageNotFound, InvalidRequest
 from ...protocols.image import Image
 from ...protocols.reference import Reference, parse_reference
+
+UsedBy = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,15 @@ class Base:
     allocated: int
     created_at: datetime
     source: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a name stands for: the content and, of an image from or at a registry, the manifest's `sha256:…`."""
+
+    digest: str
+    manifest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +38,7 @@ class Removal:
     """What a removal takes away: `base` is None while other names keep it."""
 
     image: Image
-    names: Sequence[Reference]
+    names: Mapping[Reference, Held]
     base: Base | None
 
 
@@ -36,48 +47,57 @@ class Shelf:
     """Names in the order they were given. A base may be without a name: a name that moved on left it behind."""
 
     bases: dict[str, Base] = field(default_factory=dict)
-    names: dict[Reference, str] = field(default_factory=dict)
+    names: dict[Reference, Held] = field(default_factory=dict)
 
     def images(self) -> list[Image]:
         """One row for each name, and one without name and tag for each base that has none."""
-        named = [_image(name, self.bases[digest]) for name, digest in self.names.items()]
-        held = set(self.names.values())
-        return named + [_image(None, base) for digest, base in self.bases.items() if digest not in held]
+        named = [self._image(name, self.bases[held.digest]) for name, held in self.names.items()]
+        return named + [self._image(None, base) for base in self._unnamed()]
 
     def find(self, ref: str) -> tuple[Reference | None, Base]:
         """Raises: ImageNotFound, InvalidRequest."""
         wanted = parse_reference(ref)
-        for name, digest in self.names.items():
-            if wanted.digest in {"", digest} and (wanted.is_digest or _names(wanted, name)):
-                return name, self.bases[digest]
+        for name, held in self.names.items():
+            if wanted.digest in {"", held.digest, held.manifest} and (wanted.is_digest or _names(wanted, name)):
+                return name, self.bases[held.digest]
         if wanted.is_digest and wanted.digest in self.bases:
             return None, self.bases[wanted.digest]
         raise ImageNotFound(f"there is no image '{ref}' on this node; import, pull or build it first")
 
     def get(self, ref: str) -> Image:
-        return _image(*self.find(ref))
+        return self._image(*self.find(ref))
 
     def check_free(self, name: Reference, digest: str, *, replace: bool) -> None:
         """Raises: ImageExists when the name stands for another content and may not be moved."""
-        if not replace and self.names.get(name, digest) != digest:
+        held = self.names.get(name)
+        if held is not None and held.digest != digest and not replace:
             raise ImageExists(f"'{name}' is another image already; remove it first or choose another name")
 
-    def put(self, name: Reference, base: Base) -> Image:
+    def put(self, name: Reference, base: Base, manifest: str = "") -> Image:
         self.bases.setdefault(base.digest, base)
-        self.names[name] = base.digest
-        return _image(name, self.bases[base.digest])
+        self.names[name] = Held(base.digest, manifest)
+        return self._image(name, self.bases[base.digest])
 
-    def plan_removal(self, ref: str, used_by: Callable[[str], Sequence[str]]) -> Removal:
+    def plan_removal(self, ref: str, used_by: UsedBy) -> Removal:
         """Decide what goes when `ref` goes. Raises: ImageNotFound, ImageInUse naming the VMs."""
         name, base = self.find(ref)
-        all_names = [other for other, digest in self.names.items() if digest == base.digest]
-        image = _image(name, base)
+        all_names = self._names_of(base.digest)
         if name is not None and len(all_names) > 1 and not parse_reference(ref).is_digest:
-            return Removal(image, [name], None)
+            return Removal(self._image(name, base), {name: self.names[name]}, None)
         if users := used_by(base.digest):
             shown = ", ".join(users[:10]) + (", …" if len(users) > 10 else "")
             raise ImageInUse(f"'{ref}' is the disk under {shown}; delete these VMs first", vms=list(users))
-        return Removal(image, all_names, base)
+        return Removal(self._image(name, base), all_names, base)
+
+    def plan_prune(self, used_by: UsedBy, *, everything: bool) -> list[Removal]:
+        """Decide what goes: bases that no VM stands on, and without `everything` only those that have no name."""
+        candidates = list(self.bases.values()) if everything else self._unnamed()
+        removals = []
+        for base in candidates:
+            if not used_by(base.digest):
+                names = self._names_of(base.digest)
+                removals.append(Removal(self._image(next(iter(names), None), base), names, base))
+        return removals
 
     def drop(self, removal: Removal) -> None:
         for name in removal.names:
@@ -89,8 +109,28 @@ class Shelf:
         """Undo `drop`."""
         if removal.base is not None:
             self.bases[removal.base.digest] = removal.base
-        for name in removal.names:
-            self.names[name] = removal.image.digest
+        self.names.update(removal.names)
+
+    def _unnamed(self) -> list[Base]:
+        held = {held.digest for held in self.names.values()}
+        return [base for digest, base in self.bases.items() if digest not in held]
+
+    def _names_of(self, digest: str) -> dict[Reference, Held]:
+        return {name: held for name, held in self.names.items() if held.digest == digest}
+
+    def _image(self, name: Reference | None, base: Base) -> Image:
+        return Image(
+            name=name.name if name else "",
+            tag=name.tag if name else "",
+            registry=name.registry if name else "local",
+            digest=base.digest,
+            manifest=self.names[name].manifest if name else "",
+            size=base.size,
+            allocated=base.allocated,
+            created_at=base.created_at,
+            source=base.source,
+            labels=dict(base.labels),
+        )
 
 
 def parse_new_name(ref: str) -> Reference:
@@ -103,16 +143,3 @@ def parse_new_name(ref: str) -> Reference:
 
 def _names(wanted: Reference, name: Reference) -> bool:
     return (wanted.registry, wanted.name) == (name.registry, name.name) and wanted.tag in {"", name.tag}
-
-
-def _image(name: Reference | None, base: Base) -> Image:
-    return Image(
-        name=name.name if name else "",
-        tag=name.tag if name else "",
-        registry=name.registry if name else "local",
-        digest=base.digest,
-        size=base.size,
-        allocated=base.allocated,
-        created_at=base.created_at,
-        source=base.source,
-    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +21,21 @@ from ...protocols.errors import InsufficientResources
 from ...protocols.image import Image
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
+from .bases import Bases, make_folders
 from .chunker import chunks
 from .convert import RunTool, check_room, convert_qcow2, inspect_qcow2
-from .database import Database, open_database
+from .database import open_database
 from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, whole_sectors
-from .files import discard, full_disk_named, sync_directory, write_durably
+from .files import discard, full_disk_named
 from .index import ChunkIndex, index_chunks
 from .intake import receive
 from .overlay import Own, write_overlay
+from .parallel import Turns
+from .partial import SUFFIX, Partial
 from .port import Report
-from .shelf import Base, Removal, Shelf, parse_new_name
+from .shelf import Base, UsedBy, parse_new_name
+
+Fetch = Callable[[Partial], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -42,21 +47,21 @@ async def open_image_store(
     `run_tool` runs qemu-img on files below `root`; `own` gives an open file to the user whom it and QEMU run as.
     `max_size` in bytes bounds the disks that are taken in.
     """
-    await trio.to_thread.run_sync(_make_folders, root)
+    await trio.to_thread.run_sync(make_folders, root)
     async with open_database(root / "images.db") as database:
         shelf, broken = await database.load()
-        store = DiskImageStore(root, shelf, database, run_tool, own, max_size)
-        await store.clear_away(broken)
-        yield store
+        bases = Bases(root, shelf, database)
+        await bases.clear_away(broken)
+        yield DiskImageStore(bases, run_tool, own, max_size)
 
 
-def _make_folders(root: Path) -> None:
-    if not root.is_absolute():
-        raise ValueError("the folder of the image store must be absolute: overlays name it")
-    # The user that runs QEMU passes through to the bases, but lists nothing.
-    for folder, mode in ((root, 0o711), (root / "raw", 0o711), (root / "partial", 0o711), (root / "idx", 0o700)):
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-        folder.chmod(mode)
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image comes from: the words for people, a registry's manifest if there is one, labels to keep."""
+
+    source: str
+    manifest: str = ""
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,44 +71,31 @@ class _Scratch:
 
 
 class DiskImageStore:
-    """Names are answered from memory; files and database are written before a change is answered."""
+    """`ImageStore` on files. Chunks of another node or a registry come in by `add_chunks`."""
 
-    def __init__(
-        self, root: Path, shelf: Shelf, database: Database, run_tool: RunTool, own: Own, max_size: int
-    ) -> None:
-        self._root = root
-        self._shelf = shelf
-        self._database = database
+    def __init__(self, bases: Bases, run_tool: RunTool, own: Own, max_size: int) -> None:
+        self.bases = bases
+        self.max_size = max_size
+        self.partials = bases.root / "partial"
         self._run_tool = run_tool
         self._own = own
-        self._max_size = max_size
-        # Held while names and bases change place, which is short; never while content streams in.
-        self._changing = trio.Lock()
-
-    async def clear_away(self, broken: Sequence[str]) -> None:
-        """Remove what a crash left: scratch files, and the bases of these digests."""
-
-        def work() -> None:
-            for folder in ("partial", "idx"):
-                for scratch in (self._root / folder).glob(".*" if folder == "idx" else "*"):
-                    discard(scratch)
-
-        await trio.to_thread.run_sync(work)
-        for digest in broken:
-            await self._clear_base(digest)
+        self._turns = Turns()
 
     def base_path(self, digest: str) -> Path:
         """Where the raw disk of `digest` is."""
-        return self._root / "raw" / f"{digest.partition(':')[2]}.raw"
-
-    def _index_path(self, digest: str) -> Path:
-        return self._root / "idx" / f"{digest.partition(':')[2]}.idx"
+        return self.bases.path(digest)
 
     async def list_images(self) -> Sequence[Image]:
-        return self._shelf.images()
+        return self.bases.shelf.images()
 
     async def get_image(self, ref: str) -> Image:
-        return self._shelf.get(ref)
+        return self.bases.shelf.get(ref)
+
+    async def remove_image(self, ref: str, *, used_by: UsedBy) -> Image:
+        return await self.bases.remove(ref, used_by)
+
+    async def prune_images(self, *, used_by: UsedBy, everything: bool, dry_run: bool) -> Sequence[Image]:
+        return await self.bases.prune(used_by, everything=everything, dry_run=dry_run)
 
     async def add_image(
         self,
@@ -115,102 +107,66 @@ class DiskImageStore:
         replace: bool = False,
     ) -> Image:
         name = parse_new_name(ref)
+        return await self.add_content(name, content, Origin(source), report=report, replace=replace)
+
+    async def add_content(
+        self, name: Reference, content: AsyncIterable[bytes], origin: Origin, *, report: Report, replace: bool
+    ) -> Image:
+        """`add_image` for a name that was read and an image that has a history."""
         async with self._scratch() as incoming, self._scratch() as flat:
             with full_disk_named("the image"):
-                received = await receive(content, incoming.fd, max_size=self._max_size, report=report)
+                received = await receive(content, incoming.fd, max_size=self.max_size, report=report)
             disk, size = incoming, received.size
             if received.format is Format.QCOW2:
                 disk, size = flat, await self._flatten(incoming, flat, report)
-            index, base = await self._seal(disk, size, report, source)
-            return await self._give(name, disk, index, base, replace=replace)
-
-    async def _flatten(self, qcow2: _Scratch, flat: _Scratch, report: Report) -> int:
-        """Convert a qcow2 file to a raw one; the size of the disk."""
-        self._own(qcow2.fd)
-        size = await inspect_qcow2(self._run_tool, qcow2.path, self._max_size)
-        space = os.statvfs(self._root)
-        await check_room(self._run_tool, qcow2.path, space.f_bavail * space.f_frsize)
-        report(Progress(done=0, total=size, unit="bytes", message="converting"))
-        self._own(flat.fd)
-        await convert_qcow2(self._run_tool, qcow2.path, flat.path)
-        if os.fstat(flat.fd).st_size != whole_sectors(size):
-            raise damaged("its size is not what its header says")
-        return whole_sectors(size)
-
-    async def _seal(self, disk: _Scratch, size: int, report: Report, source: str) -> tuple[ChunkIndex, Base]:
-        """Hash every byte of a raw disk that nobody else can change any more."""
-
-        def work() -> tuple[ChunkIndex, int]:
-            os.fchown(disk.fd, os.geteuid(), os.getegid())
-            os.fchmod(disk.fd, 0o444)
-            index = index_chunks(size, _cancellable(chunks(disk.fd, size)))
-            os.fsync(disk.fd)
-            return index, os.fstat(disk.fd).st_blocks * 512
-
-        report(Progress(done=0, total=size, unit="bytes", message="hashing"))
-        with full_disk_named("the image"):
-            index, allocated = await trio.to_thread.run_sync(work)
-        now = datetime.now(UTC)
-        return index, Base(digest=index.digest, size=size, allocated=allocated, created_at=now, source=source)
-
-    async def _give(self, name: Reference, disk: _Scratch, index: ChunkIndex, base: Base, *, replace: bool) -> Image:
-        """Let the name stand for the base, and put the base in its place if it is new."""
-        async with self._changing:
-            self._shelf.check_free(name, base.digest, replace=replace)
-            # A change that has begun is finished: it is short, and half of it would need undoing.
-            with trio.CancelScope(shield=True):
-                if base.digest not in self._shelf.bases:
-                    await self._place(disk.path, base, index)
-                await self._database.give(name, base.digest)
-            return self._shelf.put(name, base)
-
-    async def _place(self, scratch: Path, base: Base, index: ChunkIndex) -> None:
-        """Move a finished base to where it stays; the database knows of it before and is told after."""
-        await self._database.announce(base)
-        base_path, index_path = self.base_path(base.digest), self._index_path(base.digest)
-
-        def work() -> None:
-            write_durably(index_path, index.encode())
-            scratch.replace(base_path)
-            sync_directory(base_path.parent)
-
-        try:
+            report(Progress(done=0, total=size, unit="bytes", message="hashing"))
             with full_disk_named("the image"):
-                await trio.to_thread.run_sync(work)
-        except (InsufficientResources, OSError):
-            await self._clear_base(base.digest)
-            raise
+                index, allocated = await trio.to_thread.run_sync(_seal, disk.fd, size)
+            base = _base(index, allocated, origin)
+            return await self.bases.give(name, base, origin.manifest, disk.path, index, replace=replace)
 
-    async def _clear_base(self, digest: str) -> None:
-        """Remove the files of a base, then what the database says of it."""
+    async def add_chunks(
+        self, name: Reference, index: ChunkIndex, fetch: Fetch, origin: Origin, *, report: Report, replace: bool
+    ) -> Image:
+        """Put a disk together: of what an earlier attempt left, what other images hold, and what `fetch` brings.
 
-        def work() -> None:
-            discard(self.base_path(digest))
-            discard(self._index_path(digest))
+        `fetch` fills every gap of the disk it is given. When it fails, what is there stays for the next attempt.
+        Raises: ImageExists, InsufficientResources (and then nothing stays), and what `fetch` raises.
+        """
+        self.bases.shelf.check_free(name, index.digest, replace=replace)
+        async with self._turns.take(index.digest):
+            known = await self.bases.rename(name, index.digest, origin.manifest, replace=replace)
+            if known is not None:
+                return known
+            path = self.partials / f"{index.digest.partition(':')[2]}{SUFFIX}"
+            try:
+                with full_disk_named("the image"):
+                    allocated = await self._fill(path, index, fetch, report)
+            except InsufficientResources:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(discard, path)
+                raise
+            base = _base(index, allocated, origin)
+            return await self.bases.give(name, base, origin.manifest, path, index, replace=replace)
 
-        await trio.to_thread.run_sync(work)
-        await self._database.strike(digest)
-
-    async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
-        async with self._changing:
-            # Nothing is awaited between asking who uses it and taking it off: no overlay can come in between.
-            removal = self._shelf.plan_removal(ref, used_by)
-            self._shelf.drop(removal)
-            with trio.CancelScope(shield=True):
-                await self._take_away(removal)
-        return removal.image
-
-    async def _take_away(self, removal: Removal) -> None:
+    async def _fill(self, path: Path, index: ChunkIndex, fetch: Fetch, report: Report) -> int:
+        """The space that the disk takes when it has no gaps any more."""
+        fd = _reopen(path)
         try:
-            await self._database.take(removal.names, removal.base.digest if removal.base else None)
-        except InsufficientResources:
-            self._shelf.restore(removal)
-            raise
-        if removal.base is not None:
-            await self._clear_base(removal.base.digest)
+            partial = Partial(path, fd, index)
+            report(Progress(done=0, total=index.data_size, unit="bytes", message="looking for what is here already"))
+            await trio.to_thread.run_sync(partial.survey, trio.from_thread.check_cancelled)
+            await trio.to_thread.run_sync(partial.borrow, self.bases.indexes(), trio.from_thread.check_cancelled)
+            if partial.gaps:
+                await fetch(partial)
+            if partial.gaps:
+                raise ValueError("the disk still has gaps")
+            return await trio.to_thread.run_sync(_settle, fd)
+        finally:
+            os.close(fd)
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
-        base = self._shelf.bases.get(digest)
+        base = self.bases.shelf.bases.get(digest)
         if base is None:
             raise base_missing(digest)
         check_overlay_size(size, base.size)
@@ -223,13 +179,26 @@ class DiskImageStore:
 
         with full_disk_named("the VM's disk"):
             await trio.to_thread.run_sync(work)
-        if digest not in self._shelf.bases:
+        if digest not in self.bases.shelf.bases:
             raise base_missing(digest)
+
+    async def _flatten(self, qcow2: _Scratch, flat: _Scratch, report: Report) -> int:
+        """Convert a qcow2 file to a raw one; the size of the disk."""
+        self._own(qcow2.fd)
+        size = await inspect_qcow2(self._run_tool, qcow2.path, self.max_size)
+        space = os.statvfs(self.partials)
+        await check_room(self._run_tool, qcow2.path, space.f_bavail * space.f_frsize)
+        report(Progress(done=0, total=size, unit="bytes", message="converting"))
+        self._own(flat.fd)
+        await convert_qcow2(self._run_tool, qcow2.path, flat.path)
+        if os.fstat(flat.fd).st_size != whole_sectors(size):
+            raise damaged("its size is not what its header says")
+        return whole_sectors(size)
 
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[_Scratch]:
         """A new file that only this store can open; gone at the end unless it was moved to its place."""
-        path = self._root / "partial" / f"{secrets.token_hex(16)}.raw"
+        path = self.partials / f"{secrets.token_hex(16)}.raw"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             yield _Scratch(path, fd)
@@ -238,6 +207,37 @@ class DiskImageStore:
             # Freeing gigabytes takes its time: not in the loop's thread.
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(discard, path)
+
+
+def _reopen(path: Path) -> int:
+    """A partial disk, new or left by an earlier attempt."""
+    with suppress(FileNotFoundError):
+        path.chmod(0o600)  # a crash may have come right before it got its place
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _base(index: ChunkIndex, allocated: int, origin: Origin) -> Base:
+    return Base(
+        digest=index.digest,
+        size=index.size,
+        allocated=allocated,
+        created_at=datetime.now(UTC),
+        source=origin.source,
+        labels=origin.labels or {},
+    )
+
+
+def _seal(fd: int, size: int) -> tuple[ChunkIndex, int]:
+    """Hash every byte of a raw disk, which nobody else can change any more; the space it takes. Blocking."""
+    os.fchown(fd, os.geteuid(), os.getegid())
+    index = index_chunks(size, _cancellable(chunks(fd, size)))
+    return index, _settle(fd)
+
+
+def _settle(fd: int) -> int:
+    os.fchmod(fd, 0o444)
+    os.fsync(fd)
+    return os.fstat(fd).st_blocks * 512
 
 
 def _cancellable(found: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
