@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import structlog
-import trio
 
 from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
 from ..protocols.vm import Forward, ForwardSpec
@@ -26,9 +24,9 @@ MAX_FORWARDS = 64
 class Forwards:
     """`admits` says which connections may reach a guest's screen."""
 
-    def __init__(self, hypervisor: Hypervisor, inventory: Inventory, relays: Relays, vms: Path, admits: Admits) -> None:
+    def __init__(self, hypervisor: Hypervisor, inventory: Inventory, relays: Relays, admits: Admits) -> None:
         self._hypervisor, self._inventory, self._relays = hypervisor, inventory, relays
-        self._vms, self._admits = vms, admits
+        self._admits = admits
 
     def list(self, record: Record) -> Sequence[Forward]:
         return [self._view(record, spec) for spec in record.metadata.forwards]
@@ -120,9 +118,9 @@ class Forwards:
         await self._reconcile_screen(record)
 
     async def _reconcile_screen(self, record: Record) -> None:
-        id, socket = record.domain.id, self._vms / record.domain.id / "vnc.sock"
-        if record.active:
-            dial = partial(trio.open_unix_socket, str(socket))
+        id = record.domain.id
+        if record.active and isinstance(self._hypervisor, Dialling):
+            dial = partial(self._hypervisor.dial_screen, id)
             self._inventory.vnc_ports[id] = await self._relays.open((id, "vnc"), "127.0.0.1", 0, dial, self._admits)
         else:
             self._inventory.vnc_ports.pop(id, None)

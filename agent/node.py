@@ -155,7 +155,7 @@ async def _open_joined(
         open_operations(state, events, name) as operations,
         open_relays() as relays,
     ):
-        forwards = Forwards(ground.hypervisor, inventory, relays, ground.vms, ground.admits)
+        forwards = Forwards(ground.hypervisor, inventory, relays, ground.admits)
         recipes = VmRecipes(
             ground.hypervisor, ground.images, inventory, ground.vms, ground.own, forwards, limits.stop_timeout
         )

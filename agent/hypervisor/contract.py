@@ -227,6 +227,21 @@ async def _a_guest_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Domai
         await hypervisor.destroy(plan.id)
 
 
+async def _a_screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, Dialling):
+        return
+    await hypervisor.define(plan)
+    with _refused(WrongState):
+        await hypervisor.dial_screen(plan.id)
+    await hypervisor.start(plan.id)
+    try:
+        stream = await hypervisor.dial_screen(plan.id)
+    except (OSError, Unsupported):
+        return  # a driver without QEMU
+    async with stream:
+        assert (await stream.receive_some(12)).startswith(b"RFB 003.")
+
+
 _PARTS = (
     _a_definition_is_kept,
     _what_is_not_there,
@@ -237,6 +252,7 @@ _PARTS = (
     _a_caller_who_leaves,
     _what_can_be_seen,
     _a_guest_is_dialled,
+    _a_screen_is_dialled,
 )
 
 

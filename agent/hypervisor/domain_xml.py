@@ -120,6 +120,12 @@ def read_domain(xml: str) -> KeptDomain:
     )
 
 
+def read_screen(xml: str) -> str | None:
+    """The unix socket of a running domain's VNC."""
+    listen = ET.fromstring(xml).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - as above
+    return None if listen is None else listen.get("socket")
+
+
 def _features(*, kvm: bool) -> ET.Element:
     features = ET.Element("features")
     ET.SubElement(features, "acpi")

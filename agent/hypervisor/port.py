@@ -29,7 +29,8 @@ class DomainState(StrEnum):
 class DomainPlan:
     """A domain to define. Memory in MiB. `directory` is the VM's own folder: its sockets and its serial log go there.
 
-    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`. `metadata` is opaque text that the hypervisor keeps for us.
+    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`, `agent.sock`. `metadata` is opaque text that the hypervisor
+    keeps for us, without control characters but tab and line feed.
     """
 
     id: str
@@ -183,10 +184,16 @@ class Observing(Protocol):
 
 @runtime_checkable
 class Dialling(Protocol):
-    """Optional power: reach a TCP port of a guest from this process, whatever network it is on."""
+    """Optional power: reach into a running guest from this process. Each raises WrongState when it is not running."""
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
-        """Raises: WrongState when it does not run, PeerUnreachable never, Unsupported when its network cannot be
-        reached, OSError when nothing answers on the port.
+        """A TCP port of the guest, whatever network it is on.
+
+        QEMU's own NAT accepts at once, and closes soon after when nothing listens in the guest.
+        Raises: Unsupported when its network cannot be reached, OSError when nothing answers.
         """
+        ...
+
+    async def dial_screen(self, id: str) -> trio.SocketStream:
+        """The guest's screen, which speaks RFB (VNC). Raises: Unsupported when it has none, OSError."""
         ...

@@ -53,6 +53,13 @@ def http_server(name: str) -> GuestServer:
     return serve
 
 
+async def show_screen(stream: trio.SocketStream) -> None:
+    """As much of RFB as shows that somebody is there: the greeting, until the viewer leaves."""
+    await stream.send_all(b"RFB 003.008\n")
+    while await stream.receive_some(4096):
+        pass
+
+
 async def run_server(serve: GuestServer, stream: trio.SocketStream) -> None:
     """Serve one connection; a caller that hangs up is no error."""
     async with stream:

@@ -26,7 +26,7 @@ from ...background import open_background
 from ..changes import ChangeFeed
 from ..picture import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, Features
-from .guest import GuestServer, Life, http_server, run_server, stream_pair
+from .guest import GuestServer, Life, http_server, run_server, show_screen, stream_pair
 from .record import Behaviour, Record, load, save
 
 
@@ -223,6 +223,13 @@ class FakeHypervisor:
             raise ConnectionRefusedError(f"nothing in VM {record.plan.name!r} listens on port {port}")
         near, far = stream_pair()
         self._nursery.start_soon(self._lives[id].run, run_server, server, far)
+        return near
+
+    async def dial_screen(self, id: str) -> trio.SocketStream:
+        await self._call()
+        await self._running(id)
+        near, far = stream_pair()
+        self._nursery.start_soon(self._lives[id].run, run_server, show_screen, far)
         return near
 
     # --- Faults ---

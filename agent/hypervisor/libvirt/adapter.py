@@ -126,6 +126,9 @@ class LibvirtHypervisor:
         slow = partial(self._ask, id, "reach into the VM")
         return await self._dialler.dial(quick, slow, id, port)
 
+    async def dial_screen(self, id: str) -> trio.SocketStream:
+        return await self._dialler.dial_screen(partial(self._on, Lane.QUICK, id, "reach the VM's screen"))
+
     # --- Inside ---
 
     async def _call(self, lane: Lane, doing: str, work: Callable[[libvirt.virConnect], T]) -> T:

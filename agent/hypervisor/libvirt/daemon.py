@@ -87,6 +87,10 @@ class PrivateDaemon:
     def user(self) -> str | None:
         return self._place.user
 
+    @property
+    def uid(self) -> int:
+        return os.geteuid() if self.user is None else pwd.getpwnam(self.user).pw_uid
+
     def sweep(self) -> None:
         """Remove what libvirt leaves of domains that are gone: QEMU's log. Blocks."""
         with acting_as(self.user, self._root) as root:

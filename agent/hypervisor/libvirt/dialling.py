@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import secrets
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,13 +22,13 @@ import structlog
 import trio
 
 from ....protocols.errors import Unsupported
-from ..domain_xml import read_domain
+from ..domain_xml import read_domain, read_screen
 from .observing import read_addresses
 from .verbs import running_state
 
 log = structlog.get_logger(__name__)
 
-Place = tuple[str, int]  # of the guests' loopback: address and port
+Endpoint = tuple[str, int]  # of the guests' loopback: address and port
 _MOST = 256
 # QEMU prints a table: protocol and state, descriptor, source address and port, destination address and port, queues.
 _ROW = re.compile(r"^\s*TCP\[HOST_FORWARD\]\s+\d+\s+([\d.]+)\s+(\d+)\s+[\d.]+\s+(\d+)\s", re.MULTILINE)
@@ -45,11 +47,15 @@ class HostForward:
 
 
 class Dialler:
-    """Remembers the forwards of each start of a domain. `dial` connects to a port of the guests' loopback."""
+    """Remembers the forwards of each start of a domain.
 
-    def __init__(self, dial: Dial) -> None:
+    `dial` connects to a port of the guests' loopback. `uid` is the user that QEMU runs as, None where that is unknown.
+    """
+
+    def __init__(self, dial: Dial, uid: int | None) -> None:
         self._dial = dial
-        self._places: dict[tuple[str, int], dict[int, Place]] = {}
+        self._uid = uid
+        self._places: dict[tuple[str, int], dict[int, Endpoint]] = {}
 
     async def dial(self, quick: Run, slow: Run, id: str, port: int) -> trio.SocketStream:
         """Raises: WrongState, Unsupported, OSError."""
@@ -68,13 +74,31 @@ class Dialler:
         host, host_port = places[port] = way
         return await self._dial(host_port, host)
 
+    async def dial_screen(self, quick: Run) -> trio.SocketStream:
+        """Raises: WrongState, Unsupported, OSError."""
+        stream = await trio.open_unix_socket(await quick(_screen_of))
+        credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        if self._uid is not None and struct.unpack("3i", credentials)[1] != self._uid:
+            # The socket lies in a folder of QEMU's user, who could have put a link to anybody's socket there.
+            await stream.aclose()
+            raise PermissionError("somebody else than the VM's QEMU answers for its screen")
+        return stream
+
+
+def _screen_of(domain: libvirt.virDomain) -> str:
+    running_state(domain)
+    path = read_screen(domain.XMLDesc(0))
+    if path is None:
+        raise Unsupported("the VM has no screen that this node can reach")
+    return path
+
 
 def _run_of(domain: libvirt.virDomain) -> int:
     running_state(domain)
     return int(domain.ID())
 
 
-def _way_to(domain: libvirt.virDomain, port: int) -> Place | str:
+def _way_to(domain: libvirt.virDomain, port: int) -> Endpoint | str:
     """A place on the guests' loopback, or an address that libvirt's own DHCP gave the guest.
 
     An address that the guest's agent tells is never dialled: it could be anybody's.
@@ -89,7 +113,7 @@ def _way_to(domain: libvirt.virDomain, port: int) -> Place | str:
     return found[0]
 
 
-def open_forward(domain: libvirt.virDomain, netdev: str, guest_port: int) -> Place:
+def open_forward(domain: libvirt.virDomain, netdev: str, guest_port: int) -> Endpoint:
     """Where on the loopback the guest's port is; the forward that is there, else a new one.
 
     Raises: Unsupported when QEMU will not, libvirt.libvirtError.

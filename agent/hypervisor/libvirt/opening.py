@@ -44,7 +44,7 @@ async def open_private(
     """
     daemon = PrivateDaemon(place)
     await daemon.prepare()
-    lanes, dialler, enclosed = Lanes(patience), Dialler(place.dial), place.kind == "namespaces"
+    lanes, dialler, enclosed = Lanes(patience), Dialler(place.dial, daemon.uid), place.kind == "namespaces"
     async with _open(daemon.uri, daemon, lanes, dialler, accelerator, enclosed=enclosed) as hypervisor:
         yield hypervisor
 
@@ -57,7 +57,7 @@ async def open_uri(uri: str, *, accelerator: Accelerator = "auto") -> AsyncItera
             await trio.to_thread.run_sync(_configure_embedded, uri)
         except OSError as error:
             raise HypervisorDown(f"the root of the embedded libvirt cannot be made: {error.strerror}") from error
-    async with _open(uri, None, Lanes(), Dialler(_dial_here), accelerator, enclosed=False) as hypervisor:
+    async with _open(uri, None, Lanes(), Dialler(_dial_here, None), accelerator, enclosed=False) as hypervisor:
         yield hypervisor
 
 
