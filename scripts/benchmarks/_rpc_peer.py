@@ -110,6 +110,8 @@ async def serve_tls() -> None:
 
 
 async def serve_stock() -> None:
+    from libp2p.custom_types import TProtocol
+
     from tests.interop.test_stock import open_stock
 
     async def call(stream: Any) -> None:
@@ -117,7 +119,7 @@ async def serve_stock() -> None:
         await stream.close()
 
     async with open_stock() as host:
-        host.set_stream_handler(STOCK_CALL, call)
+        host.set_stream_handler(TProtocol(STOCK_CALL), call)
         await _ready(addresses=[str(address) for address in host.get_addrs()])
 
 

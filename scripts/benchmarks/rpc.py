@@ -136,8 +136,9 @@ async def _tls() -> AsyncIterator[tuple[Call, Callable[[], Awaitable[float]]]]:
 
 @asynccontextmanager
 async def _stock() -> AsyncIterator[Call]:
+    from libp2p.custom_types import TProtocol
     from libp2p.peer.peerinfo import info_from_p2p_addr
-    from multiaddr import Multiaddr
+    from multiaddr.multiaddr import Multiaddr
 
     from tests.interop.test_stock import open_stock
 
@@ -146,7 +147,7 @@ async def _stock() -> AsyncIterator[Call]:
         await host.connect(info)
 
         async def call() -> None:
-            stream: Any = await host.new_stream(info.peer_id, [STOCK_CALL])
+            stream: Any = await host.new_stream(info.peer_id, [TProtocol(STOCK_CALL)])
             await stream.write(TEXT.encode())
             await stream.read(65536)
             await stream.close()

@@ -76,7 +76,7 @@ async def test_a_handler_that_raises_resets_its_stream_and_no_more() -> None:
 
 async def test_a_stranger_is_cut_off_before_there_is_a_muxer() -> None:
     async with open_echo(gate=Guests()) as host, raw_channel(host) as channel:
-        said = b""
+        said: bytes | bytearray = b""
         with suppress(PipeBroken):
             await channel.send(encode(MULTISTREAM) + encode(YAMUX))
             said = await channel.receive()

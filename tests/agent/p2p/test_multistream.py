@@ -58,12 +58,12 @@ async def converse(near_asks: str, speaks: set[str]) -> tuple[bytes, tuple[str, 
     results: dict[str, tuple[str, bytes]] = {}
 
     async def far_side() -> None:
-        results["far"] = await answer(far.receive_some, far.send_all, speaks.__contains__)  # type: ignore[arg-type]
+        results["far"] = await answer(far.receive_some, far.send_all, speaks.__contains__)
         await far.send_all(b"banner")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(far_side)
-        rest = await select(near.receive_some, near.send_all, near_asks)  # type: ignore[arg-type]
+        rest = await select(near.receive_some, near.send_all, near_asks)
         rest = rest or bytes(await near.receive_some())
     return rest, results["far"]
 
@@ -76,7 +76,7 @@ async def test_a_protocol_that_is_not_spoken() -> None:
     near, far = memory_stream_pair()
     await far.send_all(encode(MULTISTREAM) + encode("na"))
     with pytest.raises(NotSpoken):
-        await select(near.receive_some, near.send_all, "/a/1.0.0")  # type: ignore[arg-type]
+        await select(near.receive_some, near.send_all, "/a/1.0.0")
 
 
 @pytest.mark.parametrize("reply", [b"", encode("hello"), encode(MULTISTREAM) + encode("/b"), b"\x05\xff\xfe\xff\xfe\n"])
@@ -85,13 +85,13 @@ async def test_a_far_side_that_does_not_speak_multistream(reply: bytes) -> None:
     await far.send_all(reply)
     await far.send_stream.aclose()
     with pytest.raises(NegotiationFailed):
-        await select(near.receive_some, near.send_all, "/a/1.0.0")  # type: ignore[arg-type]
+        await select(near.receive_some, near.send_all, "/a/1.0.0")
 
 
 async def test_a_token_that_is_no_text_is_only_a_protocol_we_do_not_speak() -> None:
     near, far = memory_stream_pair()
     await near.send_all(encode(MULTISTREAM) + b"\x05\xff\xfe\xff\xfe\n" + encode("/a/1.0.0") + b"more")
-    agreed = await answer(far.receive_some, far.send_all, {"/a/1.0.0"}.__contains__)  # type: ignore[arg-type]
+    agreed = await answer(far.receive_some, far.send_all, {"/a/1.0.0"}.__contains__)
     assert agreed == ("/a/1.0.0", b"more")
     assert await near.receive_some() == encode(MULTISTREAM) + encode("na") + encode("/a/1.0.0")
 
@@ -100,4 +100,4 @@ async def test_a_far_side_that_asks_for_ever_is_given_up() -> None:
     near, far = memory_stream_pair()
     await near.send_all(encode(MULTISTREAM) + encode("/no") * (MAX_OFFERS + 1))
     with pytest.raises(NegotiationFailed, match="asked for"):
-        await answer(far.receive_some, far.send_all, lambda _: False)  # type: ignore[arg-type]
+        await answer(far.receive_some, far.send_all, lambda _: False)
