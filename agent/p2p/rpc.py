@@ -161,6 +161,7 @@ class _Serving:
             raise Unsupported(f"this node does not know the operation '{name[:64]}'; its twinshare may be older")
         if method.local:
             raise Forbidden(f"{name} is for the node's own users; no peer can call it")
+        caller.require(method.role, method.name)  # before the arguments: who may not call learns nothing of them
         result = await self._server.dispatcher.call(caller, method, method.unpack(bytes(request.arguments)))
         return msgspec.msgpack.encode(result)
 

@@ -1,0 +1,128 @@
+"""The same meshes over real sockets: what the simulation cannot know is whether libp2p keeps its promises here."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.agent.p2p.cluster import Member, vm
+from tests.agent.p2p.hosts import LOOPBACK, until
+from twinshare.agent.p2p.libp2p import open_libp2p_host
+from twinshare.agent.p2p.libp2p.settings import HostSettings
+from twinshare.agent.p2p.mesh import Mesh, open_mesh
+from twinshare.agent.p2p.signing import Signer
+from twinshare.protocols.access import LOCAL_ADMIN, Role
+from twinshare.protocols.errors import Forbidden, PeerUnreachable
+from twinshare.protocols.peer import InviteRequest
+
+SILENCE = 2.0
+
+
+def seed_of(number: int) -> bytes:
+    return b"mesh over libp2p" + number.to_bytes(16, "big")
+
+
+@asynccontextmanager
+async def open_real(member: Member) -> AsyncIterator[Mesh]:
+    async with open_mesh(
+        open_host=lambda gate: open_libp2p_host(
+            seed_of(member.number), [LOOPBACK], gate=gate, settings=HostSettings(dead_after=SILENCE)
+        ),
+        signer=member.signer,
+        name=member.name,
+        agent="twinshare/test",
+        dispatcher=member.dispatcher(),
+        shelf=member.shelf,
+        events=member.happenings.subscribe,
+        publish=lambda type, data: member.happenings.publish(type, dict(data)),
+        now=time.time,
+        silence=SILENCE,
+        rng=random.Random(member.number),
+    ) as member.running:
+        try:
+            yield member.running
+        finally:
+            member.running = None
+
+
+def fresh(number: int) -> Member:
+    return Member(number, Signer(seed_of(number)))
+
+
+def all_see_all(*members: Member) -> bool:
+    ids = {member.peer_id for member in members}
+    return all(member.online == ids - {member.peer_id} for member in members)
+
+
+async def join(joiner: Member, inviter: Member, role: Role = Role.ADMIN) -> None:
+    ticket = await inviter.call("invite_peer", invite=InviteRequest(role=role))
+    await joiner.call("join_fleet", ticket=ticket.ticket)
+
+
+async def test_three_nodes_join_call_lose_one_and_find_it_again() -> None:
+    a, b, c = (fresh(number) for number in range(3))
+    c.vms["web"] = vm("web")
+    async with open_real(a), open_real(b):
+        await join(b, a)
+        async with open_real(c):
+            began = time.monotonic()
+            await join(c, b)
+            await until(lambda: all_see_all(a, b, c))
+            assert time.monotonic() - began < 2
+            assert [row.name for row in await a.ask("node-2", "list_vms")] == ["web"]
+            assert (await a.call("ping_peer", peer="node-2")).path == "direct"
+            assert [row.reachable for row in await b.mesh.fleet_vms(LOCAL_ADMIN)] == [True]
+        await until(lambda: all_see_all(a, b))
+        with pytest.raises(PeerUnreachable):
+            await a.ask("node-2", "list_vms")
+        assert [row.reachable for row in await b.mesh.fleet_vms(LOCAL_ADMIN)] == [False]
+        async with open_real(c):
+            await until(lambda: all_see_all(a, b, c), 10)
+            await a.call("revoke_peer", peer="node-2")
+            await until(lambda: all_see_all(a, b) and not c.online)
+
+
+async def test_a_used_ticket_is_refused_and_the_services_start_again() -> None:
+    a, b, c = (fresh(number) for number in range(3))
+    async with open_real(a), open_real(b), open_real(c):
+        ticket = await a.call("invite_peer", invite=InviteRequest())
+        await b.call("join_fleet", ticket=ticket.ticket)
+        with pytest.raises(Forbidden, match="used up"):
+            await c.call("join_fleet", ticket=ticket.ticket)
+        assert a.mesh.running
+        await b.call("stop_p2p")
+        await until(lambda: not a.online)
+        await b.call("start_p2p")
+        await until(lambda: all_see_all(a, b), 10)
+
+
+async def test_cancellations_leave_the_connection_whole() -> None:
+    a, b = fresh(0), fresh(1)
+    rng = random.Random(1)
+    done = cancelled = 0
+    async with open_real(a), open_real(b):
+        await join(b, a)
+        await until(lambda: all_see_all(a, b))
+        line = await a.mesh.require_running().links.line_to(b.peer_id)
+        deadline = trio.current_time() + 2
+
+        async def work() -> None:
+            nonlocal done, cancelled
+            while trio.current_time() < deadline:
+                with trio.move_on_after(rng.choice([0.001, 0.005, 30])) as scope:
+                    await a.ask("node-1", "list_vms")
+                    done += 1
+                cancelled += scope.cancelled_caught
+
+        async with trio.open_nursery() as workers:
+            for _ in range(32):
+                workers.start_soon(work)
+        assert done > 50
+        assert cancelled > 20
+        assert await a.mesh.require_running().links.line_to(b.peer_id) is line
+        await until(lambda: line.in_flight <= 1)

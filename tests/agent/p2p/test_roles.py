@@ -1,0 +1,134 @@
+"""Every operation of the table, called by a member of every role, by one that was put out, and by a stranger."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.agent.p2p.cluster import TABLE, Cluster, Member, open_cluster
+from twinshare.agent.p2p.line import Line, open_line
+from twinshare.agent.p2p.membership import Override
+from twinshare.protocols.access import Role
+from twinshare.protocols.errors import Forbidden, PeerUnreachable, TwinshareError, Unsupported
+from twinshare.protocols.mesh import JoinService, MeshService
+from twinshare.protocols.messages import Hello, Request
+from twinshare.protocols.peer import InviteRequest
+from twinshare.protocols.table import Method, methods
+
+SAMPLES: dict[str, Any] = {
+    "str": "abc",
+    "int": 80,
+    "float": 1.0,
+    "bool": True,
+    "datetime": datetime(2025, 5, 10, tzinfo=UTC),
+    "bytes": b"x",
+}
+
+
+def sample(kind: Any) -> Any:
+    """Some value of a type, as msgpack would carry it."""
+    info = msgspec.inspect.type_info(kind)
+    return _sample(info)
+
+
+def _sample(info: Any) -> Any:
+    match info:
+        case msgspec.inspect.Metadata():
+            return _sample(info.type)
+        case msgspec.inspect.StructType():
+            return {field.encode_name: _sample(field.type) for field in info.fields if field.required}
+        case msgspec.inspect.UnionType():
+            return None
+        case msgspec.inspect.EnumType():
+            return next(iter(info.cls)).value
+        case msgspec.inspect.DictType():
+            return {}
+        case msgspec.inspect.ListType() | msgspec.inspect.VarTupleType():
+            return [_sample(info.item_type)]
+    return SAMPLES[type(info).__name__.removesuffix("Type").lower()]
+
+
+def request(method: Method) -> Request:
+    packed = msgspec.msgpack.encode(sample(method.args))
+    return Request(30.0, Role.ADMIN, None, False, 0, msgspec.Raw(packed))
+
+
+async def outcome(line: Line, method: Method) -> str:
+    """What became of a call: `done` stands for anything but a refusal."""
+    try:
+        await line.call(method.name, request(method))
+    except Forbidden as error:
+        return "local" if "own users" in error.message else "forbidden"
+    except TwinshareError:
+        return "done"
+    return "done"
+
+
+async def cluster_with(cluster: Cluster, role: Role) -> Member:
+    await cluster.add()
+    member = await cluster.add()
+    await cluster.join(member, cluster[0], role)
+    await cluster.until(cluster.converged, 10)
+    return member
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("lowered", [None, Role.VIEWER, Role.OPERATOR])
+async def test_every_operation_at_every_role(role: Role, lowered: Role | None, autojump_clock: MockClock) -> None:
+    async with open_cluster() as cluster:
+        member = await cluster_with(cluster, role)
+        cluster[0].mesh.parts.membership._overrides = {member.peer_id: Override(role=lowered)}
+        line = await member.mesh.require_running().links.line_to(cluster[0].peer_id)
+        effective = role.at_most(lowered) if lowered else role
+        for method in TABLE.values():
+            cluster[0].reached.clear()
+            expected = "local" if method.local else "done" if effective.includes(method.role) else "forbidden"
+            assert await outcome(line, method) == expected, method.name
+            assert bool(cluster[0].reached) == (expected == "done"), method.name
+            assert all(caller.principal == member.peer_id for caller, _ in cluster[0].reached)
+
+
+async def test_a_peer_that_is_denied_and_one_that_was_put_out_reach_nothing(autojump_clock: MockClock) -> None:
+    async with open_cluster() as cluster:
+        member = await cluster_with(cluster, Role.ADMIN)
+        running = member.mesh.require_running()
+        line = await running.links.line_to(cluster[0].peer_id)
+        cluster[0].mesh.parts.membership._overrides = {member.peer_id: Override(deny=True)}
+        cluster[0].reached.clear()
+        for method in TABLE.values():
+            with pytest.raises(Forbidden, match="no member"):
+                await line.call(method.name, request(method))
+        await cluster[0].call("revoke_peer", peer=member.peer_id)
+        await trio.sleep(2)
+        for method in TABLE.values():
+            with pytest.raises(TwinshareError):
+                await line.call(method.name, request(method))
+        assert cluster[0].reached == []
+
+
+async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: MockClock) -> None:
+    async with open_cluster(1) as cluster:
+        await cluster[0].call("invite_peer", invite=InviteRequest())
+        stranger = await cluster.add()
+        host = stranger.mesh.require_running().host
+        target = cluster[0].mesh.require_running().host
+        with stranger.mesh.parts.courting(target.peer_id):
+            await host.connect(target.peer_id, target.addresses)
+            with pytest.raises((Unsupported, PeerUnreachable)):
+                async with open_line(host, target.peer_id, Hello(), 5):
+                    pass
+            async with open_line(host, target.peer_id, Hello(), 5, "/twinshare/join/1.0.0") as door:
+                for method in [*TABLE.values(), *methods(MeshService).values()]:
+                    with pytest.raises(Unsupported):
+                        await door.call(method.name, request(method))
+                with pytest.raises(Unsupported):
+                    await door.call("follow_events", request(methods(JoinService)["knock"]))
+                for method in methods(JoinService).values():
+                    await outcome(door, method)
+        assert cluster[0].reached == []
+        assert await cluster[0].call("list_peers") == []
