@@ -67,20 +67,30 @@ class Outlet:
             await trio.sleep(_PRECEDENCE)
         while True:
             begin = trio.current_time()
-            pidfd = self._open()
-            if pidfd is not None:
-                try:
-                    await self._keeping.attend()
-                    with trio.move_on_after(_SETTLED):
-                        await trio.lowlevel.wait_readable(pidfd)
-                    self._died = not alive(self.process)
-                    await trio.lowlevel.wait_readable(pidfd)
-                finally:
-                    os.close(pidfd)
-                    self._reap()
-                self._died = True
+            await self._live()
             pause = _FIRST_PAUSE if trio.current_time() - begin > 2 * _SETTLED else min(pause * 2, _LONGEST_PAUSE)
             await trio.sleep(pause)
+
+    async def _live(self) -> None:
+        """One life of it, from its start to its end."""
+        pidfd, gate = self._open()
+        if pidfd is None:
+            return
+        try:
+            await self._keeping.attend()
+            if gate is not None:
+                with suppress(BrokenPipeError):
+                    os.write(gate, b"!")
+            with trio.move_on_after(_SETTLED):
+                await trio.lowlevel.wait_readable(pidfd)
+            self._died = not alive(self.process)
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+            if gate is not None:
+                os.close(gate)
+            self._reap()
+        self._died = True
 
     def close(self) -> None:
         """End it."""
@@ -90,28 +100,33 @@ class Outlet:
                 os.waitpid(self.process[0], 0)
         self._keeping.record.outlet = None
 
-    def _open(self) -> int | None:
-        """A pidfd of the running one, or of a new one; None when it cannot be."""
+    def _open(self) -> tuple[int | None, int | None]:
+        """A pidfd of the running one, or of a new one with the gate before which it waits; nothing if it cannot be."""
+        gate = None
         try:
             if not alive(self.process):
                 pasta = shutil.which("pasta", path=PATH)
                 if pasta is None:
-                    return None
-                pid = start(self._command(pasta), output=self._keeping.log, errors=self._keeping.log)
-                self._keeping.noted(pid)
-            return os.pidfd_open(self.process[0]) if self.process else None
+                    return None, None
+                gate = self._start(pasta)
+            return (os.pidfd_open(self.process[0]) if self.process else None), gate
         except OSError:
             self._died = True
-            return None
+            return None, None
 
-    def _command(self, pasta: str) -> list[str]:
-        spaces = f"/proc/{self._keeping.pid}/ns"
-        identity = self._keeping.identity
+    def _start(self, pasta: str) -> int:
+        keeping = self._keeping
+        spaces = f"/proc/{keeping.pid}/ns"
         command = [pasta, *_OPTIONS, "--userns", f"{spaces}/user", "--netns", f"{spaces}/net"]
-        if identity.user is None:
-            return command
-        scratch = "" if _anyone_may_open_tun() else str(Path(self._keeping.record.path).parent)
-        return program("outlet", [str(identity.uid), str(identity.gid), scratch, *command])
+        own_device = keeping.identity.user is not None and not _anyone_may_open_tun()
+        scratch = str(Path(keeping.record.path).parent) if own_device else ""
+        command = program("outlet", [str(keeping.identity.uid), str(keeping.identity.gid), scratch, *command])
+        hearing, gate = os.pipe2(os.O_CLOEXEC)
+        try:
+            keeping.noted(start(command, output=keeping.log, errors=keeping.log, given=hearing))
+        finally:
+            os.close(hearing)
+        return gate
 
     def _reap(self) -> None:
         if self.process is not None and not alive(self.process):

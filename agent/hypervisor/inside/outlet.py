@@ -8,19 +8,24 @@ import sys
 
 from . import walls
 
-_MOST = 1 << 16  # file descriptors; none but the standard three are for this process
+_GATE = 3
+_MOST = 1 << 16  # file descriptors
 
 
 def main() -> None:
-    """Started by root as `... outlet.main() UID GID SCRATCH COMMAND...`.
+    """Started as `... outlet.main() UID GID SCRATCH COMMAND...` with the reading end of a pipe as descriptor 3.
 
-    SCRATCH is a folder to mount a device in; it is empty where the machine's own will do.
+    SCRATCH is a folder to mount a device in; it is empty where the machine's own will do. One byte in the pipe says
+    that the keeper knows of this process; if the agent dies before, nobody would ever end it: then it does not begin.
     """
-    os.closerange(3, _MOST)
+    if not os.read(_GATE, 1):
+        return
+    os.closerange(_GATE, _MOST)
     uid, gid, scratch, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     if scratch:
         walls.private_tun(scratch)
-    walls.become(uid, gid)
+    if os.geteuid() == 0:
+        walls.become(uid, gid)
     walls.drop_power()
     walls.refuse_new_privileges()
     os.chdir("/")

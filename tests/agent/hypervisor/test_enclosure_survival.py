@@ -32,6 +32,13 @@ async def gone(*pids: int) -> None:
             await trio.sleep(0.02)
 
 
+async def tidy(data_dir: Path) -> None:
+    """A killed agent leaves a link behind, which the next one takes away."""
+    async with open_enclosure(data_dir) as enclosure:
+        pass
+    assert not exists(enclosure.path, f"{enclosure.path}.sock")
+
+
 async def end(pid: int) -> None:
     """As QEMU ends when it is told to; a daemon's handle died with its agent."""
     os.kill(pid, signal.SIGTERM)
@@ -71,6 +78,7 @@ async def test_nothing_outlives_a_killed_agent_that_had_no_guest(tmp_path: Path)
         keeper = keeper_of(tmp_path)
         await first.kill()
     await gone(keeper, *pids)
+    await tidy(tmp_path)
 
 
 async def test_a_tool_dies_with_its_agent(tmp_path: Path) -> None:
@@ -81,6 +89,7 @@ async def test_a_tool_dies_with_its_agent(tmp_path: Path) -> None:
                 await trio.sleep(0.02)
         await first.kill()
     await gone(*pids)
+    await tidy(tmp_path)
 
 
 async def test_a_killed_keeper_is_replaced_and_its_guests_are_found(tmp_path: Path) -> None:
@@ -128,3 +137,18 @@ async def test_a_daemons_orphans_are_reaped_at_once(tmp_path: Path) -> None:
         assert orphan in enclosure.pids()
         os.kill(orphan, signal.SIGKILL)
         await gone(orphan)
+
+
+async def test_no_way_out_is_orphaned_however_early_its_agent_is_killed(tmp_path: Path) -> None:
+    """It does not begin before the keeper knows of it, whose end it shares."""
+    pids: set[int] = set()
+    for pause in (0.1, 0.18, 0.2, 0.21, 0.22, 0.24, 0.27, 0.3):
+        async with agent(tmp_path) as caller:
+            await trio.sleep(pause)
+            record = json.loads((tmp_path / "enclosure.json").read_text())
+            pids |= {process[0] for process in (record["keeper"], record["outlet"]) if process}
+            await caller.kill()
+            record = json.loads((tmp_path / "enclosure.json").read_text())
+            pids |= {record["outlet"][0]} if record["outlet"] else set()
+    await gone(*pids)
+    await tidy(tmp_path)
