@@ -1,22 +1,33 @@
-"""Dialling: all addresses of a peer race, each a little after the one before; the first proven connection wins."""
+"""Dialling: all addresses of a peer race, each a little after the one before; the first proven connection wins.
+
+Relayed addresses start last: a direct path is worth some waiting.
+"""
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import trio
 
-from ..addresses import Address
-from ..host import PeerId
+from ....protocols.errors import PeerUnreachable
+from ..addresses import Address, parse_all
+from ..host import Connection, Direction, PeerId
 from .handshake import NotAdmitted, UpgradeFailed
 from .pipe import SocketPipe
+from .swarm import Swarm
 from .upgrade import Upgraded
 
 Attempt: TypeAlias = Callable[[Address, PeerId], Awaitable[Upgraded]]
 """Dials one address. Raises: UpgradeFailed. What it returns belongs to the race."""
+Source: TypeAlias = tuple[str, int]
+"""An address and port of ours to dial from."""
+
+_RELAY_DELAY: Final = 0.5
+_TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 
 
 @dataclass(slots=True)
@@ -32,20 +43,36 @@ class Race:
 
     async def run(self, addresses: Sequence[Address]) -> None:
         """Ends with the first winner, or when all have failed."""
+        direct = [address for address in addresses if address.relay is None]
         async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(self._try, address, failed, nursery.cancel_scope)
-                with trio.move_on_after(self.stagger):
-                    await failed.wait()
+            lost = await self._start(direct, nursery)
+            with trio.move_on_after(_RELAY_DELAY):
+                for each in lost:
+                    await each.wait()
+            await self._start([address for address in addresses if address.relay], nursery)
 
-    async def _try(self, address: Address, failed: trio.Event, race: trio.CancelScope) -> None:
+    def tried(self, addresses: Sequence[Address]) -> dict[str, str]:
+        """What became of each address."""
+        return {str(address): self.failures.get(str(address), "no answer") for address in addresses}
+
+    async def _start(self, addresses: Sequence[Address], nursery: trio.Nursery) -> list[trio.Event]:
+        """One after the other; returns what tells of each one's failure."""
+        events = []
+        for address in addresses:
+            lost = trio.Event()
+            events.append(lost)
+            nursery.start_soon(self._try, address, lost, nursery.cancel_scope)
+            with trio.move_on_after(self.stagger):
+                await lost.wait()
+        return events
+
+    async def _try(self, address: Address, lost: trio.Event, race: trio.CancelScope) -> None:
         try:
             upgraded = await self.attempt(address, self.peer_id)
         except UpgradeFailed as error:
             self.failures[str(address)] = str(error)
             self.refused = self.refused or isinstance(error, NotAdmitted)
-            failed.set()
+            lost.set()
             return
         if self.winner is None:
             self.winner = (address, upgraded)
@@ -54,23 +81,89 @@ class Race:
             upgraded.muxer.give_up()
 
 
-async def dial_tcp(address: Address, patience: float, source: tuple[str, int] | None = None) -> SocketPipe:
-    """A connected socket; `source` is the address and port to dial from. Raises: UpgradeFailed."""
+class Dialler:
+    """`source_for`: from which port of ours to dial an address. `relayed` dials through relays; None: they are off."""
+
+    def __init__(self, swarm: Swarm, source_for: Callable[[Address], Source | None]) -> None:
+        self._swarm = swarm
+        self._source_for = source_for
+        self._racing: dict[PeerId, trio.Event] = {}
+        self.relayed: Attempt | None = None
+
+    async def connect(self, peer_id: PeerId, addresses: Sequence[str], deadline: float) -> Connection:
+        """Raises: PeerUnreachable."""
+        settings = self._swarm.settings
+        targets = [
+            address
+            for address in parse_all(addresses, most=settings.dial_addresses)
+            if address.port and address.peer_id in (None, peer_id)
+        ]
+        race = Race(peer_id, self.dial, settings.dial_stagger)
+        with trio.move_on_after(deadline):
+            while (racing := self._racing.get(peer_id)) is not None:
+                await racing.wait()
+            if (live := self._swarm.peers.best(peer_id)) is not None:
+                return live.info
+            return await self._race(race, targets)
+        sentence = f"{peer_id} did not answer within {deadline:g} s"
+        raise PeerUnreachable(sentence, peer=peer_id, tried=race.tried(targets))
+
+    async def dial(self, address: Address, peer_id: PeerId) -> Upgraded:
+        """One address. Raises: UpgradeFailed."""
+        if address.relay is None:
+            pipe = await dial_tcp(address, self._swarm.settings.patience, self._source_for(address))
+            return await self._swarm.upgrader.upgrade(pipe, Direction.OUTBOUND, peer_id)
+        if self.relayed is None:
+            raise UpgradeFailed("relays are off")
+        return await self.relayed(address, peer_id)
+
+    async def _race(self, race: Race, targets: Sequence[Address]) -> Connection:
+        """Raises: PeerUnreachable when every address fails."""
+        done = self._racing[race.peer_id] = trio.Event()
+        try:
+            await race.run(targets)
+            if race.winner is None:
+                tried = race.tried(targets)
+                reasons = "; ".join(f"{address}: {reason}" for address, reason in tried.items())
+                sentence = f"cannot reach {race.peer_id}: {reasons or 'no address is known'}"
+                raise PeerUnreachable(sentence, tried=tried, refused=race.refused)
+            address, upgraded = race.winner
+            return self._swarm.adopt(upgraded, address, Direction.OUTBOUND).info
+        except BaseException:
+            if race.winner is not None:
+                race.winner[1].muxer.give_up()
+            raise
+        finally:
+            del self._racing[race.peer_id]
+            done.set()
+
+
+async def dial_tcp(address: Address, patience: float, source: Source | None = None) -> SocketPipe:
+    """A connected socket, from `source` if that is free. Raises: UpgradeFailed."""
     try:
         family, where = await _resolve(address)
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
-            if source is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                await sock.bind(source)
-            await sock.connect(where)
-        except BaseException:
-            sock.close()
-            raise
+            return SocketPipe(await _connect(family, where, source), patience)
+        except OSError as error:
+            if source is None or error.errno not in _TAKEN:
+                raise
+        return SocketPipe(await _connect(family, where, None), patience)
     except OSError as error:
         raise UpgradeFailed(error.strerror or str(error)) from error
-    return SocketPipe(sock, patience)
+
+
+async def _connect(family: int, where: tuple[Any, ...], source: Source | None) -> trio.socket.SocketType:
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if source is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            await sock.bind(source)
+        await sock.connect(where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _resolve(address: Address) -> tuple[int, tuple[Any, ...]]:

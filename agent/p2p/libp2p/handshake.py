@@ -87,19 +87,19 @@ class HandshakeConnection(IRawConnection):
 
 
 async def shake_hands(
-    pipe: Pipe, identity: NoiseIdentity, expected: PeerId | None, *, held: bytes
+    pipe: Pipe, identity: NoiseIdentity, expected: PeerId | None, *, client: bool, held: bytes
 ) -> tuple[PeerId, SecureChannel]:
-    """Prove both peer IDs; `expected` is the one that we dialled, None when we were dialled.
+    """Prove both peer IDs; `expected` is the one that must answer, None for anybody. The `client` speaks first.
 
     Raises: UpgradeFailed, also when another peer than the expected one answers; PipeBroken.
     """
-    connection = HandshakeConnection(pipe, held, is_initiator=expected is not None)
+    connection = HandshakeConnection(pipe, held, is_initiator=client)
     pattern = PatternXX(ID.from_pubkey(identity.keys.public_key), identity.keys.private_key, identity.noise_key)
     try:
-        if expected is None:
-            session: Any = await pattern.handshake_inbound(connection)
+        if client:
+            session: Any = await pattern.handshake_outbound(connection, None)
         else:
-            session = await pattern.handshake_outbound(connection, None)
+            session = await pattern.handshake_inbound(connection)
         peer_id = _proven(session.get_remote_peer())
         noise = session.conn.noise_state.noise_protocol  # see selftest.INSIDES
         keys = CipherKeys(noise.cipher_state_encrypt.k, noise.cipher_state_decrypt.k)

@@ -12,8 +12,11 @@ class HostSettings:
     """`dead_after`: a peer that is silent for so long is gone. `patience`: so long a write may move nothing.
 
     `half_open` counts connections whose far side has not proved who it is, `half_open_each` those of one address.
-    A guest that has not become a member within `guest_time` is disconnected.
+    A guest that has not become a member within `guest_time` is disconnected. `relay`: relay for members, be reachable
+    through them, and turn relayed connections into direct ones.
     """
+
+    relay: bool = False
 
     dead_after: float = 15.0
     upgrade_deadline: float = 5.0

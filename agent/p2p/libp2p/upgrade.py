@@ -38,14 +38,18 @@ class Upgrader:
         self._gate = gate
         self._settings = settings
 
-    async def upgrade(self, pipe: Pipe, expected: PeerId | None) -> Upgraded:
-        """`expected`: the peer that we dialled, None when we were dialled. The pipe is closed when this fails.
+    async def upgrade(
+        self, pipe: Pipe, direction: Direction, expected: PeerId | None, *, client: bool | None = None
+    ) -> Upgraded:
+        """`expected`: the peer that must be at the other end, None for any. The pipe is closed when this fails.
 
-        Raises: UpgradeFailed.
+        `client`: whether we speak first, as the dialler does unless it is said; of two that dial each other at once,
+        one must. Raises: UpgradeFailed.
         """
+        first = direction is Direction.OUTBOUND if client is None else client
         try:
             with trio.fail_after(self._settings.upgrade_deadline):
-                return await self._upgrade(pipe, expected)
+                return await self._upgrade(pipe, direction, expected, first)
         except BaseException as error:
             pipe.close()
             if isinstance(error, trio.TooSlowError):
@@ -56,29 +60,28 @@ class Upgrader:
                 raise UpgradeFailed(f"the peer does not speak {error}") from error
             raise
 
-    async def _upgrade(self, pipe: Pipe, expected: PeerId | None) -> Upgraded:
-        outbound = expected is not None
-        held = await _agree(pipe, NOISE, outbound=outbound)
-        peer_id, channel = await shake_hands(pipe, self._identity, expected, held=held)
-        admission = self._gate()(peer_id, Direction.OUTBOUND if outbound else Direction.INBOUND)
+    async def _upgrade(self, pipe: Pipe, direction: Direction, expected: PeerId | None, client: bool) -> Upgraded:
+        held = await _agree(pipe, NOISE, client=client)
+        peer_id, channel = await shake_hands(pipe, self._identity, expected, client=client, held=held)
+        admission = self._gate()(peer_id, direction)
         if admission is Admission.REFUSED or peer_id == self._identity.peer_id:
             raise UpgradeFailed(f"{peer_id} is not admitted here")
         try:
-            channel.put_back(await _agree(channel, YAMUX, outbound=outbound))
+            channel.put_back(await _agree(channel, YAMUX, client=client))
         except (PipeBroken, NegotiationFailed) as error:
             raise NotAdmitted(f"the peer hung up after the handshake: it may not admit us ({error})") from error
         muxer = YamuxConnection(
             channel,
             peer_id=peer_id,
-            client=outbound,
+            client=client,
             dead_after=self._settings.dead_after,
             limits=self._settings.session,
         )
         return Upgraded(muxer, admission)
 
 
-async def _agree(ends: Pipe | SecureChannel, protocol: str, *, outbound: bool) -> bytes:
-    if outbound:
+async def _agree(ends: Pipe | SecureChannel, protocol: str, *, client: bool) -> bytes:
+    if client:
         return await select(ends.receive, ends.send, protocol)
     _, rest = await answer(ends.receive, ends.send, protocol.__eq__)
     return rest

@@ -1,0 +1,142 @@
+"""The live connections of a host: taken in through the gate, carried, bounded, closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import structlog
+import trio
+
+from ....protocols.errors import Overloaded, PeerUnreachable, Unsupported
+from ..addresses import Address
+from ..host import Admission, Connection, Direction, Gate, Path, PeerId
+from .handshake import UpgradeFailed
+from .multistream import NegotiationFailed, NotSpoken, select
+from .peers import Live, Peers
+from .pipe import Pipe
+from .serving import Serving
+from .settings import HostSettings
+from .upgrade import Upgraded, Upgrader
+from .yamux.session import SessionOver, TooManyStreams
+from .yamux.shell import YamuxStream
+
+log = structlog.get_logger(__name__)
+
+
+class Swarm:
+    """Its tasks live in the nursery. `adopted` are told of each new connection."""
+
+    def __init__(
+        self, upgrader: Upgrader, gate: Callable[[], Gate], settings: HostSettings, nursery: trio.Nursery
+    ) -> None:
+        self.peers = Peers()
+        self.serving = Serving(settings.negotiation_deadline)
+        self.upgrader = upgrader
+        self.settings = settings
+        self.nursery = nursery
+        self.adopted: list[Callable[[Live], object]] = []
+        self._gate = gate
+
+    def connected(self, peer_id: PeerId) -> Live:
+        """Raises: PeerUnreachable."""
+        live = self.peers.best(peer_id)
+        if live is None:
+            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        return live
+
+    def carrier(self, stream: object) -> Live | None:
+        """The connection that carries a stream; None when it is over."""
+        return next((live for live in self.peers if live.muxer.carries(stream)), None)
+
+    async def open_stream(self, live: Live, protocol: str, deadline: float) -> YamuxStream:
+        """Raises: PeerUnreachable, Unsupported, Overloaded."""
+        peer_id = live.info.peer_id
+        try:
+            stream = live.muxer.open_stream()
+        except SessionOver:
+            raise PeerUnreachable(f"the connection with {peer_id} ended: {live.muxer.reason}", peer=peer_id) from None
+        except TooManyStreams:
+            raise Overloaded(f"too many streams are open to {peer_id}; try again later", peer=peer_id) from None
+        try:
+            with trio.move_on_after(deadline):
+                stream.agree(protocol, await select(stream.receive_some, stream.send_all, protocol))
+                return stream
+        except NotSpoken:
+            stream.reset()
+            raise Unsupported(f"{peer_id} does not serve {protocol} to us", peer=peer_id) from None
+        except (NegotiationFailed, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            stream.reset()
+            raise PeerUnreachable(f"{peer_id} ended the stream: {error}", peer=peer_id) from error
+        except BaseException:
+            stream.reset()
+            raise
+        stream.reset()
+        raise PeerUnreachable(f"{peer_id} did not answer within {deadline:g} s", peer=peer_id)
+
+    async def arrived(self, pipe: Pipe, far: Address) -> None:
+        """Somebody dialled us."""
+        try:
+            upgraded = await self.upgrader.upgrade(pipe, Direction.INBOUND, None)
+            self.adopt(upgraded, far, Direction.INBOUND)
+        except (UpgradeFailed, PeerUnreachable) as error:
+            log.debug("connection refused", address=str(far), reason=str(error))
+
+    def adopt(self, upgraded: Upgraded, address: Address, direction: Direction) -> Live:
+        """Carry a connection from now on. Raises: PeerUnreachable when there is no room for it."""
+        muxer = upgraded.muxer
+        info = Connection(
+            peer_id=muxer.peer_id,
+            address=str(replace(address, peer_id=muxer.peer_id)),
+            direction=direction,
+            path=Path.RELAYED if address.relay else Path.DIRECT,
+            since=trio.current_time(),
+        )
+        live = Live(muxer, info)
+        guest = upgraded.admission is Admission.GUEST
+        if len(self.peers) >= self.settings.connections or (guest and self._guests() >= self.settings.guests):
+            muxer.give_up()
+            raise PeerUnreachable(f"too many connections are open to add one with {muxer.peer_id}")
+        if guest:
+            muxer.session.max_inbound = self.settings.guest_streams
+            self.nursery.start_soon(self._watch_guest, live)
+        self.peers.add(live)
+        self.nursery.start_soon(self._carry, live)
+        same = self.peers.of(muxer.peer_id)
+        for old in same[: max(0, len(same) - self.settings.connections_each)]:
+            self.nursery.start_soon(old.muxer.aclose)
+        for tell in self.adopted:
+            tell(live)
+        return live
+
+    def admission(self, live: Live) -> Admission:
+        """What the gate says of the peer now."""
+        return self._gate()(live.info.peer_id, live.info.direction)
+
+    async def close(self, lives: Sequence[Live]) -> None:
+        """Say goodbye; takes a second at most."""
+        async with trio.open_nursery() as nursery:
+            for live in lives:
+                nursery.start_soon(live.muxer.aclose)
+
+    async def _carry(self, live: Live) -> None:
+        try:
+            await live.muxer.run(partial(self._accept, live))
+        finally:
+            self.peers.remove(live)
+            log.debug("connection ended", peer=live.info.peer_id, reason=live.muxer.reason)
+
+    def _accept(self, live: Live, stream: YamuxStream) -> None:
+        if self.admission(live) is Admission.MEMBER:
+            live.muxer.session.max_inbound = self.settings.session.streams_each_way
+        self.nursery.start_soon(self.serving.take, stream, partial(self.admission, live))
+
+    def _guests(self) -> int:
+        return sum(self.admission(live) is not Admission.MEMBER for live in self.peers)
+
+    async def _watch_guest(self, live: Live) -> None:
+        with trio.move_on_after(self.settings.guest_time):
+            await live.muxer.closed.wait()
+        if self.admission(live) is not Admission.MEMBER:
+            await live.muxer.aclose()
