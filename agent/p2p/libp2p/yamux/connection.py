@@ -127,7 +127,8 @@ class YamuxConnection:
         self._blocked[stream] = None
 
     def forget(self, stream: YamuxStream) -> None:
-        self._streams.pop(stream.id, None)
+        if self._streams.get(stream.id) is stream:  # a far side may use a number again
+            del self._streams[stream.id]
         self._blocked.pop(stream, None)
 
     # -- the three tasks
