@@ -15,6 +15,7 @@ import trio
 from tests.api.served import Served, served
 from tests.leaks import nothing_leaks
 from twinshare.api.server import connection, request, serve
+from twinshare.protocols.errors import ImageExists
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET /api/health HTTP/1.1\r\n" + HOST
@@ -94,6 +95,34 @@ async def test_an_early_answer_arrives_and_the_connection_is_sound_or_closed(
         assert heard.startswith(b"HTTP/1.1 %s" % status.encode()), heard[:300]
         if b"connection: close" not in heard:
             assert b"HTTP/1.1 200" in heard
+        await until(lambda: open_connections(api) == 0)
+
+
+async def test_who_is_refused_while_sending_may_finish_and_reads_the_answer(tmp_path: Path) -> None:
+    """Closing at once would reset the connection, and the answer with it."""
+    async with served(tmp_path) as api, await trio.open_tcp_stream(*api.address) as stream:
+        await stream.send_all(EARLY["404"] + b"Content-Length: 3000000\r\n\r\n")
+        for _ in range(30):
+            await trio.sleep(0.02)
+            await stream.send_all(bytes(100_000))
+        heard = b""
+        async for part in stream:
+            heard += part
+        assert heard.startswith(b"HTTP/1.1 404")
+
+
+async def test_a_view_that_answers_without_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of the body waits than the view's queue holds, and still the connection ends."""
+
+    async def refuse(*_: Any) -> None:
+        await trio.sleep(0.2)
+        raise ImageExists("there is one already")
+
+    async with served(tmp_path) as api:
+        monkeypatch.setattr(api.node, "import_image", refuse)
+        head = b"POST /api/image/import?name=x HTTP/1.1\r\n" + HOST + b"Content-Type: application/octet-stream\r\n"
+        sent = head + b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000)
+        assert (await trio.to_thread.run_sync(api.raw, sent)).startswith(b"HTTP/1.1 409")
         await until(lambda: open_connections(api) == 0)
 
 
