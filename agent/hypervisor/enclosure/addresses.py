@@ -1,32 +1,73 @@
-"""What guests may not reach though `pasta` would carry it there: the machine's own addresses, and some of no good use.
-
-The agent and every other service of the machine that listens on more than its loopback would answer them.
-"""
+"""The machine's addresses and its ways out, as the kernel tells them."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_IPV4_ADDRESSES, _IPV6_ADDRESSES = 0x10, 0x100  # groups of route netlink
+import trio
+
+# Groups of route netlink, for IPv4 and IPv6.
+ADDRESSES = 0x10 | 0x100
+ROUTES = 0x40 | 0x400
+_CALM = 0.1  # seconds: changes come in flocks
 
 # Where clouds tell a machine its secrets, and where every program that listens is reached at once.
 _ALWAYS = ("169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4", "fd00:ec2::254/128")
 
 
 def unreachable() -> frozenset[str]:
-    """Every address of this machine but its loopback, and what is always out of reach, as prefixes."""
+    """What guests may not reach though `pasta` would carry it there, as prefixes.
+
+    Every address of this machine but its loopback: the agent, and each service that listens on more than the loopback,
+    would answer there. And some of no good use.
+    """
     return frozenset((*_ALWAYS, *_ipv4(), *_ipv6()))
 
 
+def ways_out(tables: Path = Path("/proc/net")) -> frozenset[str]:
+    """The interface of the best default route for each IP version that has one, such as `4 eth0`."""
+    best: dict[str, tuple[int, str]] = {}
+    for version, metric, interface in (*_default_routes_4(tables), *_default_routes_6(tables)):
+        best[version] = min(best.get(version, (metric, interface)), (metric, interface))
+    return frozenset(f"{version} {interface}" for version, (_, interface) in best.items())
+
+
 @contextmanager
-def changes() -> Iterator[socket.socket]:
-    """A socket that becomes readable when an address comes or goes."""
+def changes(groups: int) -> Iterator[Callable[[], Awaitable[None]]]:
+    """Yield what waits until something changed in the groups, and all was quiet for a moment."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as link:
-        link.bind((0, _IPV4_ADDRESSES | _IPV6_ADDRESSES))
-        yield link
+        link.bind((0, groups))
+
+        async def changed() -> None:
+            await trio.lowlevel.wait_readable(link)
+            await trio.sleep(_CALM)
+            with suppress(OSError):  # nothing more is there, or more was than the kernel kept: a change all the same
+                while link.recv(65536):
+                    pass
+
+        yield changed
+
+
+def _default_routes_4(tables: Path) -> Iterator[tuple[str, int, str]]:
+    for row in _rows(tables / "route"):
+        if row[1] == row[7] == "00000000":
+            yield "4", int(row[6]), row[0]
+
+
+def _default_routes_6(tables: Path) -> Iterator[tuple[str, int, str]]:
+    for row in _rows(tables / "ipv6_route"):
+        if (row[0], row[1]) == ("0" * 32, "00") and row[9] != "lo":
+            yield "6", int(row[5], 16), row[9]
+
+
+def _rows(table: Path) -> list[list[str]]:
+    try:
+        return [line.split() for line in table.read_text().splitlines()]
+    except OSError:  # a kernel without IPv6, a process that ended
+        return []
 
 
 def _ipv4() -> Iterator[str]:
@@ -39,11 +80,7 @@ def _ipv4() -> Iterator[str]:
 
 
 def _ipv6() -> Iterator[str]:
-    try:
-        lines = Path("/proc/net/if_inet6").read_text().splitlines()
-    except FileNotFoundError:  # a kernel without IPv6
-        return
-    for line in lines:
-        address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0]))
+    for row in _rows(Path("/proc/net/if_inet6")):
+        address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row[0]))
         if address != "::1":
             yield f"{address}/128"

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 
-import trio
-
-from .addresses import changes, unreachable
+from .addresses import ADDRESSES, changes, unreachable
 from .keeping import Keeping
 from .start import finish, program, start
-
-_CALM = 0.1  # seconds
 
 
 class Fence:
@@ -23,14 +18,10 @@ class Fence:
 
     async def keep(self) -> None:
         """For ever."""
-        with changes() as link:
+        with changes(ADDRESSES) as changed:
             while True:
                 await self._update()
-                await trio.lowlevel.wait_readable(link)
-                await trio.sleep(_CALM)  # they come in flocks
-                with suppress(BlockingIOError):
-                    while link.recv(65536):
-                        pass
+                await changed()
 
     async def _update(self) -> None:
         wanted, present = unreachable(), frozenset(self._keeping.record.fenced)

@@ -57,9 +57,10 @@ class Keeping:
     def pid(self) -> int:
         return self.record.keeper[0] if self.record.keeper else 0
 
-    def noted(self, outlet: int) -> None:
-        """Remember the way out for the next agent."""
+    def noted(self, outlet: int, ways: Iterable[str]) -> None:
+        """Remember the way out for the next agent, and what it leads to."""
         self.record.outlet = (outlet, processes.started(outlet) or 0)
+        self.record.ways = tuple(sorted(ways))
         self.record.save(self.data_dir)
 
     def fenced(self, prefixes: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from .addresses import ROUTES, changes, ways_out
 from .keeping import RESOLVER, Keeping
 from .processes import alive
 from .start import PATH, ended, program, start
@@ -33,6 +34,7 @@ class Outlet:
     def __init__(self, keeping: Keeping) -> None:
         self._keeping = keeping
         self._died = False
+        self._moved = trio.Event()
 
     @property
     def problem(self) -> str | None:
@@ -46,14 +48,7 @@ class Outlet:
 
     def up(self) -> bool:
         """Whether there is a way out of the enclosure's network."""
-        tables = Path(f"/proc/{self._keeping.pid}/net")
-        try:
-            if any(line.split()[1] == "00000000" for line in (tables / "route").read_text().splitlines()[1:]):
-                return True
-            rows = [line.split() for line in (tables / "ipv6_route").read_text().splitlines()]
-        except OSError:
-            return False
-        return any(row[0] == "0" * 32 and row[1] == "00" and row[-1] != "lo" for row in rows)
+        return bool(ways_out(Path(f"/proc/{self._keeping.pid}/net")))
 
     @property
     def process(self) -> tuple[int, int] | None:
@@ -69,7 +64,19 @@ class Outlet:
             begin = trio.current_time()
             await self._live()
             pause = _FIRST_PAUSE if trio.current_time() - begin > 2 * _SETTLED else min(pause * 2, _LONGEST_PAUSE)
-            await trio.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._moved.wait()
+
+    async def follow(self) -> None:
+        """For ever: when the machine's way out changes, start anew. pasta stays with what it found when it began."""
+        with changes(ROUTES) as changed:
+            while True:
+                ways = ways_out()
+                if ways and alive(self.process) and ways != frozenset(self._keeping.record.ways):
+                    self.close()
+                self._moved.set()
+                self._moved = trio.Event()
+                await changed()
 
     async def _live(self) -> None:
         """One life of it, from its start to its end."""
@@ -90,7 +97,7 @@ class Outlet:
             if gate is not None:
                 os.close(gate)
             self._reap()
-        self._died = True
+        self._died = self._keeping.record.outlet is not None  # nobody ended it on purpose
 
     def close(self) -> None:
         """End it."""
@@ -123,7 +130,8 @@ class Outlet:
         command = program("outlet", [str(keeping.identity.uid), str(keeping.identity.gid), scratch, *command])
         hearing, gate = os.pipe2(os.O_CLOEXEC)
         try:
-            keeping.noted(start(command, output=keeping.log, errors=keeping.log, given=hearing))
+            pid = start(command, output=keeping.log, errors=keeping.log, given=hearing)
+            keeping.noted(pid, ways_out())
         finally:
             os.close(hearing)
         return gate

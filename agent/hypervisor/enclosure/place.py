@@ -31,6 +31,7 @@ class Record(msgspec.Struct, kw_only=True):
     keeper: tuple[int, int] | None = None
     network: int = 0  # inode of the network namespace
     outlet: tuple[int, int] | None = None
+    ways: tuple[str, ...] = ()
     fenced: tuple[str, ...] = ()
 
     def save(self, data_dir: Path) -> None:

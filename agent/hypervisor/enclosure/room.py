@@ -159,9 +159,9 @@ async def open_enclosure(data_dir: Path, *, kind: str = "auto", user: str = "twi
         enclosure = Enclosure(keeping, outlet, fence)
         try:
             async with open_background() as nursery:
-                for part in (fence, outlet):
-                    if part is not None:
-                        nursery.start_soon(part.keep)
+                if outlet is not None and fence is not None:
+                    for task in (fence.keep, outlet.keep, outlet.follow):
+                        nursery.start_soon(task)
                 yield enclosure
         finally:
             with trio.move_on_after(_RELEASE, shield=True):

@@ -23,8 +23,9 @@ from twinshare.agent.hypervisor.enclosure.place import barrier
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 AGENT = Path(__file__).with_name("enclosure_agent.py")
 QMP_PORT = 4444
-OUTSIDE = "203.0.113.5"
+OUTSIDE, OUTSIDE_6 = "203.0.113.5", "2001:db8:5::5"
 OWN = ("127.0.0.1", "198.18.0.2", "198.18.0.3", "10.9.9.9", "0.0.0.0")  # noqa: S104 - nothing is bound
+OWN_6 = ("::1", "fd00:77::2", "fd00:77::3", "fd00:99::9", "::ffff:198.18.0.3")
 # A real server in every enclosure: QEMU without a machine greets whoever connects to its control port.
 QEMU = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-qmp", f"tcp:127.0.0.1:{QMP_PORT},server=on,wait=off"]
 
@@ -128,12 +129,18 @@ def world() -> Iterator[dict[str, str]]:
         -n {host} addr add 198.18.0.2/24 dev ts0
         -n {host} addr add 198.18.0.3/24 dev ts0
         -n {host} addr add 10.9.9.9/32 dev lo
+        -n {host} addr add fd00:77::2/64 dev ts0 nodad
+        -n {host} addr add fd00:77::3/64 dev ts0 nodad
+        -n {host} addr add fd00:99::9/128 dev lo nodad
         -n {host} link set ts0 up
         -n {internet} link set lo up
         -n {internet} addr add 198.18.0.1/24 dev ts1
         -n {internet} addr add 203.0.113.5/32 dev lo
+        -n {internet} addr add fd00:77::1/64 dev ts1 nodad
+        -n {internet} addr add 2001:db8:5::5/128 dev lo nodad
         -n {internet} link set ts1 up
         -n {host} route add default via 198.18.0.1
+        -n {host} route add default via fd00:77::1
     """
     try:
         for line in filter(None, map(str.strip, plan.splitlines())):
@@ -183,7 +190,9 @@ def in_namespace(name: str) -> tuple[str, ...]:
 def serving_in(name: str, word: str, port: int) -> Iterator[None]:
     """As `serving`, in a network namespace."""
     code = (
-        "import socket, sys; s = socket.create_server(('', int(sys.argv[2]))); print(flush=True)\n"
+        "import socket, sys\n"
+        "s = socket.create_server(('::', int(sys.argv[2])), family=socket.AF_INET6, dualstack_ipv6=True)\n"
+        "print(flush=True)\n"
         "while True: c = s.accept()[0]; c.sendall(sys.argv[1].encode()); c.close()"
     )
     command = [*in_namespace(name), sys.executable, "-c", code, word, str(port)]

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.hypervisor.enclosures import OUTSIDE, OWN, Agent, agent, in_namespace, lively_world, reach, root
+from tests.agent.hypervisor.enclosures import (
+    OUTSIDE,
+    OUTSIDE_6,
+    OWN,
+    OWN_6,
+    Agent,
+    agent,
+    in_namespace,
+    lively_world,
+    reach,
+    root,
+)
 
 pytestmark = [pytest.mark.system, root]
 
@@ -30,7 +41,8 @@ async def test_guests_reach_the_internet_and_no_address_of_the_machine(tmp_path:
     async with agent(tmp_path, prefix=in_namespace(host)) as caller:
         assert await caller.tell("connected", within=5)
         assert await hears(caller, OUTSIDE, 80) == "internet"
-        for address in OWN:
+        assert await hears(caller, OUTSIDE_6, 80) == "internet"
+        for address in (*OWN, *OWN_6):
             assert await hears(caller, address, 8080) == ""
         assert await hears(caller, "198.18.0.1", 80) == "internet"  # the gateway is not the machine
 
@@ -58,6 +70,7 @@ async def test_the_way_out_is_mended_when_it_dies(tmp_path: Path, host: str) -> 
 
 async def test_a_machine_without_a_network_says_so_and_gets_one_later(tmp_path: Path, host: str) -> None:
     _ip("-n", host, "route", "del", "default")
+    _ip("-n", host, "-6", "route", "del", "default")
     async with agent(tmp_path, prefix=in_namespace(host)) as caller:
         with trio.fail_after(10):
             while not (await caller.tell("state"))["problems"]:
@@ -65,6 +78,19 @@ async def test_a_machine_without_a_network_says_so_and_gets_one_later(tmp_path: 
         assert "no outside network" in (await caller.tell("state"))["problems"][0]
         _ip("-n", host, "route", "add", "default", "via", "198.18.0.1")
         assert await caller.tell("connected", within=10)
+
+
+async def test_a_second_way_out_is_taken_and_a_lost_one_left(tmp_path: Path, host: str) -> None:
+    _ip("-n", host, "route", "del", "default")
+    async with agent(tmp_path, prefix=in_namespace(host)) as caller:
+        assert await caller.tell("connected", within=5)
+        assert await hears(caller, OUTSIDE_6, 80) == "internet"
+        assert await hears(caller, OUTSIDE, 80) == ""
+        _ip("-n", host, "route", "add", "default", "via", "198.18.0.1")  # the lease came late
+        with trio.fail_after(10):
+            while await hears(caller, OUTSIDE, 80) != "internet":
+                await trio.sleep(0.1)
+        assert await hears(caller, OUTSIDE_6, 80) == "internet"
 
 
 async def _until(caller: Agent, route: str, *, present: bool) -> None:
