@@ -57,18 +57,29 @@ class Endpoint:
 
 
 def endpoint(
-    method: Method, path: str, answer: Media, *, operation_id: str, tag: str, example: Any = None, **path_params: Any
+    method: Method,
+    path: str,
+    answer: Media,
+    *,
+    operation_id: str,
+    tag: str,
+    status: int = 200,
+    example: Any = None,
+    more_params: Mapping[str, Any] | None = None,
 ) -> Endpoint:
-    """How a dialect serves an operation of the table under `path` with `answer` as its body."""
+    """How a dialect serves an operation of the table under `path` with `answer` as its body.
+
+    `more_params` are what `path` holds beyond the operation's own.
+    """
     return Endpoint(
         verb=method.verb,
         path=path,
         operation_id=operation_id,
         summary=method.summary,
         tag=tag,
-        answers={200: answer},
+        answers={status: answer},
         role=method.role,
-        path_params={**path_params, **method.path_params},
+        path_params={**(more_params or {}), **method.path_params},
         query=method.query,
         body=Media(method.body) if method.body is not None else None,
         body_required=method.body_required,
@@ -77,9 +88,16 @@ def endpoint(
     )
 
 
-def document(endpoints: Sequence[Endpoint], *, title: str, version: str, description: str) -> Schema:
-    """The whole document, ready to be encoded as JSON."""
-    schemas = _Schemas(endpoints)
+def document(
+    endpoints: Sequence[Endpoint],
+    *,
+    title: str,
+    version: str,
+    description: str,
+    error: type[msgspec.Struct] = ErrorBody,
+) -> Schema:
+    """The whole document, ready to be encoded as JSON. `error` is the body of every refusal."""
+    schemas = _Schemas(endpoints, error)
     paths: dict[str, Schema] = {}
     for one in endpoints:
         paths.setdefault(_PLACEHOLDER.sub(r"{\1}", one.path), {})[one.verb.lower()] = _operation(one, schemas)
@@ -124,21 +142,21 @@ _HEADER_PARAMETERS = {
 class _Schemas:
     """All types of the document, turned into schemas in one go so that equal types are one component."""
 
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        kinds = list(_kinds(endpoints))
+    def __init__(self, endpoints: Sequence[Endpoint], error: type[msgspec.Struct]) -> None:
+        kinds = [error, *_kinds(endpoints)]
         schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
         self._by_kind = dict(zip(map(_key, kinds), schemas, strict=True))
         self.queries = {one.query.__name__: components[one.query.__name__] for one in endpoints if one.query}
         components["Error"] = {**components.pop(ErrorBody.__name__), "title": "Error"}
         self.components = {name: _tidy(components[name]) for name in sorted(components) if name not in self.queries}
-        self.error = {JSON: {"schema": {"$ref": _REFERENCE.format(name="Error")}}}
+        self.error = {JSON: {"schema": self.of(error)}}
 
     def of(self, kind: Any) -> Schema:
         return kind if isinstance(kind, dict) else _tidy(self._by_kind[_key(kind)])
 
 
 def _kinds(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
-    yield from (ErrorBody, Operation)
+    yield Operation
     for one in endpoints:
         bodies = [*one.answers.values(), *([one.body] if one.body else [])]
         yield from (media.kind for media in bodies if not isinstance(media.kind, dict))

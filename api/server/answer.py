@@ -1,11 +1,11 @@
 """What goes back to a client: JSON in one shape, with the same protective headers, whatever happened.
 
-`failure` is the one place that turns an error of the tree into a response.
+`failure` turns an error of the tree into a response; a dialect that tells errors in another form has its own `Refuse`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -57,8 +57,16 @@ def told(value: Any, status: int = 200, headers: Iterable[Header] = ()) -> Answe
     return Answer(status, _encode(value), JSON, headers)
 
 
+Refuse = Callable[[TwinshareError], Answer]
+
+
 def failure(error: TwinshareError) -> Answer:
     """The documented error body, and the headers that a status calls for."""
+    return told(error.to_wire(), error.status, error_headers(error))
+
+
+def error_headers(error: TwinshareError) -> list[Header]:
+    """The headers that an error's status calls for."""
     headers: list[Header] = []
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b'Bearer realm="twinshare"'))
@@ -66,7 +74,7 @@ def failure(error: TwinshareError) -> Answer:
         headers.append((b"allow", ", ".join(error.details["allow"]).encode()))
     if isinstance(error, RateLimited | Overloaded):
         headers.append((b"retry-after", b"%d" % max(1, int(error.details.get("retry_after", 1)))))
-    return told(error.to_wire(), error.status, headers)
+    return headers
 
 
 def printable(header: bytes, name: str, limit: int = 255) -> str:

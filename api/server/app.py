@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from ...agent.node import Node
 from ...protocols.access import Caller
-from . import dialect, events, extras
+from . import dialect, events, extras, meda
 from .face import Face
 from .fleet import Fleet
 from .guard import Guard
@@ -49,17 +50,23 @@ def make_app(node: Node, url: str) -> App:
         return caller if caller is not None and holds(caller) else None
 
     guard = Guard(config, cookie, by_token, by_session)
-    found: list[Route] = [
+    own: list[Route] = [
         *dialect.routes(node),
         events.route(node.events, holds),
         extras.import_route(node),
         extras.fleet_route(Fleet(node)),
         extras.metrics_route(node, metrics),
         *extras.session_routes(sessions, url, cookie),
-        extras.document_route(node, lambda: router.routes),
         *Pages(Path(__file__).parent.parent / "web", extras.root_body(node)).routes(),
     ]
-    router = Router(found)
+    theirs = list(meda.routes(node))
+    documents = [
+        extras.document_route("/api/openapi.json", "openapi", own, partial(extras.describe, version=node.version)),
+        extras.document_route(
+            f"{meda.ROOT}/openapi.json", "meda_openapi", theirs, partial(meda.describe, version=node.version)
+        ),
+    ]
+    router = Router([*own, *theirs, *documents], {meda.ROOT.encode(): meda.refuse})
     return App(Face(router, guard, metrics, config.max_body), metrics, router)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from ...agent.node import Node
-from ...protocols.access import Caller
 from ...protocols.bodies import body_type, present
 from ...protocols.errors import InvalidRequest
 from ...protocols.openapi import Endpoint, Media, endpoint
@@ -19,9 +18,10 @@ from ...protocols.peer import PeerRef
 from ...protocols.services import SERVICES
 from ...protocols.table import Method, all_methods
 from ...protocols.vm import Blob
-from .answer import Answer, printable, told
+from .answer import Answer, told
 from .request import Request
 from .router import Route, View
+from .wishes import wishing
 
 ROOT = "/api"
 REMOTE = "/api/remote/<peer>"
@@ -41,7 +41,7 @@ def routes(node: Node) -> Iterator[Route]:
 def _view(node: Node, method: Method) -> View:
     async def view(request: Request) -> Answer:
         arguments = method.arguments(request.params, request.arguments(), await request.body())
-        return _answer(method, await node.call(_caller(request, method), method, arguments), None)
+        return _answer(method, await node.call(wishing(request, method), method, arguments), None)
 
     return view
 
@@ -51,7 +51,7 @@ def _remote_view(node: Node, method: Method) -> View:
         peer = request.params.pop("peer")
         _check_peer(peer)
         arguments = method.arguments(request.params, request.arguments(), await request.body())
-        result = await node.call(_caller(request, method), method, arguments, peer)
+        result = await node.call(wishing(request, method), method, arguments, peer)
         return _answer(method, result, node.peer_id if node.is_here(peer) else peer)
 
     return view
@@ -69,25 +69,6 @@ def _answer(method: Method, result: Any, peer: str | None) -> Answer:
     if isinstance(result, Blob):
         return Answer(200, result.data, result.media_type.encode())
     return told(present(method, result, peer))
-
-
-def _caller(request: Request, method: Method) -> Caller:
-    """The caller with what this request asks beside its body: to be repeatable, and not to wait."""
-    caller = request.caller
-    if not method.mutates:
-        return caller
-    key = request.headers.get(b"idempotency-key")
-    detach = wants_detach(request)
-    if key is None and not detach:
-        return caller
-    chosen = printable(key, "Idempotency-Key") if key is not None else None
-    return msgspec.structs.replace(caller, idempotency_key=chosen, detach=detach)
-
-
-def wants_detach(request: Request) -> bool:
-    """Whether the client asked for the operation instead of its result (RFC 7240)."""
-    wishes = request.headers.get(b"prefer", b"").lower().split(b",")
-    return any(wish.partition(b";")[0].strip() == b"respond-async" for wish in wishes)
 
 
 _SPEC = {"name": "new-vm", "image": "ubuntu-20.04", "cpu_cores": 2, "memory": 2048, "disk_size": 20}
@@ -112,4 +93,5 @@ def _told(method: Method, *, remote: bool = False) -> Endpoint:
     tag = "remote" if remote else method.path.split("/")[1]
     more = {"peer": PeerRef} if remote else {}
     path = (REMOTE if remote else ROOT) + method.path
-    return endpoint(method, path, answer, operation_id=name, tag=tag, example=_EXAMPLES.get(method.name), **more)
+    example = _EXAMPLES.get(method.name)
+    return endpoint(method, path, answer, operation_id=name, tag=tag, example=example, more_params=more)

@@ -55,7 +55,16 @@ def root_body(node: Node) -> Root:
     return Root(
         name=NAME,
         version=node.version,
-        endpoints=["/api/vm", "/api/p2p", "/api/remote", *own, "/api/openapi.json", "/swagger-ui", "/metrics"],
+        endpoints=[
+            "/api/vm",
+            "/api/p2p",
+            "/api/remote",
+            *own,
+            "/api/v1",
+            "/api/openapi.json",
+            "/swagger-ui",
+            "/metrics",
+        ],
     )
 
 
@@ -136,19 +145,21 @@ def session_routes(sessions: Sessions, url: str, cookie: str) -> Iterator[Route]
     yield Route("GET", "/enter/<key>", "enter", enter, open=True)
 
 
-def document_route(node: Node, served: Callable[[], Sequence[Route]]) -> Route:
-    """`GET /api/openapi.json`: made when it is first asked for."""
+def document_route(
+    path: str, name: str, routes: Sequence[Route], describe: Callable[[Sequence[Endpoint]], dict[str, Any]]
+) -> Route:
+    """The OpenAPI document of these routes, made when it is first asked for."""
     made: list[bytes] = []
 
     async def view(request: Request) -> Answer:
         request.caller.require(Role.VIEWER, "openapi")
         if not made:
-            endpoints = [route.told for route in served() if route.told is not None]
+            endpoints = [route.told for route in routes if route.told is not None]
             # A dozen milliseconds: too long for the loop.
-            made.append(await trio.to_thread.run_sync(lambda: msgspec.json.encode(describe(endpoints, node.version))))
+            made.append(await trio.to_thread.run_sync(lambda: msgspec.json.encode(describe(endpoints))))
         return Answer(200, made[0])
 
-    return Route("GET", "/api/openapi.json", "openapi", view)
+    return Route("GET", path, name, view)
 
 
 def describe(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Face:
         link: Link = scope["state"]["link"]
         started = trio.current_time()
         request = Request(scope, receive, send, link, self._max_body)
+        request.refuse = self._router.refuse(request.path)
         with link.begin() as hung_up:
             answer = await self._serve(request)
             status = answer.status if answer is not None else 200
@@ -53,7 +54,9 @@ class Face:
         if hung_up.cancelled_caught:
             status = 499
             if link.stopping:
-                await self._reply(request, failure(Unavailable("the node is stopping; try again when it is back")))
+                await self._reply(
+                    request, request.refuse(Unavailable("the node is stopping; try again when it is back"))
+                )
         if not link.endless:
             self._note(request, status, trio.current_time() - started)
 
@@ -79,14 +82,14 @@ class Face:
             route = self._find(request)
             return await route.view(request)
         except TwinshareError as error:
-            return failure(error)
+            return request.refuse(error)
         except Detached as detached:
             return _accepted(request, detached.operation)
         except Exception:
             # A bug: the client gets an id, the log what belongs to it.
             id = secrets.token_hex(8)
             log.exception("a request failed by a bug", id=id, operation=request.name)
-            return failure(TwinshareError(f"internal error; the node's log tells more under {id}", id=id))
+            return request.refuse(TwinshareError(f"internal error; the node's log tells more under {id}", id=id))
 
     def _find(self, request: Request) -> Route:
         """The route, for a caller who may come in; whoever may not learns nothing of what there is."""
@@ -98,7 +101,7 @@ class Face:
             raise
         if not route.open:
             request.admitted = self._guard.admit(request, now)
-        request.name = route.name
+        request.name, request.refuse = route.name, route.refuse
         return route
 
     def _options(self, request: Request) -> Answer:

@@ -16,7 +16,7 @@ import trio
 from ...protocols.access import Caller
 from ...protocols.errors import InvalidRequest, RequestTimeout, TooLarge, Unauthenticated, UnsupportedMediaType
 from ...protocols.table import convert_query
-from .answer import Answer, Header
+from .answer import Answer, Header, Refuse, failure
 from .link import Link
 
 Fields = TypeVar("Fields", bound=msgspec.Struct)
@@ -52,6 +52,7 @@ class Request:
         "path",
         "query",
         "receive",
+        "refuse",
         "scope",
         "send",
         "verb",
@@ -72,6 +73,7 @@ class Request:
         self._max_body = max_body
         self.admitted: Caller | None = None
         self.begun = False
+        self.refuse: Refuse = failure
         self._ended = not self._has_body()
 
     @property

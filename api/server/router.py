@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from ...protocols.errors import InvalidRequest, MethodNotAllowed, NotFound
 from ...protocols.openapi import Endpoint
+from .answer import Refuse, failure
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -30,7 +31,8 @@ MAX_PATH = 8192
 class Route:
     """One verb on one path. `name` stands in metrics and logs; `told` is how the document describes it.
 
-    A view returns its answer, or None when it has sent it itself. `open` routes need no caller.
+    A view returns its answer, or None when it has sent it itself; `refuse` tells the errors that it raises.
+    `open` routes need no caller.
     """
 
     verb: str
@@ -39,6 +41,7 @@ class Route:
     view: View
     told: Endpoint | None = None
     open: bool = False
+    refuse: Refuse = failure
 
 
 class _Pattern:
@@ -67,10 +70,11 @@ def _decode(segment: bytes) -> str:
 
 
 class Router:
-    """All routes of the server."""
+    """All routes of the server. `dialects` tell, below a path, the errors that come before a route is found."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[Route], dialects: Mapping[bytes, Refuse] | None = None) -> None:
         self.routes = tuple(routes)
+        self._dialects = dialects or {}
         self._plain: dict[bytes, dict[str, Route]] = defaultdict(dict)
         self._patterns: dict[int, list[_Pattern]] = defaultdict(list)
         made: dict[str, _Pattern] = {}
@@ -109,6 +113,10 @@ class Router:
         if not allowed:
             raise NotFound(f"there is nothing at {shown}")
         raise MethodNotAllowed(f"{verb} is not served at {shown}", allow=_all_verbs(allowed))
+
+    def refuse(self, raw_path: bytes) -> Refuse:
+        """How errors are told at a path, whatever is there."""
+        return next((told for root, told in self._dialects.items() if raw_path.startswith(root + b"/")), failure)
 
     def allowed(self, raw_path: bytes) -> list[str]:
         """The verbs that a path is served with. Raises: NotFound, InvalidRequest."""

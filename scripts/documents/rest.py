@@ -15,7 +15,7 @@ HEAD = """# REST
 Routes of the dialect twinshare, below `/api` (by default at `http://127.0.0.1:8080/api`). Those not marked *this node
 alone* exist again under `/api/remote/{peer}`, where the peer is a peer ID, a unique prefix of one, or a node's name.
 Every success answers 200; every failure answers as [errors.md](errors.md) says. The node serves the same as OpenAPI at
-`/api/openapi.json`.
+`/api/openapi.json`, and that of Meda's dialect below `/api/v1` at `/api/v1/openapi.json`; `/swagger-ui` shows both.
 
 A change takes `Idempotency-Key: <your key>` (the same request again is then done once) and `Prefer: respond-async`
 (202 and the operation at once, in place of the result at the end).

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from openapi_spec_validator import validate
 
 from tests.api.served import served
@@ -33,9 +34,11 @@ def resolved(document: dict[str, Any], reference: str) -> Any:
     return found
 
 
-async def test_the_document_is_valid_and_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["/api", "/api/v1"])
+async def test_the_document_is_valid_and_whole(root: str, tmp_path: Path) -> None:
     async with served(tmp_path) as api:
-        document = await api.get("/api/openapi.json")
+        document = await api.get(f"{root}/openapi.json")
+        assert all(path.startswith("/api/v1/") is (root == "/api/v1") for path in document["paths"])
         validate(document)
         assert document["openapi"] == "3.1.0"
         for reference in set(references(document)):
@@ -60,9 +63,10 @@ async def test_every_operation_is_told_with_its_role_and_errors(tmp_path: Path) 
             )
 
 
-async def test_what_is_told_is_served(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["/api", "/api/v1"])
+async def test_what_is_told_is_served(root: str, tmp_path: Path) -> None:
     async with served(tmp_path) as api:
-        document = await api.get("/api/openapi.json")
+        document = await api.get(f"{root}/openapi.json")
         for path, verbs in document["paths"].items():
             asked = path.replace("{host_port}", "1").replace("{", "").replace("}", "")
             allowed = (await api.client.options(asked)).headers["allow"].split(", ")
@@ -78,3 +82,14 @@ async def test_the_guides_bodies_are_in_the_document(tmp_path: Path) -> None:
         error = resolved(document, "#/components/schemas/Error")
         assert error["required"] == ["error", "code"]
         assert "ErrorBody" not in json.dumps(document)
+
+
+async def test_medas_bodies_are_in_its_document(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get("/api/v1/openapi.json")
+        answers = document["paths"]["/api/v1/vms"]["post"]["responses"]
+        assert {"201", "202", "default"} == answers.keys()
+        error = resolved(document, "#/components/responses/Error/content")["application/json"]["schema"]
+        assert resolved(document, error["$ref"])["required"] == ["error", "code", "details"]
+        info = resolved(document, "#/components/schemas/VmInfo")["properties"]
+        assert list(info) == ["name", "state", "ip", "vcpus", "memory", "disk", "devices", "created"]

@@ -1,0 +1,73 @@
+"""`/api/v1/images`: the images of this node as Meda shows them."""
+
+from __future__ import annotations
+
+from ....agent.node import Node
+from ....protocols.access import Caller, Role
+from ....protocols.errors import ImageNotFound
+from ....protocols.image import Image, ImageRef
+from ....protocols.reference import LOCAL, parse_reference
+from ....protocols.size import short_size
+from ....protocols.table import rest
+from ....protocols.vm import Vm
+from .bodies import Done, ImageInfo, ImageList, ImageRun
+from .specs import ORG, REGISTRY, image_ref, name_after, read_user_data, vm_spec
+from .vms import TABLE, vm_info
+
+
+def image_info(image: Image) -> ImageInfo:
+    return ImageInfo(
+        name=image.name or image.digest,
+        tag=image.tag,
+        registry=image.registry,
+        size=short_size(image.size),
+        created=image.created_at,
+    )
+
+
+class MedaImages:
+    """For one caller."""
+
+    def __init__(self, node: Node, caller: Caller) -> None:
+        self._node, self._caller = node, caller
+
+    @rest("GET", "/images", Role.VIEWER)
+    async def list_images(self) -> ImageList:
+        """List the images."""
+        found: list[Image] = await self._node.call(self._caller, TABLE["list_images"], {})
+        return ImageList(images=[image_info(image) for image in found], count=len(found))
+
+    @rest("POST", "/images/run", Role.OPERATOR)
+    async def run_image(self, request: ImageRun) -> Done:
+        """Create a VM from an image, and start it unless told otherwise."""
+        image, size = await self._find(image_ref(request.image, request.registry, request.org))
+        user_data = await read_user_data(request.user_data, self._node.config.api.allow_user_data_dir)
+        name = request.name or name_after(image, self._caller.idempotency_key)
+        spec = vm_spec(request, name, image, size, user_data, start=not request.no_start)
+        vm: Vm = await self._node.call(self._caller, TABLE["create_vm"], {"spec": spec})
+        action = "created" if request.no_start else "created and started"
+        return Done(message=f"Successfully {action} VM from image: {request.image}", vm=vm_info(vm))
+
+    @rest("DELETE", "/images/<image>", Role.OPERATOR)
+    async def remove_image(self, image: ImageRef) -> Done:
+        """Remove an image that no VM stands on."""
+        ref, _ = await self._find(image)
+        await self._node.call(self._caller, TABLE["remove_image"], {"image": ref})
+        return Done(message=f"Successfully removed image: {image}")
+
+    async def _find(self, ref: str) -> tuple[str, int]:
+        """The name under which an image is here, and its size. A name without a place may be one of Meda's own place.
+
+        Raises: ImageNotFound, InvalidRequest.
+        """
+        reference = parse_reference(ref)
+        names = [ref]
+        if reference.registry == LOCAL and reference.name and "/" not in reference.name:
+            names.append(f"{REGISTRY}/{ORG}/{ref}")
+        for name in names:
+            try:
+                found: Image = await self._node.call(self._caller, TABLE["get_image"], {"image": name})
+            except ImageNotFound:
+                continue
+            return name, found.size
+        raise ImageNotFound(f"there is no image '{ref}' on this node; pull or create it first")

@@ -1,0 +1,67 @@
+"""Each operation of Meda's API as a route and as a line of its document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ....agent.node import Node
+from ....protocols.openapi import Endpoint, Media, document, endpoint
+from ....protocols.table import Dispatcher, Method
+from ..answer import Answer, told
+from ..request import Request
+from ..router import Route
+from ..wishes import wishing
+from .bodies import ApiError
+from .images import MedaImages
+from .system import MedaSystem
+from .vms import MedaVms
+from .words import refuse_in
+
+ROOT = "/api/v1"
+_TAGS: dict[type, str] = {MedaVms: "VMs", MedaImages: "Images", MedaSystem: "System"}
+_CREATED = frozenset({"create_vm", "run_image"})
+_VM = {"name": "test-vm", "memory": "2G", "cpus": 4, "disk": "20G"}
+_EXAMPLES: dict[str, Any] = {
+    "create_vm": _VM,
+    "port_forward": {"host_port": 8080, "guest_port": 80},
+    "run_image": {"image": "ubuntu:latest", "name": "ubuntu-vm", "memory": "1G", "cpus": 2},
+}
+
+
+def routes(node: Node) -> Iterator[Route]:
+    """A route for each operation; the role is checked where it is done, and here before anything is looked at."""
+    dispatcher = Dispatcher({
+        MedaVms: lambda caller: MedaVms(node, caller),
+        MedaImages: lambda caller: MedaImages(node, caller),
+        MedaSystem: lambda caller: MedaSystem(node, caller),
+    })  # fmt: skip
+    for method in dispatcher.table.values():
+        yield _route(dispatcher, method)
+
+
+def _route(dispatcher: Dispatcher, method: Method) -> Route:
+    status = 201 if method.name in _CREATED else 200
+
+    async def view(request: Request) -> Answer:
+        arguments = method.arguments(request.params, request.arguments(), await request.body())
+        return told(await dispatcher.call(wishing(request, method), method, arguments), status)
+
+    path, answer, example = ROOT + method.path, Media(method.result), _EXAMPLES.get(method.name)
+    described = endpoint(
+        method, path, answer,
+        operation_id=method.name, tag=_TAGS[method.service], status=status, example=example,
+    )  # fmt: skip
+    return Route(method.verb, path, f"meda_{method.name}", view, described, refuse=refuse_in(method.name))
+
+
+def describe(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
+    """The OpenAPI document of this dialect."""
+    return document(
+        endpoints,
+        title="Meda API, served by twinshare",
+        version=version,
+        description="The REST API of Meda over the VMs and images of this node. Sizes are written as `2G` or `512M`; "
+        "a field that is not in a schema is refused. All errors look alike: see `ApiError`.",
+        error=ApiError,
+    )
