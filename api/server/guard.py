@@ -1,7 +1,7 @@
 """Who may come in: the host that was asked for, the page that asks, the caller, and how often.
 
 The order is cheap before dear, and nothing of a request is acted upon before it has passed. What the caller may then do
-is the role check of each operation. The rules are those of docs/security.md, "Callers of the local API".
+is the role check of each operation. The rules are those of SECURITY.md, "Callers of the local API".
 """
 
 from __future__ import annotations
