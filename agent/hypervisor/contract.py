@@ -19,6 +19,7 @@ MakePlan = Callable[[str], Awaitable[DomainPlan]]
 
 _PATIENCE = 60.0
 _AWKWARD = '{"text": "<a>&amp;]]>\\u0000\\r \'é🦀\'", "tab":\t1,\n "nested": {"x": null}}  '
+_BEYOND_XML = '{"text": "\uffff\x7f\r"}'
 
 
 async def check_hypervisor(hypervisor: Hypervisor, make_plan: MakePlan) -> None:
@@ -150,6 +151,8 @@ async def _changes_while_it_runs(hypervisor: Hypervisor, plan: DomainPlan, _: Do
     stopped = await hypervisor.get_domain(plan.id)
     assert (stopped.metadata, stopped.autostart) == ("redefined", True)
     await hypervisor.set_autostart(plan.id, enabled=False)
+    await hypervisor.set_metadata(plan.id, _BEYOND_XML)
+    assert (await hypervisor.get_domain(plan.id)).metadata == _BEYOND_XML
     await hypervisor.set_metadata(plan.id, "")
     unset = await hypervisor.get_domain(plan.id)
     assert (unset.metadata, unset.autostart) == ("", False)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -72,7 +74,7 @@ class KeptDomain:
 
 
 def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
-    """The definition of a domain. Raises: KeyError for a network not in `facts`, ValueError for bad text."""
+    """The definition of a domain. Raises: KeyError for a network not in `facts`, ValueError for a bad MAC."""
     kvm = plan.accelerator == "kvm"
     domain = ET.Element("domain", {"type": facts.domain_type or plan.accelerator})
     _text(domain, "name", plan.name)
@@ -98,7 +100,7 @@ def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
 def metadata_element(metadata: str) -> str:
     """The element for libvirt's setMetadata, which adds the namespace itself."""
     element = ET.Element("vm")
-    element.text = _checked(metadata)
+    _write_opaque(element, metadata)
     return ET.tostring(element, encoding="unicode")
 
 
@@ -113,7 +115,7 @@ def read_domain(xml: str) -> KeptDomain:
         cpu_cores=int(domain.findtext("vcpu", "1")),
         memory=0 if memory is None else _mebibytes(memory),
         accelerator="kvm" if domain.get("type") == "kvm" else "qemu",
-        metadata=None if metadata is None else metadata.text or "",
+        metadata=None if metadata is None else _read_opaque(metadata),
         serial=None if serial is None else serial.get("path"),
         netdev=_netdev(domain),
         mac=_mac(domain),
@@ -140,7 +142,7 @@ def _metadata(text: str) -> ET.Element:
     metadata = ET.Element("metadata")
     # The namespace must stand on this very element: libvirt keeps the element alone.
     element = ET.SubElement(metadata, f"{METADATA_PREFIX}:vm", {f"xmlns:{METADATA_PREFIX}": METADATA_URI})
-    element.text = _checked(text)
+    _write_opaque(element, text)
     return metadata
 
 
@@ -226,7 +228,18 @@ def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
     ET.SubElement(parent, tag, attributes).text = text
 
 
-def _checked(text: str) -> str:
+def _write_opaque(element: ET.Element, text: str) -> None:
+    """Any text at all: XML has no word for some characters, such as U+FFFF, which a label may well hold."""
     if _NOT_XML.search(text):
-        raise ValueError("metadata must not hold control characters other than tab and line feed")
+        element.set("encoding", "base64")
+        element.text = b64encode(text.encode("utf-8", "surrogatepass")).decode()
+    else:
+        element.text = text
+
+
+def _read_opaque(element: ET.Element) -> str:
+    text = element.text or ""
+    if element.get("encoding") == "base64":
+        with suppress(ValueError):  # somebody wrote there by hand: what it says is its reader's to judge
+            return b64decode(text, validate=True).decode("utf-8", "surrogatepass")
     return text

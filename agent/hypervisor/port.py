@@ -30,7 +30,7 @@ class DomainPlan:
     """A domain to define. Memory in MiB. `directory` is the VM's own folder: its sockets and its serial log go there.
 
     Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`, `agent.sock`. `metadata` is opaque text that the hypervisor
-    keeps for us, without control characters but tab and line feed.
+    keeps for us.
     """
 
     id: str

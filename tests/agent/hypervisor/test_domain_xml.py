@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from twinshare.agent.hypervisor.domain_xml import (
+    METADATA_URI,
     HostFacts,
     KeptDomain,
     Network,
@@ -95,11 +96,10 @@ def test_text_never_becomes_markup() -> None:
 
 
 @pytest.mark.parametrize("text", ["\0", "a\x1b[0m", "\r", "\ud800", "\x0b", "\uffff"])
-def test_text_that_xml_cannot_hold_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="control characters"):
-        build_domain(replace(PLAN, metadata=text), HostFacts())
-    with pytest.raises(ValueError, match="control characters"):
-        metadata_element(text)
+def test_text_that_xml_cannot_hold_is_kept_all_the_same(text: str) -> None:
+    assert read_domain(build_domain(replace(PLAN, metadata=text), HostFacts())).metadata == text
+    element = metadata_element(text).replace("<vm ", f"<vm xmlns='{METADATA_URI}' ")
+    assert read_domain(f"<domain><metadata>{element}</metadata></domain>").metadata == text
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,12 @@ def test_what_is_no_mac_never_reaches_the_command_line(mac: str, network: str) -
 def test_an_unknown_network_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         build_domain(replace(PLAN, network="elsewhere"), HostFacts())
+
+
+def test_broken_metadata_is_handed_on_as_it_is() -> None:
+    for text in ("%%%", "/w==", "é"):
+        element = f"<vm xmlns='{METADATA_URI}' encoding='base64'>{text}</vm>"
+        assert read_domain(f"<domain><metadata>{element}</metadata></domain>").metadata == text
 
 
 def test_a_foreign_domain_is_read_too() -> None:
