@@ -25,35 +25,41 @@ BUILD_TIME = 900.0
 
 
 class Peer:
-    """`peer_id` and `addresses` are what it said of itself."""
+    """`said` is what it said of itself."""
 
     def __init__(self, process: trio.Process) -> None:
-        self._process = process
+        self.process = process
+        self.said: dict[str, Any] = {}
         self._lines = b""
         self._number = 0
-        self.peer_id = ""
-        self.addresses: list[str] = []
 
     async def hello(self) -> None:
-        said = json.loads(await self._line())
-        self.peer_id, self.addresses = said["peer_id"], said["addresses"]
+        self.said = json.loads(await self._line())
+
+    @property
+    def peer_id(self) -> str:
+        return str(self.said["peer_id"])
+
+    @property
+    def addresses(self) -> list[str]:
+        return list(self.said["addresses"])
 
     async def call(self, command: str, **arguments: Any) -> Any:
         """Run one command; raises AssertionError with what the peer says of its failure."""
         self._number += 1
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         line = json.dumps({"id": self._number, "command": command, **arguments}) + "\n"
-        await self._process.stdin.send_all(line.encode())
+        await self.process.stdin.send_all(line.encode())
         while (answer := json.loads(await self._line())).get("id") != self._number:
             pass
         assert "error" not in answer, answer["error"]
         return answer["result"]
 
     async def _line(self) -> bytes:
-        assert self._process.stdout is not None
+        assert self.process.stdout is not None
         with trio.fail_after(60):
             while b"\n" not in self._lines:
-                data = await self._process.stdout.receive_some()
+                data = await self.process.stdout.receive_some()
                 assert data, "the peer's process ended"
                 self._lines += data
         line, _, self._lines = self._lines.partition(b"\n")

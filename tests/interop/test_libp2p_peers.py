@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.p2p.hosts import open_echo, until
+from tests.agent.p2p.hosts import open_echo, open_hosts, talks, until
 from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.host import Path as Route
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
 from twinshare.agent.p2p.libp2p.identify import IDENTIFY, PING, ask_identity
+from twinshare.agent.p2p.libp2p.settings import HostSettings
 
 from .peers import Peer, go_folder, js_folder, open_peer
 
@@ -85,6 +87,41 @@ async def echo(host: LibP2pHost, peer: Peer, data: bytes) -> None:
             got += piece
     await stream.aclose()
     assert got == data
+
+
+@pytest.fixture
+def js() -> Path:
+    return js_folder()
+
+
+async def test_js_is_reached_through_our_relay(js: Path) -> None:
+    relaying = HostSettings(relay=True)
+    async with open_hosts(2, settings=relaying) as (relay, host), open_peer(["node", "peer.mjs"], js) as peer:
+        await peer.call("dial", address=relay.addresses[0])
+        with trio.fail_after(20):
+            known: list[str] = []
+            while not known:
+                known = await peer.call("listen", address=f"{relay.addresses[0]}/p2p-circuit")
+                known = [address for address in known if "p2p-circuit" in address]
+                await trio.sleep(0.1)
+        made = await host.connect(peer.peer_id, known)
+        assert made.path is Route.RELAYED
+        await echo(host, peer, os.urandom(200_000))
+
+
+async def test_we_are_reached_through_js_as_a_relay(js: Path) -> None:
+    relaying = HostSettings(relay=True)
+    command = ["node", "peer.mjs", "--relay"]
+    async with open_hosts(2, settings=relaying) as (inside, outside), open_peer(command, js) as relay:
+        await inside.connect(relay.peer_id, relay.addresses)
+        assert inside.relaying is not None
+        with trio.fail_after(10):
+            while not await inside.relaying.places.reserve(relay.peer_id):
+                await trio.sleep(0.2)
+        [known] = [address for address in inside.addresses if "p2p-circuit" in address]
+        made = await outside.connect(inside.peer_id, [known])
+        assert made.path is Route.RELAYED
+        await talks(outside, inside.peer_id, os.urandom(50_000))
 
 
 async def test_many_streams_at_once(command: tuple[list[str], Path]) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 import trio
 
+from tests.interop.peers import Peer, open_peer
 from twinshare.agent.p2p.addresses import parse
 from twinshare.agent.p2p.contract import ECHO, echo, everybody
 from twinshare.agent.p2p.host import Gate, PeerId
@@ -93,21 +92,11 @@ async def raw_muxed(host: LibP2pHost, seed: bytes | None = None) -> AsyncIterato
 
 
 @asynccontextmanager
-async def peer_process(dead_after: float = 60.0) -> AsyncIterator[tuple[trio.Process, dict[str, Any]]]:
-    """A host in a process of its own, and what it says of itself; it is killed at the end."""
-    command = [sys.executable, "-m", "tests.agent.p2p.peer_process", str(dead_after)]
-    start = partial(trio.run_process, command, stdout=subprocess.PIPE, check=False, cwd=FilePath(__file__).parents[3])
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(start)
-        try:
-            assert process.stdout is not None
-            line = b""
-            with trio.fail_after(20):
-                while not line.endswith(b"\n"):
-                    line += await process.stdout.receive_some()
-            yield process, json.loads(line)
-        finally:
-            process.kill()
+async def peer_process(*before: str, **arguments: Any) -> AsyncIterator[Peer]:
+    """A host in a process of its own, killed at the end; `before` is what runs it, for instance in a namespace."""
+    command = [*before, sys.executable, "-m", "tests.agent.p2p.peer_process", json.dumps(arguments)]
+    async with open_peer(command, FilePath(__file__).parents[3]) as peer:
+        yield peer
 
 
 def open_files() -> int:

@@ -364,12 +364,12 @@ async def test_a_role_that_is_lost_is_lost_at_the_next_stream() -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGSTOP, signal.SIGKILL])
 async def test_a_process_that_stops_or_dies_is_noticed(sign: signal.Signals) -> None:
-    async with open_echo(settings=HostSettings(dead_after=1.0)) as host, peer_process() as (process, report):
-        await host.connect(report["peer_id"], report["addresses"])
-        await talks(host, report["peer_id"])
-        stream = await host.open_stream(report["peer_id"], ECHO)
+    async with open_echo(settings=HostSettings(dead_after=1.0)) as host, peer_process() as peer:
+        await host.connect(peer.peer_id, peer.addresses)
+        await talks(host, peer.peer_id)
+        stream = await host.open_stream(peer.peer_id, ECHO)
         start = trio.current_time()
-        process.send_signal(sign)
+        peer.process.send_signal(sign)
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
         assert trio.current_time() - start <= 1.2
@@ -377,6 +377,6 @@ async def test_a_process_that_stops_or_dies_is_noticed(sign: signal.Signals) -> 
 
 
 async def test_libp2p_is_loaded_without_what_we_do_not_use() -> None:
-    async with peer_process() as (_, report):
-        assert report["loaded"] == []
-        assert report["megabytes"] < 75
+    async with peer_process() as peer:
+        assert peer.said["loaded"] == []
+        assert peer.said["megabytes"] < 75

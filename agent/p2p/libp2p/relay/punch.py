@@ -148,11 +148,11 @@ class Punch:
         return await swarm.upgrader.upgrade(pipe, live.info.direction, live.info.peer_id, client=client)
 
     async def _retire(self, live: Live) -> None:
-        """A relayed connection ends when a direct one stands and nothing is open on it any more."""
+        """A relayed connection ends when a direct one stands for a while and nothing is open on the old any more."""
         while not live.muxer.session.over and self._host.path(live.info.peer_id) is Path.DIRECT:
+            await trio.sleep(_RETIRE_EVERY)
             if live.muxer.stream_count == 0:
                 await live.muxer.aclose()
-            await trio.sleep(_RETIRE_EVERY)
 
 
 def _addresses(message: HolePunch) -> list[Address]:

@@ -1,0 +1,92 @@
+"""A small internet of network namespaces: a relay in the open, and hosts behind routers that translate addresses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+_NAT = """
+table ip nat {
+  chain out { type nat hook postrouting priority 100; oifname "wan" masquerade; }
+}
+table ip filter {
+  chain forward {
+    type filter hook forward priority 0; policy drop;
+    iifname "lan" accept
+    ct state established,related accept
+  }
+  chain input { type filter hook input priority 0; policy accept; iifname "wan" tcp dport != 0 drop; }
+}
+"""
+
+
+def _run(*command: str, text: str | None = None) -> None:
+    done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=30, check=False)
+    if done.returncode:
+        pytest.skip(f"network namespaces: {' '.join(command)}: {done.stderr.strip()}")
+
+
+@contextmanager
+def _namespace(name: str) -> Iterator[str]:
+    _run("ip", "netns", "add", name)
+    try:
+        _run("ip", "-n", name, "link", "set", "lo", "up")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=30)
+
+
+def _wire(one: str, its: str, other: str, others: str) -> None:
+    _run("ip", "link", "add", its, "netns", one, "type", "veth", "peer", "name", others, "netns", other)
+
+
+def _address(name: str, device: str, address: str) -> None:
+    _run("ip", "-n", name, "address", "add", address, "dev", device)
+    _run("ip", "-n", name, "link", "set", device, "up")
+
+
+@contextmanager
+def two_routers() -> Iterator[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+    """What runs a command in the open (10.99.0.1), behind the first router, and behind the second."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    for tool in ("ip", "nft"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"network namespaces need {tool}")
+    mark = f"tsp{os.getpid()}"
+    with ExitStack() as stack:
+        net = stack.enter_context(_namespace(f"{mark}net"))
+        _run("ip", "-n", net, "link", "add", "br0", "type", "bridge")
+        _run("ip", "-n", net, "link", "set", "br0", "up")
+        open_ = stack.enter_context(_namespace(f"{mark}open"))
+        _plug(net, open_, "eth0", "10.99.0.1/24", "p0")
+        inside = [_behind(stack, net, mark, number) for number in (1, 2)]
+        yield _in(open_), _in(inside[0]), _in(inside[1])
+
+
+def _behind(stack: ExitStack, net: str, mark: str, number: int) -> str:
+    router = stack.enter_context(_namespace(f"{mark}router{number}"))
+    host = stack.enter_context(_namespace(f"{mark}host{number}"))
+    _plug(net, router, "wan", f"10.99.0.{10 + number}/24", f"p{number}")
+    _wire(router, "lan", host, "eth0")
+    _address(router, "lan", f"192.168.{number}.1/24")
+    _address(host, "eth0", f"192.168.{number}.2/24")
+    _run("ip", "-n", host, "route", "add", "default", "via", f"192.168.{number}.1")
+    _run("ip", "netns", "exec", router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    _run("ip", "netns", "exec", router, "nft", "-f", "-", text=_NAT)
+    return host
+
+
+def _plug(net: str, name: str, device: str, address: str, port: str) -> None:
+    _wire(name, device, net, port)
+    _run("ip", "-n", net, "link", "set", port, "master", "br0", "up")
+    _address(name, device, address)
+
+
+def _in(namespace: str) -> tuple[str, ...]:
+    return ("ip", "netns", "exec", namespace)
