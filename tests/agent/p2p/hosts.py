@@ -15,7 +15,7 @@ import trio
 from tests.interop.peers import Peer, open_peer
 from twinshare.agent.p2p.addresses import parse
 from twinshare.agent.p2p.contract import ECHO, echo, everybody
-from twinshare.agent.p2p.host import Gate, PeerId
+from twinshare.agent.p2p.host import Gate
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.handshake import NOISE, NoiseIdentity, shake_hands
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
@@ -24,6 +24,8 @@ from twinshare.agent.p2p.libp2p.noise import SecureChannel
 from twinshare.agent.p2p.libp2p.pipe import SocketPipe
 from twinshare.agent.p2p.libp2p.settings import HostSettings
 from twinshare.agent.p2p.libp2p.upgrade import YAMUX
+
+from .talking import talks as talks
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
@@ -41,18 +43,6 @@ async def open_echo(
 async def open_hosts(number: int, *, settings: HostSettings | None = None) -> AsyncIterator[Sequence[LibP2pHost]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(open_echo(settings=settings)) for _ in range(number)]
-
-
-async def talks(host: LibP2pHost, peer_id: PeerId, data: bytes = b"hello") -> None:
-    """An echo comes back whole."""
-    stream = await host.open_stream(peer_id, ECHO)
-    got = bytearray()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(stream.send_all, data)
-        while len(got) < len(data):
-            got += await stream.receive_some()
-    assert got == data
-    await stream.aclose()
 
 
 async def until(what: object, seconds: float = 5.0) -> None:

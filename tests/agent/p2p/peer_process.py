@@ -15,10 +15,10 @@ from typing import Any
 import structlog
 import trio
 
-from tests.agent.p2p.hosts import talks
+from tests.agent.p2p.talking import talks
 from twinshare.agent.p2p.contract import ECHO, echo, everybody
+from twinshare.agent.p2p.host import Host
 from twinshare.agent.p2p.libp2p import open_libp2p_host
-from twinshare.agent.p2p.libp2p.host import LibP2pHost
 from twinshare.agent.p2p.libp2p.settings import HostSettings
 from twinshare.protocols.errors import TwinshareError
 
@@ -28,7 +28,7 @@ def _megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def _do(host: LibP2pHost, command: str, peer: str = "", addresses: list[str] | None = None, size: int = 1) -> Any:
+async def _do(host: Host, command: str, peer: str = "", addresses: list[str] | None = None, size: int = 1) -> Any:
     match command:
         case "connect":
             return (await host.connect(peer, addresses or [])).path
