@@ -9,37 +9,20 @@ import signal
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from ....protocols.errors import HypervisorDown
+from ..inside.keeper import VERSION
 from ..inside.walls import Walls
 from . import place, processes
-from .addresses import unreachable
+from .design import Identity, behind_walls, without_walls
 from .line import KeeperLeft, Process, Reply, ask, connect, decode
 from .refusal import remedy
 from .start import PATH, finish, program, start
 
-VERSION = 1
-RESOLVER = "192.0.0.53"  # inside, an address of no one; pasta passes what is sent there to the machine's own resolver
 _PATIENCE = 10.0
-# What is seen inside of the machine's top folders; all others are empty there, and so is what is the user's own.
-_SEEN = frozenset(
-    {"bin", "dev", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "opt", "proc", "sbin", "sys", "usr"}
-)
-_SCRATCH = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - empty ones of its own
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who processes inside are. `user` is None for the agent's own user."""
-
-    user: str | None
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
 
 
 class Keeping:
@@ -173,19 +156,7 @@ class Keeping:
 
     async def _try_namespaces(self) -> str | None:
         """Start a keeper behind walls; the reason when the kernel refuses."""
-        walls = Walls(
-            uid=self.identity.uid,
-            gid=self.identity.gid,
-            groups=self.identity.groups,
-            path=self.record.path,
-            parts={part: str(self.data_dir / part) for part in place.PARTS},
-            hide=_hidden(),
-            scratch=_SCRATCH,
-            resolver=RESOLVER,
-            fence=tuple(sorted(unreachable())),
-            no_new_privs=not _has_apparmor(),
-            join=self._survivor(),
-        )
+        walls = behind_walls(self.identity, self.record.path, self.data_dir, self._survivor())
         refusal = await self._start(walls, "namespaces")
         if refusal is None and walls.join is None:
             self.fenced(walls.fence)
@@ -209,14 +180,7 @@ class Keeping:
                     "start the agent with --data-dir /var/lib/twinshare, or allow it to make namespaces."
                 )
             self.data_dir.chmod(0o711)
-        walls = Walls(
-            uid=identity.uid,
-            gid=identity.gid,
-            groups=identity.groups,
-            namespaces=False,
-            no_new_privs=not _has_apparmor(),
-        )
-        refusal = await self._start(walls, "plain")
+        refusal = await self._start(without_walls(identity), "plain")
         if refusal is not None:
             raise HypervisorDown(f"The enclosure for virtual machines cannot be made: {refusal}.")
 
@@ -324,24 +288,6 @@ class Keeping:
     @property
     def _address(self) -> Path:
         return place.socket_of(self.record)
-
-
-def _hidden() -> tuple[str, ...]:
-    folders = {
-        entry.path for entry in os.scandir("/") if entry.is_dir(follow_symlinks=False) and entry.name not in _SEEN
-    }
-    return tuple(sorted(folders.difference(_SCRATCH)))
-
-
-def _has_apparmor() -> bool:
-    """Whether libvirtd may be confined by its path, from which QEMU is started by leaving that confinement.
-
-    Under `no_new_privs` the kernel refuses that. Inside nothing is to be gained anyway: no capability, no other user.
-    """
-    try:
-        return Path("/sys/module/apparmor/parameters/enabled").read_text().startswith("Y")
-    except OSError:
-        return False
 
 
 async def _buried(pid: int) -> None:

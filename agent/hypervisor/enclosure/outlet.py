@@ -15,7 +15,8 @@ from pathlib import Path
 import trio
 
 from .addresses import ROUTES, changes, ways_out
-from .keeping import RESOLVER, Keeping
+from .design import RESOLVER
+from .keeping import Keeping
 from .processes import alive
 from .start import PATH, ended, program, start
 

@@ -14,8 +14,9 @@ import trio
 from ....protocols.errors import DeadlineExceeded, HypervisorDown
 from ...background import open_background
 from . import place
+from .design import Identity
 from .fence import Fence
-from .keeping import Identity, Keeping
+from .keeping import Keeping
 from .line import Process
 from .outlet import Outlet
 from .start import PATH
