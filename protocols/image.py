@@ -29,3 +29,14 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     used_by: list[str] = []
     labels: dict[str, str] = {}
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that was sent to a registry: the name it has there, and the digest of its manifest.
+
+    `manifest` is empty after a dry run.
+    """
+
+    image: Image
+    target: str
+    manifest: str = ""

@@ -23,7 +23,7 @@ from ...protocols.errors import (
 )
 from ...protocols.operation import Progress
 from . import qcow2
-from .port import ImageStore
+from .port import ImageExchange, ImageStore
 
 MIB = 1 << 20
 OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
@@ -250,6 +250,40 @@ async def _two_at_once(store: ImageStore, _folder: Path) -> None:
     images = await store.list_images()
     assert len(images) == 5
     assert len({image.digest for image in images}) == 2
+
+
+OpenExchange = Callable[[], AbstractAsyncContextManager[tuple[ImageStore, ImageExchange]]]
+
+
+async def check_image_exchange(open_exchange: OpenExchange, host: str) -> None:
+    """Two nodes and an empty registry at `host`, which takes pushes: what one sends, the other gets."""
+    async with open_exchange() as (here, ours), open_exchange() as (there, theirs):
+        image = await here.add_image("disk", pieces(raw_disk(30)), report=quiet)
+        ref = f"{host}/org/disk:v1"
+        assert ours.knows(ref)
+        assert not ours.knows("blake3:" + "0" * 64)
+        await _refused(ImageNotFound, theirs.pull_image(ref, report=quiet))
+        await _refused(ImageNotFound, ours.push_image("absent", ref, report=quiet))
+        await _refused(InvalidRequest, ours.push_image("disk", "no-registry", report=quiet))
+        await _refused(InvalidRequest, theirs.pull_image("http://127.0.0.1/x.raw", report=quiet, sha256="0" * 64))
+        await _refused(InvalidRequest, theirs.pull_image("https://127.0.0.1/x.raw", report=quiet))
+        assert (await ours.push_image("disk", ref, report=quiet, dry_run=True)).manifest == ""
+        await _refused(ImageNotFound, theirs.pull_image(ref, report=quiet))
+        pushed = await ours.push_image("disk", ref, report=quiet)
+        assert pushed.target == ref
+        assert pushed.manifest.startswith("sha256:")
+        seen: list[Progress] = []
+        got = await theirs.pull_image(ref, report=seen.append)
+        assert got.digest == image.digest
+        assert (got.registry, got.name, got.tag) == (host, "org/disk", "v1")
+        assert (await theirs.find_image(ref)).digest == image.digest
+        assert (await theirs.pull_image(ref, report=quiet, name="mine:1")).name == "mine"
+        await here.add_image("disk", pieces(raw_disk(31)), report=quiet, replace=True)
+        moved = await ours.push_image("disk", ref, report=quiet)
+        assert moved.manifest != pushed.manifest
+        await theirs.pull_image(ref, report=quiet)
+        assert (await there.get_image(ref)).digest != image.digest, "a tag that moved is followed"
+        assert (await there.get_image("mine:1")).digest == image.digest
 
 
 async def _refused(kind: type[TwinshareError], attempt: Awaitable[object]) -> str:

@@ -1,13 +1,19 @@
-"""The in-memory twin of the image store. Overlays alone are files, since a hypervisor is handed their paths."""
+"""The in-memory twins of the image store and of the exchange with registries.
+
+Overlays alone are files, since a hypervisor is handed their paths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ...protocols.image import Image
+from ...protocols.errors import ImageNotFound, InvalidRequest
+from ...protocols.image import Image, Pushed
 from ...protocols.operation import Progress
+from ...protocols.reference import LOCAL, parse_reference
 from .disks import MAX_SIZE, base_missing, check_overlay_size, check_size, detect_format, whole_sectors
 from .files import full_disk_named
 from .index import index_bytes
@@ -24,6 +30,7 @@ class FakeImageStore:
         self._shelf = Shelf()
         self._max_size = max_size
         self._lost: set[str] = set()
+        self._contents: dict[str, bytes] = {}
 
     def lose(self, digest: str) -> None:
         """From now on the base's file is missing, as after a mishap on disk."""
@@ -63,6 +70,7 @@ class FakeImageStore:
             created_at=datetime.now(UTC),
             source=source,
         )
+        self._contents[index.digest] = bytes(received)
         return self._shelf.put(name, base)
 
     async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
@@ -86,3 +94,51 @@ class FakeImageStore:
         # In the loop's own thread: a virtual clock would jump ahead while another thread works.
         with full_disk_named("the VM's disk"):
             write_overlay(path, f"/memory/{digest}", size, own=lambda _fd: None, durable=False)
+
+    def contents_of(self, digest: str) -> bytes:
+        """The bytes that the image was made from."""
+        return self._contents[digest]
+
+
+class FakeImageExchange:
+    """Registries in memory: what is pushed, or put there with `publish`, can be pulled by all who share `remote`."""
+
+    def __init__(self, store: FakeImageStore, remote: dict[str, bytes] | None = None) -> None:
+        self._store = store
+        self.remote: dict[str, bytes] = {} if remote is None else remote
+
+    def publish(self, ref: str, content: bytes) -> None:
+        """Put an image at a registry, or under a short name into the catalogue."""
+        self.remote[str(parse_reference(ref))] = content
+
+    async def find_image(self, ref: str) -> Image:
+        return await self._store.get_image(ref)
+
+    def knows(self, ref: str) -> bool:
+        reference = parse_reference(ref)
+        return reference.registry != LOCAL or str(reference) in self.remote
+
+    async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
+        is_url = ref.startswith(("https://", "http://"))
+        if is_url != bool(sha256) or ref.startswith("http://"):
+            raise InvalidRequest("a disk by https needs its sha256, and nothing else has one", path="sha256")
+        key = ref if is_url else str(parse_reference(ref))
+        if key not in self.remote:
+            raise ImageNotFound(f"'{ref}' is neither in the catalogue nor at a registry")
+        return await self._store.add_image(name or ref, _one(self.remote[key]), report=report, source=ref, replace=True)
+
+    async def push_image(self, ref: str, target: str, *, report: Report, dry_run: bool = False) -> Pushed:
+        image = await self._store.get_image(ref)
+        where = parse_new_name(target)
+        if where.registry == LOCAL:
+            raise InvalidRequest(f"'{target}' names no registry; name one: registry/name:tag", path="target")
+        if dry_run:
+            return Pushed(image=image, target=str(where))
+        content = self._store.contents_of(image.digest)
+        self.remote[str(where)] = content
+        report(Progress(done=len(content), total=len(content), unit="bytes", message="sent"))
+        return Pushed(image=image, target=str(where), manifest=f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+async def _one(content: bytes) -> AsyncIterator[bytes]:
+    yield content

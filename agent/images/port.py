@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ...protocols.image import Image
+from ...protocols.image import Image, Pushed
 from ...protocols.operation import Progress
 
 Report = Callable[[Progress], None]
@@ -66,5 +66,36 @@ class ImageStore(Protocol):
         An overlay of this base and size that is there already stays as it is, with all that a guest wrote to it.
         Raises: ImageDamaged when the base is missing or cut short, InvalidRequest when `size` is less than the base's,
         WrongState when something else is at `path`.
+        """
+        ...
+
+
+class ImageExchange(Protocol):
+    """The way of images from and to registries and other servers.
+
+    Raises, where nothing else is said: RegistryFailed when the other side fails or cannot be trusted,
+    InsufficientResources when the disk is full (and then nothing is left behind), InvalidRequest for a bad name.
+    """
+
+    async def find_image(self, ref: str) -> Image:
+        """The local image that `ref` means, also by its short name. Raises: ImageNotFound."""
+        ...
+
+    def knows(self, ref: str) -> bool:
+        """Whether a pull would know where to look for `ref`. Raises: InvalidRequest."""
+        ...
+
+    async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
+        """Fetch what `ref` means: a catalogue's name, a reference at a registry, or an https address with `sha256`.
+
+        It is called `name` here, else as it is called there; a name that stands for an older version moves on. What is
+        here already is not fetched again, and two pulls of one image fetch it once. Raises: ImageNotFound.
+        """
+        ...
+
+    async def push_image(self, ref: str, target: str, *, report: Report, dry_run: bool = False) -> Pushed:
+        """Send a local image to the registry that `target` names; `dry_run` only tries the login.
+
+        Raises: ImageNotFound, ImageDamaged.
         """
         ...

@@ -64,6 +64,10 @@ class Shelf:
             return None, self.bases[wanted.digest]
         raise ImageNotFound(f"there is no image '{ref}' on this node; import, pull or build it first")
 
+    def of_manifest(self, manifest: str) -> str | None:
+        """The digest of the image that a manifest stands for, if it is here."""
+        return next((held.digest for held in self.names.values() if manifest and held.manifest == manifest), None)
+
     def get(self, ref: str) -> Image:
         return self._image(*self.find(ref))
 
