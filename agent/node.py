@@ -16,11 +16,11 @@ import trio
 
 from .. import __version__
 from ..protocols.access import Caller
-from ..protocols.errors import P2pStopped
 from ..protocols.image import Image
 from ..protocols.node import Capacity, Health
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import Dispatcher, Method
+from ..protocols.vm import Vm
 from .admission import Ledger, look_at_host
 from .config import Config, default_data_dir
 from .events import EventLog, open_events
@@ -30,8 +30,11 @@ from .home import Home, locked_home
 from .identity import Identity, load_identity
 from .inventory import open_inventory
 from .local_images import ImageRoom, LocalImages
+from .mesh import open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
 from .operations import Operations, open_operations
+from .p2p.mesh import Mesh
+from .p2p.shelf import SCHEMA as MESH_SCHEMA
 from .recipes import VmRecipes
 from .relays import open_relays
 from .state import State, open_state
@@ -56,35 +59,38 @@ class Node:
         ground: Ground,
         vms: VmRoom,
         images: ImageRoom,
+        mesh: Mesh,
     ) -> None:
         self.config, self.home, self.identity = config, home, identity
         self.events, self.operations, self.tokens = events, operations, tokens
-        self.ground, self.vms, self.images = ground, vms, images
+        self.ground, self.vms, self.images, self.mesh = ground, vms, images, mesh
         self.name = node_name(config)
         self.peer_id = identity.peer_id
         self.version = __version__
         self._born = time.monotonic()
-        factories: dict[type, Callable[[Caller], Any]] = {
-            VmService: partial(LocalVms, vms),
-            ImageService: partial(LocalImages, images),
-            OperationService: partial(LocalOperations, operations),
-            NodeService: lambda caller: LocalNode(self),  # noqa: ARG005
-            TokenService: lambda caller: LocalTokens(tokens),  # noqa: ARG005
-        }
-        self.dispatcher = Dispatcher(factories)
+        self.dispatcher = mesh.parts.dispatcher
 
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
         """Any operation, here or on a peer (an ID, a prefix, a name). The role is checked where the operation is done.
 
         Raises: what the operation raises; Detached when the caller does not wait for its end.
         """
-        if method.name in self.dispatcher.table and self.is_here(peer):
+        if self.is_here(peer):
             return await self.dispatcher.call(caller, method, arguments)
-        caller.require(method.role, method.name)
-        raise P2pStopped("P2P services are not running")
+        return await self.mesh.call(str(peer), method, arguments, caller)
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
+
+    async def fleet_vms(self, caller: Caller) -> list[Vm]:
+        """The VMs of all known peers and of this node, in two seconds at the most; each row says how old it is."""
+        return await self.mesh.fleet_vms(caller)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where peers reach this node: multiaddrs that end in its ID."""
+        running = self.mesh.running
+        return list(running.host.addresses) if running else []
 
     async def import_image(self, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
         return await LocalImages(self.images, caller).import_image(ref, content)
@@ -104,6 +110,8 @@ class Node:
     def health(self) -> Health:
         features = self.vms.hypervisor.features
         problems = list(features.problems) + list(self.ground.problems())
+        if self.config.p2p.enabled and self.mesh.running is None:
+            problems.append("P2P services are not running: this node is alone; see `twinshare peer` and p2p.listen")
         if not self.vms.hypervisor.connected and not features.problems:
             problems.append("the hypervisor does not answer; the node is reconnecting")
         return Health(
@@ -113,7 +121,7 @@ class Node:
             peer_id=self.peer_id,
             hypervisor=features.name,
             accelerator=features.accelerator,
-            p2p="stopped",
+            p2p="started" if self.mesh.running else "stopped",
             vms=len(list(self.vms.inventory.records())),
             uptime=self.uptime,
             problems=problems,
@@ -136,7 +144,7 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
     with locked_home(path.expanduser().absolute()) as home:
         identity = load_identity(home.identity_key)
         async with (
-            open_state(home.database) as state,
+            open_state(home.database, [MESH_SCHEMA]) as state,
             open_events(state) as events,
             open_ground(home.path, config) as ground,
             _open_joined(config, home, identity, state, events, ground) as node,
@@ -171,11 +179,29 @@ async def _open_joined(
             await operations.recover()
             nursery.start_soon(start_after_boot, vms, state)
             nursery.start_soon(_flush_tokens, tokens)
-            yield Node(config, home, identity, events, operations, tokens, ground, vms, images)
-            with trio.CancelScope(shield=True):
-                await operations.close()
+            factories = _services(vms, images, operations, tokens, lambda: node)
+            async with open_node_mesh(
+                config, identity, name, __version__, Dispatcher(factories), state, events
+            ) as mesh:
+                node = Node(config, home, identity, events, operations, tokens, ground, vms, images, mesh)
+                yield node
+                with trio.CancelScope(shield=True):
+                    await operations.close()
             await tokens.flush()
             nursery.cancel_scope.cancel()
+
+
+def _services(
+    vms: VmRoom, images: ImageRoom, operations: Operations, tokens: TokenStore, node: Callable[[], Node]
+) -> dict[type, Callable[[Caller], Any]]:
+    """What binds each service of this node to a caller; the mesh adds its own."""
+    return {
+        VmService: partial(LocalVms, vms),
+        ImageService: partial(LocalImages, images),
+        OperationService: partial(LocalOperations, operations),
+        NodeService: lambda caller: LocalNode(node()),  # noqa: ARG005
+        TokenService: lambda caller: LocalTokens(tokens),  # noqa: ARG005
+    }
 
 
 async def _flush_tokens(tokens: TokenStore) -> None:

@@ -45,7 +45,8 @@ class AgentProcess:
         self.data_dir = data_dir
         self.log = data_dir.with_name(f"{data_dir.name}.log")
         self._options = options
-        self._environment = {**os.environ, **environment}
+        # Alone unless a test asks for peers: most need none, and the default port would be everybody's.
+        self._environment = {**os.environ, "TWINSHARE_P2P_ENABLED": "false", **environment}
         self._process: trio.Process | None = None
         self.card: dict[str, Any] = {}
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from .errors import Forbidden
+
+Amount = Annotated[int, Meta(ge=0)]
 
 
 class Role(StrEnum):
@@ -29,22 +33,28 @@ class Role(StrEnum):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one principal may hold on a node, at most; None is no limit. Memory in MiB, disk in GiB."""
+    """What a principal may hold on a node, at most; None is no limit. Memory in MiB, disk in GiB, images in bytes."""
 
-    vms: int | None = None
-    cpu: int | None = None
-    memory: int | None = None
-    disk: int | None = None
-    operations_per_minute: int | None = None
-    operations_at_once: int | None = None
+    vms: Amount | None = None
+    cpu: Amount | None = None
+    memory: Amount | None = None
+    disk: Amount | None = None
+    image_bytes: Amount | None = None
+    operations_per_minute: Amount | None = None
+    operations_at_once: Amount | None = None
 
-    def lowered_to(self, other: Limits) -> Limits:
-        """The lower of both in everything: what a chain of grants leaves."""
-        lower = {
-            name: min(given) for name in self.__struct_fields__
-            if (given := [value for value in (getattr(self, name), getattr(other, name)) if value is not None])
-        }  # fmt: skip
-        return Limits(**lower)
+    def within(self, other: Limits) -> bool:
+        """Whether each of these allows no more than the other's."""
+        return self.lowered(other) == self
+
+    def lowered(self, other: Limits) -> Limits:
+        """The lower of both, limit by limit."""
+
+        def lower(name: str) -> int | None:
+            stated = [limit for limit in (getattr(self, name), getattr(other, name)) if limit is not None]
+            return min(stated) if stated else None
+
+        return Limits(**{name: lower(name) for name in self.__struct_fields__})
 
 
 UNLIMITED = Limits()

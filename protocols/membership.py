@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from .access import Role
+from .access import Limits, Role
 from .errors import Forbidden
 
 MAX_CHAIN = 3
@@ -28,32 +28,6 @@ Chain = Annotated[tuple[Token, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
 """Certificates as compact JWS: a member's own first, then its issuer's, up to one that the founder signed."""
 Open = Callable[[str, str], bytes]
 """Gives the payload of a JWS if the peer named second has signed it. Raises: ValueError."""
-Amount = Annotated[int, Meta(ge=0)]
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a peer may take on a node, at most; None is no limit. Memory in MiB, disk in GiB, images in bytes."""
-
-    vms: Amount | None = None
-    vcpus: Amount | None = None
-    memory: Amount | None = None
-    disk: Amount | None = None
-    image_bytes: Amount | None = None
-    operations_per_minute: Amount | None = None
-    operations_at_once: Amount | None = None
-
-    def within(self, other: Limits) -> bool:
-        """Whether each of these allows no more than the other's."""
-        return self.lowered(other) == self
-
-    def lowered(self, other: Limits) -> Limits:
-        """The lower of both, limit by limit."""
-
-        def lower(name: str) -> int | None:
-            stated = [limit for limit in (getattr(self, name), getattr(other, name)) if limit is not None]
-            return min(stated) if stated else None
-
-        return Limits(**{name: lower(name) for name in self.__struct_fields__})
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):

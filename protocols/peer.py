@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from .access import Role
-from .membership import Limits
+from .access import Limits, Role
 
 MAX_NESTING = 32
 PeerRef = Annotated[str, Meta(min_length=1, max_length=255, description="peer ID, unique prefix of it, or node name")]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import Caller, Limits
 from ...protocols.errors import PeerNotFound, PeerUnreachable, TooLarge
-from ...protocols.membership import Certificate, Limits
+from ...protocols.membership import Certificate
 from ...protocols.mesh import Letter
 from ...protocols.peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, Ping, Ticket
 from ...protocols.ticket import encode_ticket

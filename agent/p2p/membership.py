@@ -13,7 +13,7 @@ from itertools import islice
 import msgspec
 import structlog
 
-from ...protocols.access import Role
+from ...protocols.access import Limits, Role
 from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerMisbehaved, PeerNotFound
 from ...protocols.membership import (
     LIFETIME,
@@ -23,7 +23,6 @@ from ...protocols.membership import (
     Certificate,
     Chain,
     HeardRevocation,
-    Limits,
     Revocation,
     SignedRevocation,
     check_chain,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ...protocols.access import Role
-from ...protocols.errors import Forbidden, RateLimited
+from ...protocols.errors import Forbidden
 from ...protocols.table import Dispatcher
 from .directory import Directory
 from .host import Admission, Direction, Gate, Host, PeerId
@@ -57,26 +57,6 @@ class Parts:
             yield
         finally:
             self.courted.discard(peer)
-
-
-class Pace:
-    """Counts the operations of each peer against its `operations_per_minute`."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._left: dict[PeerId, tuple[float, float]] = {}
-
-    def take(self, peer: PeerId, limit: int | None) -> None:
-        """Raises: RateLimited, with how long to wait."""
-        if limit is None:
-            return
-        now = self._now()
-        left, at = self._left.get(peer, (float(limit), now))
-        left = min(float(limit), left + (now - at) * limit / 60)
-        self._left[peer] = (max(left - 1, 0.0) if left >= 1 else left, now)
-        if left < 1:
-            wait = int((1 - left) * 60 / limit) + 1 if limit else 60
-            raise RateLimited(f"{peer} may begin {limit} operations a minute here", retry_after=wait)
 
 
 def no_member(peer: PeerId) -> Forbidden:

@@ -21,7 +21,7 @@ from .host import Admission, Direction, Host, PeerId
 from .joining import Door
 from .line import Line
 from .links import Links
-from .parts import Pace, Parts, no_member
+from .parts import Parts, no_member
 from .rpc import PeerServer
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,6 @@ class Running:
     def __init__(self, parts: Parts, host: Host, fleet: FleetInventory, nursery: trio.Nursery) -> None:
         self._parts, self.host, self._fleet, self._nursery = parts, host, fleet, nursery
         self._born = trio.current_time()
-        self._pace = Pace(parts.now)
         self._declared: tuple[list[str], int] = ([], 0)
         self.links = Links(host, parts.directory, self.hello, parts.silence, self._use, nursery, parts.rng)
         self.calls = PeerCalls(self.links.line_to)
@@ -65,15 +64,13 @@ class Running:
 
     # -- what the server asks
 
-    def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
+    def caller(self, peer_id: PeerId, request: Request) -> Caller:
         certificate = self._parts.membership.standing(peer_id)
         if certificate is None:
             raise no_member(peer_id)
-        known = self._parts.dispatcher.table.get(method)
-        if known is not None and known.mutates:
-            self._pace.take(peer_id, certificate.limits.operations_per_minute)
         role = certificate.role.at_most(request.role)
-        return Caller(principal=peer_id, role=role, idempotency_key=request.key, detach=request.detach)
+        key, detach = request.key, request.detach
+        return Caller(principal=peer_id, role=role, limits=certificate.limits, idempotency_key=key, detach=detach)
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:
         self._nursery.start_soon(self._heard, peer_id, hello)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ...protocols.access import Role
+from ...protocols.access import Limits, Role
 from ...protocols.errors import Forbidden, Overloaded
-from ...protocols.membership import Limits
 from ...protocols.ticket import ID_SIZE, NONCE_SIZE, SECRET_SIZE, TicketContent
 from .host import PeerId
 from .shelf import Shelf

@@ -113,7 +113,7 @@ def _tell_ready(node: Node, url: str, supervisor: Supervisor) -> None:
             "name": node.name,
             "peer_id": node.peer_id,
             "api_url": url,
-            "addresses": [],
+            "addresses": node.addresses,
             "data_dir": str(node.home.path),
             "hypervisor": node.health().hypervisor,
         }

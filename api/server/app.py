@@ -13,7 +13,6 @@ from ...agent.node import Node
 from ...protocols.access import Caller
 from . import dialect, events, extras, meda
 from .face import Face
-from .fleet import Fleet
 from .guard import Guard
 from .metrics import Metrics
 from .oidc import Authority
@@ -54,7 +53,7 @@ def make_app(node: Node, url: str) -> App:
         *dialect.routes(node),
         events.route(node.events, holds),
         extras.import_route(node),
-        extras.fleet_route(Fleet(node)),
+        extras.fleet_route(node),
         extras.metrics_route(node, metrics),
         *extras.session_routes(sessions, url, cookie),
         *Pages(Path(__file__).parent.parent / "web", extras.root_body(node)).routes(),

@@ -16,7 +16,6 @@ from ...protocols.errors import Unauthenticated, UnsupportedMediaType
 from ...protocols.image import Image, ImageRef
 from ...protocols.openapi import Endpoint, Media, document
 from .answer import Answer, told
-from .fleet import Fleet
 from .metrics import Metrics, exposition
 from .request import Request, Upload
 from .router import Route
@@ -87,13 +86,13 @@ def import_route(node: Node) -> Route:
     return Route("POST", endpoint.path, "import_image", view, endpoint)
 
 
-def fleet_route(fleet: Fleet) -> Route:
+def fleet_route(node: Node) -> Route:
     """`GET /api/fleet/vm`: the VMs of every known peer."""
 
     async def view(request: Request) -> Answer:
         request.caller.require(Role.VIEWER, "list_fleet_vms")
         request.fields(_NoQuery)
-        return told(VmList(vms=await fleet.vms(request.caller)))
+        return told(VmList(vms=await node.fleet_vms(request.caller)))
 
     endpoint = Endpoint(
         verb="GET", path="/api/fleet/vm", operation_id="list_fleet_vms", tag="fleet", role=Role.VIEWER,

@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from twinshare.agent import operations
-from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig
+from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
 from twinshare.agent.vms import LocalVms
@@ -58,6 +58,7 @@ def config(home: Path) -> Config:
     return Config(
         node=NodeConfig(name="here", data_dir=str(home)),
         api=ApiConfig(listen="127.0.0.1:0"),
+        p2p=P2pConfig(enabled=False),
         hypervisor=HypervisorConfig(uri=f"fake://{home}/fake.json"),
     )
 

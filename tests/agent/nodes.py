@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig
+from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
@@ -19,6 +19,7 @@ def config(data_dir: Path, **limits: Any) -> Config:
     return Config(
         node=NodeConfig(name="here", data_dir=str(data_dir)),
         api=ApiConfig(listen="127.0.0.1:0"),
+        p2p=P2pConfig(enabled=False),
         hypervisor=HypervisorConfig(**hypervisor),
     )
 

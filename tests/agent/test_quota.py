@@ -47,8 +47,8 @@ limits = st.builds(Limits, vms=st.none() | st.integers(0, 9), cpu=st.none() | st
 
 @given(limits, limits)
 def test_a_chain_never_raises_a_limit(one: Limits, two: Limits) -> None:
-    lower = one.lowered_to(two)
-    assert lower == two.lowered_to(one)
+    lower = one.lowered(two)
+    assert lower == two.lowered(one)
     for name in ("vms", "cpu"):
         bounds = [value for value in (getattr(one, name), getattr(two, name)) if value is not None]
         assert getattr(lower, name) == (min(bounds) if bounds else None)

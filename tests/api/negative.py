@@ -245,8 +245,8 @@ def states() -> Iterator[Case]:
         body=b'{"name":"a","expires_in":0}',
         headers=JSON,
     )
-    for rest in ("info", "status", "peers", "peers/x"):
-        yield Case(f"p2p {rest}", "GET", f"/api/p2p/{rest}", 503, "p2p_stopped")
+    yield Case("an unknown peer", "GET", "/api/p2p/peers/x", 404, "peer_not_found")
+    yield Case("an unknown peer, pinged", "POST", "/api/p2p/peers/x/ping", 503, "p2p_stopped")
     yield _post("a message to nobody", "/api/p2p/message", b"{}")
     deep = b'{"peer_id":"p","message_type":"X","data":{"a":' + b"[" * 40 + b"]" * 40 + b"}}"
     yield _post("a message that nests", "/api/p2p/message", deep)

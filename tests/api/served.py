@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, ImagesConfig, NodeConfig
+from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, ImagesConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
 from twinshare.api.server import open_api
@@ -64,6 +64,7 @@ def config(data_dir: Path, **api: Any) -> Config:
         api=ApiConfig(**({"listen": "127.0.0.1:0"} | api)),
         hypervisor=HypervisorConfig(uri=f"fake://{data_dir}/fake.json", stop_timeout=1),
         images=ImagesConfig(default="disk"),
+        p2p=P2pConfig(enabled=False),
     )
 
 

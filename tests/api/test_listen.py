@@ -81,9 +81,9 @@ async def test_tls(tmp_path: Path, certificate: tuple[str, str]) -> None:
         url = api.url.replace("127.0.0.1", "localhost")
         async with httpx.AsyncClient(base_url=url, verify=trusting, trust_env=False) as client:
             assert (await client.get("/api/vm")).json() == {"vms": []}
-            own = await client.post("/api/p2p/start", headers={"origin": url})
-            assert own.status_code == 503
-            plain = await client.post("/api/p2p/start", headers={"origin": url.replace("https", "http")})
+            own = await client.post("/api/p2p/stop", headers={"origin": url})
+            assert own.status_code == 200
+            plain = await client.post("/api/p2p/stop", headers={"origin": url.replace("https", "http")})
             assert plain.status_code == 403
         heard = await trio.to_thread.run_sync(api.raw, b"GET /api/vm HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" not in heard

@@ -61,7 +61,7 @@ def test_vendored_files_are_what_they_were() -> None:
 
 def test_a_server_that_nobody_looks_at_does_not_load_quart() -> None:
     code = "import sys, twinshare.api.server; print([name for name in %r if name in sys.modules])"
-    lazy = ("quart", "prometheus_client", "joserfc", "httpx")
+    lazy = ("quart", "prometheus_client", "httpx", "libp2p")
     done = subprocess.run(
         [sys.executable, "-c", code % (lazy,)], capture_output=True, text=True, check=True, timeout=30
     )

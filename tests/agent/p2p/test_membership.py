@@ -10,14 +10,13 @@ from twinshare.agent.p2p.membership import Membership, Override, open_membership
 from twinshare.agent.p2p.shelf import MemoryShelf
 from twinshare.agent.p2p.signing import Signer, open_token
 from twinshare.agent.p2p.tickets import TicketBook, open_tickets
-from twinshare.protocols.access import Role
+from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import Conflict, Forbidden, InvalidRequest, PeerMisbehaved, PeerNotFound
 from twinshare.protocols.membership import (
     LIFETIME,
     RENEW_BEFORE,
     Certificate,
     Chain,
-    Limits,
     Revocation,
     SignedRevocation,
     open_chain,

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.agent.p2p.cluster import Cluster, open_cluster, vm
-from twinshare.protocols.access import Caller, Role
+from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import (
     AmbiguousName,
     Conflict,
@@ -20,7 +20,6 @@ from twinshare.protocols.errors import (
     TooLarge,
     VmNotFound,
 )
-from twinshare.protocols.membership import Limits
 from twinshare.protocols.mesh import News
 from twinshare.protocols.peer import InviteRequest, Message
 from twinshare.protocols.vm import VmSpec

@@ -1,0 +1,78 @@
+"""The node in its fleet: the mesh of `p2p`, opened as the configuration says, on libp2p."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+
+from ..protocols.access import Limits
+from ..protocols.errors import P2pStopped
+from ..protocols.table import Dispatcher
+from .config import Config, PeerConfig
+from .events import EventLog
+from .identity import Identity
+from .p2p.host import Gate, Host
+from .p2p.libp2p import open_libp2p_host
+from .p2p.libp2p.settings import HostSettings
+from .p2p.membership import Override
+from .p2p.mesh import Mesh, open_mesh
+from .p2p.shelf import StateShelf
+from .p2p.signing import Signer
+from .state import State
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_node_mesh(
+    config: Config, identity: Identity, name: str, version: str, dispatcher: Dispatcher, state: State, events: EventLog
+) -> AsyncIterator[Mesh]:
+    """The mesh, switched on if `p2p.enabled` says so and its addresses are free.
+
+    A node that cannot listen runs all the same, alone: `POST /api/p2p/start` tries again.
+    """
+
+    @asynccontextmanager
+    async def open_host(gate: Gate) -> AsyncIterator[Host]:
+        settings = HostSettings(dead_after=config.p2p.dead_peer_timeout)
+        async with AsyncExitStack() as stack:
+            try:
+                opening = open_libp2p_host(identity.seed, config.p2p.listen, gate=gate, settings=settings)
+                host = await stack.enter_async_context(opening)
+            except (OSError, ValueError) as error:
+                raise P2pStopped(f"P2P cannot listen on {', '.join(config.p2p.listen)}: {error}") from None
+            yield host
+
+    def publish(type: str, data: Mapping[str, Any]) -> None:
+        events.publish(type, data)
+
+    async with open_mesh(
+        open_host=open_host,
+        signer=Signer(identity.seed),
+        name=name,
+        agent=f"twinshare/{version}",
+        dispatcher=dispatcher,
+        shelf=StateShelf(state),
+        events=events.subscribe,
+        publish=publish,
+        now=time.time,
+        overrides={peer: _override(said) for peer, said in config.peers.items()},
+        bootstrap=config.p2p.bootstrap,
+        silence=config.p2p.dead_peer_timeout,
+        start=False,
+    ) as mesh:
+        if config.p2p.enabled:
+            try:
+                await mesh.start()
+            except P2pStopped as error:
+                log.warning("alone for now", error=error.message)
+        yield mesh
+
+
+def _override(said: PeerConfig) -> Override:
+    limits = Limits(vms=said.max_vms, cpu=said.max_cpu, memory=said.max_memory, disk=said.max_disk)
+    return Override(deny=said.deny, role=said.role, limits=limits)
