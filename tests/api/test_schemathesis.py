@@ -21,14 +21,14 @@ LEFT_OUT = "^/api/(p2p|remote|events|image/build-tiny)"
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("root", ["/api", "/api/v1"])
-async def test_a_thousand_cases(root: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("root", "examples"), [("/api", 15), ("/api/v1", 60)])
+async def test_a_thousand_cases(root: str, examples: int, tmp_path: Path) -> None:
     async with served(tmp_path / "node") as api:
         for number in range(3):
             await api.client.post("/api/vm", json={**SPEC, "name": f"vm-{number}"})
         command = [
             sys.executable, "-m", "schemathesis.cli", "run", f"{api.url}{root}/openapi.json", "--checks", CHECKS,
-            "--exclude-path-regex", LEFT_OUT, "--max-examples", "15", "--phases", "examples,coverage,fuzzing",
+            "--exclude-path-regex", LEFT_OUT, "--max-examples", str(examples), "--phases", "examples,coverage,fuzzing",
             "--seed", "7", "--no-shrink", "--continue-on-failure", "--no-color",
         ]  # fmt: skip
         with trio.fail_after(60 * MINUTES):
