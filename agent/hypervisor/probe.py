@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .enclosure.place import barrier
+from .enclosure.place import barrier, is_mapped
 from .enclosure.refusal import remedy
 from .enclosure.start import PATH, program
 
@@ -65,12 +65,15 @@ def _refusal() -> str | None:
 
 def _user(name: str) -> Finding:
     try:
-        pwd.getpwnam(name)
+        uid = pwd.getpwnam(name).pw_uid
     except KeyError:
         if shutil.which("useradd", path=PATH):
             return Finding("user", True, f"{name} will be made when the agent starts")
         cure = f"make a system user {name} without a login"
         return Finding("user", False, f"no user {name}, and no useradd to make it", cure, fatal=True)
+    if not is_mapped(uid):
+        lack = f"root cannot become {name}: this container maps no such user"
+        return Finding("user", False, lack, "run the agent as an ordinary user", fatal=True)
     return Finding("user", True, f"VMs run as {name}")
 
 

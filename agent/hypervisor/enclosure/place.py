@@ -97,6 +97,12 @@ def account(name: str) -> pwd.struct_passwd:
     raise HypervisorDown(f"The system user {name} cannot be made ({reason}); run: {' '.join(words)}")
 
 
+def is_mapped(uid: int) -> bool:
+    """Whether such a user exists for this process; in a rootless container there may be root alone."""
+    rows = (line.split() for line in Path("/proc/self/uid_map").read_text().splitlines())
+    return any(int(first) <= uid < int(first) + int(count) for first, _, count in rows)
+
+
 def give(path: Path, uid: int, gid: int) -> None:
     """Make a file or a tree the user's. Links are never followed: what lies in there may be hostile."""
     os.chown(path, uid, gid, follow_symlinks=False)

@@ -176,6 +176,11 @@ def _identity(user: str) -> Identity:
     if os.geteuid() != 0:
         return Identity(None, os.geteuid(), os.getegid())
     account = place.account(user)
+    if not place.is_mapped(account.pw_uid):
+        raise HypervisorDown(
+            f"Here root cannot become {user}, the user that virtual machines run as: this container maps no such user. "
+            "Run the agent as an ordinary user."
+        )
     return Identity(user, account.pw_uid, account.pw_gid, _kvm_group())
 
 

@@ -100,6 +100,12 @@ async def test_refused_namespaces_are_an_error_for_who_insists(nobodys: Path) ->
             pass
 
 
+async def test_a_root_who_is_alone_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="root cannot become twinshare"):
+        async with agent(tmp_path, prefix=("unshare", "--user", "--map-root-user")):
+            pass
+
+
 def test_a_probe_tells_what_there_is(tmp_path: Path) -> None:
     findings = {finding.name: finding for finding in probe_enclosure(tmp_path)}
     assert findings["enclosure"].ok
