@@ -22,6 +22,7 @@ from .parts import Parts
 log = structlog.get_logger(__name__)
 MESH = methods(MeshService)
 TELL_TIMEOUT = 10.0
+FAN_OUT = 4
 
 
 class Gossip:
@@ -77,10 +78,17 @@ class Gossip:
         return await self._parts.directory.declare(where)
 
     def spread(self, news: News, source: PeerId | None = None) -> None:
-        """Tell everybody who is online but the source."""
-        for line in self._links.lines:
-            if line.peer_id != source:
-                self._nursery.start_soon(self.tell, line.peer_id, news)
+        """Tell our own news to everybody who is online, and that of others to a few: they tell a few more."""
+        peers = [line.peer_id for line in self._links.lines if line.peer_id != source]
+        if source is not None:
+            peers = self._parts.rng.sample(peers, min(FAN_OUT, len(peers)))
+        for peer in peers:
+            self._nursery.start_soon(self.tell, peer, news)
+
+    async def compare(self) -> None:
+        """Tell all that we know to one peer, by turns of chance: what went astray arrives after all."""
+        if lines := self._links.lines:
+            await self.tell_everything(self._parts.rng.choice(lines))
 
     async def spread_and_wait(self, news: News, patience: float) -> None:
         """Tell everybody who is online, and wait a while until they know."""

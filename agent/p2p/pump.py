@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 
 import trio
 
@@ -28,11 +29,14 @@ class Pump:
         self._drained = trio.lowlevel.ParkingLot()
         self._rewound = trio.lowlevel.ParkingLot()
         self._writing = False
+        self._wakes_at = inf
 
     def flush(self) -> None:
         """The session has something to send, or another time to keep."""
-        self._news.unpark_all()
-        self._rewound.unpark_all()
+        if self._session.pending:
+            self._news.unpark_all()
+        if self._session.next_tick < self._wakes_at:
+            self._rewound.unpark_all()
 
     def close(self, error: TwinshareError) -> None:
         """End the session and tell the peer why."""
@@ -79,10 +83,11 @@ class Pump:
 
     async def _keep_time(self) -> None:
         while not self._session.closed:
-            with trio.CancelScope(deadline=self._session.next_tick):
+            self._wakes_at = self._session.next_tick
+            with trio.CancelScope(deadline=self._wakes_at):
                 await self._rewound.park()
             self._take(self._session.tick(trio.current_time()))
-            self._news.unpark_all()
+            self.flush()
 
     def _take(self, events: Iterable[Event]) -> None:
         for event in events:

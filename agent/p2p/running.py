@@ -26,6 +26,7 @@ from .rpc import PeerServer
 
 log = structlog.get_logger(__name__)
 HOUSEKEEPING = 30.0
+COMPARISON = 300.0
 RENEWAL = 3600.0
 
 
@@ -120,6 +121,7 @@ class Running:
         self.members_changed()
         self._nursery.start_soon(self._watch_connections)
         self._nursery.start_soon(self._keep_house)
+        self._nursery.start_soon(self._compare)
         self._nursery.start_soon(self._renew)
 
     async def _watch_connections(self) -> None:
@@ -139,6 +141,11 @@ class Running:
             if (where := self.whereabouts()) != former:
                 former = where
                 self.gossip.spread(News(whereabouts=[where]))
+
+    async def _compare(self) -> None:
+        while True:
+            await trio.sleep(COMPARISON * self._parts.rng.uniform(0.5, 1.5))
+            await self.gossip.compare()
 
     async def _renew(self) -> None:
         membership = self._parts.membership

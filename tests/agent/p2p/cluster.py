@@ -118,6 +118,8 @@ class Cluster:
 
     def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, seed: int, silence: float) -> None:
         self.network, self.rng, self.silence = network, random.Random(seed), silence
+        # A simulation of a day has better things to do than to exchange pings: there the network alone notices silence.
+        self.dead_after = silence
         self.members: list[Member] = []
         self._nursery = nursery
 
@@ -165,7 +167,7 @@ class Cluster:
             with trio.CancelScope() as member.scope:
                 async with open_mesh(
                     open_host=lambda gate: open_memory_host(
-                        self.network, member.peer_id, gate, dead_after=self.silence
+                        self.network, member.peer_id, gate, dead_after=self.dead_after
                     ),
                     signer=member.signer,
                     name=member.name,
