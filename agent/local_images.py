@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +10,18 @@ import msgspec
 import trio
 
 from ..protocols.access import Caller, Role
-from ..protocols.image import Image
+from ..protocols.errors import ImageExists, ImageNotFound
+from ..protocols.image import Image, Pruned
 from ..protocols.operation import Progress
 from .events import EventLog
 from .images.port import ImageStore, Report
+from .images.shelf import parse_new_name
 from .images.tiny.build import REF as TINY
 from .images.tiny.build import build_tiny
+from .lifecycle import require_state
 from .operations import Operations
 from .run import Recipe, Release, Run
+from .vms import VmRoom
 
 CHUNK = 1 << 20
 
@@ -28,25 +32,63 @@ class ImageRequest(msgspec.Struct, frozen=True):
     image: str
 
 
+class CaptureRequest(msgspec.Struct, frozen=True):
+    """Of which VM an image is made, and how it is called."""
+
+    vm: str
+    name: str
+
+
+class PruneRequest(msgspec.Struct, frozen=True):
+    """Which images go, or would go."""
+
+    all: bool
+    dry_run: bool
+
+
 @dataclass(slots=True)
 class ImageRoom:
-    """What the images of a node are kept with. `used_by` names the VMs that stand on a digest."""
+    """What the images of a node are kept with, and the VMs that stand on them."""
 
     store: ImageStore
     operations: Operations
     events: EventLog
-    used_by: Callable[[str], Sequence[str]]
+    vms: VmRoom
     scratch: Path
 
     def add_recipes(self) -> None:
         table = self.operations.recipes
         table["remove_image"] = Recipe(ImageRequest, Image, self._remove, frees=True)
         table["build_tiny"] = Recipe(ImageRequest, Image, self._build_tiny)
+        table["capture_image"] = Recipe(CaptureRequest, Image, self._capture)
+        table["prune_images"] = Recipe(PruneRequest, Pruned, self._prune)
 
     async def _remove(self, run: Run) -> Image:
-        gone = await self.store.remove_image(run.request.image, used_by=self.used_by)
-        self.events.publish("image.removed", {"name": gone.name, "tag": gone.tag, "digest": gone.digest})
+        gone = await self.store.remove_image(run.request.image, used_by=self.vms.users_of)
+        self._tell("image.removed", gone)
         return gone
+
+    async def _prune(self, run: Run) -> Pruned:
+        asked: PruneRequest = run.request
+        gone = await self.store.prune_images(used_by=self.vms.users_of, everything=asked.all, dry_run=asked.dry_run)
+        if not asked.dry_run:
+            for image in gone:
+                self._tell("image.removed", image)
+        return Pruned(images=list(gone), bytes=sum(image.allocated for image in gone), dry_run=asked.dry_run)
+
+    async def _capture(self, run: Run) -> Image:
+        asked: CaptureRequest = run.request
+        recipes, id = self.vms.recipes, run.notes["id"]
+        async with recipes.working_on(id, run.kind):
+            record = await recipes.record(id)
+            require_state(run.kind, record.domain.name, record.domain.state)
+            disk, metadata = recipes.directory(id) / "disk.qcow2", record.metadata
+            image = await self.store.add_overlay(
+                asked.name, disk, metadata.digest, metadata.disk_size << 30,
+                report=run.report, source=f"VM {record.domain.name}",
+            )  # fmt: skip
+        self._tell("image.added", image)
+        return image
 
     async def _build_tiny(self, run: Run) -> Image:
         disk = await build_tiny(self.scratch, run.report)
@@ -56,11 +98,14 @@ class ImageRoom:
         self, ref: str, content: AsyncIterable[bytes], report: Report, *, source: str, replace: bool = False
     ) -> Image:
         image = await self.store.add_image(ref, content, report=report, source=source, replace=replace)
-        self.events.publish("image.added", {"name": image.name, "tag": image.tag, "digest": image.digest})
+        self._tell("image.added", image)
         return image
 
+    def _tell(self, type: str, image: Image) -> None:
+        self.events.publish(type, {"name": image.name, "tag": image.tag, "digest": image.digest})
+
     def with_users(self, image: Image) -> Image:
-        return msgspec.structs.replace(image, used_by=list(self.used_by(image.digest)))
+        return msgspec.structs.replace(image, used_by=self.vms.users_of(image.digest))
 
 
 class LocalImages:
@@ -82,6 +127,35 @@ class LocalImages:
 
         gone: Image = await self._room.operations.run(self._caller, "remove_image", image, ImageRequest(image), admit)
         return gone
+
+    async def prune_images(self, all: bool = False, dry_run: bool = False) -> Pruned:
+        async def admit(run: Run) -> Release:  # noqa: ARG001
+            return _nothing
+
+        request = PruneRequest(all=all, dry_run=dry_run)
+        gone: Pruned = await self._room.operations.run(self._caller, "prune_images", "images", request, admit)
+        return gone
+
+    async def capture_image(self, vm: str, name: str) -> Image:
+        async def admit(run: Run) -> Release:
+            record = self._room.vms.owned(self._caller, vm)
+            require_state("capture_image", record.domain.name, record.domain.state)
+            await self._check_free(name)
+            run.notes = {"id": record.domain.id}
+            return _nothing
+
+        made: Image = await self._room.operations.run(
+            self._caller, "capture_image", vm, CaptureRequest(vm=vm, name=name), admit
+        )
+        return made
+
+    async def _check_free(self, name: str) -> None:
+        """Raises: ImageExists, InvalidRequest for what is no new image's name."""
+        try:
+            await self._room.store.get_image(str(parse_new_name(name)))
+        except ImageNotFound:
+            return
+        raise ImageExists(f"'{name}' is an image already; remove it first or choose another name")
 
     async def build_tiny(self) -> Image:
         async def admit(run: Run) -> Release:  # noqa: ARG001

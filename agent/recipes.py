@@ -143,7 +143,7 @@ class VmRecipes:
 
     async def _stop(self, run: Run, id: str) -> None:
         request: VmRequest = run.request
-        record = await self._record(id)
+        record = await self.record(id)
         if not record.active:
             return
         if request.force:
@@ -175,7 +175,7 @@ class VmRecipes:
     async def pause(self, run: Run) -> Vm:
         id = run.notes["id"]
         async with self.working_on(id, run.kind):
-            record = await self._record(id)
+            record = await self.record(id)
             require_state(run.kind, record.domain.name, record.domain.state)
             await self.hypervisor.pause(id)
         return self.inventory.get(id)
@@ -183,7 +183,7 @@ class VmRecipes:
     async def resume(self, run: Run) -> Vm:
         id = run.notes["id"]
         async with self.working_on(id, run.kind):
-            record = await self._record(id)
+            record = await self.record(id)
             require_state(run.kind, record.domain.name, record.domain.state)
             await self.hypervisor.resume(id)
         return self.inventory.get(id)
@@ -191,7 +191,7 @@ class VmRecipes:
     async def update(self, run: Run) -> Vm:
         id, change = run.notes["id"], run.request.change
         async with self.working_on(id, run.kind):
-            record = await self._record(id)
+            record = await self.record(id)
             wanted = {name: value for name in ("autostart", "labels") if (value := getattr(change, name)) is not None}
             await self.hypervisor.set_metadata(id, msgspec.structs.replace(record.metadata, **wanted).to_text())
         return self.inventory.get(id)
@@ -212,7 +212,8 @@ class VmRecipes:
         last = msgspec.convert(run.notes["vm"], Vm)
         return msgspec.structs.replace(last, status=VmStatus.STOPPED, vnc_port=None, uptime=None, ip=None)
 
-    async def _record(self, id: str) -> Record:
+    async def record(self, id: str) -> Record:
+        """As the hypervisor sees it now. Raises: VmNotFound."""
         if record := await self.inventory.refresh(id):
             return record
         raise VmNotFound(f"Virtual machine '{id}' not found", vm=id)

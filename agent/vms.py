@@ -108,6 +108,18 @@ class VmRoom:
         room = self.ledger.claim(_need(spec), self.inventory.running(), what=f"VM '{spec.name}'")
         return self._claimed(spec, digest, room)
 
+    def owned(self, caller: Caller, vm: str) -> Record:
+        """A VM that the caller may change. Raises: VmNotFound, Forbidden, HypervisorDown."""
+        record = self.inventory.find(vm)
+        if not caller.may_change(record.metadata.owner):
+            raise Forbidden(
+                f"VM '{record.domain.name}' belongs to {record.metadata.owner}; this needs the role admin",
+                role_needed="admin",
+            )
+        if not self.hypervisor.connected:
+            raise HypervisorDown("the hypervisor does not answer now; try again in a moment")
+        return record
+
     def accelerator_for(self, asked: str) -> tuple[str, list[str]]:
         """What a VM will run on, and what its owner should know. Raises: Unsupported."""
         here = self.hypervisor.features.accelerator
@@ -217,16 +229,7 @@ class LocalVms:
         return check
 
     def _record(self, vm: str) -> Record:
-        """The VM, if this caller may change it. Raises: VmNotFound, Forbidden, HypervisorDown."""
-        record = self._inventory.find(vm)
-        if not self._caller.may_change(record.metadata.owner):
-            raise Forbidden(
-                f"VM '{record.domain.name}' belongs to {record.metadata.owner}; changing it needs the role admin",
-                role_needed="admin",
-            )
-        if not self._room.hypervisor.connected:
-            raise HypervisorDown("the hypervisor does not answer now; try again in a moment")
-        return record
+        return self._room.owned(self._caller, vm)
 
     async def _mutate(self, kind: str, request: VmRequest, claim: Callable[[Record], Release] | None = None) -> Vm:
         async def admit(run: Run) -> Release:

@@ -40,3 +40,11 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True):
     image: Image
     target: str
     manifest: str = ""
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """The images that were removed, or would be where it is a `dry_run`; `bytes` is the space that they took."""
+
+    images: list[Image]
+    bytes: int
+    dry_run: bool

@@ -12,7 +12,7 @@ from typing import Annotated, Protocol
 from msgspec import Meta
 
 from .access import Role
-from .image import Image, ImageRef
+from .image import Image, ImageRef, Pruned
 from .node import Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
 from .peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, PeerRef, Ping, Ticket
@@ -140,6 +140,19 @@ class ImageService(Protocol):
     @rest("GET", "/image", Role.VIEWER)
     async def list_images(self) -> list[Image]:
         """List the images of the node."""
+        ...
+
+    @rest("POST", "/image", Role.OPERATOR)
+    async def capture_image(self, vm: VmRef, name: ImageRef) -> Image:
+        """Make an image of a stopped VM's disk.
+
+        Raises: WrongState while the VM runs, ImageExists when `name` is another image, InsufficientResources.
+        """
+        ...
+
+    @rest("POST", "/image/prune", Role.OPERATOR)
+    async def prune_images(self, all: bool = False, dry_run: bool = False) -> Pruned:
+        """Remove images that no VM stands on: those without a name, or with `all` every one of them."""
         ...
 
     @rest("POST", "/image/build-tiny", Role.OPERATOR)

@@ -63,7 +63,7 @@ def quiet(_progress: Progress) -> None:
 async def check_image_store(open_store: OpenStore, folder: Path) -> None:
     """Run every part of the contract, each on a fresh store. `folder` is for overlays."""
     for number, part in enumerate(
-        (_names, _content, _bad_content, _broken_off, _removal, _pruning, _overlays, _two_at_once)
+        (_names, _content, _bad_content, _broken_off, _removal, _pruning, _overlays, _captures, _two_at_once)
     ):
         room = folder / str(number)
         room.mkdir()
@@ -229,6 +229,29 @@ async def _overlays(store: ImageStore, folder: Path) -> None:
     await _refused(ImageDamaged, store.make_overlay("blake3:" + "0" * 64, folder / "none.qcow2", MIB))
     await store.make_overlay(image.digest, folder / "exact.qcow2", MIB)
     assert sorted(p.name for p in folder.iterdir()) == ["disk.qcow2", "exact.qcow2", "link.qcow2"]
+
+
+async def _captures(store: ImageStore, folder: Path) -> None:
+    image = await store.add_image("base", pieces(raw_disk(15)), report=quiet)
+    overlay, size = folder / "disk.qcow2", 2 * MIB
+    await store.make_overlay(image.digest, overlay, size)
+    seen: list[Progress] = []
+    made = await store.add_overlay("made:v1", overlay, image.digest, size, report=seen.append, source="vm one")
+    assert (made.name, made.tag, made.size, made.source) == ("made", "v1", size, "vm one")
+    assert seen, "a capture tells how far it is"
+    again = await store.add_overlay("again", overlay, image.digest, size, report=quiet, source="vm one")
+    assert again.digest == made.digest, "what nobody has written to is the same image"
+    await _refused(ImageExists, store.add_overlay("base", overlay, image.digest, size, report=quiet, source=""))
+    await _refused(InvalidRequest, store.add_overlay("../x", overlay, image.digest, size, report=quiet, source=""))
+    await _refused(ImageDamaged, store.add_overlay("x", overlay, "blake3:" + "0" * 64, size, report=quiet, source=""))
+    await _refused(WrongState, store.add_overlay("x", overlay, image.digest, MIB, report=quiet, source=""))
+    await _refused(WrongState, store.add_overlay("x", folder / "none", image.digest, size, report=quiet, source=""))
+    other = folder / "other.qcow2"
+    other.write_bytes(qcow2_disk(size, "/etc/passwd"))
+    await _refused(WrongState, store.add_overlay("x", other, image.digest, size, report=quiet, source=""))
+    other.write_bytes(qcow2_disk(size))
+    await _refused(WrongState, store.add_overlay("x", other, image.digest, size, report=quiet, source=""))
+    await _refused(ImageNotFound, store.get_image("x"))
 
 
 async def _two_at_once(store: ImageStore, _folder: Path) -> None:

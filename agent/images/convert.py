@@ -61,17 +61,32 @@ async def inspect_qcow2(run_tool: RunTool, path: Path, max_size: int) -> int:
     return info.size
 
 
-async def check_room(run_tool: RunTool, path: Path, free: int) -> None:
-    """Raises: InsufficientResources when the data would not fit: a few bytes of qcow2 can stand for any amount."""
-    argv = ["measure", "--output=json", "-f", "qcow2", "-O", "raw", str(path)]
+async def check_room(run_tool: RunTool, disk: Sequence[str], free: int) -> None:
+    """`disk` is what `whole_disk` or `overlay_disk` says of it.
+
+    Raises: InsufficientResources when the data would not fit: a few bytes of qcow2 can stand for any amount.
+    """
+    argv = ["measure", "--output=json", "-O", "raw", *disk]
     required = _decode(await _qemu_img(run_tool, argv, LOOK_TIMEOUT), _Measure).required
     if required > free:
         raise InsufficientResources(f"the disk holds {required} bytes of data, and the node has room for {free}")
 
 
-async def convert_qcow2(run_tool: RunTool, source: Path, target: Path) -> None:
+def whole_disk(path: Path) -> list[str]:
+    """How qemu-img is told of a qcow2 file that stands alone."""
+    return ["-f", "qcow2", str(path)]
+
+
+def overlay_disk(overlay: Path, base: Path) -> list[str]:
+    """How qemu-img is told of an overlay: the base is named here, whatever the overlay's header says of it."""
+    layers = {"file.filename": overlay, "backing.driver": "raw", "backing.file.filename": base}
+    options = ["driver=qcow2", *(f"{key}={str(value).replace(',', ',,')}" for key, value in layers.items())]
+    return ["--image-opts", ",".join(options)]
+
+
+async def convert_qcow2(run_tool: RunTool, disk: Sequence[str], target: Path) -> None:
     """Write the disk as a sparse raw file to `target`, which is there and may be written by the user of the tools."""
-    argv = ["convert", "-q", "-f", "qcow2", "-O", "raw", "-S", "4k", str(source), str(target)]
+    argv = ["convert", "-q", "-O", "raw", "-S", "4k", *disk, str(target)]
     await _qemu_img(run_tool, argv, CONVERT_TIMEOUT)
 
 

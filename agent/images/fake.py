@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,11 +15,19 @@ from ...protocols.errors import ImageNotFound, InvalidRequest
 from ...protocols.image import Image, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
-from .disks import MAX_SIZE, base_missing, check_overlay_size, check_size, detect_format, whole_sectors
+from .disks import (
+    MAX_SIZE,
+    base_missing,
+    check_overlay_size,
+    check_size,
+    detect_format,
+    foreign_overlay,
+    whole_sectors,
+)
 from .files import full_disk_named
 from .index import index_bytes
 from .intake import closed_after
-from .overlay import write_overlay
+from .overlay import is_overlay, write_overlay
 from .port import Report
 from .shelf import Base, Shelf, parse_new_name
 
@@ -71,6 +80,24 @@ class FakeImageStore:
             source=source,
         )
         self._contents[index.digest] = bytes(received)
+        return self._shelf.put(name, base)
+
+    async def add_overlay(
+        self, ref: str, overlay: Path, digest: str, size: int, *, report: Report, source: str
+    ) -> Image:
+        """No guest writes here: the image is the base, or the base made longer."""
+        name = parse_new_name(ref)
+        base = self._shelf.bases.get(digest)
+        if base is None or digest in self._lost:
+            raise base_missing(digest)
+        if not is_overlay(overlay, f"/memory/{digest}", size):
+            raise foreign_overlay(overlay)
+        report(Progress(done=size, total=size, unit="bytes", message="converting"))
+        if size != base.size:
+            longer = self._contents[digest].ljust(size, b"\0")
+            base = replace(base, digest=index_bytes(longer).digest, size=size, source=source)
+            self._contents[base.digest] = longer
+        self._shelf.check_free(name, base.digest, replace=False)
         return self._shelf.put(name, base)
 
     async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:

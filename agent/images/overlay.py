@@ -47,6 +47,11 @@ def write_overlay(path: Path, backing: str, size: int, *, own: Own, durable: boo
         os.close(fd)
 
 
+def is_overlay(path: Path, backing: str, size: int) -> bool:
+    """Whether the file is an overlay of `size` bytes on `backing` and on nothing else."""
+    return _same(path, qcow2.empty_disk(size, backing)[0][1])
+
+
 def _same(path: Path, header: bytes) -> bool:
     """QEMU may write its own feature bits into the header: only the size and the backing file are compared."""
     if path.is_symlink() or not path.is_file():
@@ -57,7 +62,9 @@ def _same(path: Path, header: bytes) -> bool:
     finally:
         os.close(fd)
     try:
-        size = qcow2.parse_header(found).size
+        there = qcow2.parse_header(found)
     except qcow2.BadQcow2Error:
         return False
-    return size == qcow2.parse_header(header).size and qcow2.backing_of(found) == qcow2.backing_of(header)
+    if there.has_data_file or there.encrypted:
+        return False
+    return there.size == qcow2.parse_header(header).size and qcow2.backing_of(found) == qcow2.backing_of(header)

@@ -43,6 +43,15 @@ class ImageStore(Protocol):
         """
         ...
 
+    async def add_overlay(
+        self, ref: str, overlay: Path, digest: str, size: int, *, report: Report, source: str
+    ) -> Image:
+        """Make an image of what an overlay of `size` bytes on the base `digest` shows; nobody may be writing to it.
+
+        Raises: ImageExists, ImageDamaged when the base is missing, WrongState when `overlay` is not what it should be.
+        """
+        ...
+
     async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
         """Forget a name, and the base when no name is left; a digest forgets all its names.
 

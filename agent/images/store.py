@@ -23,13 +23,13 @@ from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from .bases import Bases, make_folders
 from .chunker import chunks
-from .convert import RunTool, check_room, convert_qcow2, inspect_qcow2
+from .convert import RunTool, check_room, convert_qcow2, inspect_qcow2, overlay_disk, whole_disk
 from .database import open_database
-from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, whole_sectors
+from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
 from .files import discard, full_disk_named
 from .index import ChunkIndex, index_chunks
 from .intake import receive
-from .overlay import Own, write_overlay
+from .overlay import Own, is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
 from .port import Report
@@ -118,12 +118,32 @@ class DiskImageStore:
                 received = await receive(content, incoming.fd, max_size=self.max_size, report=report)
             disk, size = incoming, received.size
             if received.format is Format.QCOW2:
-                disk, size = flat, await self._flatten(incoming, flat, report)
-            report(Progress(done=0, total=size, unit="bytes", message="hashing"))
-            with full_disk_named("the image"):
-                index, allocated = await trio.to_thread.run_sync(_seal, disk.fd, size)
-            base = _base(index, allocated, origin)
-            return await self.bases.give(name, base, origin.manifest, disk.path, index, replace=replace)
+                self._own(incoming.fd)
+                disk, size = flat, await inspect_qcow2(self._run_tool, incoming.path, self.max_size)
+                await self._flatten(whole_disk(incoming.path), size, flat, report)
+            return await self._keep(name, disk, whole_sectors(size), origin, report, replace=replace)
+
+    async def add_overlay(
+        self, ref: str, overlay: Path, digest: str, size: int, *, report: Report, source: str
+    ) -> Image:
+        name, base = parse_new_name(ref), self.base_path(digest)
+        if digest not in self.bases.shelf.bases:
+            raise base_missing(digest)
+        if not await trio.to_thread.run_sync(is_overlay, overlay, str(base), size):
+            raise foreign_overlay(overlay)
+        async with self._scratch() as flat:
+            await self._flatten(overlay_disk(overlay, base), size, flat, report)
+            return await self._keep(name, flat, size, Origin(source), report, replace=False)
+
+    async def _keep(
+        self, name: Reference, disk: _Scratch, size: int, origin: Origin, report: Report, *, replace: bool
+    ) -> Image:
+        """Hash a raw disk, and give it its place and its name."""
+        report(Progress(done=0, total=size, unit="bytes", message="hashing"))
+        with full_disk_named("the image"):
+            index, allocated = await trio.to_thread.run_sync(_seal, disk.fd, size)
+        base = _base(index, allocated, origin)
+        return await self.bases.give(name, base, origin.manifest, disk.path, index, replace=replace)
 
     async def add_chunks(
         self, name: Reference, index: ChunkIndex, fetch: Fetch, origin: Origin, *, report: Report, replace: bool
@@ -182,18 +202,15 @@ class DiskImageStore:
         if digest not in self.bases.shelf.bases:
             raise base_missing(digest)
 
-    async def _flatten(self, qcow2: _Scratch, flat: _Scratch, report: Report) -> int:
-        """Convert a qcow2 file to a raw one; the size of the disk."""
-        self._own(qcow2.fd)
-        size = await inspect_qcow2(self._run_tool, qcow2.path, self.max_size)
+    async def _flatten(self, disk: Sequence[str], size: int, flat: _Scratch, report: Report) -> None:
+        """Make a raw file of `disk`, as the tools are told of it."""
         space = os.statvfs(self.partials)
-        await check_room(self._run_tool, qcow2.path, space.f_bavail * space.f_frsize)
+        await check_room(self._run_tool, disk, space.f_bavail * space.f_frsize)
         report(Progress(done=0, total=size, unit="bytes", message="converting"))
         self._own(flat.fd)
-        await convert_qcow2(self._run_tool, qcow2.path, flat.path)
+        await convert_qcow2(self._run_tool, disk, flat.path)
         if os.fstat(flat.fd).st_size != whole_sectors(size):
             raise damaged("its size is not what its header says")
-        return whole_sectors(size)
 
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[_Scratch]:

@@ -7,10 +7,11 @@ from typing import BinaryIO, cast
 import click
 
 from ...protocols.image import Image
+from ...protocols.reference import LOCAL
 from ..exchange import upload
 from .link import open_link
-from .names import IMAGE_NAME
-from .output import Column, json_option, peer_option, print_fields, print_json, print_table, size
+from .names import IMAGE_NAME, VM_NAME
+from .output import Column, json_option, peer_option, print_fields, print_json, print_table, say, size
 from .progress import counted, run
 
 COLUMNS: list[Column] = [
@@ -22,7 +23,7 @@ COLUMNS: list[Column] = [
     ("USED BY", lambda image: image.used_by),
 ]
 FIELDS: list[Column] = [
-    ("name", lambda image: f"{image.name}:{image.tag}"),
+    ("name", lambda image: _named(image)),
     ("registry", lambda image: image.registry),
     ("digest", lambda image: image.digest),
     ("size", lambda image: size(image.size)),
@@ -41,6 +42,7 @@ def image() -> None:
     \b
     twinshare image build-tiny                         a guest of a few MB, to try things with
     twinshare image import debian-12.qcow2 debian:12   a disk of this machine
+    twinshare image create web:v1 --from-vm web        the disk of a stopped VM
     """
 
 
@@ -82,6 +84,34 @@ def build_tiny(peer: str | None, as_json: bool) -> None:
         _told(run(link, "build_tiny", {}, peer), as_json=as_json)
 
 
+@image.command("create")
+@click.argument("name", metavar="NAME[:TAG]")
+@click.option("--from-vm", "vm", required=True, type=VM_NAME, metavar="VM", help="The VM whose disk it is; stopped.")
+@peer_option
+@json_option
+def create_image(name: str, vm: str, peer: str | None, as_json: bool) -> None:
+    """Make an image of a VM's disk."""
+    with open_link() as link:
+        _told(run(link, "capture_image", {"vm": vm, "name": name}, peer), as_json=as_json)
+
+
+@image.command("prune")
+@click.option("--all", "everything", is_flag=True, help="Named images too; without it, those that lost their names.")
+@click.option("--dry-run", is_flag=True, help="Tell what would go.")
+@peer_option
+@json_option
+def prune_images(everything: bool, dry_run: bool, peer: str | None, as_json: bool) -> None:
+    """Remove images that no VM stands on."""
+    with open_link() as link:
+        gone = run(link, "prune_images", {"all": everything, "dry_run": dry_run}, peer)
+    if as_json:
+        print_json(gone)
+        return
+    for image in gone.images:
+        click.echo(f"{_named(image)} {size(image.allocated)}")
+    say(f"{size(gone.bytes)} {'would be' if dry_run else 'are'} free")
+
+
 @image.command("rm")
 @click.argument("names", nargs=-1, required=True, type=IMAGE_NAME)
 @peer_option
@@ -90,11 +120,17 @@ def remove_image(names: tuple[str, ...], peer: str | None) -> None:
     with open_link() as link:
         for name in names:
             gone = run(link, "remove_image", {"image": name}, peer)
-            click.echo(f"{gone.name}:{gone.tag} removed")
+            click.echo(f"{_named(gone)} removed")
 
 
 def _told(made: Image, *, as_json: bool) -> None:
     if as_json:
         print_json(made)
     else:
-        click.echo(f"{made.name}:{made.tag} {made.digest}")
+        click.echo(f"{_named(made)} {made.digest}")
+
+
+def _named(image: Image) -> str:
+    """As it is called here; one that lost its name is its digest."""
+    place = "" if image.registry == LOCAL else f"{image.registry}/"
+    return f"{place}{image.name}:{image.tag}" if image.name else image.digest

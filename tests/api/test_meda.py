@@ -95,6 +95,23 @@ TABLE = [
     Row("POST", "/images/run", 409, refused("IMAGE_RUN_ERROR", "vm_exists"), {"image": "disk", "name": "api-vm"}),
     Row("POST", "/images/run", 404, refused("IMAGE_RUN_ERROR", "image_not_found"), {"image": "no-such-image"}),
     Row("DELETE", "/images/no-such-image", 404, refused("IMAGE_REMOVE_ERROR", "image_not_found")),
+    Row("POST", "/images", 409, refused("IMAGE_CREATE_ERROR", "wrong_state"), {"name": "x", "from_vm": "test-vm"}),
+    Row("POST", "/vms/test-vm/stop", 200, done("Successfully stopped VM: test-vm", info("stopped")), {"force": True}),
+    Row("POST", "/images", 201, done("Successfully created image: my-image:v1.0"),
+        {"name": "my-image", "tag": "v1.0", "registry": "ghcr.io", "org": "myorg", "from_vm": "test-vm"}),
+    Row("POST", "/images", 201, done("Successfully created image: my-image:latest"),
+        {"name": "my-image", "from_vm": "test-vm"}),
+    Row("POST", "/images", 409, refused("IMAGE_CREATE_ERROR", "image_exists"),
+        {"name": "my-image", "from_vm": "test-vm"}),
+    Row("POST", "/images", 400, refused("IMAGE_CREATE_ERROR", "invalid_request"), {"name": "my-image"}),
+    Row("POST", "/images", 404, MISSING, {"name": "x", "from_vm": "nope"}),
+    Row("GET", "/images", 200, {"images": [
+        {"name": "disk", "tag": "latest", "registry": "local", "size": "1M", "created": STAMP},
+        {"name": "myorg/my-image", "tag": "v1.0", "registry": "ghcr.io", "size": "20G", "created": STAMP},
+        {"name": "my-image", "tag": "latest", "registry": "local", "size": "20G", "created": STAMP}], "count": 3}),
+    Row("POST", "/images/prune", 200,
+        done(re.compile(r"Successfully pruned images: 0 removed, 0K freed")), {"all": False, "force": True}),
+    Row("POST", "/images/prune", 200, done(re.compile(r"Successfully pruned images: 1 removed, .*")), {"all": True}),
     Row("DELETE", "/vms/test-vm", 200, done("Successfully deleted VM: test-vm")),
     Row("DELETE", "/vms/api-vm", 200, done("Successfully deleted VM: api-vm")),
     Row("DELETE", "/images/disk%3Alatest", 200, done("Successfully removed image: disk:latest")),
@@ -154,7 +171,8 @@ async def test_the_table_has_every_route(tmp_path: Path) -> None:
 
 def _pattern(path: str) -> str:
     path = re.sub(r"^/vms/[^/]+", "/vms/{name}", path)
-    path = path if path == "/images/run" else re.sub(r"^/images/[^/]+", "/images/{image}", path)
+    if path not in {"/images/run", "/images/prune", "/images/pull", "/images/push"}:
+        path = re.sub(r"^/images/[^/]+", "/images/{image}", path)
     return path.replace("{port}", "{host_port}")
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from ....protocols.image import ImageRef
 from ....protocols.size import SizeText
-from ....protocols.vm import Forward, VmName, check_name
+from ....protocols.vm import Forward, VmName, VmRef, check_name
 
 Cpus = Annotated[int, Meta(ge=1, le=1024)]
 Registry = Annotated[str, Meta(min_length=1, max_length=255, description="host, or host:port")]
@@ -57,6 +57,16 @@ class ImageRun(Request, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.name is not None:
             check_name(self.name)
+
+
+class ImageCreate(Request, frozen=True, kw_only=True):
+    """`from_vm` names the VM whose disk the image becomes; it must be stopped."""
+
+    name: ImageRef
+    tag: Tag = "latest"
+    registry: Registry | None = None
+    org: Org | None = None
+    from_vm: VmRef
 
 
 class VmInfo(msgspec.Struct, frozen=True, kw_only=True):

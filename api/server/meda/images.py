@@ -5,13 +5,13 @@ from __future__ import annotations
 from ....agent.node import Node
 from ....protocols.access import Caller, Role
 from ....protocols.errors import ImageNotFound
-from ....protocols.image import Image, ImageRef
+from ....protocols.image import Image, ImageRef, Pruned
 from ....protocols.reference import LOCAL, parse_reference
 from ....protocols.size import short_size
 from ....protocols.table import rest
 from ....protocols.vm import Vm
-from .bodies import Done, ImageInfo, ImageList, ImageRun
-from .specs import ORG, REGISTRY, image_ref, name_after, read_user_data, vm_spec
+from .bodies import Done, ImageCreate, ImageInfo, ImageList, ImageRun
+from .specs import ORG, REGISTRY, image_ref, name_after, read_user_data, tagged, vm_spec
 from .vms import TABLE, vm_info
 
 
@@ -36,6 +36,20 @@ class MedaImages:
         """List the images."""
         found: list[Image] = await self._node.call(self._caller, TABLE["list_images"], {})
         return ImageList(images=[image_info(image) for image in found], count=len(found))
+
+    @rest("POST", "/images", Role.OPERATOR)
+    async def create_image(self, request: ImageCreate) -> Done:
+        """Make an image of a stopped VM's disk."""
+        name = image_ref(tagged(request.name, request.tag), request.registry, request.org)
+        await self._node.call(self._caller, TABLE["capture_image"], {"vm": request.from_vm, "name": name})
+        return Done(message=f"Successfully created image: {tagged(request.name, request.tag)}")
+
+    @rest("POST", "/images/prune", Role.OPERATOR)
+    async def prune_images(self, all: bool = False, force: bool = False) -> Done:  # noqa: ARG002 - nobody is asked here
+        """Remove images that no VM stands on: those without a name, or with `all` every one of them."""
+        gone: Pruned = await self._node.call(self._caller, TABLE["prune_images"], {"all": all})
+        freed = short_size(gone.bytes)
+        return Done(message=f"Successfully pruned images: {len(gone.images)} removed, {freed} freed")
 
     @rest("POST", "/images/run", Role.OPERATOR)
     async def run_image(self, request: ImageRun) -> Done:

@@ -20,11 +20,13 @@ from .words import refuse_in
 
 ROOT = "/api/v1"
 _TAGS: dict[type, str] = {MedaVms: "VMs", MedaImages: "Images", MedaSystem: "System"}
-_CREATED = frozenset({"create_vm", "run_image"})
+_CREATED = frozenset({"create_vm", "create_image", "run_image"})
 _VM = {"name": "test-vm", "memory": "2G", "cpus": 4, "disk": "20G"}
 _EXAMPLES: dict[str, Any] = {
     "create_vm": _VM,
     "port_forward": {"host_port": 8080, "guest_port": 80},
+    "create_image": {"name": "my-image", "tag": "v1.0", "from_vm": "test-vm"},
+    "prune_images": {"all": False, "force": True},
     "run_image": {"image": "ubuntu:latest", "name": "ubuntu-vm", "memory": "1G", "cpus": 2},
 }
 

@@ -43,6 +43,14 @@ def image_ref(image: str, registry: str | None, org: str | None) -> str:
     return f"{place}/{image}"
 
 
+def tagged(name: str, tag: str) -> str:
+    """A name with its tag. Raises: InvalidRequest when the name has one itself, or either is wrong."""
+    reference = parse_reference(f"{name}:{tag}")
+    if reference.tag != tag or reference.digest:
+        raise InvalidRequest("name: give the tag in its own field", path="name")
+    return f"{name}:{tag}"
+
+
 def name_after(image: str, key: str | None) -> str:
     """A name for a VM of which none is given; the same for the same idempotency key."""
     reference = parse_reference(image)

@@ -26,6 +26,8 @@ WORDS = {
     "port_forward": "PORT_FORWARD_ERROR",
     "remove_forward": "PORT_FORWARD_ERROR",
     "list_images": "IMAGE_LIST_ERROR",
+    "create_image": "IMAGE_CREATE_ERROR",
+    "prune_images": "IMAGE_PRUNE_ERROR",
     "remove_image": "IMAGE_REMOVE_ERROR",
     "run_image": "IMAGE_RUN_ERROR",
     "capacity": "CAPACITY_PROBE_ERROR",

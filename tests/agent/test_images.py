@@ -1,0 +1,124 @@
+"""Images and the VMs that stand on them: captured, pruned, never taken away from under anybody."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.images.stores import run_tool
+from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.local_images import LocalImages
+from twinshare.agent.node import Node
+from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
+from twinshare.protocols.errors import Forbidden, ImageExists, ImageNotFound, InvalidRequest, VmNotFound, WrongState
+from twinshare.protocols.image import Image
+
+from .nodes import open_test_node, spec
+
+GIB = 1 << 30
+
+
+def images_of(node: Node, caller: Caller = LOCAL_ADMIN) -> LocalImages:
+    return LocalImages(node.images, caller)
+
+
+async def write_as_a_guest(disk: Path, command: str) -> None:
+    done = await run_tool(["qemu-io", "-f", "qcow2", "-c", command, str(disk)], timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+async def content(node: Node, image: Image) -> Path:
+    return node.ground.vms.parent / "images" / "raw" / f"{image.digest.partition(':')[2]}.raw"
+
+
+async def test_an_image_is_what_the_guest_saw(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        made = await vms.create_vm(spec())
+        disk = tmp_path / "vms" / made.id / "disk.qcow2"
+        await write_as_a_guest(disk, "write -P 0x5a 12k 3k")
+        await write_as_a_guest(disk, "write -P 0xa5 900M 1M")
+        image = await images_of(node).capture_image("one", "made:v1")
+        assert (image.name, image.tag, image.size, image.source) == ("made", "v1", GIB, "VM one")
+        await write_as_a_guest(disk, "write -P 0 0 1M")
+        found = await content(node, image)
+        expected = bytearray(raw_disk(1))
+        expected[12 << 10 : 15 << 10] = b"\x5a" * (3 << 10)
+        with found.open("rb") as file:
+            assert file.read(len(expected)) == expected
+            file.seek(900 << 20)
+            assert file.read(1 << 20) == b"\xa5" * (1 << 20)
+        assert found.stat().st_blocks * 512 < 4 << 20, "holes stay holes"
+        second = await vms.create_vm(spec("two", image="made:v1"))
+        assert second.disk_size == 1
+        assert (await images_of(node).get_image("made:v1")).used_by == ["two"]
+
+
+async def test_what_cannot_be_captured(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec(start=True))
+        images = images_of(node)
+        with pytest.raises(WrongState, match="stop it first"):
+            await images.capture_image("one", "x")
+        await vms.stop_vm("one", force=True)
+        with pytest.raises(ImageExists):
+            await images.capture_image("one", "disk")
+        with pytest.raises(InvalidRequest):
+            await images.capture_image("one", "../x")
+        with pytest.raises(VmNotFound):
+            await images.capture_image("two", "x")
+        other = Caller(principal="token:other", role=Role.OPERATOR)
+        with pytest.raises(Forbidden):
+            await images_of(node, other).capture_image("one", "x")
+        assert [image.name for image in await images.list_images()] == ["disk"]
+
+
+async def test_prune_takes_nothing_from_under_a_vm(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        images = images_of(node)
+        await vms.create_vm(spec())
+        before = (await images.get_image("disk")).digest
+        for seed in (2, 3, 4):
+            await node.images.add("free", pieces(raw_disk(seed)), lambda _progress: None, source="test", replace=True)
+        would = await images.prune_images(dry_run=True)
+        assert (len(would.images), would.dry_run, would.bytes > 0) == (2, True, True)
+        assert len(await images.list_images()) == 4
+        gone = await images.prune_images()
+        assert {image.digest for image in gone.images} == {image.digest for image in would.images}
+        assert gone.bytes == would.bytes
+        assert [image.name for image in await images.list_images()] == ["disk", "free"]
+        assert [image.name for image in (await images.prune_images(all=True)).images] == ["free"]
+        assert (await images.get_image("disk")).digest == before
+        await vms.delete_vm("one", delete_disk=False)
+        assert (await images.prune_images(all=True)).images == [], "a disk that was kept stands on it still"
+        with pytest.raises(ImageNotFound):
+            await images.get_image("free")
+
+
+async def test_a_capture_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec())
+        entered, go_on = trio.Event(), trio.Event()
+        store = node.images.store
+
+        async def slow(argv: list[str], *, timeout: float) -> subprocess.CompletedProcess[bytes]:
+            entered.set()
+            await go_on.wait()
+            return await run_tool(argv, timeout=timeout)
+
+        store._run_tool = slow  # type: ignore[attr-defined]
+        async with trio.open_nursery() as nursery:
+
+            async def capture() -> None:
+                with pytest.raises(Exception, match="cancelled"):
+                    await images_of(node).capture_image("one", "made")
+
+            nursery.start_soon(capture)
+            await entered.wait()
+            [operation] = [one for one in await node.operations.list() if one.kind == "capture_image"]
+            await node.operations.cancel(operation.id)
+        assert [image.name for image in await images_of(node).list_images()] == ["disk"]
+        assert list((tmp_path / "images" / "partial").iterdir()) == []
+        assert (await vms.start_vm("one")).status == "running"
