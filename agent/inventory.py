@@ -5,6 +5,7 @@ Kept right by the hypervisor's changes, by every operation that touches a VM, an
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -42,7 +43,9 @@ class Inventory:
         self._told: dict[str, tuple[VmStatus, str | None]] = {}
         self._changed = trio.Event()
         # When the hypervisor was asked for what we hold; for a while also of VMs that are gone.
-        self._asked: dict[str, datetime] = {}
+        self._asked: dict[str, float] = {}
+        # For each active VM: its start by the time of day, and the same on the clock since the machine's boot.
+        self._born: dict[str, tuple[datetime, float]] = {}
         self._seen_all = False
 
     def list(self) -> Sequence[Vm]:
@@ -77,11 +80,23 @@ class Inventory:
         return view(
             record,
             self._node,
-            datetime.now(UTC),
             at_work=self._at_work.get(id),
+            uptime=self._uptime(record),
             vnc_port=self.vnc_ports.get(id),
             ip=self.addresses.get(id),
         )
+
+    def _uptime(self, record: Record) -> int | None:
+        """Seconds since the start, on a clock that nobody sets: the time of day is asked once, when a start is new."""
+        id, started_at = record.domain.id, record.domain.started_at
+        if started_at is None or not record.active:
+            return None
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        known, born = self._born.get(id) or (None, 0.0)
+        if known != started_at:
+            born = now - max(0.0, (datetime.now(UTC) - started_at).total_seconds())
+            self._born[id] = (started_at, born)
+        return int(now - born)
 
     def has_name(self, name: str) -> bool:
         return any(record.domain.name == name for record in self._records.values())
@@ -112,7 +127,7 @@ class Inventory:
 
     async def refresh(self, id: str) -> Record | None:
         """Look at one domain now; None when it is gone. Raises: HypervisorDown, DeadlineExceeded."""
-        asked = datetime.now(UTC)
+        asked = time.monotonic()
         try:
             record = read_record(await self._hypervisor.get_domain(id), datetime.now(UTC))
         except VmNotFound:
@@ -122,11 +137,13 @@ class Inventory:
 
     async def resync(self) -> None:
         """Look at every domain now. Raises: HypervisorDown, DeadlineExceeded."""
+        asked = time.monotonic()
+        domains = await self._hypervisor.list_domains()
         now = datetime.now(UTC)
-        found = {domain.id: read_record(domain, now) for domain in await self._hypervisor.list_domains()}
+        found = {domain.id: read_record(domain, now) for domain in domains}
         for id in [*found, *(known for known in self._records if known not in found)]:
-            self._put(id, found.get(id), now)
-        self._asked = {id: asked for id, asked in self._asked.items() if id in self._records or asked >= now}
+            self._put(id, found.get(id), asked)
+        self._asked = {id: at for id, at in self._asked.items() if id in self._records or at >= asked}
         self._seen_all = True
 
     async def wait_until(self, id: str, reached: Callable[[Record | None], bool]) -> None:
@@ -135,7 +152,7 @@ class Inventory:
             changed = self._changed
             await changed.wait()
 
-    def _put(self, id: str, record: Record | None, asked: datetime) -> None:
+    def _put(self, id: str, record: Record | None, asked: float) -> None:
         """Take an answer, unless a question that was asked later has been answered already."""
         if asked < self._asked.get(id, asked):
             return
@@ -147,6 +164,7 @@ class Inventory:
             del self._records[id]
         if record is None or not record.active:
             self.addresses.pop(id, None)
+            self._born.pop(id, None)
         self._tell(id)
         changed, self._changed = self._changed, trio.Event()
         changed.set()

@@ -74,11 +74,10 @@ def read_record(domain: Domain, observed_at: datetime) -> Record | None:
 
 
 def view(
-    record: Record, node: str, now: datetime, *, at_work: VmStatus | None, vnc_port: int | None, ip: str | None
+    record: Record, node: str, *, at_work: VmStatus | None, uptime: int | None, vnc_port: int | None, ip: str | None
 ) -> Vm:
     """The VM as callers see it. `at_work` is what an operation is doing to it."""
     domain, metadata = record.domain, record.metadata
-    uptime = int(max(0.0, (now - domain.started_at).total_seconds())) if domain.started_at else None
     return Vm(
         id=domain.id,
         name=domain.name,
@@ -90,7 +89,7 @@ def view(
         network=metadata.network,
         vnc_port=vnc_port if record.active else None,
         created_at=metadata.created_at,
-        uptime=uptime if record.active else None,
+        uptime=uptime,
         ip=ip if record.active else None,
         image=metadata.image,
         owner=metadata.owner,
