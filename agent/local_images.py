@@ -74,7 +74,7 @@ class ImageRoom:
         if not asked.dry_run:
             for image in gone:
                 self._tell("image.removed", image)
-        return Pruned(images=list(gone), bytes=sum(image.allocated for image in gone), dry_run=asked.dry_run)
+        return Pruned(images=list(gone), freed=sum(image.allocated for image in gone), dry_run=asked.dry_run)
 
     async def _capture(self, run: Run) -> Image:
         asked: CaptureRequest = run.request

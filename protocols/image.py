@@ -43,8 +43,8 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """The images that were removed, or would be where it is a `dry_run`; `bytes` is the space that they took."""
+    """What was removed, or would be; `freed` is the space that it took, in bytes."""
 
     images: list[Image]
-    bytes: int
+    freed: int
     dry_run: bool

@@ -109,7 +109,7 @@ def prune_images(everything: bool, dry_run: bool, peer: str | None, as_json: boo
         return
     for image in gone.images:
         click.echo(f"{_named(image)} {size(image.allocated)}")
-    say(f"{size(gone.bytes)} {'would be' if dry_run else 'are'} free")
+    say(f"{size(gone.freed)} {'would be' if dry_run else 'are'} free")
 
 
 @image.command("rm")

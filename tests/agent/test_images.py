@@ -83,11 +83,11 @@ async def test_prune_takes_nothing_from_under_a_vm(tmp_path: Path) -> None:
         for seed in (2, 3, 4):
             await node.images.add("free", pieces(raw_disk(seed)), lambda _progress: None, source="test", replace=True)
         would = await images.prune_images(dry_run=True)
-        assert (len(would.images), would.dry_run, would.bytes > 0) == (2, True, True)
+        assert (len(would.images), would.dry_run, would.freed > 0) == (2, True, True)
         assert len(await images.list_images()) == 4
         gone = await images.prune_images()
         assert {image.digest for image in gone.images} == {image.digest for image in would.images}
-        assert gone.bytes == would.bytes
+        assert gone.freed == would.freed
         assert [image.name for image in await images.list_images()] == ["disk", "free"]
         assert [image.name for image in (await images.prune_images(all=True)).images] == ["free"]
         assert (await images.get_image("disk")).digest == before

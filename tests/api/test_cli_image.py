@@ -22,11 +22,11 @@ def test_an_image_is_made_of_a_vm() -> None:
 
 
 def test_prune_tells_what_goes_and_how_much_it_frees() -> None:
-    report = {"images": [LOST, THEIRS], "bytes": 10 << 20, "dry_run": True}
+    report = {"images": [LOST, THEIRS], "freed": 10 << 20, "dry_run": True}
     with recorded_node({"POST /api/image/prune": ended("prune_images", report)}) as node:
         told = twinshare(node, *["image", "prune", "--all", "--dry-run"])
         document = twinshare(node, *["image", "prune", "--all", "--dry-run", "--json"])
     assert told.stdout.splitlines() == ["blake3:11 5 MiB", "ghcr.io/org/base:v1 5 MiB"]
     assert "10 MiB would be free" in told.stderr
     assert node.seen[0].json == {"all": True, "dry_run": True}
-    assert json.loads(document.stdout)["bytes"] == 10 << 20
+    assert json.loads(document.stdout)["freed"] == 10 << 20

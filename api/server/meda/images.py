@@ -48,7 +48,7 @@ class MedaImages:
     async def prune_images(self, all: bool = False, force: bool = False) -> Done:  # noqa: ARG002 - nobody is asked here
         """Remove images that no VM stands on: those without a name, or with `all` every one of them."""
         gone: Pruned = await self._node.call(self._caller, TABLE["prune_images"], {"all": all})
-        freed = short_size(gone.bytes)
+        freed = short_size(gone.freed)
         return Done(message=f"Successfully pruned images: {len(gone.images)} removed, {freed} freed")
 
     @rest("POST", "/images/run", Role.OPERATOR)
