@@ -55,7 +55,7 @@ async def test_we_dial_it(command: tuple[list[str], Path]) -> None:
     async with both(command) as (host, peer):
         await host.connect(peer.peer_id, peer.addresses)
         assert await host.ping(peer.peer_id) < 1
-        told = await ask_identity(host, peer.peer_id, deadline=5)
+        told = await ask_identity(host.swarm, host.swarm.connected(peer.peer_id), deadline=5)
         assert told is not None
         assert {ECHO, IDENTIFY, PING} <= set(told.protocols)
         assert told.observed is not None

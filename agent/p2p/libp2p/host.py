@@ -19,7 +19,7 @@ from ..addresses import Address, expand, parse
 from ..host import DIAL_DEADLINE, Connection, Gate, Handler, Path, PeerEvent, PeerId, Stream
 from .dialler import Dialler, Source
 from .handshake import NoiseIdentity
-from .identify import serve_identify
+from .identify import Introductions, serve_identify
 from .listener import Listeners
 from .relay import Relaying, open_relaying
 from .selftest import check_libp2p
@@ -41,6 +41,8 @@ class LibP2pHost:
         self._listeners = listeners
         self.swarm = Swarm(Upgrader(identity, lambda: self.gate, settings), lambda: self.gate, settings, nursery)
         self.dialler = Dialler(self.swarm, self.source_for)
+        self.introductions = Introductions(self.swarm)
+        self.swarm.adopted.append(self.introductions.consider)
         self.relaying: Relaying | None = None
 
     @property
@@ -125,11 +127,6 @@ class LibP2pHost:
                 return address.host, address.port
         return None
 
-    async def aclose(self) -> None:
-        """Say goodbye to everybody; takes a second at most."""
-        await self.swarm.close(list(self.swarm.peers))
-        self.swarm.peers.close()
-
 
 @asynccontextmanager
 async def open_host(
@@ -151,6 +148,7 @@ async def open_host(
             finally:
                 listeners.close()
                 with trio.CancelScope(shield=True):
-                    await host.aclose()
+                    await host.swarm.aclose()
+        host.swarm.peers.close()
     finally:
         listeners.close()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 
+from ....protocols.errors import TwinshareError
 from ..addresses import Address, parse
-from ..host import PeerId, Stream
+from ..host import Admission, Stream
 from .multiaddr_bytes import from_bytes, to_bytes
 from .varint import BadMessage, MessageReader, write_message
 
 if TYPE_CHECKING:
     from .host import LibP2pHost
+    from .peers import Live
+    from .swarm import Swarm
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
 PING: Final = "/ipfs/ping/1.0.0"
@@ -22,6 +26,7 @@ PING_SIZE: Final = 32
 _PROTOCOL_VERSION: Final = "ipfs/0.1.0"
 _AGENT: Final = "twinshare"
 _MAX_ADDRESSES: Final = 16
+_PATIENCE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +69,30 @@ async def ping(stream: Stream) -> None:
             block = b""
 
 
-async def ask_identity(host: LibP2pHost, peer_id: PeerId, *, deadline: float) -> Identity | None:
-    """Ask a connected peer who it is; None when it does not answer well. Raises: PeerUnreachable, Unsupported."""
-    stream = await host.open_stream(peer_id, IDENTIFY, deadline=deadline)
+class Introductions:
+    """Asks each member that is newly connected who it is, if anybody wants to know."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+        self.listeners: list[Callable[[Live, Identity], None]] = []
+
+    def consider(self, live: Live) -> None:
+        if self.listeners and self._swarm.admission(live) is Admission.MEMBER:
+            self._swarm.nursery.start_soon(self._introduce, live)
+
+    async def _introduce(self, live: Live) -> None:
+        try:
+            told = await ask_identity(self._swarm, live, deadline=_PATIENCE)
+        except TwinshareError:
+            return
+        if told is not None:
+            for listener in list(self.listeners):
+                listener(live, told)
+
+
+async def ask_identity(swarm: Swarm, live: Live, *, deadline: float) -> Identity | None:
+    """Ask a peer who it is; None when it does not answer well. Raises: PeerUnreachable, Unsupported, Overloaded."""
+    stream = await swarm.open_stream(live, IDENTIFY, deadline)
     try:
         with trio.move_on_after(deadline):
             message = await MessageReader(stream).read(Identify())

@@ -43,6 +43,9 @@ class Serving:
     def add(self, protocol: str, served: Served) -> None:
         self._served[protocol] = served
 
+    def remove(self, protocol: str) -> None:
+        self._served.pop(protocol, None)
+
     def find(self, protocol: str, admission: Admission) -> Handler | None:
         """Who answers a peer of that standing."""
         served = self._served.get(protocol)

@@ -37,6 +37,7 @@ class Swarm:
         self.settings = settings
         self.nursery = nursery
         self.adopted: list[Callable[[Live], object]] = []
+        self.closed = False
         self._gate = gate
 
     def connected(self, peer_id: PeerId) -> Live:
@@ -95,6 +96,9 @@ class Swarm:
         )
         live = Live(muxer, info)
         guest = upgraded.admission is Admission.GUEST
+        if self.closed:
+            muxer.give_up()
+            raise PeerUnreachable("this host is closed")
         if len(self.peers) >= self.settings.connections or (guest and self._guests() >= self.settings.guests):
             muxer.give_up()
             raise PeerUnreachable(f"too many connections are open to add one with {muxer.peer_id}")
@@ -113,6 +117,11 @@ class Swarm:
     def admission(self, live: Live) -> Admission:
         """What the gate says of the peer now."""
         return self._gate()(live.info.peer_id, live.info.direction)
+
+    async def aclose(self) -> None:
+        """Say goodbye to everybody; what comes from now on is refused. Takes a second at most."""
+        self.closed = True
+        await self.close(list(self.peers))
 
     async def close(self, lives: Sequence[Live]) -> None:
         """Say goodbye; takes a second at most."""

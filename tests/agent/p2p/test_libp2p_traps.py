@@ -286,6 +286,15 @@ async def test_leaving_is_quick_when_a_peer_does_not_read() -> None:
         assert trio.current_time() - start < 2.0
 
 
+async def test_what_arrives_while_a_host_closes_is_refused() -> None:
+    async with open_hosts(2) as (host, peer):
+        await host.swarm.aclose()
+        with suppress(PeerUnreachable):
+            await peer.connect(host.peer_id, host.addresses, deadline=1.0)
+        await until(lambda: not peer.connections)
+        assert not host.connections
+
+
 async def test_a_busy_port_is_an_error_that_says_so() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))

@@ -39,5 +39,6 @@ def open_relaying(host: LibP2pHost) -> Relaying:
     host.serve(DCUTR, relaying.punch.handle)
     host.dialler.relayed = relaying.places.dial
     host.swarm.adopted += [relaying.places.consider, relaying.punch.consider]
+    host.introductions.listeners.append(relaying.punch.learn)
     host.swarm.nursery.start_soon(relaying.places.run)
     return relaying

@@ -15,10 +15,9 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from .....protocols.errors import TwinshareError
 from ...addresses import Address
-from ...host import Admission, Direction, Path, PeerId, Stream
+from ...host import Admission, Direction, Path, Stream
 from ..dialler import dial_tcp
 from ..handshake import UpgradeFailed
-from ..identify import ask_identity
 from ..multiaddr_bytes import from_bytes, to_bytes
 from ..peers import Live
 from ..upgrade import Upgraded
@@ -27,6 +26,7 @@ from .circuit import ANSWER_TIME, MAX_MESSAGE, ask
 
 if TYPE_CHECKING:
     from ..host import LibP2pHost
+    from ..identify import Identity
 
 log = structlog.get_logger(__name__)
 
@@ -48,14 +48,22 @@ class Punch:
         self._seen_as: dict[Address, None] = {}  # newest last
 
     def consider(self, live: Live) -> None:
-        """A connection is new: learn from it, or try to replace it."""
+        """A connection is new: one that came to us through a relay is worth replacing."""
         swarm = self._host.swarm
-        if swarm.admission(live) is not Admission.MEMBER:
+        through = live.info.path is Path.RELAYED and live.info.direction is Direction.INBOUND
+        if through and swarm.admission(live) is Admission.MEMBER:
+            swarm.nursery.start_soon(self._punch, live)
+
+    def learn(self, live: Live, told: Identity) -> None:
+        """From where a peer that we dialled sees us: the port that our router gave to the one we listen on."""
+        seen = told.observed
+        if seen is None or seen.relay is not None or seen.loopback:
             return
         if live.info.path is Path.DIRECT and live.info.direction is Direction.OUTBOUND:
-            swarm.nursery.start_soon(self._learn, live.info.peer_id)
-        elif live.info.path is Path.RELAYED and live.info.direction is Direction.INBOUND:
-            swarm.nursery.start_soon(self._punch, live)
+            self._seen_as.pop(seen, None)
+            self._seen_as[seen] = None
+            while len(self._seen_as) > _MAX_ADDRESSES // 2:
+                del self._seen_as[next(iter(self._seen_as))]
 
     async def handle(self, stream: Stream) -> None:
         """The far end of a relayed connection wants a direct one."""
@@ -75,18 +83,6 @@ class Punch:
         if sync is not None and sync.type == HolePunch.SYNC:
             await self._dial_all(live, _addresses(theirs), client=False)
             await self._retire(live)
-
-    async def _learn(self, peer: PeerId) -> None:
-        """From where a peer sees us: the port that our router gave to the one we listen on."""
-        try:
-            told = await ask_identity(self._host, peer, deadline=ANSWER_TIME)
-        except TwinshareError:
-            return
-        if told is not None and told.observed is not None and told.observed.relay is None:
-            self._seen_as.pop(told.observed, None)
-            self._seen_as[told.observed] = None
-            while len(self._seen_as) > _MAX_ADDRESSES // 2:
-                del self._seen_as[next(iter(self._seen_as))]
 
     async def _punch(self, live: Live) -> None:
         peer = live.info.peer_id
