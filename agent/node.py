@@ -112,6 +112,7 @@ class Node:
         problems = list(features.problems) + list(self.ground.problems())
         if self.config.p2p.enabled and self.mesh.running is None:
             problems.append("P2P services are not running: this node is alone; see `twinshare peer` and p2p.listen")
+        problems += self.mesh.problems
         if not self.vms.hypervisor.connected and not features.problems:
             problems.append("the hypervisor does not answer; the node is reconnecting")
         return Health(

@@ -25,10 +25,12 @@ GRACE = 1.0
 
 
 class PeerCalls:
-    """`line_to` gives the line to a peer, dialling if need be; it raises what `call` says."""
+    """`line_to` gives the line to a peer, dialling if need be, and raises what `call` says; `title` is its name."""
 
-    def __init__(self, line_to: Callable[[PeerId], Awaitable[Line]]) -> None:
-        self._line_to = line_to
+    def __init__(
+        self, line_to: Callable[[PeerId], Awaitable[Line]], title: Callable[[PeerId], str] = lambda peer: peer
+    ) -> None:
+        self._line_to, self._title = line_to, title
 
     async def call(
         self,
@@ -55,22 +57,21 @@ class PeerCalls:
             except PeerUnreachable as error:
                 if line.error is None:  # the owner's own error, about a third node
                     raise
-                raise _lost(peer, method, key, error) from None
-        raise DeadlineExceeded(f"{peer} did not answer {method.name} within {seconds:g} s", peer=peer)
+                raise self._lost(peer, method, key, error) from None
+        raise DeadlineExceeded(f"{self._title(peer)} did not answer {method.name} within {seconds:g} s", peer=peer)
+
+    def _lost(self, peer: PeerId, method: Method, key: str | None, error: PeerUnreachable) -> PeerUnreachable:
+        sentence = f"the connection with {self._title(peer)} was lost during {method.name}: {error.message}"
+        if not method.mutates:
+            return PeerUnreachable(sentence, peer=peer)
+        return PeerUnreachable(
+            f"{sentence}; what was begun there goes on: repeat it with the same idempotency key to learn how it ends",
+            peer=peer,
+            idempotency_key=key,
+        )
 
 
 def _default_timeout(method: Method, arguments: Mapping[str, Any]) -> float:
     own = arguments.get("timeout")
     waits = float(own) if isinstance(own, int | float) else 0.0
     return min(waits + (MUTATION_TIMEOUT if method.mutates else READ_TIMEOUT), MAX_TIMEOUT)
-
-
-def _lost(peer: PeerId, method: Method, key: str | None, error: PeerUnreachable) -> PeerUnreachable:
-    sentence = f"the connection with {peer} was lost during {method.name}: {error.message}"
-    if not method.mutates:
-        return PeerUnreachable(sentence, peer=peer)
-    return PeerUnreachable(
-        f"{sentence}; what was begun there goes on: repeat it with the same idempotency key to learn how it ends",
-        peer=peer,
-        idempotency_key=key,
-    )

@@ -37,7 +37,7 @@ class Gossip:
         nursery: trio.Nursery,
     ) -> None:
         self._parts, self._links, self._own, self._changed, self._nursery = parts, links, own, changed, nursery
-        self._calls = PeerCalls(links.line_to)
+        self._calls = PeerCalls(links.line_to, parts.title)
 
     def bind(self, caller: Caller) -> BoundMesh:
         """The `MeshService` for one peer's calls."""

@@ -10,9 +10,9 @@ import trio
 
 from ...protocols.errors import PeerUnreachable, TwinshareError
 from ...protocols.messages import Hello
-from .directory import Directory
 from .host import DIAL_DEADLINE, Direction, Host, PeerId
 from .line import Line, open_line
+from .parts import Parts
 
 log = structlog.get_logger(__name__)
 FIRST_PAUSE = 0.25
@@ -42,18 +42,9 @@ class Backoff:
 class Links:
     """Works in the nursery of `Mesh`. `use` runs with every new line for as long as it lives."""
 
-    def __init__(
-        self,
-        host: Host,
-        directory: Directory,
-        hello: Callable[[], Hello],
-        silence: float,
-        use: Use,
-        nursery: trio.Nursery,
-        rng: random.Random,
-    ) -> None:
-        self._host, self._directory, self._hello, self._silence = host, directory, hello, silence
-        self._use, self._nursery, self._rng = use, nursery, rng
+    def __init__(self, host: Host, parts: Parts, hello: Callable[[], Hello], use: Use, nursery: trio.Nursery) -> None:
+        self._host, self._parts, self._hello = host, parts, hello
+        self._use, self._nursery = use, nursery
         self._keepers: dict[PeerId, trio.CancelScope] = {}
         self._lines: dict[PeerId, Line] = {}
         self._pokes: dict[PeerId, trio.lowlevel.ParkingLot] = {}
@@ -99,10 +90,16 @@ class Links:
                     break
         error = self._errors.get(peer)
         why = f": {error.message}" if error else ""
-        raise PeerUnreachable(f"{peer} cannot be reached{why}", peer=peer)
+        raise PeerUnreachable(f"{self._parts.title(peer)} cannot be reached{why}", peer=peer)
+
+    async def settle(self, patience: float) -> None:
+        """Wait a while, until every peer that we want was reached or was not."""
+        with trio.move_on_after(patience):
+            while any(peer not in self._lines and peer not in self._errors for peer in self._keepers):
+                await self._changed.park()
 
     async def _keep(self, peer: PeerId, scope: trio.CancelScope) -> None:
-        pauses = Backoff(self._rng)
+        pauses = Backoff(self._parts.rng)
         with scope:
             while True:
                 try:
@@ -120,10 +117,10 @@ class Links:
             self._errors.pop(peer, None)
 
     async def _connect(self, peer: PeerId, pauses: Backoff) -> None:
-        connection = await self._host.connect(peer, self._directory.addresses(peer))
-        async with open_line(self._host, peer, self._hello(), self._silence) as line:
+        connection = await self._host.connect(peer, self._parts.directory.addresses(peer))
+        async with open_line(self._host, peer, self._hello(), self._parts.silence) as line:
             reached = connection.address if connection.direction is Direction.OUTBOUND else None
-            await self._directory.reached(peer, reached)
+            await self._parts.directory.reached(peer, reached)
             since = trio.current_time()
             self._lines[peer] = line
             self._errors.pop(peer, None)
@@ -135,5 +132,5 @@ class Links:
                     pauses.reset()
                 if self._lines.get(peer) is line:
                     del self._lines[peer]
-                self._directory.seen(peer)
+                self._parts.directory.seen(peer)
                 self._changed.unpark_all()

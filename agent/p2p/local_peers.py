@@ -78,7 +78,7 @@ class LocalPeers:
         peer_id = self._mesh.resolve(peer)
         info = await self._show(peer_id)
         await self._mesh.revoke(peer_id)
-        return msgspec.structs.replace(info, status="offline", role=None)
+        return msgspec.structs.replace(info, status="offline", role=None, services=[], path=None)
 
     async def start_p2p(self) -> P2pState:
         await self._mesh.start()

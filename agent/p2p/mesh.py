@@ -31,6 +31,9 @@ from .shelf import Shelf
 from .signing import Signer
 from .tickets import open_tickets
 
+JOIN_PATIENCE = 1.0
+"""Seconds that a node which has joined waits until it is connected with everybody."""
+
 
 class Mesh:
     """Made by `open_mesh`."""
@@ -123,6 +126,15 @@ class Mesh:
         caller.require(method.role, method.name)
         return await running.calls.call(peer_id, method, arguments, caller)
 
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with this node's place in its fleet."""
+        membership = self.parts.membership
+        if membership.standing(self.peer_id) is not None:
+            return []
+        said = f"this node's certificate of the fleet {membership.fleet} was revoked or has expired"
+        return [f"{said}: no peer talks to it; join again with a new ticket"]
+
     async def fleet_vms(self, caller: Caller) -> list[Vm]:
         """The VMs of all peers, in at most two seconds; without P2P services, this node's and what others last said."""
         running = self._running
@@ -158,6 +170,7 @@ class Mesh:
         for news in pieces:
             await running.gossip.take(news, ticket.inviter)
         running.members_changed()
+        await running.links.settle(JOIN_PATIENCE)
         inviter = parts.membership.known(ticket.inviter)
         if inviter is None:
             raise PeerNotFound(f"{ticket.inviter} did not tell its own certificate", peer=ticket.inviter)

@@ -49,6 +49,11 @@ class Parts:
             return Admission.GUEST
         return Admission.REFUSED
 
+    def title(self, peer: PeerId) -> str:
+        """A peer as people call it; its ID stands in the error's details."""
+        known = self.membership.known(peer)
+        return known.name if known else peer
+
     @contextmanager
     def courting(self, peer: PeerId) -> Iterator[None]:
         """While we ask a stranger to let us into its fleet."""

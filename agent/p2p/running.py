@@ -37,8 +37,8 @@ class Running:
         self._parts, self.host, self._fleet, self._nursery = parts, host, fleet, nursery
         self._born = trio.current_time()
         self._declared: tuple[list[str], int] = ([], 0)
-        self.links = Links(host, parts.directory, self.hello, parts.silence, self._use, nursery, parts.rng)
-        self.calls = PeerCalls(self.links.line_to)
+        self.links = Links(host, parts, self.hello, self._use, nursery)
+        self.calls = PeerCalls(self.links.line_to, parts.title)
         self.gossip = Gossip(parts, self.links, self.whereabouts, self.members_changed, nursery)
         self._server = PeerServer(
             parts.dispatcher.extended({MeshService: self.gossip.bind}), self, parts.events, parts.silence

@@ -271,6 +271,8 @@ async def test_a_revoked_peer_is_out_everywhere_within_moments_and_its_running_c
             assert (gone.id, gone.status, gone.role) == (victim.peer_id, "offline", None)
         assert trio.current_time() - began < 3
         assert errors
+        assert "revoked" in victim.mesh.problems[0]
+        assert cluster[1].mesh.problems == []
         assert await cluster.until(lambda: cluster.converged(0, 1, 2), 3) < 3
         for member in cluster.members[:3]:
             assert victim.peer_id not in {peer.id for peer in await member.call("list_peers")}
