@@ -82,6 +82,10 @@ class Node:
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
 
+    def peer_id_of(self, peer: str) -> str:
+        """The ID of the peer that a name, a prefix or an ID means. Raises: PeerNotFound, AmbiguousName."""
+        return self.peer_id if self.is_here(peer) else self.mesh.resolve(peer)
+
     async def fleet_vms(self, caller: Caller) -> list[Vm]:
         """The VMs of all known peers and of this node, in two seconds at the most; each row says how old it is."""
         return await self.mesh.fleet_vms(caller)

@@ -52,7 +52,7 @@ def _remote_view(node: Node, method: Method) -> View:
         _check_peer(peer)
         arguments = method.arguments(request.params, request.arguments(), await request.body())
         result = await node.call(wishing(request, method), method, arguments, peer)
-        return _answer(method, result, node.peer_id if node.is_here(peer) else peer)
+        return _answer(method, result, node.peer_id_of(peer))
 
     return view
 

@@ -72,6 +72,7 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         await upload(three, "tick", tick_disk())
         spec = {"name": "far", "image": "tick", "memory": 64, "disk_size": 1, "cpu_cores": 1, "start": True}
         made = await ask(one, "POST", "/api/remote/node-3/vm", spec)
+        assert made["peer_id"] == card(three)["peer_id"]
         before = card(three)["addresses"]
         await ask(two, "GET", "/api/fleet/vm")
         await three.kill()
