@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from tests.agent.p2p.hosts import open_echo, open_hosts, talks, until
+from tests.agent.p2p.workshop import Happenings, Neighbourhood, Workshop, WorkshopService
 from twinshare.agent.p2p.contract import ECHO
 from twinshare.agent.p2p.host import Path as Route
+from twinshare.agent.p2p.libp2p.dht import open_dht
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
 from twinshare.agent.p2p.libp2p.identify import IDENTIFY, PING, ask_identity
 from twinshare.agent.p2p.libp2p.settings import HostSettings
+from twinshare.agent.p2p.line import PROTOCOL, open_line
+from twinshare.agent.p2p.rpc import PeerServer
+from twinshare.protocols.frames import Frame, FrameReader, Kind, encode
+from twinshare.protocols.messages import VERSIONS, Hello
+from twinshare.protocols.table import Dispatcher
 
 from .peers import Peer, go_folder, js_folder, open_peer
 
@@ -122,6 +131,41 @@ async def test_we_are_reached_through_js_as_a_relay(js: Path) -> None:
         made = await outside.connect(inside.peer_id, [known])
         assert made.path is Route.RELAYED
         await talks(outside, inside.peer_id, os.urandom(50_000))
+
+
+async def test_js_says_hello_to_our_calls_and_answers_ours(js: Path) -> None:
+    """It knows nothing of our frames but the bytes of one: enough to see that they pass whole, both ways."""
+    theirs = encode(Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(Hello(name="js"))))
+    server = PeerServer(Dispatcher({WorkshopService: Workshop().bind}), Neighbourhood(), Happenings().subscribe, 15)
+    async with open_peer(["node", "peer.mjs"], js) as peer, open_echo() as host:
+        host.serve(PROTOCOL, server.serve)
+        data = b64encode(theirs).decode()
+        answer = await peer.call("say", address=host.addresses[0], protocol=PROTOCOL, data=data)
+        [frame] = FrameReader().feed(b64decode(answer))
+        assert (frame.kind, msgspec.msgpack.decode(frame.body, type=Hello).name) == (Kind.HELLO, "b")
+        agreed = Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(Hello(name="js", versions=VERSIONS[:1])))
+        await peer.call("serve", protocol=PROTOCOL, data=b64encode(encode(agreed)).decode())
+        async with open_line(host, peer.peer_id, Hello(name="us"), 15) as line:
+            assert line.greeting.name == "js"
+
+
+async def test_js_and_we_share_a_table(js: Path) -> None:
+    """Each puts what the other gets, and finds a third that only the other knows."""
+    async with (
+        open_peer(["node", "peer.mjs"], js) as peer,
+        open_hosts(2) as (host, third),
+        open_dht(host, lambda _key, _value: 1) as dht,
+        open_dht(third, lambda _key, _value: 1),
+    ):
+        await third.connect(host.peer_id, host.addresses)
+        await peer.call("dial", address=host.addresses[0])
+        await until(lambda: dht.size == 2)
+        await peer.call("dhtPut", key="/twinshare/from-js", value=b64encode(b"js").decode())
+        assert await dht.get(b"/twinshare/from-js") == b"js"
+        assert await dht.put(b"/twinshare/from-us", b"us") == 2
+        assert b64decode(await peer.call("dhtGet", key="/twinshare/from-us")) == b"us"
+        assert third.addresses[0].rpartition("/p2p/")[0] in await peer.call("dhtFind", peer=third.peer_id)
+        assert any(address.startswith("/ip4/127.0.0.1/tcp/") for address in await dht.find_peer(peer.peer_id))
 
 
 async def test_many_streams_at_once(command: tuple[list[str], Path]) -> None:

@@ -68,6 +68,16 @@ async function echo (target, size, protocol) {
   return got
 }
 
+// Send bytes, and give back the first that come.
+async function say (target, protocol, data) {
+  const stream = await node.dialProtocol(target, protocol)
+  await send(stream, new Uint8Array(data))
+  for await (const chunk of stream) {
+    stream.abort(new Error('done'))
+    return Buffer.from(chunk.subarray()).toString('base64')
+  }
+}
+
 async function last (events, name) {
   for await (const event of events) if (event.name === name) return event
   throw new Error(`no ${name}`)
@@ -82,6 +92,11 @@ const commands = {
     const { protocols, addresses, metadata } = await node.peerStore.get(peerIdFromString(peer))
     const agent = new TextDecoder().decode(metadata.get('AgentVersion'))
     return { protocols, addresses: addresses.map(each => each.multiaddr.toString()), agent }
+  },
+  say: async ({ address, protocol, data }) => await say(multiaddr(address), protocol, Buffer.from(data, 'base64')),
+  serve: async ({ protocol, data }) => {
+    await node.handle(protocol, async (stream) => { await send(stream, new Uint8Array(Buffer.from(data, 'base64'))) })
+    return true
   },
   dhtPut: async ({ key, value }) => {
     for await (const event of node.services.dht.put(text.encode(key), new Uint8Array(Buffer.from(value, 'base64')))) void event
