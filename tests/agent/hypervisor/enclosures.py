@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.rules.tree import TOP
 from twinshare.agent.background import open_background
 from twinshare.agent.hypervisor.enclosure.place import barrier
 
@@ -163,18 +164,20 @@ def open_to_nobody() -> tuple[str, ...]:
 
     Elsewhere both are usual; here the interpreter may lie in root's home, and the device be root's.
     """
-    python = Path(sys.executable).resolve()
-    wall = barrier(python.parent, 65534, {65534})
-    bridge = ""
-    if wall is not None:
-        way = wall / python.relative_to(wall).parts[0]
-        bridge = f"""
-            mount --bind {way} /media && mount -t tmpfs -o mode=755 none {wall} && mkdir {way} &&
-            mount --bind /media {way} && umount /media &&"""
-    script = f"""mount --make-rprivate / && {bridge}
-        mount -t tmpfs none /media && mknod -m 666 /media/tun c 10 200 && mount --bind /media/tun /dev/net/tun &&
+    ways = {way for path in (Path(sys.executable).resolve(), TOP / "agent") if (way := _way(path))}
+    aside = "".join(f"mkdir /media/{n} && mount --bind {way} /media/{n} && " for n, way in enumerate(ways))
+    walls = "".join(f"mount -t tmpfs -o mode=755 none {wall} && " for wall in {way.parent for way in ways})
+    back = "".join(f"mkdir {way} && mount --bind /media/{n} {way} && " for n, way in enumerate(ways))
+    script = f"""mount --make-rprivate / && mount -t tmpfs none /media && {aside} {walls} {back}
+        mknod -m 666 /media/tun c 10 200 && mount --bind /media/tun /dev/net/tun &&
         umount -l /media && exec "$@" """
     return ("unshare", "--mount", "sh", "-c", script, "sh")
+
+
+def _way(path: Path) -> Path | None:
+    """The folder on the way to `path` that lies behind the first one which nobody may pass; None if none is closed."""
+    wall = barrier(path.parent, 65534, {65534})
+    return None if wall is None else wall / path.relative_to(wall).parts[0]
 
 
 def without(capability: str) -> tuple[str, ...]:
