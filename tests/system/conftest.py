@@ -16,7 +16,7 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def _open(data_dir: Path) -> AgentProcess:
-    agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0", "--name", "shared"], {})
+    agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0", "--name", "shared"], {"TWINSHARE_IMAGES_DEFAULT": "tiny"})
     await agent.start()
     async with RESTClient(agent.url) as client:
         await client.import_image("tick", once(tick_disk()))
