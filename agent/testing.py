@@ -1,4 +1,4 @@
-"""For tests, of this project and of others: real agents as processes, and the checks that every adapter must pass.
+"""For tests, of this project and of others: real agents as processes, fleets in memory, adapters' checks.
 
 An agent is started as a user starts it, found by the `agent.json` it writes, and ended by the block that began it.
 """
@@ -19,8 +19,21 @@ import trio
 
 from .hypervisor.contract import check_hypervisor
 from .images.contract import check_image_store
+from .p2p.contract import check_host
+from .p2p.memory import MemoryNetwork
+from .simulation import Cluster, SimulatedNode, open_cluster
 
-__all__ = ["AgentProcess", "check_hypervisor", "check_image_store", "open_agent"]
+__all__ = [
+    "AgentProcess",
+    "Cluster",
+    "MemoryNetwork",
+    "SimulatedNode",
+    "check_host",
+    "check_hypervisor",
+    "check_image_store",
+    "open_agent",
+    "open_cluster",
+]
 
 READY_WITHIN = 30.0
 STOPPED_WITHIN = 20.0

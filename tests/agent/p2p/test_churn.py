@@ -13,28 +13,28 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.agent.p2p.cluster import Cluster, open_cluster
+from twinshare.agent.simulation import Cluster, open_cluster
 
 HOUR = 3600.0
 
 
 async def disturb(cluster: Cluster, rng: random.Random) -> None:
     """One thing that happens to a fleet."""
-    size, what = len(cluster.members), rng.random()
+    size, what = len(cluster.nodes), rng.random()
     if what < 0.8:
         number = rng.randrange(size)
         await cluster.kill(number)
         await trio.sleep(rng.choice([0.1, 1, 60, 900]))
         await cluster.start(number)
     elif what < 0.9:
-        ids = [member.peer_id for member in cluster.members]
+        ids = [member.peer_id for member in cluster.nodes]
         rng.shuffle(ids)
         edge = rng.randrange(1, size)
         cluster.network.partition(ids[:edge], ids[edge:])
         await trio.sleep(rng.uniform(1, 900))
         cluster.network.heal()
     else:
-        one, other = rng.sample(cluster.members, 2)
+        one, other = rng.sample(cluster.nodes, 2)
         cluster.network.drop(one.peer_id, other.peer_id)
 
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.agent.p2p.cluster import Cluster, open_cluster, vm
+from twinshare.agent.simulation import Cluster, open_cluster, simulated_vm
 from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import (
     AmbiguousName,
@@ -32,21 +32,21 @@ async def test_a_node_that_joins_works_with_all_at_once(autojump_clock: MockCloc
         began = trio.current_time()
         await cluster.join(fourth, cluster[1])
         assert await cluster.until(cluster.converged, 2) < 2
-        for member in cluster.members[:3]:
+        for member in cluster.nodes[:3]:
             await fourth.ask(member.name, "create_vm", spec=VmSpec(name="web", image="tiny"))
-            [(caller, _)] = [entry for entry in member.reached if entry[1] == "create_vm"]
+            [(caller, _)] = [entry for entry in member.done if entry[1] == "create_vm"]
             assert (caller.principal, caller.role) == (fourth.peer_id, Role.ADMIN)
         assert trio.current_time() - began < 3
         peers = await fourth.call("list_peers")
         assert [(peer.name, peer.status, peer.path) for peer in peers] == [
             (f"node-{number}", "online", "direct") for number in range(3)
         ]
-        assert [event.type for event in cluster[0].happenings.kept].count("peer.online") == 3
+        assert [event.type for event in cluster[0].events.kept].count("peer.online") == 3
 
 
 async def test_errors_of_a_peer_and_calls_to_oneself_look_alike(autojump_clock: MockClock) -> None:
     async with open_cluster(2) as cluster:
-        a, b = cluster.members
+        a, b = cluster.nodes
         for peer in (b.peer_id, b.name, a.peer_id, a.name, "local"):
             with pytest.raises(VmNotFound, match="no VM is called 'x' here"):
                 await a.ask(peer, "get_vm", vm="x")
@@ -54,7 +54,7 @@ async def test_errors_of_a_peer_and_calls_to_oneself_look_alike(autojump_clock: 
 
 async def test_references_to_peers(autojump_clock: MockClock) -> None:
     async with open_cluster(3) as cluster:
-        a, b, c = cluster.members
+        a, b, c = cluster.nodes
         assert a.mesh.resolve(b.peer_id[:20]) == b.peer_id
         with pytest.raises(AmbiguousName) as ambiguous:
             a.mesh.resolve("12D3KooW")
@@ -67,7 +67,7 @@ async def test_references_to_peers(autojump_clock: MockClock) -> None:
 
 async def test_two_peers_of_one_name_are_listed(autojump_clock: MockClock) -> None:
     async with open_cluster(3) as cluster:
-        a, b, c = cluster.members
+        a, b, c = cluster.nodes
         renewed = await a.mesh.parts.membership.issue(c.peer_id, "node-1", Role.ADMIN, Limits())
         await b.mesh.parts.membership.learn(News(members=[renewed]))
         with pytest.raises(AmbiguousName, match=r"'node-1' may be any of node-1 .* node-1 "):
@@ -76,14 +76,14 @@ async def test_two_peers_of_one_name_are_listed(autojump_clock: MockClock) -> No
 
 async def test_ping_and_messages(autojump_clock: MockClock) -> None:
     async with open_cluster(2) as cluster:
-        a, b = cluster.members
+        a, b = cluster.nodes
         ping = await a.call("ping_peer", peer="node-1")
         assert (ping.id, ping.path) == (b.peer_id, "direct")
         hello = await a.call("send_message", message=Message(peer_id="node-1", message_type="HELLO", data={"m": 1}))
         assert (hello.status, hello.message) == ("ok", "Hello received")
         note = Message(peer_id=b.peer_id, message_type="NOTE", data={"text": "hi"})
         assert (await a.call("send_message", message=note)).status == "ok"
-        assert b.happenings.kept[-1].data == {
+        assert b.events.kept[-1].data == {
             "from": a.peer_id,
             "name": "node-0",
             "message_type": "NOTE",
@@ -153,8 +153,8 @@ async def test_a_partition_parts_and_heals(autojump_clock: MockClock) -> None:
 
 async def test_stop_and_start_of_the_services(autojump_clock: MockClock) -> None:
     async with open_cluster(2) as cluster:
-        a, b = cluster.members
-        b.vms["web"] = vm("web")
+        a, b = cluster.nodes
+        b.vms["web"] = simulated_vm("web")
         assert (await a.call("start_p2p")).status == "started"
         state = await a.call("stop_p2p")
         assert (state.status, state.id) == ("stopped", a.peer_id)
@@ -274,7 +274,7 @@ async def test_a_revoked_peer_is_out_everywhere_within_moments_and_its_running_c
         assert "revoked" in victim.mesh.problems[0]
         assert cluster[1].mesh.problems == []
         assert await cluster.until(lambda: cluster.converged(0, 1, 2), 3) < 3
-        for member in cluster.members[:3]:
+        for member in cluster.nodes[:3]:
             assert victim.peer_id not in {peer.id for peer in await member.call("list_peers")}
             with pytest.raises((PeerUnreachable, PeerNotFound)):
                 await victim.ask(member.peer_id, "list_vms")
@@ -317,8 +317,8 @@ async def test_a_deadline_of_a_peer_is_the_callers_error(autojump_clock: MockClo
 
 async def test_the_fleets_vms_are_one_list_that_never_waits_for_the_dead(autojump_clock: MockClock) -> None:
     async with open_cluster(3) as cluster:
-        for member in cluster.members:
-            member.vms[f"vm-{member.number}"] = vm(f"vm-{member.number}")
+        for member in cluster.nodes:
+            member.vms[f"vm-{member.number}"] = simulated_vm(f"vm-{member.number}")
         reader = Caller(principal="token:r", role=Role.VIEWER)
         rows = await cluster[0].mesh.fleet_vms(reader)
         assert {(row.name, row.node, row.reachable) for row in rows} == {

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.agent.p2p.cluster import Member, vm
 from tests.agent.p2p.hosts import LOOPBACK, until
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.settings import HostSettings
 from twinshare.agent.p2p.mesh import Mesh, open_mesh
 from twinshare.agent.p2p.signing import Signer
+from twinshare.agent.simulation import SimulatedNode, simulated_vm
 from twinshare.protocols.access import LOCAL_ADMIN, Role
 from twinshare.protocols.errors import Forbidden, PeerUnreachable
 from twinshare.protocols.peer import InviteRequest
@@ -28,7 +28,7 @@ def seed_of(number: int) -> bytes:
 
 
 @asynccontextmanager
-async def open_real(member: Member) -> AsyncIterator[Mesh]:
+async def open_real(member: SimulatedNode) -> AsyncIterator[Mesh]:
     async with open_mesh(
         open_host=lambda gate: open_libp2p_host(
             seed_of(member.number), [LOOPBACK], gate=gate, settings=HostSettings(dead_after=SILENCE)
@@ -38,8 +38,8 @@ async def open_real(member: Member) -> AsyncIterator[Mesh]:
         agent="twinshare/test",
         dispatcher=member.dispatcher(),
         shelf=member.shelf,
-        events=member.happenings.subscribe,
-        publish=lambda type, data: member.happenings.publish(type, dict(data)),
+        events=member.events.subscribe,
+        publish=lambda type, data: member.events.publish(type, dict(data)),
         now=time.time,
         silence=SILENCE,
         rng=random.Random(member.number),
@@ -50,23 +50,23 @@ async def open_real(member: Member) -> AsyncIterator[Mesh]:
             member.running = None
 
 
-def fresh(number: int) -> Member:
-    return Member(number, Signer(seed_of(number)))
+def fresh(number: int) -> SimulatedNode:
+    return SimulatedNode(number, Signer(seed_of(number)))
 
 
-def all_see_all(*members: Member) -> bool:
+def all_see_all(*members: SimulatedNode) -> bool:
     ids = {member.peer_id for member in members}
     return all(member.online == ids - {member.peer_id} for member in members)
 
 
-async def join(joiner: Member, inviter: Member, role: Role = Role.ADMIN) -> None:
+async def join(joiner: SimulatedNode, inviter: SimulatedNode, role: Role = Role.ADMIN) -> None:
     ticket = await inviter.call("invite_peer", invite=InviteRequest(role=role))
     await joiner.call("join_fleet", ticket=ticket.ticket)
 
 
 async def test_three_nodes_join_call_lose_one_and_find_it_again() -> None:
     a, b, c = (fresh(number) for number in range(3))
-    c.vms["web"] = vm("web")
+    c.vms["web"] = simulated_vm("web")
     async with open_real(a), open_real(b):
         await join(b, a)
         async with open_real(c):

@@ -10,9 +10,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.agent.p2p.cluster import TABLE, Cluster, Member, open_cluster
 from twinshare.agent.p2p.line import Line, open_line
 from twinshare.agent.p2p.membership import Override
+from twinshare.agent.simulation import TABLE, Cluster, SimulatedNode, open_cluster
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import Forbidden, PeerUnreachable, TwinshareError, Unsupported
 from twinshare.protocols.mesh import JoinService, MeshService
@@ -69,7 +69,7 @@ async def outcome(line: Line, method: Method) -> str:
     return "done"
 
 
-async def cluster_with(cluster: Cluster, role: Role) -> Member:
+async def cluster_with(cluster: Cluster, role: Role) -> SimulatedNode:
     await cluster.add()
     member = await cluster.add()
     await cluster.join(member, cluster[0], role)
@@ -86,11 +86,11 @@ async def test_every_operation_at_every_role(role: Role, lowered: Role | None, a
         line = await member.mesh.require_running().links.line_to(cluster[0].peer_id)
         effective = role.at_most(lowered) if lowered else role
         for method in TABLE.values():
-            cluster[0].reached.clear()
+            cluster[0].done.clear()
             expected = "local" if method.local else "done" if effective.includes(method.role) else "forbidden"
             assert await outcome(line, method) == expected, method.name
-            assert bool(cluster[0].reached) == (expected == "done"), method.name
-            assert all(caller.principal == member.peer_id for caller, _ in cluster[0].reached)
+            assert bool(cluster[0].done) == (expected == "done"), method.name
+            assert all(caller.principal == member.peer_id for caller, _ in cluster[0].done)
 
 
 async def test_a_peer_that_is_denied_and_one_that_was_put_out_reach_nothing(autojump_clock: MockClock) -> None:
@@ -99,7 +99,7 @@ async def test_a_peer_that_is_denied_and_one_that_was_put_out_reach_nothing(auto
         running = member.mesh.require_running()
         line = await running.links.line_to(cluster[0].peer_id)
         cluster[0].mesh.parts.membership._overrides = {member.peer_id: Override(deny=True)}
-        cluster[0].reached.clear()
+        cluster[0].done.clear()
         for method in TABLE.values():
             with pytest.raises(Forbidden, match="no member"):
                 await line.call(method.name, request(method))
@@ -108,7 +108,7 @@ async def test_a_peer_that_is_denied_and_one_that_was_put_out_reach_nothing(auto
         for method in TABLE.values():
             with pytest.raises(TwinshareError):
                 await line.call(method.name, request(method))
-        assert cluster[0].reached == []
+        assert cluster[0].done == []
 
 
 async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: MockClock) -> None:
@@ -130,5 +130,5 @@ async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: M
                     await door.call("follow_events", request(methods(JoinService)["knock"]))
                 for method in methods(JoinService).values():
                     await outcome(door, method)
-        assert cluster[0].reached == []
+        assert cluster[0].done == []
         assert await cluster[0].call("list_peers") == []

@@ -15,9 +15,9 @@ from twinshare.agent.p2p.host import Admission, Direction, Host, PeerId
 from twinshare.agent.p2p.line import PROTOCOL, Line, open_line
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.p2p.rpc import PeerServer
+from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import PeerUnreachable, WrongState
-from twinshare.protocols.event import Event
 from twinshare.protocols.messages import Hello, Request
 from twinshare.protocols.operation import Detached, Operation, OperationState, Progress
 from twinshare.protocols.table import Dispatcher, Method, methods, rest
@@ -140,37 +140,12 @@ class Neighbourhood:
         self.heard.append((peer_id, hello))
 
 
-class Happenings:
-    """An event log in memory."""
-
-    def __init__(self) -> None:
-        self.kept: list[Event] = []
-        self.listeners: set[trio.MemorySendChannel[Event]] = set()
-
-    def publish(self, type: str, data: dict[str, Any]) -> None:
-        event = Event(id=len(self.kept) + 1, type=type, at=NOON, data=data)
-        self.kept.append(event)
-        for listener in self.listeners:
-            listener.send_nowait(event)
-
-    @asynccontextmanager
-    async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
-        send, receive = trio.open_memory_channel[Event](10_000)
-        for event in self.kept if after is not None else ():
-            send.send_nowait(event)
-        self.listeners.add(send)
-        try:
-            yield receive
-        finally:
-            self.listeners.discard(send)
-
-
 class Pair:
     """Node `a`, which calls, and node `b`, which has the workshop."""
 
     def __init__(self, network: MemoryNetwork, a: Host, b: Host) -> None:
         self.network, self.a, self.b = network, a, b
-        self.shop, self.neighbours, self.events = Workshop(), Neighbourhood(), Happenings()
+        self.shop, self.neighbours, self.events = Workshop(), Neighbourhood(), MemoryEvents()
         self.server = PeerServer(
             Dispatcher({WorkshopService: self.shop.bind}), self.neighbours, self.events.subscribe, silence=15
         )
