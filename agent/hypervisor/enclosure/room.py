@@ -24,6 +24,7 @@ from .tools import Pipes, complete
 
 _MIB = 1 << 20
 _RELEASE = 10.0
+_DIAL_PATIENCE, _FIRST_DIAL, _LAST_DIAL = 10.0, 0.02, 0.5
 _TOOL_LIMITS = {"open_files": 256, "core": 0}
 
 
@@ -93,15 +94,27 @@ class Enclosure:
         raise DeadlineExceeded(f"{Path(argv[0]).name} did not finish within {timeout:g} s and was stopped.")
 
     async def dial(self, port: int, host: str = "127.0.0.1") -> trio.SocketStream:
-        """Connect to a TCP port inside; `host` is an address. Raises: OSError when nothing answers, HypervisorDown."""
+        """Connect to a TCP port inside; `host` is an address of its loopback.
+
+        QEMU's listeners queue a single connection; the kernel drops what comes beside it and tries again after a
+        second. A new socket is tried much sooner: on a loopback an answer comes at once or never.
+        Raises: OSError when nothing answers, HypervisorDown.
+        """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        far = trio.socket.from_stdlib_socket(await self._keeping.far_socket(family))
-        try:
-            await far.connect((host, port))
-        except BaseException:
-            far.close()
-            raise
-        return trio.SocketStream(far)
+        pause = _FIRST_DIAL
+        with trio.move_on_after(_DIAL_PATIENCE):
+            while True:
+                far = trio.socket.from_stdlib_socket(await self._keeping.far_socket(family))
+                try:
+                    with trio.move_on_after(pause):
+                        await far.connect((host, port))
+                        return trio.SocketStream(far)
+                except BaseException:
+                    far.close()
+                    raise
+                far.close()
+                pause = min(pause * 2, _LAST_DIAL)
+        raise TimeoutError(f"nothing answers on port {port} inside")
 
     def own(self, path: Path) -> None:
         """Give a file or a tree to the user inside. Blocks for as long as the tree is large."""

@@ -134,6 +134,29 @@ async def test_the_machines_loopback_is_out_of_reach_and_the_inner_one_is_dialle
             assert await process.wait() == 0
 
 
+async def test_a_crowd_at_a_narrow_door_waits_no_longer_than_it_must(tmp_path: Path) -> None:
+    """QEMU serves one connection and queues one or two; the kernel would have the next wait for a second."""
+    async with open_enclosure(tmp_path) as enclosure:
+        process = await enclosure.spawn(QEMU, env={}, stderr=tmp_path / "log")
+        assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
+        crowd = [await enclosure.dial(QMP_PORT) for _ in range(3)]
+        waits: list[float] = []
+
+        async def one_more() -> None:
+            begin = trio.current_time()
+            async with await enclosure.dial(QMP_PORT):
+                waits.append(trio.current_time() - begin)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one_more)
+            await trio.sleep(0.1)
+            for stream in crowd:
+                await stream.aclose()
+        assert waits[0] < 0.9
+        process.terminate()
+        await process.wait()
+
+
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:
     before = mounts()
     with nothing_leaks():
