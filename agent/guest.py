@@ -1,6 +1,7 @@
 """What a guest is told on its first boot: a NoCloud seed (cloud-init), as an ISO 9660 image labelled `cidata`.
 
 Documents are written by serializers, never by templates; user data that needs no merging is passed on byte for byte.
+The libraries are loaded by the first VM: an agent that makes none is the smaller for it.
 Format: cloud-init documentation, "NoCloud" data source.
 """
 
@@ -8,12 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from email.mime.multipart import MIMEMultipart
-from email.mime.text import MIMEText
 from typing import Any
-
-import pycdlib
-import yaml
 
 from ..protocols.errors import InvalidRequest
 from ..protocols.vm import CloudInit
@@ -63,10 +59,14 @@ def user_data(hostname: str, cloud_init: CloudInit) -> str:
 
 
 def _dump(document: dict[str, Any]) -> str:
+    import yaml
+
     return _CLOUD_CONFIG + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def _load(text: str, what: str) -> dict[str, Any]:
+    import yaml
+
     try:
         document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -83,6 +83,9 @@ def _load(text: str, what: str) -> dict[str, Any]:
 
 def _multipart(config: str, script: str) -> str:
     """Both documents in one MIME archive, the form cloud-init has for that."""
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
+
     archive = MIMEMultipart(boundary="==twinshare==")
     for text, kind in ((config, "cloud-config"), (script, "x-shellscript")):
         archive.attach(MIMEText(text, kind, "utf-8"))
@@ -90,6 +93,8 @@ def _multipart(config: str, script: str) -> str:
 
 
 def _iso(documents: dict[str, str]) -> bytes:
+    import pycdlib
+
     image = pycdlib.PyCdlib()
     image.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
     for number, (name, text) in enumerate(documents.items()):

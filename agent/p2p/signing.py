@@ -1,6 +1,7 @@
 """JSON Web Signatures with the nodes' own keys: the one module that speaks joserfc for the mesh.
 
-The algorithm is EdDSA over Ed25519, under the name that RFC 9864 gives it; no other is accepted.
+The algorithm is EdDSA over Ed25519, under the name that RFC 9864 gives it; no other is accepted. joserfc is loaded by
+the first signature: a node that is alone needs none at its start.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ import functools
 from base64 import urlsafe_b64encode
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import OKPKey
 
 from ...protocols.base58 import peer_id_of, public_key_of
 
@@ -22,17 +20,25 @@ class Signer:
     """A node's key, made of its 32-byte seed, which is secret."""
 
     def __init__(self, seed: bytes) -> None:
-        self._key = OKPKey.import_key(_jwk(_public_of(seed), seed))
+        self._seed = seed
         self.peer_id = peer_id_of(_public_of(seed))
 
     def sign(self, payload: bytes) -> str:
         """The payload as compact JWS."""
-        return jws.serialize_compact({"alg": ALGORITHM, "kid": self.peer_id}, payload, self._key, [ALGORITHM])
+        from joserfc import jws
+        from joserfc.jwk import OKPKey
+
+        key = OKPKey.import_key(_jwk(_public_of(self._seed), self._seed))
+        return jws.serialize_compact({"alg": ALGORITHM, "kid": self.peer_id}, payload, key, [ALGORITHM])
 
 
 @functools.lru_cache(maxsize=4096)
 def open_token(token: str, signer: str) -> bytes:
     """The payload of a JWS if `signer` (a peer ID) has signed it. Raises: ValueError."""
+    from joserfc import jws
+    from joserfc.errors import JoseError
+    from joserfc.jwk import OKPKey
+
     key = OKPKey.import_key(_jwk(public_key_of(signer)))
     try:
         payload = jws.deserialize_compact(token, key, [ALGORITHM]).payload
