@@ -110,10 +110,14 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`catalogue` is a file of names and sources over the one that comes with twinshare. Size in bytes."""
+    """`catalogue` is a file of names and sources over the one that comes with twinshare. Size in bytes.
+
+    `default_registry`, as `registry/organisation`, is where a name is looked for that is in no catalogue.
+    """
 
     default: str = "ubuntu-24.04"
     catalogue: str = ""
+    default_registry: str = ""
     max_size: Annotated[int, Meta(ge=1 << 20)] = 1 << 40
     registries: list[RegistryConfig] = []
 

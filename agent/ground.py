@@ -15,14 +15,16 @@ import structlog
 import trio
 
 from ..protocols.errors import DeadlineExceeded, HypervisorDown
-from .config import Config, ConfigError, HypervisorConfig
+from .config import Config, ConfigError, HypervisorConfig, ImagesConfig
 from .hypervisor.absent import AbsentHypervisor
 from .hypervisor.enclosure import Enclosure, open_enclosure
 from .hypervisor.open import open_hypervisor
 from .hypervisor.port import Hypervisor
+from .images.catalogue import CatalogueError
 from .images.convert import RunTool
-from .images.port import ImageStore
-from .images.store import open_image_store
+from .images.exchange import open_image_exchange
+from .images.port import ImageExchange, ImageStore
+from .images.store import DiskImageStore, open_image_store
 from .sockets import far_socket, is_own_program
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,7 @@ class Ground:
 
     hypervisor: Hypervisor
     images: ImageStore
+    exchange: ImageExchange
     vms: Path
     scratch: Path
     own: Callable[[Path], None]
@@ -65,9 +68,11 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
                 max_size=config.images.max_size,
             )
         )
+        exchange = await _open_exchange(stack, images, config.images)
         yield Ground(
             hypervisor=hypervisor,
             images=images,
+            exchange=exchange,
             vms=root / "vms",
             scratch=data_dir / "scratch",
             own=enclosure.own if enclosure else lambda path: None,  # noqa: ARG005
@@ -92,6 +97,18 @@ async def _open_hypervisor(
         return AbsentHypervisor(error.message), enclosure
     except ValueError as error:
         raise ConfigError(f"hypervisor.uri: {error}") from None
+
+
+async def _open_exchange(stack: AsyncExitStack, store: DiskImageStore, config: ImagesConfig) -> ImageExchange:
+    catalogues = [Path(config.catalogue)] if config.catalogue else []
+    try:
+        return await stack.enter_async_context(
+            open_image_exchange(
+                store, registries=config.registries, catalogues=catalogues, default=config.default_registry
+            )
+        )
+    except CatalogueError as error:
+        raise ConfigError(f"images.catalogue: {error}") from None
 
 
 def _keep(descriptor: int) -> None:

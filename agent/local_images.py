@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 
 from ..protocols.access import Caller, Role
 from ..protocols.errors import ImageExists, ImageNotFound
-from ..protocols.image import Image, Pruned
+from ..protocols.image import CatalogueEntry, Image, Pruned, PullRequest, Pushed, PushRequest
 from ..protocols.operation import Progress
 from .events import EventLog
-from .images.port import ImageStore, Report
+from .images.port import ImageExchange, ImageStore, Report
 from .images.shelf import parse_new_name
 from .images.tiny.build import REF as TINY
 from .images.tiny.build import build_tiny
@@ -51,6 +52,7 @@ class ImageRoom:
     """What the images of a node are kept with, and the VMs that stand on them."""
 
     store: ImageStore
+    exchange: ImageExchange
     operations: Operations
     events: EventLog
     vms: VmRoom
@@ -60,13 +62,25 @@ class ImageRoom:
         table = self.operations.recipes
         table["remove_image"] = Recipe(ImageRequest, Image, self._remove, frees=True)
         table["build_tiny"] = Recipe(ImageRequest, Image, self._build_tiny)
+        table["pull_image"] = Recipe(PullRequest, Image, self._pull)
+        table["push_image"] = Recipe(PushRequest, Pushed, self._push)
         table["capture_image"] = Recipe(CaptureRequest, Image, self._capture)
-        table["prune_images"] = Recipe(PruneRequest, Pruned, self._prune)
+        table["prune_images"] = Recipe(PruneRequest, Pruned, self._prune, frees=True)
 
     async def _remove(self, run: Run) -> Image:
         gone = await self.store.remove_image(run.request.image, used_by=self.vms.users_of)
         self._tell("image.removed", gone)
         return gone
+
+    async def _pull(self, run: Run) -> Image:
+        asked: PullRequest = run.request
+        image = await self.exchange.pull_image(asked.image, report=run.report, name=asked.name, sha256=asked.sha256)
+        self._tell("image.added", image)
+        return image
+
+    async def _push(self, run: Run) -> Pushed:
+        asked: PushRequest = run.request
+        return await self.exchange.push_image(asked.image, asked.target, report=run.report, dry_run=asked.dry_run)
 
     async def _prune(self, run: Run) -> Pruned:
         asked: PruneRequest = run.request
@@ -129,12 +143,25 @@ class LocalImages:
         return gone
 
     async def prune_images(self, all: bool = False, dry_run: bool = False) -> Pruned:
+        gone: Pruned = await self._operate("prune_images", "images", PruneRequest(all=all, dry_run=dry_run))
+        return gone
+
+    async def list_catalogue(self) -> list[CatalogueEntry]:
+        return list(self._room.exchange.catalogue())
+
+    async def pull_image(self, request: PullRequest) -> Image:
+        image: Image = await self._operate("pull_image", request.name or request.image, request)
+        return self._room.with_users(image)
+
+    async def push_image(self, request: PushRequest) -> Pushed:
+        pushed: Pushed = await self._operate("push_image", request.image, request)
+        return pushed
+
+    async def _operate(self, kind: str, target: str, request: msgspec.Struct) -> Any:
         async def admit(run: Run) -> Release:  # noqa: ARG001
             return _nothing
 
-        request = PruneRequest(all=all, dry_run=dry_run)
-        gone: Pruned = await self._room.operations.run(self._caller, "prune_images", "images", request, admit)
-        return gone
+        return await self._room.operations.run(self._caller, kind, target, request, admit)
 
     async def capture_image(self, vm: str, name: str) -> Image:
         async def admit(run: Run) -> Release:
@@ -158,10 +185,7 @@ class LocalImages:
         raise ImageExists(f"'{name}' is an image already; remove it first or choose another name")
 
     async def build_tiny(self) -> Image:
-        async def admit(run: Run) -> Release:  # noqa: ARG001
-            return _nothing
-
-        made: Image = await self._room.operations.run(self._caller, "build_tiny", TINY, ImageRequest(TINY), admit)
+        made: Image = await self._operate("build_tiny", TINY, ImageRequest(TINY))
         return made
 
     async def import_image(self, ref: str, content: AsyncIterable[bytes]) -> Image:

@@ -174,7 +174,7 @@ async def _open_joined(
         )
         ledger = Ledger(limits, partial(look_at_host, home.path))
         vms = VmRoom(ground.hypervisor, ground.images, inventory, operations, recipes, forwards, ledger, limits)
-        images = ImageRoom(ground.images, operations, events, vms, ground.scratch)
+        images = ImageRoom(ground.images, ground.exchange, operations, events, vms, ground.scratch)
         vms.add_recipes()
         images.add_recipes()
         tokens = await open_tokens(state, home.ensure_admin_token())

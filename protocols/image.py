@@ -31,6 +31,35 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+Source = Annotated[str, Meta(min_length=1, max_length=2048, description="a name, a reference or an https address")]
+LocalName = Annotated[str, Meta(max_length=512, description="what the image is called here; empty: as it is there")]
+
+
+class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to fetch: a name of the catalogue, `registry/name:tag`, or an https address with its `sha256`."""
+
+    image: Source
+    name: LocalName = ""
+    sha256: Annotated[str, Meta(max_length=64)] = ""
+
+
+class PushRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which image to send, and the name `registry/name:tag` it is to have there. `dry_run` only tries the login."""
+
+    image: ImageRef
+    target: ImageRef
+    dry_run: bool = False
+
+
+class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A short name that can be pulled. `user` is who to log in as."""
+
+    name: str
+    source: str
+    user: str
+    about: str
+
+
 class Pushed(msgspec.Struct, frozen=True, kw_only=True):
     """An image that was sent to a registry: the name it has there, and the digest of its manifest.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Protocol
 from msgspec import Meta
 
 from .access import Role
-from .image import Image, ImageRef, Pruned
+from .image import CatalogueEntry, Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from .node import Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
 from .peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, PeerRef, Ping, Ticket
@@ -158,6 +158,24 @@ class ImageService(Protocol):
     @rest("POST", "/image/build-tiny", Role.OPERATOR)
     async def build_tiny(self) -> Image:
         """Build `tiny:latest`, a guest of a few MB, from the distribution's packages."""
+        ...
+
+    @rest("POST", "/image/pull", Role.OPERATOR)
+    async def pull_image(self, request: PullRequest) -> Image:
+        """Fetch an image from a registry, the catalogue or an https address; what is here already is not fetched again.
+
+        Raises: ImageNotFound, RegistryFailed, InsufficientResources.
+        """
+        ...
+
+    @rest("POST", "/image/push", Role.OPERATOR)
+    async def push_image(self, request: PushRequest) -> Pushed:
+        """Send an image to a registry. Raises: ImageNotFound, ImageDamaged, RegistryFailed."""
+        ...
+
+    @rest("GET", "/catalogue", Role.VIEWER)
+    async def list_catalogue(self) -> list[CatalogueEntry]:
+        """List the short names that can be pulled."""
         ...
 
     @rest("GET", "/image/<image>", Role.VIEWER)

@@ -68,8 +68,8 @@ def load_catalogue(*files: Path) -> Catalogue:
     entries: dict[Reference, Entry] = {}
     for file in files:
         try:
-            tables = tomllib.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            tables = tomllib.loads(file.expanduser().read_text())
+        except (OSError, ValueError, RuntimeError) as error:
             raise CatalogueError(f"{file}: {error}") from None
         for name, table in tables.items():
             try:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ...protocols.errors import ImageNotFound, InvalidRequest
-from ...protocols.image import Image, Pushed
+from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
 from .disks import (
@@ -140,6 +140,14 @@ class FakeImageExchange:
 
     async def find_image(self, ref: str) -> Image:
         return await self._store.get_image(ref)
+
+    def catalogue(self) -> Sequence[CatalogueEntry]:
+        names = [parse_reference(ref) for ref in self.remote if not ref.startswith("https://")]
+        return [
+            CatalogueEntry(name=name.name, source="memory", user="", about="")
+            for name in names
+            if name.registry == LOCAL
+        ]
 
     def knows(self, ref: str) -> bool:
         reference = parse_reference(ref)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ...protocols.image import Image, Pushed
+from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.operation import Progress
 
 Report = Callable[[Progress], None]
@@ -88,6 +88,10 @@ class ImageExchange(Protocol):
 
     async def find_image(self, ref: str) -> Image:
         """The local image that `ref` means, also by its short name. Raises: ImageNotFound."""
+        ...
+
+    def catalogue(self) -> Sequence[CatalogueEntry]:
+        """The short names that can be pulled."""
         ...
 
     def knows(self, ref: str) -> bool:

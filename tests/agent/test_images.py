@@ -10,11 +10,12 @@ import trio
 
 from tests.images.stores import run_tool
 from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.fake import FakeImageExchange
 from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import Forbidden, ImageExists, ImageNotFound, InvalidRequest, VmNotFound, WrongState
-from twinshare.protocols.image import Image
+from twinshare.protocols.image import Image, PullRequest, PushRequest
 
 from .nodes import open_test_node, spec
 
@@ -122,3 +123,35 @@ async def test_a_capture_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
         assert [image.name for image in await images_of(node).list_images()] == ["disk"]
         assert list((tmp_path / "images" / "partial").iterdir()) == []
         assert (await vms.start_vm("one")).status == "running"
+
+
+async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, _, _):
+        images = LocalImages(node.images, LOCAL_ADMIN)
+        exchange = FakeImageExchange(node.images.store)  # type: ignore[arg-type]
+        node.images.exchange = exchange
+        exchange.publish("registry.example/org/web:v1", raw_disk(7))
+        async with node.events.subscribe(None) as events:
+            got = await images.pull_image(PullRequest(image="registry.example/org/web:v1"))
+            assert (got.registry, got.name, got.tag) == ("registry.example", "org/web", "v1")
+            seen: set[str] = set()
+            with trio.fail_after(5):
+                while not {"image.added", "op.done"} <= seen:
+                    seen.add((await events.receive()).type)
+        (operation,) = [op for op in await node.operations.list(None) if op.kind == "pull_image"]
+        assert operation.target == "registry.example/org/web:v1"
+        assert isinstance(operation.result, Image | dict)
+        with pytest.raises(ImageNotFound):
+            await images.pull_image(PullRequest(image="registry.example/none"))
+        assert await images.list_catalogue() == []
+        exchange.publish("short", raw_disk(8))
+        assert [entry.name for entry in await images.list_catalogue()] == ["short"]
+
+
+async def test_what_a_push_needs(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, _, _):
+        images = LocalImages(node.images, LOCAL_ADMIN)
+        with pytest.raises(InvalidRequest, match="names no registry"):
+            await images.push_image(PushRequest(image="disk", target="mine"))
+        with pytest.raises(ImageNotFound):
+            await images.push_image(PushRequest(image="absent", target="registry.example/x"))

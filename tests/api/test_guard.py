@@ -146,6 +146,8 @@ async def test_every_operation_asks_for_its_role(role: Role, tmp_path: Path) -> 
             "create_token": {"name": "y"},
             "send_message": message,
             "join_fleet": {"ticket": "t"},
+            "pull_image": {"image": "nowhere-known"},
+            "push_image": {"image": "nowhere-known", "target": "nowhere"},
         }
         for method in TABLE.values():
             if method.name == "build_tiny" and role.includes(method.role):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ....protocols.errors import RegistryFailed
-from .reach import RegistrySettings
+from ..settings import RegistrySettings
 
 _MAX_FILE = 1 << 20
 _SCHEME = re.compile(r"(?:^|,\s*)(Bearer|Basic)\s+", re.IGNORECASE)

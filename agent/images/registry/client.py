@@ -11,6 +11,7 @@ import httpx
 import trio
 
 from ....protocols.errors import ImageNotFound, RegistryFailed
+from ..settings import RegistrySettings
 from .bodies import PassingError
 from .manifest import (
     ACCEPT,
@@ -21,7 +22,6 @@ from .manifest import (
     decode_manifest,
     sha256,
 )
-from .reach import RegistrySettings
 from .web import Body, Request, Web
 
 _DOCKER_HUB = "registry-1.docker.io"

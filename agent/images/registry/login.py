@@ -10,9 +10,9 @@ import msgspec
 import trio
 
 from ....protocols.errors import RegistryFailed
+from ..settings import RegistrySettings
 from .auth import Challenge, Credentials, find_credentials, parse_challenge
 from .bodies import MAX_ANSWER, PassingError, gathered
-from .reach import RegistrySettings
 
 
 class _Token(msgspec.Struct):

@@ -10,30 +10,15 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Protocol
 
 import httpx
 import trio
 
 from ....protocols.errors import RegistryFailed
+from ..settings import RegistrySettings
 
 CONNECT_TIMEOUT = 15.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-class RegistrySettings(Protocol):
-    """What the configuration says of a registry. `host` may have a port, `ca_file` replaces the system's own."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def insecure(self) -> bool: ...
-    @property
-    def username(self) -> str: ...
-    @property
-    def password_file(self) -> str: ...
-    @property
-    def ca_file(self) -> str: ...
 
 
 class PrivateAddressError(RegistryFailed):

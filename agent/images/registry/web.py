@@ -17,9 +17,10 @@ import httpx
 import trio
 
 from ....protocols.errors import ImageNotFound, RegistryFailed
+from ..settings import RegistrySettings
 from .bodies import MAX_ANSWER, PassingError, gathered, received
 from .login import Logins
-from .reach import GuardedTransport, RegistrySettings
+from .reach import GuardedTransport
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
