@@ -70,6 +70,7 @@ class PrivateDaemon:
         self._root = place.path / "hypervisor"
         self._socket = self._root / "r/libvirt/libvirt-sock"
         self._process: Process | None = None
+        self.is_new = False  # started by us, and nobody was connected yet
 
     @property
     def uri(self) -> str:
@@ -183,6 +184,7 @@ class PrivateDaemon:
         with acting_as(self.user, self._root) as root:
             (root / "daemon.log").write_bytes(b"")
         self._process = await self._place.spawn(argv, env=environment, stderr=self._root / "daemon.log")
+        self.is_new = True
 
     def _last_words(self) -> str:
         with suppress(OSError), acting_as(self.user, self._root) as root:

@@ -48,9 +48,14 @@ _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
         "a disk of the VM or the image below it is damaged",
     ),
     (
-        r"socket is closed|connection (was )?closed|Failed to connect socket|keepalive|Cannot (recv|write) data",
+        r"socket is closed|connection (was )?closed|keepalive|Cannot (recv|write) data",
         HypervisorDown,
         "the connection to libvirt is lost; the agent restores it by itself",
+    ),
+    (
+        r"Failed to connect socket|unable to connect to server",
+        HypervisorDown,
+        "no libvirt daemon listens there; is it installed and running?",
     ),
     (
         r"KVM is not|kvm.*not (available|supported)|invalid accelerator|does not support virt type",

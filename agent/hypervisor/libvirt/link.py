@@ -22,7 +22,7 @@ _KEEPALIVE = (2, 3)  # a daemon that answers nothing for 2 s, three times over, 
 _GRACE = 2.0  # how long a call waits for a link that is being restored
 _CLOSE_PATIENCE = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
-# A daemon that is new to us may be looking at QEMU for the first time; one that we know has no such excuse.
+# A daemon that was just started may be looking at QEMU for the first time; one that ran before has no such excuse.
 _OPEN_PATIENCE, _REOPEN_PATIENCE = 60.0, 3.0
 
 EVENTS = {
@@ -43,7 +43,6 @@ class Link:
         self._uri = uri
         self._on_event = on_event
         self._daemon = daemon
-        self._known_daemon: int | None = None
         self._connection: libvirt.virConnect | None = None  # only listens; calls have connections of their own
         self._pool: Pool | None = None
         self._callbacks: list[int] = []
@@ -103,17 +102,16 @@ class Link:
         with trio.move_on_after(_OPEN_PATIENCE):
             while True:
                 await daemon.ensure()
-                pid = daemon.listener()
-                if pid is None:
+                if daemon.listener() is None:
                     await trio.sleep(_FIRST_PAUSE)
                     continue
                 try:
-                    connection = await self._attempt(_REOPEN_PATIENCE if pid == self._known_daemon else _OPEN_PATIENCE)
+                    connection = await self._attempt(_OPEN_PATIENCE if daemon.is_new else _REOPEN_PATIENCE)
                 except trio.TooSlowError:
-                    log.warning("the private libvirtd hangs and is replaced", pid=pid)
+                    log.warning("the private libvirtd hangs and is replaced")
                     await daemon.kill()
                 else:
-                    self._known_daemon = pid
+                    daemon.is_new = False
                     return connection
         raise HypervisorDown("the private libvirtd does not come up; see daemon.log in the node's hypervisor folder")
 

@@ -355,6 +355,31 @@ async def test_the_next_agent_finds_the_guests_of_the_last() -> None:
             Lab(lab.hypervisor, enclosure, lab.make_plan).daemon()
 
 
+async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
+    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
+        plan = await lab.running("survivor")
+        before = await lab.hypervisor.list_domains()
+        os.kill(lab.daemon(), signal.SIGSTOP)
+        async with open_lab(enclosure) as second:
+            with trio.fail_after(20):
+                assert await second.hypervisor.list_domains() == before
+            await ticks_past(plan, last_tick(plan))
+            await lab.told(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one
+
+
+async def test_autostart_is_once_for_each_boot_of_the_machine() -> None:
+    async with new_enclosure() as enclosure:
+        async with open_private(enclosure) as hypervisor:
+            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("early")
+            await hypervisor.define(plan)
+            await hypervisor.set_autostart(plan.id, enabled=True)
+        async with open_private(enclosure) as hypervisor:
+            assert [domain.state for domain in await hypervisor.list_domains()] == [DomainState.SHUTOFF]
+        (enclosure.path / "hypervisor/r/boot").write_text("another boot\n")
+        async with open_lab(enclosure) as lab:
+            await lab.becomes(plan, DomainState.RUNNING, None)
+
+
 # --- Somebody else at work ---
 
 
