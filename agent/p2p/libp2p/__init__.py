@@ -5,14 +5,16 @@ Nothing of libp2p is imported before the first host opens, and then only what is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..host import Gate
+from ..finders import Finder
+from ..host import Gate, Host
+from ..signing import Signer
 from .lightly import light_libp2p
 from .settings import HostSettings
 
@@ -36,6 +38,22 @@ async def open_libp2p_host(
         yield host
 
 
+@asynccontextmanager
+async def open_finders(
+    host: Host, signer: Signer, now: Callable[[], float], *, mdns: bool = True, dht: bool = True
+) -> AsyncIterator[Sequence[Finder]]:
+    """The sources of hints that a libp2p host has; none for another host. `now` gives the seconds of the epoch."""
+    from .finders import open_sources
+    from .host import LibP2pHost
+
+    if not isinstance(host, LibP2pHost):
+        yield []
+        return
+    async with open_sources(host, signer, now, mdns=mdns, dht=dht) as finders:
+        yield finders
+
+
 def _load() -> None:
     with light_libp2p():
         import_module(".host", __package__)
+        import_module(".finders", __package__)
