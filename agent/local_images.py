@@ -14,6 +14,7 @@ from ..protocols.access import Caller, Role
 from ..protocols.errors import ImageExists, ImageNotFound
 from ..protocols.image import CatalogueEntry, Image, Pruned, PullRequest, Pushed, PushRequest
 from ..protocols.operation import Progress
+from ..protocols.reference import Reference
 from .events import EventLog
 from .images.port import ImageExchange, ImageStore, Report
 from .images.shelf import parse_new_name
@@ -68,7 +69,7 @@ class ImageRoom:
         table["prune_images"] = Recipe(PruneRequest, Pruned, self._prune, frees=True)
 
     async def _remove(self, run: Run) -> Image:
-        gone = await self.store.remove_image(run.request.image, used_by=self.vms.users_of)
+        gone = await self.store.remove_image(run.notes["ref"], used_by=self.vms.users_of)
         self._tell("image.removed", gone)
         return gone
 
@@ -118,6 +119,15 @@ class ImageRoom:
     def _tell(self, type: str, image: Image) -> None:
         self.events.publish(type, {"name": image.name, "tag": image.tag, "digest": image.digest})
 
+    async def whole_name(self, ref: str) -> str:
+        """The name under which the store has the image that `ref` means. Raises: ImageNotFound, InvalidRequest."""
+        try:
+            await self.store.get_image(ref)
+        except ImageNotFound:
+            found = await self.exchange.find_image(ref)
+            return str(Reference(registry=found.registry, name=found.name, tag=found.tag))
+        return ref
+
     def with_users(self, image: Image) -> Image:
         return msgspec.structs.replace(image, used_by=self.vms.users_of(image.digest))
 
@@ -132,11 +142,11 @@ class LocalImages:
         return [self._room.with_users(image) for image in await self._room.store.list_images()]
 
     async def get_image(self, image: str) -> Image:
-        return self._room.with_users(await self._room.store.get_image(image))
+        return self._room.with_users(await self._room.exchange.find_image(image))
 
     async def remove_image(self, image: str) -> Image:
-        async def admit(run: Run) -> Release:  # noqa: ARG001
-            await self._room.store.get_image(image)
+        async def admit(run: Run) -> Release:
+            run.notes = {"ref": await self._room.whole_name(image)}
             return _nothing
 
         gone: Image = await self._room.operations.run(self._caller, "remove_image", image, ImageRequest(image), admit)

@@ -38,6 +38,7 @@ from .p2p.shelf import SCHEMA as MESH_SCHEMA
 from .recipes import VmRecipes
 from .relays import open_relays
 from .state import State, open_state
+from .supply import Supply
 from .tokens import TokenStore, open_tokens
 from .vms import LocalVms, VmRoom
 from .watch import Watch, start_after_boot
@@ -169,11 +170,12 @@ async def _open_joined(
         open_relays() as relays,
     ):
         forwards = Forwards(ground.hypervisor, inventory, relays, ground.admits)
+        supply = Supply(ground.images, ground.exchange, events)
         recipes = VmRecipes(
-            ground.hypervisor, ground.images, inventory, ground.vms, ground.own, forwards, limits.stop_timeout
+            ground.hypervisor, ground.images, supply, inventory, ground.vms, ground.own, forwards, limits.stop_timeout
         )
         ledger = Ledger(limits, partial(look_at_host, home.path))
-        vms = VmRoom(ground.hypervisor, ground.images, inventory, operations, recipes, forwards, ledger, limits)
+        vms = VmRoom(ground.hypervisor, supply, inventory, operations, recipes, forwards, ledger, limits)
         images = ImageRoom(ground.images, ground.exchange, operations, events, vms, ground.scratch)
         vms.add_recipes()
         images.add_recipes()

@@ -219,7 +219,8 @@ class Operations:
             live = [run.view(self._node) for run in self._running.values() if run.state is state]
             return sorted(live, key=lambda operation: operation.created_at, reverse=True)
         query = f"SELECT {_COLUMNS} FROM operations {where} ORDER BY created_at DESC LIMIT 1000"  # noqa: S608 - constants
-        return [self._view(row) for row in await self._state.query(query, values)]
+        rows = await self._state.query(query, values)
+        return [run.view(self._node) if (run := self._running.get(row[0])) else self._view(row) for row in rows]
 
     async def get(self, id: str) -> Operation:
         """Raises: OperationNotFound."""

@@ -28,6 +28,7 @@ from .inventory import Inventory
 from .lifecycle import require_state
 from .record import Record, VmMetadata, mac_of, vm_id
 from .run import Run
+from .supply import Supply
 
 SHUTDOWN_REPEATED_EVERY = 5.0
 KEPT_DISK = "kept.json"
@@ -49,6 +50,7 @@ class VmRecipes:
 
     hypervisor: Hypervisor
     images: ImageStore
+    supply: Supply
     inventory: Inventory
     vms: Path
     own: Callable[[Path], None]
@@ -83,8 +85,12 @@ class VmRecipes:
         id = vm_id(run.key)
         metadata = msgspec.convert(run.notes["metadata"], VmMetadata)
         async with self.working_on(id, run.kind, self._making(id, spec, metadata, run)):
+            if not metadata.digest:
+                await run.step("image")
+                image = await self.supply.bring(spec, run.report)
+                metadata = msgspec.structs.replace(metadata, digest=image.digest)
             directory = self.directory(id)
-            await run.step("disk")
+            await run.step("disk", metadata=msgspec.to_builtins(metadata))
             await trio.to_thread.run_sync(self._make_directory, directory)
             disk, seed = directory / "disk.qcow2", directory / "seed.iso"
             await self.images.make_overlay(metadata.digest, disk, spec.disk_size << 30)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from .config import HypervisorConfig
 from .forwards import Forwards
 from .guest import check_cloud_init
 from .hypervisor.port import Hypervisor, Observing
-from .images.port import ImageStore
 from .inventory import Inventory
 from .lifecycle import require_state
 from .operations import Operations
@@ -42,8 +41,7 @@ from .quota import check_quota
 from .recipes import VmRecipes, VmRequest
 from .record import Record, VmMetadata
 from .run import Recipe, Release, Run
-
-GIB = 1 << 30
+from .supply import Supply, check_disk_size
 
 
 @dataclass(slots=True)
@@ -51,16 +49,13 @@ class VmRoom:
     """What the VMs of a node are made with; `LocalVms` binds it to a caller."""
 
     hypervisor: Hypervisor
-    images: ImageStore
+    supply: Supply
     inventory: Inventory
     operations: Operations
     recipes: VmRecipes
     forwards: Forwards
     ledger: Ledger
     limits: HypervisorConfig
-
-    # Names that operations under way are about to give, with the digest that their VMs will stand on.
-    names: dict[str, str] = field(default_factory=dict)
 
     def add_recipes(self) -> None:
         """Tell the journal how each mutation is done."""
@@ -86,24 +81,28 @@ class VmRoom:
 
     def users_of(self, digest: str) -> list[str]:
         """The names of the VMs that stand on an image, the ones being created and the disks that were kept included."""
-        making = [name for name, base in self.names.items() if base == digest]
+        making = [name for name, base in self.supply.promised.items() if base == digest]
         kept = [f"the kept disk of {name}" for name in self.recipes.kept_disks(digest)]
         return sorted({*self.inventory.used_by(digest), *making, *kept})
 
     def _claimed(self, spec: VmSpec, digest: str, release_room: Release) -> Release:
-        self.names[spec.name] = digest
+        self.supply.promised[spec.name] = digest
 
         def release() -> None:
-            self.names.pop(spec.name, None)
+            self.supply.promised.pop(spec.name, None)
             release_room()
 
         return release
 
     def claim_create(self, spec: VmSpec, digest: str) -> Release:
-        """Take the name and the room, at once. Raises: VmExists, InsufficientResources."""
-        if spec.name in self.names or self.inventory.has_name(spec.name):
+        """Take the name and the room, at once; `digest` is empty while nobody knows it.
+
+        Raises: VmExists, Forbidden, InsufficientResources.
+        """
+        making = self.supply.promised
+        if spec.name in making or self.inventory.has_name(spec.name):
             raise VmExists(f"a VM named '{spec.name}' exists on this node; choose another name", vm=spec.name)
-        if len(self.names) + len(list(self.inventory.records())) >= self.limits.max_vms:
+        if len(making) + len(list(self.inventory.records())) >= self.limits.max_vms:
             raise Forbidden(f"this node holds no more than {self.limits.max_vms} VMs (hypervisor.max_vms)")
         room = self.ledger.claim(_need(spec), self.inventory.running(), what=f"VM '{spec.name}'")
         return self._claimed(spec, digest, room)
@@ -168,13 +167,12 @@ class LocalVms:
                 raise InvalidRequest("cpu_cores: more than this machine can give one VM", path="cpu_cores")
             if spec.cloud_init is not None:
                 await trio.to_thread.run_sync(check_cloud_init, spec.cloud_init)
-            image = await room.images.get_image(spec.image)
-            if spec.disk_size * GIB < image.size:
-                least = -(-image.size // GIB)
-                raise InvalidRequest(f"disk_size: the image needs at least {least} GiB", path="disk_size", least=least)
+            image = await room.supply.find(spec.image)
+            if image is not None:
+                check_disk_size(spec, image)
             metadata = VmMetadata(
                 image=spec.image,
-                digest=image.digest,
+                digest=image.digest if image is not None else "",
                 disk_size=spec.disk_size,
                 network=spec.network,
                 owner=run.principal,
@@ -186,7 +184,7 @@ class LocalVms:
             )
             check_quota(self._caller, room.inventory.records(), spec)
             run.notes = {"metadata": msgspec.to_builtins(metadata), "accelerator": accelerator}
-            return room.claim_create(spec, image.digest)
+            return room.claim_create(spec, metadata.digest)
 
         vm: Vm = await self._room.operations.run(self._caller, "create_vm", spec.name, spec, admit)
         return vm
