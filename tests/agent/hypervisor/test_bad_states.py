@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
 
-from tests.agent.hypervisor.guests import PlanMaker, last_tick, ticks_past
-from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
-from twinshare.agent.hypervisor.enclosure import Enclosure
-from twinshare.agent.hypervisor.libvirt import LibvirtHypervisor, open_private
-from twinshare.agent.hypervisor.libvirt.lanes import Lane
+from tests.agent.hypervisor.guests import last_tick, ticks_past
+from tests.agent.hypervisor.lab import Lab, new_lab
+from tests.agent.hypervisor.private import needs_libvirt
 from twinshare.agent.hypervisor.port import ChangeKind, DomainPlan, DomainState
 from twinshare.protocols.errors import (
     DeadlineExceeded,
-    HypervisorDown,
     ImageDamaged,
     InsufficientResources,
     TwinshareError,
@@ -29,93 +24,6 @@ from twinshare.protocols.errors import (
 )
 
 pytestmark = [pytest.mark.system, needs_libvirt]
-
-
-@dataclass
-class Lab:
-    """A hypervisor with its enclosure, and what a test does behind its back."""
-
-    hypervisor: LibvirtHypervisor
-    enclosure: Enclosure
-    make_plan: PlanMaker
-
-    async def running(self, name: str, **changes: object) -> DomainPlan:
-        plan = await self.make_plan(name, **changes)
-        await self.hypervisor.define(plan)
-        await self.hypervisor.start(plan.id)
-        await ticks_past(plan, 0)
-        return plan
-
-    async def refusal(self, plan: DomainPlan) -> TwinshareError:
-        """The error that defining and starting it ends in."""
-        try:
-            await self.hypervisor.define(plan)
-            await self.hypervisor.start(plan.id)
-        except TwinshareError as error:
-            return error
-        raise AssertionError(f"{plan.name} started")
-
-    async def told(self, kind: ChangeKind, id: str | None) -> None:
-        with trio.fail_after(30):
-            async for change in self.hypervisor.changes:
-                if (change.kind, change.id) == (kind, id):
-                    return
-
-    async def becomes(self, plan: DomainPlan, state: DomainState, reason: str | None) -> None:
-        """Wait, change by change, until the domain is in this state."""
-        with trio.fail_after(30):
-            while True:
-                domain = await self.hypervisor.get_domain(plan.id)
-                if (domain.state, domain.reason) == (state, reason):
-                    return
-                await self.told(ChangeKind.STATE, plan.id)
-
-    @property
-    def hypervisor_folder(self) -> Path:
-        return self.enclosure.path / "hypervisor"
-
-    def qemu(self, plan: DomainPlan) -> int:
-        """The pid of a domain's QEMU, as we see it."""
-        return _pid_with(plan.id)
-
-    def daemon(self) -> int:
-        return _pid_with(str(self.hypervisor_folder / "c/libvirt/libvirtd.conf"))
-
-    async def virsh(self, *words: str) -> str:
-        uri = f"qemu+unix:///session?socket={self.hypervisor_folder}/r/libvirt/libvirt-sock"
-        done = await trio.run_process(["virsh", "-q", "-c", uri, *words], capture_stdout=True)
-        return done.stdout.decode()
-
-
-def _pid_with(text: str) -> int:
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if words[0].endswith(("libvirtd", "qemu-system-x86_64")) and any(text in word for word in words):
-            return int(entry.name)
-    raise AssertionError(f"no process with {text}")
-
-
-@asynccontextmanager
-async def open_lab(enclosure: Enclosure) -> AsyncIterator[Lab]:
-    patience = {Lane.MONITOR: 1.5}
-    async with open_private(enclosure, patience=patience) as hypervisor:
-        make_plan = PlanMaker(enclosure.path / "vms", enclosure.own)
-        try:
-            yield Lab(hypervisor, enclosure, make_plan)
-        finally:
-            with trio.move_on_after(60, shield=True):
-                for domain in await hypervisor.list_domains():
-                    await hypervisor.destroy(domain.id)
-                    await hypervisor.undefine(domain.id)
-
-
-@asynccontextmanager
-async def new_lab() -> AsyncIterator[Lab]:
-    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
-        yield lab
 
 
 # --- Starts that fail ---
@@ -280,104 +188,6 @@ async def test_no_agent_in_the_guest() -> None:
         assert (await lab.hypervisor.addresses(plan.id)).source == "none"
         await lab.hypervisor.shutdown(plan.id)  # by ACPI, which a boot sector does not hear
         assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
-
-
-# --- A daemon that ends or hangs ---
-
-
-async def test_a_killed_daemon_is_replaced_and_no_guest_notices() -> None:
-    async with new_lab() as lab:
-        plan = await lab.running("survivor")
-        before = await lab.hypervisor.get_domain(plan.id)
-        async with await lab.hypervisor.dial_guest(plan.id, 80) as stream:
-            place = stream.socket.getpeername()
-        assert place[0] != "127.0.0.1"  # which other guests reach as 10.0.2.2
-        for _ in range(3):
-            counted = last_tick(plan)
-            os.kill(lab.daemon(), signal.SIGKILL)
-            await lab.told(ChangeKind.DOWN, None)
-            await lab.told(ChangeKind.RESYNC, None)
-            assert lab.hypervisor.connected
-            assert await lab.hypervisor.list_domains() == [before]
-            await ticks_past(plan, counted)
-        async with await lab.hypervisor.dial_guest(plan.id, 80) as stream:
-            assert stream.socket.getpeername() == place
-        await lab.hypervisor.stats(plan.id)
-
-
-async def test_calls_wait_for_a_daemon_that_is_coming_back() -> None:
-    async with new_lab() as lab:
-        plan = await lab.running("patient")
-        os.kill(lab.daemon(), signal.SIGKILL)
-        await lab.told(ChangeKind.DOWN, None)
-        assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
-
-
-async def test_a_daemon_that_hangs_is_replaced() -> None:
-    async with new_lab() as lab:
-        plan = await lab.running("survivor")
-        before = await lab.hypervisor.get_domain(plan.id)
-        os.kill(lab.daemon(), signal.SIGSTOP)
-        with trio.fail_after(30):
-            await lab.told(ChangeKind.DOWN, None)
-            await lab.told(ChangeKind.RESYNC, None)
-        assert await lab.hypervisor.list_domains() == [before]
-
-
-async def test_a_daemon_that_cannot_come_back_is_said_to_be_down() -> None:
-    async with new_lab() as lab:
-        conf = lab.hypervisor_folder / "c/libvirt/libvirtd.conf"
-        words = conf.read_text()
-        conf.write_text("nonsense")
-        os.kill(lab.daemon(), signal.SIGKILL)
-        await lab.told(ChangeKind.DOWN, None)
-        with pytest.raises(HypervisorDown):
-            await lab.hypervisor.list_domains()
-        assert not lab.hypervisor.connected
-        conf.write_text(words)
-        await lab.told(ChangeKind.RESYNC, None)
-        assert await lab.hypervisor.list_domains() == []
-
-
-async def test_the_next_agent_finds_the_guests_of_the_last() -> None:
-    async with new_enclosure() as enclosure:
-        async with open_private(enclosure) as first:
-            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("survivor")
-            await first.define(plan)
-            await first.start(plan.id)
-            counted = await ticks_past(plan, 0)
-            before = await first.list_domains()
-        async with open_lab(enclosure) as lab:
-            assert await lab.hypervisor.list_domains() == before
-            await ticks_past(plan, counted)
-            await lab.hypervisor.destroy(plan.id)
-        with pytest.raises(AssertionError, match="no process"):
-            Lab(lab.hypervisor, enclosure, lab.make_plan).daemon()
-
-
-async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
-    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
-        plan = await lab.running("survivor")
-        before = await lab.hypervisor.list_domains()
-        os.kill(lab.daemon(), signal.SIGSTOP)
-        async with open_lab(enclosure) as second:
-            with trio.fail_after(20):
-                assert await second.hypervisor.list_domains() == before
-            await ticks_past(plan, last_tick(plan))
-            await lab.told(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one
-
-
-async def test_autostart_is_once_for_each_boot_of_the_machine() -> None:
-    async with new_enclosure() as enclosure:
-        async with open_private(enclosure) as hypervisor:
-            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("early")
-            await hypervisor.define(plan)
-            await hypervisor.set_autostart(plan.id, enabled=True)
-        async with open_private(enclosure) as hypervisor:
-            assert [domain.state for domain in await hypervisor.list_domains()] == [DomainState.SHUTOFF]
-        (enclosure.path / "hypervisor/r/boot").write_text("another boot\n")
-        async with open_lab(enclosure) as lab:
-            await lab.becomes(plan, DomainState.RUNNING, None)
 
 
 # --- Somebody else at work ---

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.agent.hypervisor.lab import new_lab, open_lab
 from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
-from tests.agent.hypervisor.test_bad_states import new_lab, open_lab
 from tests.leaks import nothing_leaks
 from twinshare.agent.hypervisor.open import open_hypervisor
 from twinshare.agent.hypervisor.port import ChangeKind

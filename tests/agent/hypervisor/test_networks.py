@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import trio
 
+from tests.agent.hypervisor.lab import Lab, open_lab
 from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
-from tests.agent.hypervisor.test_bad_states import Lab, open_lab
 from tests.guest.disks import tiny_disk
 from twinshare.agent.guest import build_seed
 from twinshare.agent.hypervisor.port import DomainPlan, DomainState

@@ -1,0 +1,113 @@
+"""A private libvirtd that ends, hangs, or is left by its agent: guests never notice, and it comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import trio
+
+from tests.agent.hypervisor.guests import PlanMaker, last_tick, ticks_past
+from tests.agent.hypervisor.lab import Lab, new_lab, open_lab
+from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
+from twinshare.agent.hypervisor.libvirt import open_private
+from twinshare.agent.hypervisor.port import ChangeKind, DomainState
+from twinshare.protocols.errors import HypervisorDown
+
+pytestmark = [pytest.mark.system, needs_libvirt]
+
+
+async def test_a_killed_daemon_is_replaced_and_no_guest_notices() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("survivor")
+        before = await lab.hypervisor.get_domain(plan.id)
+        async with await lab.hypervisor.dial_guest(plan.id, 80) as stream:
+            place = stream.socket.getpeername()
+        assert place[0] != "127.0.0.1"  # which other guests reach as 10.0.2.2
+        for _ in range(3):
+            counted = last_tick(plan)
+            os.kill(lab.daemon(), signal.SIGKILL)
+            await lab.told(ChangeKind.DOWN, None)
+            await lab.told(ChangeKind.RESYNC, None)
+            assert lab.hypervisor.connected
+            assert await lab.hypervisor.list_domains() == [before]
+            await ticks_past(plan, counted)
+        async with await lab.hypervisor.dial_guest(plan.id, 80) as stream:
+            assert stream.socket.getpeername() == place
+        await lab.hypervisor.stats(plan.id)
+
+
+async def test_calls_wait_for_a_daemon_that_is_coming_back() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("patient")
+        os.kill(lab.daemon(), signal.SIGKILL)
+        await lab.told(ChangeKind.DOWN, None)
+        assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
+
+
+async def test_a_daemon_that_hangs_is_replaced() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("survivor")
+        before = await lab.hypervisor.get_domain(plan.id)
+        os.kill(lab.daemon(), signal.SIGSTOP)
+        with trio.fail_after(30):
+            await lab.told(ChangeKind.DOWN, None)
+            await lab.told(ChangeKind.RESYNC, None)
+        assert await lab.hypervisor.list_domains() == [before]
+
+
+async def test_a_daemon_that_cannot_come_back_is_said_to_be_down() -> None:
+    async with new_lab() as lab:
+        conf = lab.hypervisor_folder / "c/libvirt/libvirtd.conf"
+        words = conf.read_text()
+        conf.write_text("nonsense")
+        os.kill(lab.daemon(), signal.SIGKILL)
+        await lab.told(ChangeKind.DOWN, None)
+        with pytest.raises(HypervisorDown):
+            await lab.hypervisor.list_domains()
+        assert not lab.hypervisor.connected
+        conf.write_text(words)
+        await lab.told(ChangeKind.RESYNC, None)
+        assert await lab.hypervisor.list_domains() == []
+
+
+async def test_the_next_agent_finds_the_guests_of_the_last() -> None:
+    async with new_enclosure() as enclosure:
+        async with open_private(enclosure) as first:
+            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("survivor")
+            await first.define(plan)
+            await first.start(plan.id)
+            counted = await ticks_past(plan, 0)
+            before = await first.list_domains()
+        async with open_lab(enclosure) as lab:
+            assert await lab.hypervisor.list_domains() == before
+            await ticks_past(plan, counted)
+            await lab.hypervisor.destroy(plan.id)
+        with pytest.raises(AssertionError, match="no process"):
+            Lab(lab.hypervisor, enclosure, lab.make_plan).daemon()
+
+
+async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
+    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
+        plan = await lab.running("survivor")
+        before = await lab.hypervisor.list_domains()
+        os.kill(lab.daemon(), signal.SIGSTOP)
+        async with open_lab(enclosure) as second:
+            with trio.fail_after(20):
+                assert await second.hypervisor.list_domains() == before
+            await ticks_past(plan, last_tick(plan))
+            await lab.told(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one
+
+
+async def test_autostart_is_once_for_each_boot_of_the_machine() -> None:
+    async with new_enclosure() as enclosure:
+        async with open_private(enclosure) as hypervisor:
+            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("early")
+            await hypervisor.define(plan)
+            await hypervisor.set_autostart(plan.id, enabled=True)
+        async with open_private(enclosure) as hypervisor:
+            assert [domain.state for domain in await hypervisor.list_domains()] == [DomainState.SHUTOFF]
+        (enclosure.path / "hypervisor/r/boot").write_text("another boot\n")
+        async with open_lab(enclosure) as lab:
+            await lab.becomes(plan, DomainState.RUNNING, None)
