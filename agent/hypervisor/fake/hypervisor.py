@@ -12,22 +12,13 @@ from pathlib import Path
 
 import trio
 
-from ....protocols.errors import (
-    DeadlineExceeded,
-    HypervisorDown,
-    ImageDamaged,
-    TwinshareError,
-    Unsupported,
-    VmExists,
-    VmNotFound,
-    WrongState,
-)
+from ....protocols.errors import ImageDamaged, Unsupported, VmExists, WrongState
 from ...background import open_background
-from ..changes import ChangeFeed
 from ..picture import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, Features
-from .guest import GuestServer, Life, http_server, run_server, show_screen, stream_pair
-from .record import Behaviour, Record, load, save
+from .guest import http_server, run_server, show_screen, stream_pair
+from .record import Behaviour, Record, load
+from .world import World
 
 
 @asynccontextmanager
@@ -55,37 +46,8 @@ async def open_fake_hypervisor(
             hypervisor.close()
 
 
-class FakeHypervisor:
-    """Implements Hypervisor, Observing and Dialling; the methods after the port's are the faults."""
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        features: Features,
-        behaviour: Behaviour,
-        records: dict[str, Record],
-        path: Path | None,
-    ) -> None:
-        self.behaviour = behaviour
-        self._nursery = nursery
-        self._features = features
-        self._records = records
-        self._path = path
-        self._feed = ChangeFeed()
-        self._connected = True
-        # What a domain has beside its record: a life while it is active, and the faults that somebody gave it.
-        self._lives: dict[str, Life] = {}
-        self._shutdown_after: dict[str, float | None] = {}
-        self._refusals: dict[str, TwinshareError] = {}
-        self._hung: dict[str, trio.Event] = {}
-        self._full: set[str] = set()
-        self._servers: dict[tuple[str, int], GuestServer] = {}
-        for record in records.values():
-            if record.active:  # says the file: it was so all the time
-                self._begin(record)
-
-    def close(self) -> None:
-        self._feed.close()
+class FakeHypervisor(World):
+    """Implements Hypervisor, Observing and Dialling; the faults are the methods of its world."""
 
     # --- Hypervisor ---
 
@@ -231,114 +193,3 @@ class FakeHypervisor:
         near, far = stream_pair()
         self._nursery.start_soon(self._lives[id].run, run_server, show_screen, far)
         return near
-
-    # --- Faults ---
-
-    def hang(self, id: str) -> None:
-        """Its QEMU stands still: what needs it ends in DeadlineExceeded; lists and `destroy` go on."""
-        self._hung[id] = trio.Event()
-
-    def unhang(self, id: str) -> None:
-        if id in self._hung:
-            self._hung.pop(id).set()
-
-    def refuse_start(self, id: str, error: TwinshareError | None) -> None:
-        """Every start raises `error`, until None."""
-        if error is None:
-            self._refusals.pop(id, None)
-        else:
-            self._refusals[id] = error
-
-    def obey_shutdown(self, id: str, after: float | None) -> None:
-        """This guest powers off `after` seconds when asked, or never."""
-        self._shutdown_after[id] = after
-
-    def crash(self, id: str) -> None:
-        """Its QEMU is killed."""
-        self._end(self._record(id), DomainState.CRASHED, "crashed")
-
-    def power_off(self, id: str) -> None:
-        """The guest switches itself off."""
-        self._end(self._record(id), DomainState.SHUTOFF, None)
-
-    def fill_disk(self, id: str) -> None:
-        """A write of the guest finds the host's disk full: it is paused, and a resume pauses it again."""
-        self._full.add(id)
-        self._move(self._record(id), DomainState.PAUSED, "disk_full")
-        self._feed.publish(Change(kind=ChangeKind.DISK_FULL, id=id))
-
-    def free_disk(self, id: str) -> None:
-        self._full.discard(id)
-
-    def go_down(self) -> None:
-        """The connection is lost: every call raises HypervisorDown. The guests run on."""
-        self._connected = False
-        self._feed.publish(Change(kind=ChangeKind.DOWN))
-
-    def come_up(self) -> None:
-        self._connected = True
-        self._feed.publish(Change(kind=ChangeKind.RESYNC))
-
-    def serve_in_guest(self, id: str, port: int, server: GuestServer) -> None:
-        """Let the guest listen; port 80 answers its name unless told otherwise here."""
-        self._servers[id, port] = server
-
-    # --- Inside ---
-
-    async def _call(self) -> None:
-        await trio.sleep(self.behaviour.delay)
-        if not self._connected:
-            raise HypervisorDown("the hypervisor does not answer")
-
-    def _record(self, id: str) -> Record:
-        try:
-            return self._records[id]
-        except KeyError:
-            raise VmNotFound(f"no VM has the id {id}") from None
-
-    async def _running(self, id: str) -> Record:
-        record = self._record(id)
-        if not record.active:
-            raise WrongState(f"VM {record.plan.name!r} is not running")
-        await self._monitor(id)
-        return record
-
-    async def _monitor(self, id: str) -> None:
-        """What asks the guest's QEMU waits while that hangs."""
-        hung = self._hung.get(id)
-        if hung is not None:
-            with trio.move_on_after(self.behaviour.patience):
-                await hung.wait()
-                return
-            raise DeadlineExceeded("the VM's QEMU does not answer; a forced stop works all the same")
-
-    def _begin(self, record: Record) -> None:
-        life = self._lives[record.plan.id] = Life()
-        if self.behaviour.boots_in is not None:
-            self._nursery.start_soon(life.run, self._boot, record.plan.id, self.behaviour.boots_in)
-
-    async def _boot(self, id: str, boots_in: float) -> None:
-        await trio.sleep(boots_in)
-        self._feed.publish(Change(kind=ChangeKind.AGENT_UP, id=id))
-
-    async def _power_off(self, record: Record, after: float) -> None:
-        await trio.sleep(after)
-        self._end(record, DomainState.SHUTOFF, None)
-
-    def _end(self, record: Record, state: DomainState, reason: str | None) -> None:
-        record.started_at = None
-        if life := self._lives.pop(record.plan.id, None):
-            life.end()
-        self.unhang(record.plan.id)
-        self._full.discard(record.plan.id)
-        self._move(record, state, reason)
-
-    def _move(self, record: Record, state: DomainState, reason: str | None = None) -> None:
-        record.state, record.reason = state, reason
-        self._changed(ChangeKind.STATE, record.plan.id)
-
-    def _changed(self, kind: ChangeKind, id: str) -> None:
-        # Written before it is told, in one piece and without waiting: nobody can see what a kill would undo.
-        if self._path is not None:
-            save(self._path, self._records.values())
-        self._feed.publish(Change(kind=kind, id=id))
