@@ -77,12 +77,16 @@ class PrivateDaemon:
         return f"qemu+unix:///session?socket={self._socket}"
 
     async def prepare(self) -> None:
-        """Make the folders and the configuration. Raises: HypervisorDown when libvirtd or QEMU is not installed."""
+        """Make folders and configuration. Raises: HypervisorDown, also when libvirtd or QEMU is not installed."""
         for names in (("virtqemud", "libvirtd"), ("qemu-system-x86_64",)):
             if not any(shutil.which(name, path=_PATH) for name in names):
                 raise HypervisorDown(f"{names[-1]} is not installed; run: {INSTALL}")
-        await trio.to_thread.run_sync(self._lay_out)
-        await trio.to_thread.run_sync(self.sweep)
+        try:
+            await trio.to_thread.run_sync(self._lay_out)
+            await trio.to_thread.run_sync(self.sweep)
+        except OSError as error:
+            reason = error.strerror or error
+            raise HypervisorDown(f"the folder of the private libvirtd cannot be made ready: {reason}") from error
 
     @property
     def user(self) -> str | None:

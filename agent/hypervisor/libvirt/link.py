@@ -84,16 +84,20 @@ class Link:
     async def open(self) -> None:
         """Connect, starting the daemon if it is ours. Raises: HypervisorDown."""
         run_event_loop()
-        if self._daemon is None:
-            connection = await self._attempt(_OPEN_PATIENCE)
-        else:
-            connection = await self._open_daemon(self._daemon)
         self._lost = trio.Event()
         token, lost = trio.lowlevel.current_trio_token(), self._lost
         try:
-            await self._in_thread(_OPEN_PATIENCE, self._watch, connection, token, lost)
+            if self._daemon is None:
+                connection = await self._attempt(_OPEN_PATIENCE)
+            else:
+                connection = await self._open_daemon(self._daemon)
+            await self._in_thread(_REOPEN_PATIENCE, self._watch, connection, token, lost)
         except libvirt.libvirtError as error:
-            raise HypervisorDown("libvirt went away") from error
+            raise HypervisorDown("libvirt went away as soon as it was there") from error
+        except trio.TooSlowError:
+            raise HypervisorDown("libvirt listens, but does not answer") from None
+        except OSError as error:
+            raise HypervisorDown(f"the private libvirtd cannot be started: {error.strerror or error}") from error
         self._connection = connection
         self._pool = Pool(self._uri, connection if _in_process(self._uri) else None)
         self._up.set()

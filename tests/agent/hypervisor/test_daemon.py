@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -70,6 +74,28 @@ async def test_a_daemon_that_cannot_come_back_is_said_to_be_down() -> None:
         conf.write_text(words)
         await lab.told(ChangeKind.RESYNC, None)
         assert await lab.hypervisor.list_domains() == []
+
+
+class NoRoom:
+    """A place in which nothing can be started."""
+
+    user = None
+    kind = "plain"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def dial(self, port: int, host: str) -> NoReturn:
+        raise ConnectionRefusedError
+
+
+async def test_a_daemon_that_cannot_be_started_is_down_and_no_crash(tmp_path: Path) -> None:
+    with pytest.raises(HypervisorDown, match="No space left"):
+        async with open_private(NoRoom(tmp_path)):
+            pass
 
 
 async def test_the_next_agent_finds_the_guests_of_the_last() -> None:
