@@ -16,7 +16,7 @@ from .config import Config, PeerConfig
 from .events import EventLog
 from .identity import Identity
 from .p2p.host import Gate, Host
-from .p2p.libp2p import open_libp2p_host
+from .p2p.libp2p import open_finders, open_libp2p_host
 from .p2p.libp2p.settings import HostSettings
 from .p2p.membership import Override
 from .p2p.mesh import Mesh, open_mesh
@@ -38,7 +38,7 @@ async def open_node_mesh(
 
     @asynccontextmanager
     async def open_host(gate: Gate) -> AsyncIterator[Host]:
-        settings = HostSettings(dead_after=config.p2p.dead_peer_timeout)
+        settings = HostSettings(dead_after=config.p2p.dead_peer_timeout, relay=config.p2p.relay)
         async with AsyncExitStack() as stack:
             try:
                 opening = open_libp2p_host(identity.seed, config.p2p.listen, gate=gate, settings=settings)
@@ -47,12 +47,15 @@ async def open_node_mesh(
                 raise P2pStopped(f"P2P cannot listen on {', '.join(config.p2p.listen)}: {error}") from None
             yield host
 
+    signer = Signer(identity.seed)
+
     def publish(type: str, data: Mapping[str, Any]) -> None:
         events.publish(type, data)
 
     async with open_mesh(
         open_host=open_host,
-        signer=Signer(identity.seed),
+        open_finders=lambda host: open_finders(host, signer, time.time, mdns=config.p2p.mdns, dht=config.p2p.dht),
+        signer=signer,
         name=name,
         agent=f"twinshare/{version}",
         dispatcher=dispatcher,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol, TypeAlias
 
 from .host import Host, PeerId
@@ -25,3 +25,9 @@ class Finder(Protocol):
 
 
 OpenFinders: TypeAlias = Callable[[Host], AbstractAsyncContextManager[Sequence[Finder]]]
+
+
+@asynccontextmanager
+async def no_finders(_host: Host) -> AsyncIterator[Sequence[Finder]]:
+    """Peers hear of each other from each other alone."""
+    yield []

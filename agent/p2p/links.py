@@ -38,6 +38,11 @@ class Backoff:
     def reset(self) -> None:
         self._pause = FIRST_PAUSE
 
+    @property
+    def patient(self) -> bool:
+        """Whether it has failed for a while: about the third time."""
+        return self._pause >= FIRST_PAUSE * 4
+
 
 class Links:
     """Works in the nursery of `Mesh`. `use` runs with every new line for as long as it lives."""
@@ -51,6 +56,8 @@ class Links:
         self._poked: set[PeerId] = set()
         self._errors: dict[PeerId, TwinshareError] = {}
         self._changed = trio.lowlevel.ParkingLot()
+        # Asks others where a peer is that is not found at its known addresses; hints come by `poke`.
+        self.seek: Callable[[PeerId], Awaitable[None]] | None = None
 
     @property
     def lines(self) -> list[Line]:
@@ -108,6 +115,8 @@ class Links:
                     log.debug("no line", peer=peer, why=error.message)
                     self._errors[peer] = error
                     self._changed.unpark_all()
+                    if self.seek is not None and pauses.patient:
+                        await self.seek(peer)
                 with trio.move_on_after(pauses.next()):
                     if peer not in self._poked:
                         await self._pokes[peer].park()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from ...protocols.vm import Vm
 from ..background import open_background
 from . import joining
 from .directory import open_directory
+from .finders import OpenFinders, no_finders
 from .fleet import FleetInventory
 from .host import PeerId
 from .local_peers import LocalPeers
@@ -141,13 +142,6 @@ class Mesh:
         online = [line.peer_id for line in running.links.lines] if running else []
         return await self.fleet.vms(caller, online, running.calls if running else None)
 
-    def hint(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """Somebody says that a peer is there. Worth a try if it is a member and was not known to be."""
-        if self.parts.membership.known(peer) is None:
-            return
-        if self.parts.directory.hint(peer, addresses) and self._running:
-            self._running.links.poke(peer)
-
     # -- members
 
     async def join(self, text: str) -> Certificate:
@@ -189,6 +183,7 @@ class Mesh:
 async def open_mesh(
     *,
     open_host: OpenHost,
+    open_finders: OpenFinders = no_finders,
     signer: Signer,
     name: str,
     agent: str,
@@ -210,6 +205,7 @@ async def open_mesh(
     """
     parts = Parts(
         open_host=open_host,
+        open_finders=open_finders,
         name=name,
         agent=agent,
         dispatcher=dispatcher.extended({PeerService: lambda caller: mesh.service(caller)}),

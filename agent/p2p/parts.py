@@ -12,6 +12,7 @@ from ...protocols.access import Role
 from ...protocols.errors import Forbidden
 from ...protocols.table import Dispatcher
 from .directory import Directory
+from .finders import OpenFinders
 from .host import Admission, Direction, Gate, Host, PeerId
 from .membership import Membership
 from .rpc import EventSource
@@ -26,6 +27,7 @@ class Parts:
     """`agent` is our program and its version; `silence` how many seconds a peer may say nothing; `now` the epoch's."""
 
     open_host: OpenHost
+    open_finders: OpenFinders
     name: str
     agent: str
     dispatcher: Dispatcher

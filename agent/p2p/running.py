@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -15,6 +15,7 @@ from ...protocols.messages import Hello, Request
 from ..background import open_background
 from . import joining, line
 from .calls import PeerCalls
+from .finders import Finder
 from .fleet import FleetInventory
 from .gossip import Gossip
 from .host import Admission, Direction, Host, PeerId
@@ -33,11 +34,15 @@ RENEWAL = 3600.0
 class Running:
     """Made by `open_running`."""
 
-    def __init__(self, parts: Parts, host: Host, fleet: FleetInventory, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, parts: Parts, host: Host, fleet: FleetInventory, finders: Sequence[Finder], nursery: trio.Nursery
+    ) -> None:
         self._parts, self.host, self._fleet, self._nursery = parts, host, fleet, nursery
+        self._finders = finders
         self._born = trio.current_time()
         self._declared: tuple[list[str], int] = ([], 0)
         self.links = Links(host, parts, self.hello, self._use, nursery)
+        self.links.seek = self._seek
         self.calls = PeerCalls(self.links.line_to, parts.title)
         self.gossip = Gossip(parts, self.links, self.whereabouts, self.members_changed, nursery)
         self._server = PeerServer(
@@ -123,6 +128,18 @@ class Running:
         self._nursery.start_soon(self._keep_house)
         self._nursery.start_soon(self._compare)
         self._nursery.start_soon(self._renew)
+        for finder in self._finders:
+            self._nursery.start_soon(finder.run, self._hint)
+
+    def _hint(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Somebody says that a peer is there. Worth a try if it is a member and was not known to be."""
+        if self._parts.membership.known(peer) and self._parts.directory.hint(peer, addresses):
+            self.links.poke(peer)
+
+    async def _seek(self, peer: PeerId) -> None:
+        """A peer is not where it was: ask whoever may know."""
+        for finder in self._finders:
+            self._hint(peer, await finder.seek(peer))
 
     async def _watch_connections(self) -> None:
         """Whoever connects to us is there: dial no longer in the dark."""
@@ -162,8 +179,12 @@ class Running:
 @asynccontextmanager
 async def open_running(parts: Parts, fleet: FleetInventory) -> AsyncIterator[Running]:
     """The services, on. Raises: what the host raises when it cannot listen."""
-    async with parts.open_host(parts.gate) as host, open_background() as nursery:
-        running = Running(parts, host, fleet, nursery)
+    async with (
+        parts.open_host(parts.gate) as host,
+        parts.open_finders(host) as finders,
+        open_background() as nursery,
+    ):
+        running = Running(parts, host, fleet, finders, nursery)
         await running.run()
         yield running
 
