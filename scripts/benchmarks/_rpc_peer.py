@@ -24,12 +24,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.agent.p2p.workshop import Happenings, Neighbourhood, Workshop, WorkshopService
+from tests.agent.p2p.workshop import Neighbourhood, Workshop, WorkshopService
 from twinshare.agent.p2p.contract import everybody
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.line import PROTOCOL
 from twinshare.agent.p2p.rpc import PeerServer
+from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.table import Dispatcher
 
 SINK = "/bench/sink/1.0.0"
@@ -67,7 +68,7 @@ class TlsStream(Stream):
 
 
 def rpc_server() -> PeerServer:
-    return PeerServer(Dispatcher({WorkshopService: Workshop().bind}), Neighbourhood(), Happenings().subscribe, 60.0)
+    return PeerServer(Dispatcher({WorkshopService: Workshop().bind}), Neighbourhood(), MemoryEvents().subscribe, 60.0)
 
 
 async def sink(stream: Stream) -> None:

@@ -28,7 +28,7 @@ def info(state: str, **more: Any) -> dict[str, Any]:
     return told | {"devices": "none", "created": STAMP} | more
 
 
-def done(message: str, vm: Any = None) -> dict[str, Any]:
+def done(message: str | re.Pattern[str], vm: Any = None) -> dict[str, Any]:
     return {"success": True, "message": message, "vm": vm}
 
 

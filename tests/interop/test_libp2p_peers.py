@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.agent.p2p.hosts import open_echo, open_hosts, talks, until
-from tests.agent.p2p.workshop import Happenings, Neighbourhood, Workshop, WorkshopService
+from tests.agent.p2p.workshop import Neighbourhood, Workshop, WorkshopService
 from twinshare.agent.p2p.contract import ECHO
 from twinshare.agent.p2p.host import Path as Route
 from twinshare.agent.p2p.libp2p.dht import open_dht
@@ -22,6 +22,7 @@ from twinshare.agent.p2p.libp2p.identify import IDENTIFY, PING, ask_identity
 from twinshare.agent.p2p.libp2p.settings import HostSettings
 from twinshare.agent.p2p.line import PROTOCOL, open_line
 from twinshare.agent.p2p.rpc import PeerServer
+from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.frames import Frame, FrameReader, Kind, encode
 from twinshare.protocols.messages import VERSIONS, Hello
 from twinshare.protocols.table import Dispatcher
@@ -136,7 +137,7 @@ async def test_we_are_reached_through_js_as_a_relay(js: Path) -> None:
 async def test_js_says_hello_to_our_calls_and_answers_ours(js: Path) -> None:
     """It knows nothing of our frames but the bytes of one: enough to see that they pass whole, both ways."""
     theirs = encode(Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(Hello(name="js"))))
-    server = PeerServer(Dispatcher({WorkshopService: Workshop().bind}), Neighbourhood(), Happenings().subscribe, 15)
+    server = PeerServer(Dispatcher({WorkshopService: Workshop().bind}), Neighbourhood(), MemoryEvents().subscribe, 15)
     async with open_peer(["node", "peer.mjs"], js) as peer, open_echo() as host:
         host.serve(PROTOCOL, server.serve)
         data = b64encode(theirs).decode()

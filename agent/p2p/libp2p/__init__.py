@@ -40,16 +40,16 @@ async def open_libp2p_host(
 
 @asynccontextmanager
 async def open_finders(
-    host: Host, signer: Signer, now: Callable[[], float], *, mdns: bool = True, dht: bool = True
+    at: Host, signer: Signer, now: Callable[[], float], *, mdns: bool = True, dht: bool = True
 ) -> AsyncIterator[Sequence[Finder]]:
     """The sources of hints that a libp2p host has; none for another host. `now` gives the seconds of the epoch."""
     from .finders import open_sources
     from .host import LibP2pHost
 
-    if not isinstance(host, LibP2pHost):
+    if not isinstance(at, LibP2pHost):
         yield []
         return
-    async with open_sources(host, signer, now, mdns=mdns, dht=dht) as finders:
+    async with open_sources(at, signer, now, mdns=mdns, dht=dht) as finders:
         yield finders
 
 
