@@ -79,7 +79,7 @@ async def test_a_daemon_that_cannot_come_back_is_said_to_be_down() -> None:
 class NoRoom:
     """A place in which nothing can be started."""
 
-    user = None
+    user: str | None = None
     kind = "plain"
 
     def __init__(self, path: Path) -> None:
