@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
-from .image import Image
+from .image import CatalogueEntry, Image
 from .node import Token
 from .operation import Operation
 from .peer import MessageReply, P2pState, PeerInfo
@@ -43,6 +43,10 @@ class ForwardList(Body, frozen=True, kw_only=True):
 
 class ImageList(Body, frozen=True, kw_only=True):
     images: list[Image]
+
+
+class CatalogueList(Body, frozen=True, kw_only=True):
+    entries: list[CatalogueEntry]
 
 
 class OperationList(Body, frozen=True, kw_only=True):
@@ -127,6 +131,7 @@ _LOCAL: dict[str, type[Body]] = {
     "delete_vm": VmDeleted,
     "list_forwards": ForwardList,
     "list_images": ImageList,
+    "list_catalogue": CatalogueList,
     "list_operations": OperationList,
     "list_tokens": TokenList,
     "list_peers": PeerList,

@@ -20,6 +20,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"(?:sha256|blake3):[0-9a-f]{64}")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?")
+_NOT_IN_A_LABEL = re.compile(r"[^a-z0-9]+")
 MAX_NAME = 255
 MAX_REGISTRY = 255
 
@@ -84,6 +85,12 @@ def _split_registry(rest: str, text: str) -> tuple[str, str]:
     if match is None or len(host) > MAX_REGISTRY or int(match["port"] or 1) not in range(1, 65536):
         raise _wrong(text, f"'{first[:64]}' is not a registry's host name")
     return host, after
+
+
+def vm_name_after(image: str, mark: str) -> str:
+    """A name for a VM of which none is given: the last word of its image's, and `mark`. Raises: InvalidRequest."""
+    word = _NOT_IN_A_LABEL.sub("-", parse_reference(image).name.rpartition("/")[2]).strip("-")[:48].rstrip("-")
+    return f"{word or 'vm'}-{mark}"
 
 
 def _wrong(text: str, why: str) -> InvalidRequest:

@@ -7,8 +7,8 @@ from typing import BinaryIO, cast
 import click
 
 from ...protocols.image import Image
-from ...protocols.reference import LOCAL
 from ..exchange import upload
+from .image_remote import called, catalogue, pull, push, run_image, told
 from .link import open_link
 from .names import IMAGE_NAME, VM_NAME
 from .output import Column, json_option, peer_option, print_fields, print_json, print_table, say, size
@@ -23,7 +23,7 @@ COLUMNS: list[Column] = [
     ("USED BY", lambda image: image.used_by),
 ]
 FIELDS: list[Column] = [
-    ("name", lambda image: _named(image)),
+    ("name", called),
     ("registry", lambda image: image.registry),
     ("digest", lambda image: image.digest),
     ("size", lambda image: size(image.size)),
@@ -40,10 +40,15 @@ def image() -> None:
     """Images: the disks that VMs start from.
 
     \b
+    twinshare image run debian-12                      fetched, started, its address printed
     twinshare image build-tiny                         a guest of a few MB, to try things with
     twinshare image import debian-12.qcow2 debian:12   a disk of this machine
     twinshare image create web:v1 --from-vm web        the disk of a stopped VM
     """
+
+
+for _part in (pull, push, catalogue, run_image):
+    image.add_command(_part)
 
 
 @image.command("ls")
@@ -72,7 +77,7 @@ def show_image(name: str, peer: str | None, as_json: bool) -> None:
 def import_image(file: BinaryIO, name: str, as_json: bool) -> None:
     """Send a qcow2 or raw disk of this machine to the node; - reads stdin."""
     with open_link() as link:
-        _told(cast("Image", link.send(upload(name), counted(file, name))), as_json=as_json)
+        told(cast("Image", link.send(upload(name), counted(file, name))), as_json=as_json)
 
 
 @image.command("build-tiny")
@@ -81,7 +86,7 @@ def import_image(file: BinaryIO, name: str, as_json: bool) -> None:
 def build_tiny(peer: str | None, as_json: bool) -> None:
     """Make tiny:latest from the distribution's packages: a few MB, boots in seconds, answers HTTP."""
     with open_link() as link:
-        _told(run(link, "build_tiny", {}, peer), as_json=as_json)
+        told(run(link, "build_tiny", {}, peer), as_json=as_json)
 
 
 @image.command("create")
@@ -92,7 +97,7 @@ def build_tiny(peer: str | None, as_json: bool) -> None:
 def create_image(name: str, vm: str, peer: str | None, as_json: bool) -> None:
     """Make an image of a VM's disk."""
     with open_link() as link:
-        _told(run(link, "capture_image", {"vm": vm, "name": name}, peer), as_json=as_json)
+        told(run(link, "capture_image", {"vm": vm, "name": name}, peer), as_json=as_json)
 
 
 @image.command("prune")
@@ -108,7 +113,7 @@ def prune_images(everything: bool, dry_run: bool, peer: str | None, as_json: boo
         print_json(gone)
         return
     for image in gone.images:
-        click.echo(f"{_named(image)} {size(image.allocated)}")
+        click.echo(f"{called(image)} {size(image.allocated)}")
     say(f"{size(gone.freed)} {'would be' if dry_run else 'are'} free")
 
 
@@ -120,17 +125,4 @@ def remove_image(names: tuple[str, ...], peer: str | None) -> None:
     with open_link() as link:
         for name in names:
             gone = run(link, "remove_image", {"image": name}, peer)
-            click.echo(f"{_named(gone)} removed")
-
-
-def _told(made: Image, *, as_json: bool) -> None:
-    if as_json:
-        print_json(made)
-    else:
-        click.echo(f"{_named(made)} {made.digest}")
-
-
-def _named(image: Image) -> str:
-    """As it is called here; one that lost its name is its digest."""
-    place = "" if image.registry == LOCAL else f"{image.registry}/"
-    return f"{place}{image.name}:{image.tag}" if image.name else image.digest
+            click.echo(f"{called(gone)} removed")

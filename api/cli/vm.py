@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-import msgspec
 
 from ...protocols.bodies import VmList
-from ...protocols.table import decode_json
-from ...protocols.vm import ForwardSpec, Vm, VmChange, VmSpec
+from ...protocols.vm import ForwardSpec, Vm, VmChange
 from ..exchange import plain
 from .link import open_link
-from .names import KEY_VALUE, PORTS, VM_NAME
+from .names import KEY_VALUE, VM_NAME
 from .output import Column, duration, json_option, peer_option, print_fields, print_json, print_table, say
 from .progress import run
+from .specs import read_spec, spec_options
 from .vm_look import console_log, ip, screenshot, stats
 from .vm_ports import forward, forwards, unforward
 
@@ -104,18 +103,7 @@ def show_vm(name: str, peer: str | None, as_json: bool) -> None:
 @vm.command("create")
 @click.argument("name")
 @click.option("--image", required=True, help="The image to boot: NAME, NAME:TAG or REGISTRY/NAME:TAG.")
-@click.option("--cpu", "cpu_cores", type=click.IntRange(1), help="CPU cores (2).")
-@click.option("--memory", type=click.IntRange(64), metavar="MIB", help="Memory in MiB (2048).")
-@click.option("--disk", "disk_size", type=click.IntRange(1), metavar="GIB", help="Disk in GiB (20).")
-@click.option("--network", help="Network (default).")
-@click.option("--hypervisor", type=click.Choice(["kvm", "qemu"]), help="kvm, or qemu for emulation.")
-@click.option("--user-data", type=click.File("r"), help="cloud-config or script for the first boot; - reads stdin.")
-@click.option("--network-config", type=click.File("r"), help="cloud-init network configuration, version 2.")
-@click.option("--ssh-key", "ssh_keys", type=click.File("r"), multiple=True, help="Public key file; repeatable.")
-@click.option("--hostname", help="The guest's host name (the VM's name).")
-@click.option("--label", "labels", type=KEY_VALUE, multiple=True, help="K=V; repeatable.")
-@click.option("--forward", "ports", type=PORTS, multiple=True, help="HOST:GUEST port; repeatable.")
-@click.option("--autostart", is_flag=True, help="Start the VM when the machine boots.")
+@spec_options
 @click.option("--start", is_flag=True, help="Start it now.")
 @peer_option
 @json_option
@@ -126,30 +114,13 @@ def create_vm(name: str, peer: str | None, as_json: bool, ports: list[ForwardSpe
     twinshare vm create web --image tiny --cpu 1 --memory 128 --disk 1 --start --forward 8080:80
     twinshare vm create db --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --user-data setup.yaml
     """
-    spec = _spec(name, given)
+    spec = read_spec(name, given)
     with open_link() as link:
         made: Vm = run(link, "create_vm", {"spec": spec}, peer)
         for port in ports:
             link.call("add_forward", {"vm": made.id, "forward": port}, peer)
     _told(made, as_json=as_json)
     _warn(made)
-
-
-def _spec(name: str, given: dict[str, Any]) -> VmSpec:
-    """Files are read here, on the caller's side. Raises: InvalidRequest naming what the node would refuse."""
-    cloud_init: dict[str, Any] = {}
-    for field in ("user_data", "network_config"):
-        if (file := given.pop(field)) is not None:
-            cloud_init[field] = file.read()
-    keys = [line.strip() for file in given.pop("ssh_keys") for line in file if line.strip() and line[0] != "#"]
-    if keys:
-        cloud_init["ssh_authorized_keys"] = keys
-    if hostname := given.pop("hostname"):
-        cloud_init["hostname"] = hostname
-    fields = {"name": name, **given, "labels": dict(given["labels"]), "cloud_init": cloud_init or None}
-    fields = {key: value for key, value in fields.items() if value is not None}
-    found: VmSpec = decode_json(msgspec.json.encode(fields), VmSpec)
-    return found
 
 
 @vm.command("set")

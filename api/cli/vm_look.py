@@ -43,7 +43,7 @@ STATS: list[Column] = [
 def ip(name: str, wait: float, peer: str | None, as_json: bool) -> None:
     """Print a VM's IP address."""
     with open_link() as link:
-        found = _wait_for_ip(link, name, peer, time.monotonic() + wait)
+        found = wait_for_ip(link, name, peer, time.monotonic() + wait)
     if as_json:
         print_json(found)
     elif found.ip is not None:
@@ -53,7 +53,8 @@ def ip(name: str, wait: float, peer: str | None, as_json: bool) -> None:
         raise TwinshareError(f"VM '{name}' has no address that the node knows of{late}")
 
 
-def _wait_for_ip(link: Link, name: str, peer: str | None, deadline: float) -> Any:
+def wait_for_ip(link: Link, name: str, peer: str | None, deadline: float) -> Any:
+    """The addresses of a guest that has one, or what there is at `deadline` (monotonic seconds)."""
     while True:
         found = link.call("vm_ip", {"vm": name}, peer)
         if found.ip is not None or time.monotonic() + _LOOK > deadline:

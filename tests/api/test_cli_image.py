@@ -1,10 +1,15 @@
 """`twinshare image` against scripted nodes: what it sends and prints."""
 
 import json
+import re
 from typing import Any
 
-from tests.api.recorded import Answer, operation, recorded_node
+import msgspec
+
+from tests.api.recorded import VM, Answer, operation, recorded_node
 from tests.api.test_cli import IMAGE, twinshare
+from twinshare.api.cli.progress import Teller
+from twinshare.protocols.operation import Operation, Progress
 
 LOST = IMAGE | {"name": "", "tag": "", "digest": "blake3:11"}
 THEIRS = IMAGE | {"name": "org/base", "tag": "v1", "registry": "ghcr.io"}
@@ -30,3 +35,72 @@ def test_prune_tells_what_goes_and_how_much_it_frees() -> None:
     assert "10 MiB would be free" in told.stderr
     assert node.seen[0].json == {"all": True, "dry_run": True}
     assert json.loads(document.stdout)["freed"] == 10 << 20
+
+
+def test_a_pull_names_what_it_fetches_and_what_it_is_called() -> None:
+    with recorded_node({"POST /api/image/pull": ended("pull_image", THEIRS)}) as node:
+        result = twinshare(node, "image", "pull", "ghcr.io/org/base:v1")
+        named = twinshare(node, *["image", "pull", "https://x.example/d.img", "--sha256", "ab", "--name", "d"])
+    assert (result.exit_code, result.stdout) == (0, "ghcr.io/org/base:v1 sha256:00\n")
+    assert node.seen[0].json == {"image": "ghcr.io/org/base:v1"}
+    assert named.exit_code == 0
+    assert node.seen[1].json == {"image": "https://x.example/d.img", "sha256": "ab", "name": "d"}
+
+
+def test_a_push_tells_the_manifest_and_a_dry_run_that_it_would_do() -> None:
+    sent = {"image": IMAGE, "target": "r.example/tiny:v1", "manifest": "sha256:22"}
+    with recorded_node({"POST /api/image/push": ended("push_image", sent)}) as node:
+        assert twinshare(node, "image", "push", "tiny", "r.example/tiny:v1").stdout == "r.example/tiny:v1 sha256:22\n"
+    tried = ended("push_image", sent | {"manifest": ""})
+    with recorded_node({"POST /api/image/push": tried}) as node:
+        result = twinshare(node, *["image", "push", "tiny", "r.example/tiny:v1", "--dry-run"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "would be taken" in result.stderr
+    assert node.seen[0].json == {"image": "tiny", "target": "r.example/tiny:v1", "dry_run": True}
+
+
+def test_the_catalogue() -> None:
+    entry = {"name": "debian-12", "source": "https://x.example", "user": "debian", "about": "Debian 12"}
+    with recorded_node({"GET /api/catalogue": [Answer({"entries": [entry]})]}) as node:
+        lines = twinshare(node, "image", "catalogue").stdout.splitlines()
+    assert lines[1].split() == ["debian-12", "debian", "Debian", "12"]
+
+
+def test_run_makes_a_vm_and_prints_its_address() -> None:
+    addresses = {"ip": "10.0.2.15", "addresses": ["10.0.2.15"], "source": "agent"}
+    routes = {
+        "POST /api/vm": ended("create_vm", VM),
+        f"GET /api/vm/{VM['id']}/ip": [
+            Answer({"ip": None, "addresses": [], "source": "none"}),
+            Answer(addresses),
+        ],
+        f"POST /api/vm/{VM['id']}/port-forward": [
+            Answer({"host_port": 8081, "guest_port": 80, "protocol": "tcp", "bind": "127.0.0.1", "active": True})
+        ],
+    }
+    with recorded_node(routes) as node:
+        result = twinshare(node, *["image", "run", "ghcr.io/org/my_base:v1", "--memory", "128", "--forward", "8081:80"])
+        document = twinshare(node, *["image", "run", "tiny", "--name", "web", "--json"])
+    assert (result.exit_code, result.stdout) == (0, "example-vm 10.0.2.15\n")
+    asked = node.seen[0].json
+    assert re.fullmatch("my-base-[0-9a-f]{6}", asked.pop("name"))
+    assert asked == {"image": "ghcr.io/org/my_base:v1", "memory": 128, "start": True}
+    assert json.loads(document.stdout)["ip"] == "10.0.2.15"
+
+
+def test_progress_has_a_bar_and_a_rate() -> None:
+    now = 0.0
+    tell = Teller(lambda: now)
+    mib = 1 << 20
+
+    def at(done: int, message: str = "fetching; 5 bytes were here already", total: int | None = 100 * mib) -> str:
+        progress = Progress(done=done, total=total, unit="bytes", message=message)
+        found = msgspec.convert(operation("running", kind="pull_image", target="web"), Operation)
+        return tell(msgspec.structs.replace(found, progress=progress))
+
+    assert at(0) == f"pull_image web: fetching; 5 bytes were here already [{'.' * 20}] 0 B of 100 MiB"
+    now = 2.0
+    assert at(50 * mib).endswith(f"[{'#' * 10}{'.' * 10}] 50 MiB of 100 MiB 25 MiB/s")
+    assert at(0, "hashing", None) == "pull_image web: hashing 0 B"
+    now = 3.0
+    assert at(2 * mib, "hashing", None) == "pull_image web: hashing 2 MiB 2 MiB/s"

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tests.agent.remote import install
 from tests.api.served import served
 from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.images.contract import raw_disk
 from twinshare.api.server.meda import vms as meda_vms
 from twinshare.api.server.meda.words import WORDS
+from twinshare.protocols.errors import RegistryFailed
 
 SMALL = {"memory": "64M", "cpus": 1, "disk": "1G"}
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -112,6 +115,32 @@ TABLE = [
     Row("POST", "/images/prune", 200,
         done(re.compile(r"Successfully pruned images: 0 removed, 0K freed")), {"all": False, "force": True}),
     Row("POST", "/images/prune", 200, done(re.compile(r"Successfully pruned images: 1 removed, .*")), {"all": True}),
+    Row("POST", "/images/pull", 200, done("Successfully pulled image: web:latest"),
+        {"image": "web:latest", "registry": "registry.example", "org": "them"}),
+    Row("POST", "/images/pull", 200, done("Successfully pulled image: registry.example/them/web"),
+        {"image": "registry.example/them/web", "registry": None, "org": None}),
+    Row("POST", "/images/pull", 404, refused("IMAGE_PULL_ERROR", "image_not_found"), {"image": "no-such-image"}),
+    Row("POST", "/images/pull", 404, refused("IMAGE_PULL_ERROR", "image_not_found"),
+        {"image": "none", "registry": "registry.example"}),
+    Row("POST", "/images/push", 200,
+        done("Nothing was sent; the registry would take image: my-registry.com/my-image:v1.0"),
+        {"name": "disk", "image": "my-registry.com/my-image:v1.0", "dry_run": True}),
+    Row("POST", "/images/push", 200, done("Successfully pushed image: my-registry.com/my-image:v1.0"),
+        {"name": "disk", "image": "my-registry.com/my-image:v1.0", "registry": "my-registry.com", "dry_run": False}),
+    Row("POST", "/images/push", 200, done("Successfully pushed image: other:v1"),
+        {"name": "disk", "image": "other:v1", "registry": "my-registry.com"}),
+    Row("POST", "/images/push", 400, refused("IMAGE_PUSH_ERROR", "invalid_request"), {"name": "disk", "image": "x"}),
+    Row("POST", "/images/push", 404, refused("IMAGE_PUSH_ERROR", "image_not_found"),
+        {"name": "nope", "image": "x", "registry": "my-registry.com"}),
+    Row("POST", "/images/run", 201,
+        done("Successfully created and started VM from image: fresh:v2",
+             info("running", name=re.compile("fresh-[0-9a-f]{6}"), vcpus="2", memory="1G", disk="10G")),
+        {"image": "fresh:v2", "registry": "registry.example", "org": "them"}),
+    Row("DELETE", "/vms/{vm}", 200, done(re.compile("Successfully deleted VM: fresh-[0-9a-f]{6}"))),
+    Row("DELETE", "/images/registry.example%2Fthem%2Ffresh%3Av2", 200,
+        done("Successfully removed image: registry.example/them/fresh:v2")),
+    Row("DELETE", "/images/registry.example%2Fthem%2Fweb", 200,
+        done("Successfully removed image: registry.example/them/web")),
     Row("DELETE", "/vms/test-vm", 200, done("Successfully deleted VM: test-vm")),
     Row("DELETE", "/vms/api-vm", 200, done("Successfully deleted VM: api-vm")),
     Row("DELETE", "/images/disk%3Alatest", 200, done("Successfully removed image: disk:latest")),
@@ -143,8 +172,10 @@ def differences(told: Any, meant: Any, at: str = "body") -> Iterator[str]:
         yield f"{at}: {told!r} and not {meant!r}"
 
 
-async def test_the_document(tmp_path: Path) -> None:
+async def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
+    remote = install(monkeypatch)
+    remote.contents = {f"registry.example/them/{name}": raw_disk(5) for name in ("web:latest", "fresh:v2")}
     async with served(tmp_path) as api:
         port = vm = ""
         for number, row in enumerate(TABLE):
@@ -274,3 +305,31 @@ def test_the_words_are_those_of_the_contract() -> None:
     assert {word for word in WORDS.values() if not re.fullmatch(r"(VM|IMAGE)_\w+_ERROR|PORT_FORWARD_ERROR", word)} == {
         "CAPACITY_PROBE_ERROR"
     }
+
+
+async def test_what_a_registry_does_wrong_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = install(monkeypatch)
+    remote.failure = RegistryFailed("registry.example answers 500 to everything")
+    place = {"registry": "registry.example", "org": "them"}
+    async with served(tmp_path) as api:
+        for path, body, word in (
+            ("/images/pull", {"image": "web", **place}, "IMAGE_PULL_ERROR"),
+            ("/images/run", {"image": "web", "name": "web", **place}, "IMAGE_RUN_ERROR"),
+        ):
+            got = await api.client.post(f"/api/v1{path}", json=body)
+            assert (got.status_code, got.json()["code"]) == (502, word)
+        assert (await api.get("/api/v1/vms"))["count"] == 0
+
+
+async def test_force_deletes_nothing_before_the_image_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = install(monkeypatch)
+    async with served(tmp_path) as api:
+        body = {"name": "test-vm", **SMALL}
+        await api.client.post("/api/v1/vms", json=body)
+        api.node.config = replace(api.node.config, images=replace(api.node.config.images, default="a.example/new:v1"))
+        remote.failure = RegistryFailed("it stalls")
+        assert (await api.client.post("/api/v1/vms", json={**body, "force": True})).status_code == 502
+        assert (await api.get("/api/vm/test-vm"))["image"] == "disk"
+        remote.failure, remote.contents["a.example/new:v1"] = None, raw_disk(6)
+        assert (await api.client.post("/api/v1/vms", json={**body, "force": True})).status_code == 201
+        assert (await api.get("/api/vm/test-vm"))["image"] == "a.example/new:v1"

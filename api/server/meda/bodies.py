@@ -59,6 +59,21 @@ class ImageRun(Request, frozen=True, kw_only=True):
             check_name(self.name)
 
 
+class ImagePull(Request, frozen=True, kw_only=True):
+    image: ImageRef
+    registry: Registry | None = None
+    org: Org | None = None
+
+
+class ImagePush(Request, frozen=True, kw_only=True):
+    """`name` is the image here, `image` what it is to be called at the registry; `dry_run` only tries the login."""
+
+    name: ImageRef
+    image: ImageRef
+    registry: Registry | None = None
+    dry_run: bool = False
+
+
 class ImageCreate(Request, frozen=True, kw_only=True):
     """`from_vm` names the VM whose disk the image becomes; it must be stopped."""
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from ....agent.node import Node
 from ....protocols.access import Caller, Role
-from ....protocols.errors import ImageNotFound
-from ....protocols.image import Image, ImageRef, Pruned
-from ....protocols.reference import LOCAL, parse_reference
+from ....protocols.image import Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from ....protocols.size import short_size
 from ....protocols.table import rest
 from ....protocols.vm import Vm
-from .bodies import Done, ImageCreate, ImageInfo, ImageList, ImageRun
-from .specs import ORG, REGISTRY, image_ref, name_after, read_user_data, tagged, vm_spec
-from .vms import TABLE, vm_info
+from .bodies import Done, ImageCreate, ImageInfo, ImageList, ImagePull, ImagePush, ImageRun
+from .specs import image_ref, name_after, push_target, read_user_data, tagged, vm_spec
+from .vms import TABLE, size_of, vm_info
 
 
 def image_info(image: Image) -> ImageInfo:
@@ -51,12 +49,29 @@ class MedaImages:
         freed = short_size(gone.freed)
         return Done(message=f"Successfully pruned images: {len(gone.images)} removed, {freed} freed")
 
+    @rest("POST", "/images/pull", Role.OPERATOR)
+    async def pull_image(self, request: ImagePull) -> Done:
+        """Fetch an image from a registry or the catalogue."""
+        wanted = PullRequest(image=image_ref(request.image, request.registry, request.org))
+        await self._node.call(self._caller, TABLE["pull_image"], {"request": wanted})
+        return Done(message=f"Successfully pulled image: {request.image}")
+
+    @rest("POST", "/images/push", Role.OPERATOR)
+    async def push_image(self, request: ImagePush) -> Done:
+        """Send an image to a registry."""
+        target = push_target(request.image, request.registry)
+        sent = PushRequest(image=request.name, target=target, dry_run=request.dry_run)
+        pushed: Pushed = await self._node.call(self._caller, TABLE["push_image"], {"request": sent})
+        done = "Successfully pushed image" if pushed.manifest else "Nothing was sent; the registry would take image"
+        return Done(message=f"{done}: {request.image}")
+
     @rest("POST", "/images/run", Role.OPERATOR)
     async def run_image(self, request: ImageRun) -> Done:
-        """Create a VM from an image, and start it unless told otherwise."""
-        image, size = await self._find(image_ref(request.image, request.registry, request.org))
+        """Create a VM from an image, which is fetched if need be, and start it unless told otherwise."""
+        image = image_ref(request.image, request.registry, request.org)
         user_data = await read_user_data(request.user_data, self._node.config.api.allow_user_data_dir)
         name = request.name or name_after(image, self._caller.idempotency_key)
+        size = await size_of(self._node, self._caller, image)
         spec = vm_spec(request, name, image, size, user_data, start=not request.no_start)
         vm: Vm = await self._node.call(self._caller, TABLE["create_vm"], {"spec": spec})
         action = "created" if request.no_start else "created and started"
@@ -65,23 +80,5 @@ class MedaImages:
     @rest("DELETE", "/images/<image>", Role.OPERATOR)
     async def remove_image(self, image: ImageRef) -> Done:
         """Remove an image that no VM stands on."""
-        ref, _ = await self._find(image)
-        await self._node.call(self._caller, TABLE["remove_image"], {"image": ref})
+        await self._node.call(self._caller, TABLE["remove_image"], {"image": image})
         return Done(message=f"Successfully removed image: {image}")
-
-    async def _find(self, ref: str) -> tuple[str, int]:
-        """The name under which an image is here, and its size. A name without a place may be one of Meda's own place.
-
-        Raises: ImageNotFound, InvalidRequest.
-        """
-        reference = parse_reference(ref)
-        names = [ref]
-        if reference.registry == LOCAL and reference.name and "/" not in reference.name:
-            names.append(f"{REGISTRY}/{ORG}/{ref}")
-        for name in names:
-            try:
-                found: Image = await self._node.call(self._caller, TABLE["get_image"], {"image": name})
-            except ImageNotFound:
-                continue
-            return name, found.size
-        raise ImageNotFound(f"there is no image '{ref}' on this node; pull or create it first")

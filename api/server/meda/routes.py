@@ -25,6 +25,8 @@ _VM = {"name": "test-vm", "memory": "2G", "cpus": 4, "disk": "20G"}
 _EXAMPLES: dict[str, Any] = {
     "create_vm": _VM,
     "port_forward": {"host_port": 8080, "guest_port": 80},
+    "pull_image": {"image": "ubuntu:latest", "registry": "ghcr.io", "org": "cirunlabs"},
+    "push_image": {"name": "my-image", "image": "my-registry.com/my-image:v1.0", "dry_run": True},
     "create_image": {"name": "my-image", "tag": "v1.0", "from_vm": "test-vm"},
     "prune_images": {"all": False, "force": True},
     "run_image": {"image": "ubuntu:latest", "name": "ubuntu-vm", "memory": "1G", "cpus": 2},

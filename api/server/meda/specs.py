@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import stat
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import trio
 
 from ....protocols.errors import InvalidRequest
-from ....protocols.reference import LOCAL, parse_reference
+from ....protocols.reference import LOCAL, parse_reference, vm_name_after
 from ....protocols.size import GIB, MIB, exact_size, parse_size
 from ....protocols.vm import CloudInit, VmSpec
 from .bodies import ImageRun, VmCreate
@@ -24,7 +23,6 @@ REGISTRY, ORG = "ghcr.io", "cirunlabs"
 _LEAST_MEMORY, _MOST_MEMORY = 64 * MIB, (1 << 30) * MIB
 _MOST_DISK = (1 << 20) * GIB
 _MAX_USER_DATA = 65536
-_NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 
 
 def image_ref(image: str, registry: str | None, org: str | None) -> str:
@@ -53,10 +51,14 @@ def tagged(name: str, tag: str) -> str:
 
 def name_after(image: str, key: str | None) -> str:
     """A name for a VM of which none is given; the same for the same idempotency key."""
-    reference = parse_reference(image)
-    word = _NOT_IN_A_NAME.sub("-", reference.name.rpartition("/")[2]).strip("-")[:50] or "vm"
-    mark = hashlib.sha256(key.encode()).hexdigest()[:6] if key else secrets.token_hex(3)
-    return f"{word}-{mark}"
+    return vm_name_after(image, hashlib.sha256(key.encode()).hexdigest()[:6] if key else secrets.token_hex(3))
+
+
+def push_target(image: str, registry: str | None) -> str:
+    """The whole name that an image is to have at a registry. Raises: InvalidRequest."""
+    if registry is None or parse_reference(image).registry != LOCAL:
+        return image
+    return f"{registry}/{image}"
 
 
 def vm_spec(

@@ -8,8 +8,8 @@ import trio
 from ....agent.node import Node
 from ....agent.record import mac_of, vm_id
 from ....protocols.access import Caller, Role
-from ....protocols.errors import VmNotFound, WrongState
-from ....protocols.image import Image
+from ....protocols.errors import ImageNotFound, VmNotFound, WrongState
+from ....protocols.image import Image, PullRequest
 from ....protocols.services import SERVICES, Port
 from ....protocols.size import GIB, MIB, exact_size
 from ....protocols.table import all_methods, rest
@@ -37,6 +37,15 @@ def vm_info(vm: Vm) -> VmInfo:
     )
 
 
+async def size_of(node: Node, caller: Caller, image: str) -> int:
+    """The least that a disk on the image needs, in bytes; nothing while it is not here. Raises: InvalidRequest."""
+    try:
+        found: Image = await node.call(caller, TABLE["get_image"], {"image": image})
+    except ImageNotFound:
+        return 0
+    return found.size
+
+
 class MedaVms:
     """For one caller."""
 
@@ -60,18 +69,15 @@ class MedaVms:
         """Create a VM from the default image; start it afterwards."""
         image = self._node.config.images.default
         user_data = await read_user_data(request.user_data, self._node.config.api.allow_user_data_dir)
-        spec = vm_spec(request, request.name, image, await self._image_size(image), user_data, start=False)
+        size = await size_of(self._node, self._caller, image)
+        spec = vm_spec(request, request.name, image, size, user_data, start=False)
         if request.force:
             await self._make_way(spec)
         await self._do("create_vm", spec=spec)
         return Done(message=f"Successfully created VM: {request.name}")
 
-    async def _image_size(self, image: str) -> int:
-        found: Image = await self._node.call(self._caller, TABLE["get_image"], {"image": image})
-        return found.size
-
     async def _make_way(self, spec: VmSpec) -> None:
-        """Delete the VM that has the name, unless this very request has made it, or its successor has no room."""
+        """Delete the VM that has the name, unless this very request has made it, or its successor could not be made."""
         key = self._caller.idempotency_key
         try:
             there = await self._do("get_vm", vm=spec.name)
@@ -81,6 +87,8 @@ class MedaVms:
             return
         check_replacement(self._node.capacity(), there, spec)
         alone = msgspec.structs.replace(self._caller, idempotency_key=None, detach=False)
+        if not await size_of(self._node, alone, spec.image):
+            await self._node.call(alone, TABLE["pull_image"], {"request": PullRequest(image=spec.image)})
         await self._node.call(alone, TABLE["delete_vm"], {"vm": there.id, "force": True})
 
     @rest("GET", "/vms/<name>", Role.VIEWER)

@@ -27,6 +27,8 @@ WORDS = {
     "remove_forward": "PORT_FORWARD_ERROR",
     "list_images": "IMAGE_LIST_ERROR",
     "create_image": "IMAGE_CREATE_ERROR",
+    "pull_image": "IMAGE_PULL_ERROR",
+    "push_image": "IMAGE_PUSH_ERROR",
     "prune_images": "IMAGE_PRUNE_ERROR",
     "remove_image": "IMAGE_REMOVE_ERROR",
     "run_image": "IMAGE_RUN_ERROR",
