@@ -88,13 +88,13 @@ async def agent(
 
 
 async def greeting(dial: Any) -> str:
-    """What QEMU says on its control port, once it listens."""
+    """What QEMU says on its control port, once it listens and has done with callers who left."""
     with trio.fail_after(10):
         while True:
-            try:
-                return str(await dial())
-            except (OSError, AssertionError):
-                await trio.sleep(0.02)
+            with suppress(OSError, AssertionError, trio.BrokenResourceError):
+                if word := await dial():
+                    return str(word)
+            await trio.sleep(0.02)
 
 
 def reach(address: str, port: int) -> list[str]:
