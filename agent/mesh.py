@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, TypeAlias
 
 import structlog
 
@@ -15,7 +16,7 @@ from ..protocols.table import Dispatcher
 from .config import Config, PeerConfig
 from .events import EventLog
 from .identity import Identity
-from .p2p.host import Gate, Host
+from .p2p.host import Gate, Host, PeerId
 from .p2p.libp2p import open_finders, open_libp2p_host
 from .p2p.libp2p.settings import HostSettings
 from .p2p.membership import Override
@@ -27,9 +28,20 @@ from .state import State
 log = structlog.get_logger(__name__)
 
 
+HostFactory: TypeAlias = Callable[[PeerId, Gate], AbstractAsyncContextManager[Host]]
+"""Opens the host of the node with this ID: another network than libp2p's, for tests."""
+
+
 @asynccontextmanager
 async def open_node_mesh(
-    config: Config, identity: Identity, name: str, version: str, dispatcher: Dispatcher, state: State, events: EventLog
+    config: Config,
+    identity: Identity,
+    name: str,
+    version: str,
+    dispatcher: Dispatcher,
+    state: State,
+    events: EventLog,
+    other_network: HostFactory | None = None,
 ) -> AsyncIterator[Mesh]:
     """The mesh, switched on if `p2p.enabled` says so and its addresses are free.
 
@@ -48,13 +60,14 @@ async def open_node_mesh(
             yield host
 
     signer = Signer(identity.seed)
+    find = partial(open_finders, signer=signer, now=time.time, mdns=config.p2p.mdns, dht=config.p2p.dht)
 
     def publish(type: str, data: Mapping[str, Any]) -> None:
         events.publish(type, data)
 
     async with open_mesh(
-        open_host=open_host,
-        open_finders=lambda host: open_finders(host, signer, time.time, mdns=config.p2p.mdns, dht=config.p2p.dht),
+        open_host=partial(other_network, identity.peer_id) if other_network else open_host,
+        open_finders=find,
         signer=signer,
         name=name,
         agent=f"twinshare/{version}",

@@ -30,7 +30,7 @@ from .home import Home, locked_home
 from .identity import Identity, load_identity
 from .inventory import open_inventory
 from .local_images import ImageRoom, LocalImages
-from .mesh import open_node_mesh
+from .mesh import HostFactory, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
 from .operations import Operations, open_operations
 from .p2p.mesh import Mesh
@@ -141,8 +141,8 @@ def node_name(config: Config) -> str:
 
 
 @asynccontextmanager
-async def open_node(config: Config) -> AsyncIterator[Node]:
-    """A running node. Its VMs outlive it.
+async def open_node(config: Config, other_network: HostFactory | None = None) -> AsyncIterator[Node]:
+    """A running node. Its VMs outlive it. Peers are met on `other_network`, if one is given, in place of libp2p.
 
     Raises: HomeError, IdentityError when the data directory cannot be used.
     """
@@ -153,14 +153,20 @@ async def open_node(config: Config) -> AsyncIterator[Node]:
             open_state(home.database, [MESH_SCHEMA]) as state,
             open_events(state) as events,
             open_ground(home.path, config) as ground,
-            _open_joined(config, home, identity, state, events, ground) as node,
+            _open_joined(config, home, identity, state, events, ground, other_network) as node,
         ):
             yield node
 
 
 @asynccontextmanager
 async def _open_joined(
-    config: Config, home: Home, identity: Identity, state: State, events: EventLog, ground: Ground
+    config: Config,
+    home: Home,
+    identity: Identity,
+    state: State,
+    events: EventLog,
+    ground: Ground,
+    other_network: HostFactory | None,
 ) -> AsyncIterator[Node]:
     """The rooms that stand on the ground, joined; then what was under way is taken up again."""
     name, limits = node_name(config), config.hypervisor
@@ -188,7 +194,7 @@ async def _open_joined(
             nursery.start_soon(_flush_tokens, tokens)
             factories = _services(vms, images, operations, tokens, lambda: node)
             async with open_node_mesh(
-                config, identity, name, __version__, Dispatcher(factories), state, events
+                config, identity, name, __version__, Dispatcher(factories), state, events, other_network
             ) as mesh:
                 node = Node(config, home, identity, events, operations, tokens, ground, vms, images, mesh)
                 yield node

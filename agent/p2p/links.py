@@ -93,7 +93,7 @@ class Links:
                     return line
                 before = self._errors.get(peer)
                 await self._changed.park()
-                if self._errors.get(peer) is not before:
+                if self._errors.get(peer) not in {before, None}:
                     break
         error = self._errors.get(peer)
         why = f": {error.message}" if error else ""

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.simulation import Cluster, open_cluster, simulated_vm
 from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import (
@@ -108,6 +109,18 @@ async def test_a_killed_node_is_offline_at_once_and_found_again_at_another_addre
         await trio.sleep(600)
         await cluster.start(2)
         assert await cluster.until(cluster.converged, 10) < 10
+
+
+async def test_a_call_to_a_peer_that_was_away_waits_for_the_line_that_comes_up(autojump_clock: MockClock) -> None:
+    async with open_cluster(2, network=MemoryNetwork(delay=lambda _one, _other: 0.1)) as cluster:
+        await cluster.kill(1)
+        with pytest.raises(PeerUnreachable):
+            await cluster[0].ask("node-1", "list_vms")
+        await trio.sleep(60)
+        await cluster.start(1)
+        assert cluster[0].online == set()
+        await trio.sleep(0.35)
+        assert await cluster[0].ask("node-1", "list_vms") == []
 
 
 async def test_nodes_that_all_come_back_elsewhere_find_each_other_by_the_one_that_stayed(
