@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +39,17 @@ async def output(enclosure: Enclosure, *argv: str) -> str:
 async def heard(enclosure: Enclosure, port: int) -> str:
     async with await enclosure.dial(port) as stream:
         return (await stream.receive_some(1000)).decode()
+
+
+@asynccontextmanager
+async def spawned(enclosure: Enclosure, argv: list[str]) -> AsyncIterator[None]:
+    process = await enclosure.spawn(argv, env={}, stderr=enclosure.path / "hypervisor/test.log")
+    try:
+        yield
+    finally:
+        process.terminate()
+        with trio.fail_after(10):
+            assert await process.wait() == 0
 
 
 async def test_processes_inside_are_an_unprivileged_user_without_capabilities(tmp_path: Path) -> None:
@@ -110,16 +123,12 @@ async def test_nodes_do_not_see_each_other(tmp_path: Path) -> None:
     async with open_enclosure(tmp_path / "one") as one, open_enclosure(tmp_path / "two") as two:
         assert one.path != two.path
         assert (await one.run(["ls", str(two.path)])).returncode != 0
-        servers = []
-        for enclosure in (one, two):  # on the same port
-            servers.append(await enclosure.spawn(QEMU, env={}, stderr=enclosure.path / "hypervisor/log"))
-            assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
-        assert not one.pids() & two.pids()
-        servers[0].terminate()
-        await servers[0].wait()
-        assert "QMP" in await heard(two, QMP_PORT)
-        servers[1].terminate()
-        await servers[1].wait()
+        async with spawned(two, QEMU):
+            async with spawned(one, QEMU):  # on the same port
+                for enclosure in (one, two):
+                    assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
+                assert not one.pids() & two.pids()
+            assert "QMP" in await greeting(partial(heard, two, QMP_PORT))
 
 
 async def test_the_machines_loopback_is_out_of_reach_and_the_inner_one_is_dialled(tmp_path: Path) -> None:
@@ -127,18 +136,15 @@ async def test_the_machines_loopback_is_out_of_reach_and_the_inner_one_is_dialle
         async with open_enclosure(tmp_path) as enclosure:
             assert (await enclosure.run(reach("127.0.0.1", port))).stdout == b""
             inner = [word.replace(str(QMP_PORT), str(port)) for word in QEMU]  # one port in two worlds
-            process = await enclosure.spawn(inner, env={}, stderr=tmp_path / "log")
-            assert "QMP" in await greeting(partial(heard, enclosure, port))
-            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                assert await stream.receive_some(100) == b"SECRET"
-            process.terminate()
-            assert await process.wait() == 0
+            async with spawned(enclosure, inner):
+                assert "QMP" in await greeting(partial(heard, enclosure, port))
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    assert await stream.receive_some(100) == b"SECRET"
 
 
 async def test_a_crowd_at_a_narrow_door_waits_no_longer_than_it_must(tmp_path: Path) -> None:
     """QEMU serves one connection and queues one or two; the kernel would have the next wait for a second."""
-    async with open_enclosure(tmp_path) as enclosure:
-        process = await enclosure.spawn(QEMU, env={}, stderr=tmp_path / "log")
+    async with open_enclosure(tmp_path) as enclosure, spawned(enclosure, QEMU):
         assert "QMP" in await greeting(partial(heard, enclosure, QMP_PORT))
         crowd = [await enclosure.dial(QMP_PORT) for _ in range(3)]
         waits: list[float] = []
@@ -154,8 +160,6 @@ async def test_a_crowd_at_a_narrow_door_waits_no_longer_than_it_must(tmp_path: P
             for stream in crowd:
                 await stream.aclose()
         assert waits[0] < 0.9
-        process.terminate()
-        await process.wait()
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:
