@@ -77,6 +77,11 @@ class Line:
         return self._session.in_flight
 
     @property
+    def busy(self) -> bool:
+        """Calls are under way; a feed is not one of them, it can begin again."""
+        return self.in_flight > len(self._feeds)
+
+    @property
     def error(self) -> TwinshareError | None:
         """Why the line is over; None while it lives. Each time an object of its own, to be raised."""
         closed = self._session.closed

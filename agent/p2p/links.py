@@ -10,7 +10,7 @@ import trio
 
 from ...protocols.errors import PeerUnreachable, TwinshareError
 from ...protocols.messages import Hello
-from .host import DIAL_DEADLINE, Direction, Host, PeerId
+from .host import DIAL_DEADLINE, Direction, Host, Path, PeerId
 from .line import Line, open_line
 from .parts import Parts
 
@@ -19,6 +19,7 @@ FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
 STEADY = 5.0
 """Seconds that a line must have lived for its end to be news, not a rhythm."""
+IDLE_LOOK = 0.1
 
 Use = Callable[[Line], Awaitable[None]]
 
@@ -55,6 +56,7 @@ class Links:
         self._pokes: dict[PeerId, trio.lowlevel.ParkingLot] = {}
         self._poked: set[PeerId] = set()
         self._errors: dict[PeerId, TwinshareError] = {}
+        self._relayed: set[Line] = set()
         self._changed = trio.lowlevel.ParkingLot()
         # Asks others where a peer is that is not found at its known addresses; hints come by `poke`.
         self.seek: Callable[[PeerId], Awaitable[None]] | None = None
@@ -81,6 +83,13 @@ class Links:
         if peer in self._pokes:
             self._poked.add(peer)
             self._pokes[peer].unpark_all()
+
+    def change_over(self, peer: PeerId) -> None:
+        """The peer can be reached directly: a line through a relay gives way to a new one once it has no call."""
+        line = self._lines.get(peer)
+        if line in self._relayed:
+            self._relayed.discard(line)
+            self._nursery.start_soon(_end_when_idle, line)
 
     async def line_to(self, peer: PeerId) -> Line:
         """The line, or within `DIAL_DEADLINE` why there is none. Raises: PeerUnreachable."""
@@ -127,11 +136,14 @@ class Links:
 
     async def _connect(self, peer: PeerId, pauses: Backoff) -> None:
         connection = await self._host.connect(peer, self._parts.directory.addresses(peer))
+        relayed = self._host.path(peer) is Path.RELAYED
         async with open_line(self._host, peer, self._hello(), self._parts.silence) as line:
             reached = connection.address if connection.direction is Direction.OUTBOUND else None
             await self._parts.directory.reached(peer, reached)
             since = trio.current_time()
             self._lines[peer] = line
+            if relayed:
+                self._relayed.add(line)
             self._errors.pop(peer, None)
             self._changed.unpark_all()
             try:
@@ -141,5 +153,12 @@ class Links:
                     pauses.reset()
                 if self._lines.get(peer) is line:
                     del self._lines[peer]
+                self._relayed.discard(line)
                 self._parts.directory.seen(peer)
                 self._changed.unpark_all()
+
+
+async def _end_when_idle(line: Line) -> None:
+    while line.busy and not line.over.is_set():  # noqa: ASYNC110 - a rare moment is not worth an event at each call
+        await trio.sleep(IDLE_LOOK)
+    line.end(PeerUnreachable("the line changes over to a direct path"))

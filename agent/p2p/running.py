@@ -18,7 +18,7 @@ from .calls import PeerCalls
 from .finders import Finder
 from .fleet import FleetInventory
 from .gossip import Gossip
-from .host import Admission, Direction, Host, PeerId
+from .host import Admission, Direction, Host, Path, PeerId
 from .joining import Door
 from .line import Line
 from .links import Links
@@ -146,6 +146,8 @@ class Running:
         async for event in self.host.events:
             if event.connected:
                 self.links.poke(event.peer_id)
+            if event.path is Path.DIRECT:
+                self.links.change_over(event.peer_id)
 
     async def _keep_house(self) -> None:
         former = self.whereabouts()
