@@ -28,7 +28,7 @@ def burying_guests() -> Iterator[None]:
         yield
         return
     if _holders == 0:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _adopt_orphans(True)
         _former = signal.signal(signal.SIGCHLD, _on_child)
     _holders += 1
     _bury()
@@ -38,6 +38,11 @@ def burying_guests() -> Iterator[None]:
         _holders -= 1
         if _holders == 0:
             signal.signal(signal.SIGCHLD, _former or signal.SIG_DFL)  # type: ignore[arg-type]
+            _adopt_orphans(False)
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def _on_child(number: int, frame: FrameType | None) -> None:

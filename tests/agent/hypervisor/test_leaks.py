@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from contextlib import suppress
@@ -16,6 +17,12 @@ from tests.leaks import nothing_leaks
 from twinshare.agent.hypervisor.open import open_hypervisor
 from twinshare.agent.hypervisor.port import ChangeKind
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
+
+
+def adopts_orphans() -> bool:
+    answer = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(answer), 0, 0, 0)  # PR_GET_CHILD_SUBREAPER
+    return bool(answer.value)
 
 
 async def warm_up() -> None:
@@ -34,6 +41,14 @@ async def test_opening_and_closing() -> None:
             with suppress(HypervisorDown):
                 async with open_hypervisor("qemu+unix:///session?socket=/nonexistent"):
                     pass
+
+
+async def test_the_process_buries_guests_only_while_there_may_be_some() -> None:
+    for _ in range(2):
+        async with open_hypervisor("test:///default"), open_hypervisor("test:///default"):
+            assert adopts_orphans()
+        assert not adopts_orphans()
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 
 
 @pytest.mark.system
