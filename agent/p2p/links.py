@@ -137,7 +137,7 @@ class Links:
     async def _connect(self, peer: PeerId, pauses: Backoff) -> None:
         connection = await self._host.connect(peer, self._parts.directory.addresses(peer))
         relayed = self._host.path(peer) is Path.RELAYED
-        async with open_line(self._host, peer, self._hello(), self._parts.silence) as line:
+        async with open_line(self._host, peer, self._hello(), self._parts.line_silence) as line:
             reached = connection.address if connection.direction is Direction.OUTBOUND else None
             await self._parts.directory.reached(peer, reached)
             since = trio.current_time()

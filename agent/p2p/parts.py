@@ -56,6 +56,11 @@ class Parts:
         known = self.membership.known(peer)
         return known.name if known else peer
 
+    @property
+    def line_silence(self) -> float:
+        """Seconds that an idle line may be silent: the host notices sooner, and pings on each line cost more."""
+        return self.silence * 4
+
     @contextmanager
     def courting(self, peer: PeerId) -> Iterator[None]:
         """While we ask a stranger to let us into its fleet."""

@@ -46,7 +46,7 @@ class Running:
         self.calls = PeerCalls(self.links.line_to, parts.title)
         self.gossip = Gossip(parts, self.links, self.whereabouts, self.members_changed, nursery)
         self._server = PeerServer(
-            parts.dispatcher.extended({MeshService: self.gossip.bind}), self, parts.events, parts.silence
+            parts.dispatcher.extended({MeshService: self.gossip.bind}), self, parts.events, parts.line_silence
         )
         host.serve(line.PROTOCOL, self._server.serve)
         host.serve(joining.PROTOCOL, Door(parts, self.gossip, self.members_changed).serve, guests=True)

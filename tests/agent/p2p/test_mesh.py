@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from twinshare.agent.p2p.memory import MemoryNetwork
+from twinshare.agent.p2p.contract import everybody
+from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.simulation import Cluster, open_cluster, simulated_vm
 from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import (
@@ -185,6 +186,35 @@ async def test_stop_and_start_of_the_services(autojump_clock: MockClock) -> None
         assert (await a.call("start_p2p")).id == a.peer_id
         assert await cluster.until(cluster.converged, 10) < 10
         assert [vm.name for vm in await a.ask("node-1", "list_vms")] == ["web"]
+
+
+async def test_a_hundred_lost_connections_and_fifty_deaths_leave_no_task_behind(autojump_clock: MockClock) -> None:
+    async with open_cluster(3) as cluster:
+        await trio.sleep(60)
+        before = trio.lowlevel.current_statistics().tasks_living
+        for _ in range(100):
+            cluster.network.drop(cluster[0].peer_id, cluster[1].peer_id)
+            await cluster.until(cluster.converged, 30)
+        for _ in range(50):
+            await cluster.kill(2)
+            await cluster.start(2)
+            await cluster.until(cluster.converged, 30)
+        await trio.sleep(60)
+        assert trio.lowlevel.current_statistics().tasks_living == before
+        assert len(cluster.network.wires) == 3
+        assert all(member.mesh.require_running()._server.in_flight == 2 for member in cluster.nodes)  # event feeds
+
+
+async def test_a_thousand_strangers_are_turned_away_and_leave_nothing(autojump_clock: MockClock) -> None:
+    async with open_cluster(2) as cluster:
+        host = cluster[0].mesh.require_running().host
+        before = trio.lowlevel.current_statistics().tasks_living
+        for number in range(1000):
+            async with open_memory_host(cluster.network, f"stranger-{number}", everybody) as stranger:
+                with pytest.raises(PeerUnreachable):
+                    await stranger.connect(host.peer_id, host.addresses)
+        assert trio.lowlevel.current_statistics().tasks_living == before
+        assert await cluster[1].ask("node-0", "list_vms") == []
 
 
 # -- tickets
