@@ -30,13 +30,12 @@ STATUS_WHILE: dict[str, VmStatus] = {
 ACTIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED})
 
 # Which states an operation accepts; in the ones it does not, the cure that the error names.
-_OFF = frozenset({DomainState.SHUTOFF, DomainState.CRASHED})
 _ACCEPTS: dict[str, tuple[frozenset[DomainState], str]] = {
     "pause_vm": (ACTIVE, "start it first"),
     "resume_vm": (ACTIVE, "start it instead"),
     "vm_stats": (ACTIVE, "start it first"),
     "vm_screenshot": (ACTIVE, "start it first"),
-    "capture_image": (_OFF, "an image is made of a VM that is stopped; stop it first"),
+    "capture_image": (frozenset(DomainState) - {DomainState.SUSPENDED}, "its disk is not whole; start it first"),
     "delete_vm": (frozenset(DomainState) - ACTIVE, "stop it first, or ask with force"),
 }
 

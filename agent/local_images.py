@@ -15,6 +15,7 @@ from ..protocols.errors import ImageExists, ImageNotFound
 from ..protocols.image import CatalogueEntry, Image, Pruned, PullRequest, Pushed, PushRequest
 from ..protocols.operation import Progress
 from ..protocols.reference import Reference
+from .captures import CaptureRequest, Captures
 from .events import EventLog
 from .images.port import ImageExchange, ImageStore, Report
 from .images.shelf import parse_new_name
@@ -34,13 +35,6 @@ class ImageRequest(msgspec.Struct, frozen=True):
     image: str
 
 
-class CaptureRequest(msgspec.Struct, frozen=True):
-    """Of which VM an image is made, and how it is called."""
-
-    vm: str
-    name: str
-
-
 class PruneRequest(msgspec.Struct, frozen=True):
     """Which images go, or would go."""
 
@@ -58,6 +52,7 @@ class ImageRoom:
     events: EventLog
     vms: VmRoom
     scratch: Path
+    captures: Captures
 
     def add_recipes(self) -> None:
         table = self.operations.recipes
@@ -92,16 +87,7 @@ class ImageRoom:
         return Pruned(images=list(gone), freed=sum(image.allocated for image in gone), dry_run=asked.dry_run)
 
     async def _capture(self, run: Run) -> Image:
-        asked: CaptureRequest = run.request
-        recipes, id = self.vms.recipes, run.notes["id"]
-        async with recipes.working_on(id, run.kind):
-            record = await recipes.record(id)
-            require_state(run.kind, record.domain.name, record.domain.state)
-            disk, metadata = recipes.directory(id) / "disk.qcow2", record.metadata
-            image = await self.store.add_overlay(
-                asked.name, disk, metadata.digest, metadata.disk_size << 30,
-                report=run.report, source=f"VM {record.domain.name}",
-            )  # fmt: skip
+        image = await self.captures.make(run)
         self._tell("image.added", image)
         return image
 

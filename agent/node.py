@@ -22,6 +22,7 @@ from ..protocols.services import ImageService, NodeService, OperationService, To
 from ..protocols.table import Dispatcher, Method
 from ..protocols.vm import Vm
 from .admission import Ledger, look_at_host
+from .captures import Captures
 from .config import Config, default_data_dir
 from .events import EventLog, open_events
 from .forwards import Forwards
@@ -182,7 +183,8 @@ async def _open_joined(
         )
         ledger = Ledger(limits, partial(look_at_host, home.path))
         vms = VmRoom(ground.hypervisor, supply, inventory, operations, recipes, forwards, ledger, limits)
-        images = ImageRoom(ground.images, ground.exchange, operations, events, vms, ground.scratch)
+        captures = Captures(ground.images, vms)
+        images = ImageRoom(ground.images, ground.exchange, operations, events, vms, ground.scratch, captures)
         vms.add_recipes()
         images.add_recipes()
         tokens = await open_tokens(state, home.ensure_admin_token())

@@ -144,9 +144,9 @@ class ImageService(Protocol):
 
     @rest("POST", "/image", Role.OPERATOR)
     async def capture_image(self, vm: VmRef, name: ImageRef) -> Image:
-        """Make an image of a stopped VM's disk.
+        """Make an image of a VM's disk; one that runs goes on, and its disk is taken as it is at one instant.
 
-        Raises: WrongState while the VM runs, ImageExists when `name` is another image, InsufficientResources.
+        Raises: ImageExists when `name` is another image, WrongState when the VM stops meanwhile, InsufficientResources.
         """
         ...
 

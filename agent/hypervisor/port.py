@@ -8,6 +8,7 @@ Raises, where nothing else is said: `HypervisorDown` when the hypervisor cannot 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -196,4 +197,26 @@ class Dialling(Protocol):
 
     async def dial_screen(self, id: str) -> trio.SocketStream:
         """The guest's screen, which speaks RFB (VNC). Raises: Unsupported when it has none, OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskView:
+    """A disk as it was at one instant: a raw one, served by NBD on a unix socket under the name `export`."""
+
+    socket: Path
+    export: str
+
+
+@runtime_checkable
+class Viewing(Protocol):
+    """Optional power: read a running domain's disk while the guest goes on."""
+
+    def view_disk(self, id: str, directory: Path) -> AbstractAsyncContextManager[DiskView]:
+        """The first disk as it is on entering, until the block is left; one view of a domain at a time.
+
+        The guest's file systems are settled for that instant where an agent in it listens. What is needed for the view
+        is put into the domain's own `directory`, and taken away. When the domain stops, reading the view fails.
+        Raises: WrongState when it is off, Unsupported.
+        """
         ...

@@ -23,7 +23,7 @@ from ...protocols.errors import (
 )
 from ...protocols.operation import Progress
 from . import qcow2
-from .port import ImageExchange, ImageStore
+from .port import ImageExchange, ImageStore, Overlay
 
 MIB = 1 << 20
 OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
@@ -236,21 +236,26 @@ async def _captures(store: ImageStore, folder: Path) -> None:
     overlay, size = folder / "disk.qcow2", 2 * MIB
     await store.make_overlay(image.digest, overlay, size)
     seen: list[Progress] = []
-    made = await store.add_overlay("made:v1", overlay, image.digest, size, report=seen.append, source="vm one")
+    made = await store.add_disk("made:v1", Overlay(overlay, image.digest), size, report=seen.append, source="vm one")
     assert (made.name, made.tag, made.size, made.source) == ("made", "v1", size, "vm one")
     assert seen, "a capture tells how far it is"
-    again = await store.add_overlay("again", overlay, image.digest, size, report=quiet, source="vm one")
+    again = await store.add_disk("again", Overlay(overlay, image.digest), size, report=quiet, source="vm one")
     assert again.digest == made.digest, "what nobody has written to is the same image"
-    await _refused(ImageExists, store.add_overlay("base", overlay, image.digest, size, report=quiet, source=""))
-    await _refused(InvalidRequest, store.add_overlay("../x", overlay, image.digest, size, report=quiet, source=""))
-    await _refused(ImageDamaged, store.add_overlay("x", overlay, "blake3:" + "0" * 64, size, report=quiet, source=""))
-    await _refused(WrongState, store.add_overlay("x", overlay, image.digest, MIB, report=quiet, source=""))
-    await _refused(WrongState, store.add_overlay("x", folder / "none", image.digest, size, report=quiet, source=""))
+
+    async def refused(kind: type[TwinshareError], disk: Path, name: str = "x", size: int = size) -> None:
+        overlay = Overlay(disk, image.digest if kind is not ImageDamaged else "blake3:" + "0" * 64)
+        await _refused(kind, store.add_disk(name, overlay, size, report=quiet, source=""))
+
+    await refused(ImageExists, overlay, "base")
+    await refused(InvalidRequest, overlay, "../x")
+    await refused(ImageDamaged, overlay)
+    await refused(WrongState, overlay, size=MIB)
+    await refused(WrongState, folder / "none")
     other = folder / "other.qcow2"
     other.write_bytes(qcow2_disk(size, "/etc/passwd"))
-    await _refused(WrongState, store.add_overlay("x", other, image.digest, size, report=quiet, source=""))
+    await refused(WrongState, other)
     other.write_bytes(qcow2_disk(size))
-    await _refused(WrongState, store.add_overlay("x", other, image.digest, size, report=quiet, source=""))
+    await refused(WrongState, other)
     await _refused(ImageNotFound, store.get_image("x"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -80,8 +80,17 @@ def whole_disk(path: Path) -> list[str]:
 def overlay_disk(overlay: Path, base: Path) -> list[str]:
     """How qemu-img is told of an overlay: the base is named here, whatever the overlay's header says of it."""
     layers = {"file.filename": overlay, "backing.driver": "raw", "backing.file.filename": base}
-    options = ["driver=qcow2", *(f"{key}={str(value).replace(',', ',,')}" for key, value in layers.items())]
-    return ["--image-opts", ",".join(options)]
+    return _told({"driver": "qcow2", **layers})
+
+
+def exported_disk(socket: Path, name: str) -> list[str]:
+    """How qemu-img is told of a raw disk that is served by NBD."""
+    server = {"file.server.type": "unix", "file.server.path": socket, "file.export": name}
+    return _told({"driver": "raw", "file.driver": "nbd", **server})
+
+
+def _told(options: Mapping[str, object]) -> list[str]:
+    return ["--image-opts", ",".join(f"{key}={str(value).replace(',', ',,')}" for key, value in options.items())]
 
 
 async def convert_qcow2(run_tool: RunTool, disk: Sequence[str], target: Path) -> None:

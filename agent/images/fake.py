@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ...protocols.errors import ImageNotFound, InvalidRequest
+from ...protocols.errors import ImageNotFound, InvalidRequest, Unsupported
 from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
@@ -28,7 +28,7 @@ from .files import full_disk_named
 from .index import index_bytes
 from .intake import closed_after
 from .overlay import is_overlay, write_overlay
-from .port import Report
+from .port import Export, Overlay, Report
 from .shelf import Base, Shelf, parse_new_name
 
 
@@ -82,16 +82,17 @@ class FakeImageStore:
         self._contents[index.digest] = bytes(received)
         return self._shelf.put(name, base)
 
-    async def add_overlay(
-        self, ref: str, overlay: Path, digest: str, size: int, *, report: Report, source: str
-    ) -> Image:
-        """No guest writes here: the image is the base, or the base made longer."""
+    async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
+        """No guest writes here: the image is the base, or the base made longer. Nothing is served in memory."""
         name = parse_new_name(ref)
+        if isinstance(disk, Export):
+            raise Unsupported("the twin reads no disks by NBD")
+        digest = disk.digest
         base = self._shelf.bases.get(digest)
         if base is None or digest in self._lost:
             raise base_missing(digest)
-        if not is_overlay(overlay, f"/memory/{digest}", size):
-            raise foreign_overlay(overlay)
+        if not is_overlay(disk.path, f"/memory/{digest}", size):
+            raise foreign_overlay(disk.path)
         report(Progress(done=size, total=size, unit="bytes", message="converting"))
         if size != base.size:
             longer = self._contents[digest].ljust(size, b"\0")

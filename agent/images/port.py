@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,22 @@ from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.operation import Progress
 
 Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """The disk of a VM that does not run: `path` is an overlay on the base `digest`, and nobody writes to it."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A raw disk served by NBD on a unix socket under the name `name`."""
+
+    socket: Path
+    name: str
 
 
 class ImageStore(Protocol):
@@ -43,12 +60,11 @@ class ImageStore(Protocol):
         """
         ...
 
-    async def add_overlay(
-        self, ref: str, overlay: Path, digest: str, size: int, *, report: Report, source: str
-    ) -> Image:
-        """Make an image of what an overlay of `size` bytes on the base `digest` shows; nobody may be writing to it.
+    async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
+        """Make an image of a VM's disk of `size` bytes.
 
-        Raises: ImageExists, ImageDamaged when the base is missing, WrongState when `overlay` is not what it should be.
+        Raises: ImageExists, ImageDamaged when an overlay's base is missing, WrongState when the disk is not what it
+        should be, InvalidRequest when it cannot be read to its end.
         """
         ...
 

@@ -23,7 +23,7 @@ from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from .bases import Bases, make_folders
 from .chunker import chunks
-from .convert import RunTool, check_room, convert_qcow2, inspect_qcow2, overlay_disk, whole_disk
+from .convert import RunTool, check_room, convert_qcow2, exported_disk, inspect_qcow2, overlay_disk, whole_disk
 from .database import open_database
 from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
 from .files import discard, full_disk_named
@@ -32,7 +32,7 @@ from .intake import receive
 from .overlay import Own, is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
-from .port import Report
+from .port import Export, Overlay, Report
 from .shelf import Base, UsedBy, parse_new_name
 
 Fetch = Callable[[Partial], Awaitable[None]]
@@ -123,17 +123,23 @@ class DiskImageStore:
                 await self._flatten(whole_disk(incoming.path), size, flat, report)
             return await self._keep(name, disk, whole_sectors(size), origin, report, replace=replace)
 
-    async def add_overlay(
-        self, ref: str, overlay: Path, digest: str, size: int, *, report: Report, source: str
-    ) -> Image:
-        name, base = parse_new_name(ref), self.base_path(digest)
-        if digest not in self.bases.shelf.bases:
-            raise base_missing(digest)
-        if not await trio.to_thread.run_sync(is_overlay, overlay, str(base), size):
-            raise foreign_overlay(overlay)
+    async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
+        name = parse_new_name(ref)
+        if isinstance(disk, Overlay):
+            found = await self._check_overlay(disk, size)
+        else:
+            found = exported_disk(disk.socket, disk.name)
         async with self._scratch() as flat:
-            await self._flatten(overlay_disk(overlay, base), size, flat, report)
+            await self._flatten(found, size, flat, report)
             return await self._keep(name, flat, size, Origin(source), report, replace=False)
+
+    async def _check_overlay(self, disk: Overlay, size: int) -> list[str]:
+        base = self.base_path(disk.digest)
+        if disk.digest not in self.bases.shelf.bases:
+            raise base_missing(disk.digest)
+        if not await trio.to_thread.run_sync(is_overlay, disk.path, str(base), size):
+            raise foreign_overlay(disk.path)
+        return overlay_disk(disk.path, base)
 
     async def _keep(
         self, name: Reference, disk: _Scratch, size: int, origin: Origin, report: Report, *, replace: bool

@@ -43,7 +43,7 @@ def image() -> None:
     twinshare image run debian-12                      fetched, started, its address printed
     twinshare image build-tiny                         a guest of a few MB, to try things with
     twinshare image import debian-12.qcow2 debian:12   a disk of this machine
-    twinshare image create web:v1 --from-vm web        the disk of a stopped VM
+    twinshare image create web:v1 --from-vm web        the disk of a VM
     """
 
 
@@ -91,7 +91,7 @@ def build_tiny(peer: str | None, as_json: bool) -> None:
 
 @image.command("create")
 @click.argument("name", metavar="NAME[:TAG]")
-@click.option("--from-vm", "vm", required=True, type=VM_NAME, metavar="VM", help="The VM whose disk it is; stopped.")
+@click.option("--from-vm", "vm", required=True, type=VM_NAME, metavar="VM", help="The VM whose disk it is; it may run.")
 @peer_option
 @json_option
 def create_image(name: str, vm: str, peer: str | None, as_json: bool) -> None:

@@ -61,9 +61,6 @@ async def test_what_cannot_be_captured(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec(start=True))
         images = images_of(node)
-        with pytest.raises(WrongState, match="stop it first"):
-            await images.capture_image("one", "x")
-        await vms.stop_vm("one", force=True)
         with pytest.raises(ImageExists):
             await images.capture_image("one", "disk")
         with pytest.raises(InvalidRequest):
@@ -74,6 +71,35 @@ async def test_what_cannot_be_captured(tmp_path: Path) -> None:
         with pytest.raises(Forbidden):
             await images_of(node, other).capture_image("one", "x")
         assert [image.name for image in await images.list_images()] == ["disk"]
+
+
+async def test_a_vm_that_runs_goes_on(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        made = await vms.create_vm(spec())
+        disk = tmp_path / "vms" / made.id / "disk.qcow2"
+        await write_as_a_guest(disk, "write -P 0x5a 12k 3k")
+        await vms.start_vm("one")
+        images = images_of(node)
+        running = await images.capture_image("one", "running")
+        assert (await vms.get_vm("one")).status == "running"
+        await vms.stop_vm("one", force=True)
+        assert (await images.capture_image("one", "stopped")).digest == running.digest
+
+
+async def test_a_vm_that_stops_meanwhile_is_no_image(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec(start=True))
+        tool = node.images.store._run_tool  # type: ignore[attr-defined]
+
+        async def broken(argv: list[str], *, timeout: float) -> subprocess.CompletedProcess[bytes]:
+            await vms.stop_vm("one", force=True)
+            return subprocess.CompletedProcess(argv, 1, b"", b"qemu-img: error while reading: Input/output error")
+
+        node.images.store._run_tool = broken  # type: ignore[attr-defined]
+        with pytest.raises(WrongState, match="stopped while its disk was read"):
+            await images_of(node).capture_image("one", "x")
+        node.images.store._run_tool = tool  # type: ignore[attr-defined]
+        assert [image.name for image in await images_of(node).list_images()] == ["disk"]
 
 
 async def test_prune_takes_nothing_from_under_a_vm(tmp_path: Path) -> None:

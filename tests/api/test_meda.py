@@ -98,8 +98,6 @@ TABLE = [
     Row("POST", "/images/run", 409, refused("IMAGE_RUN_ERROR", "vm_exists"), {"image": "disk", "name": "api-vm"}),
     Row("POST", "/images/run", 404, refused("IMAGE_RUN_ERROR", "image_not_found"), {"image": "no-such-image"}),
     Row("DELETE", "/images/no-such-image", 404, refused("IMAGE_REMOVE_ERROR", "image_not_found")),
-    Row("POST", "/images", 409, refused("IMAGE_CREATE_ERROR", "wrong_state"), {"name": "x", "from_vm": "test-vm"}),
-    Row("POST", "/vms/test-vm/stop", 200, done("Successfully stopped VM: test-vm", info("stopped")), {"force": True}),
     Row("POST", "/images", 201, done("Successfully created image: my-image:v1.0"),
         {"name": "my-image", "tag": "v1.0", "registry": "ghcr.io", "org": "myorg", "from_vm": "test-vm"}),
     Row("POST", "/images", 201, done("Successfully created image: my-image:latest"),

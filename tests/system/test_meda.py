@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trio
 
-from twinshare.agent.testing import AgentProcess
+from tests.guest.disks import tiny_disk
+from tests.images.registry.servers import docker_registry, needs_registry
+from twinshare.agent.testing import AgentProcess, open_agent
+from twinshare.api.rest_client import RESTClient
 
 pytestmark = pytest.mark.system
 
@@ -34,18 +40,21 @@ curl -X POST http://localhost:7777/api/v1/vms/api-test/port-forward \
   -H "Content-Type: application/json" \
   -d '{"host_port": 8080, "guest_port": 80}'
 """
-# Its "Image Workflow"; the image and the VM that is stopped before it is captured are this test's.
-RUN = r"""
+# Its "Image Workflow", as written: the node's default registry is this test's.
+WORKFLOW = r"""
+curl -X POST http://localhost:7777/api/v1/images/pull \
+  -H "Content-Type: application/json" \
+  -d '{"image": "ubuntu:latest"}'
+---
 curl -X POST http://localhost:7777/api/v1/images/run \
   -H "Content-Type: application/json" \
   -d '{
-    "image": "tiny:latest",
+    "image": "ubuntu:latest",
     "name": "ubuntu-vm",
     "memory": "1G",
     "cpus": 2
   }'
-"""
-CAPTURE = r"""
+---
 curl -X POST http://localhost:7777/api/v1/images \
   -H "Content-Type: application/json" \
   -d '{
@@ -101,21 +110,54 @@ async def test_create_and_start_as_written(node: AgentProcess) -> None:
         assert (await http.get("/vms/api-test")).json()["code"] == "VM_NOT_FOUND"
 
 
-async def test_an_image_is_run_made_and_run_again(node: AgentProcess) -> None:
-    async with httpx.AsyncClient(base_url=f"{node.url}/api/v1", timeout=120, trust_env=False) as http:
-        [ran] = await trio.to_thread.run_sync(curl, node, RUN)
-        assert (ran["success"], ran["vm"]["name"], ran["vm"]["state"]) == (True, "ubuntu-vm", "running")
-        assert (await http.get("/vms/ubuntu-vm/ip")).status_code == 200
-        assert (await http.post("/images", json={"name": "x", "from_vm": "ubuntu-vm"})).status_code == 409
-        stopped = await http.post("/vms/ubuntu-vm/stop")
-        assert stopped.json()["vm"]["state"] == "stopped", stopped.text
-        [made] = await trio.to_thread.run_sync(curl, node, CAPTURE)
+@asynccontextmanager
+async def node_with_registry(folder: Path) -> AsyncIterator[tuple[AgentProcess, str]]:
+    """A node whose names without a place are `cirunlabs`' at an empty registry of this machine."""
+    async with docker_registry(folder / "registry") as registry:
+        config = folder / "twinshare.toml"
+        config.write_text(
+            f'[images]\ndefault_registry = "{registry.host}/cirunlabs"\n'
+            f'[[images.registries]]\nhost = "{registry.host}"\ninsecure = true\n'
+        )
+        async with open_agent(folder / "node", "--config", str(config)) as agent:
+            yield agent, registry.host
+
+
+@needs_registry
+async def test_the_image_workflow_as_written(tmp_path: Path) -> None:
+    async with (
+        node_with_registry(tmp_path) as (agent, host),
+        httpx.AsyncClient(base_url=f"{agent.url}/api/v1", timeout=120, trust_env=False) as http,
+    ):
+        async with RESTClient(agent.url) as client:
+            await client.import_image("base", await tiny_disk())
+        sent = {"name": "base", "image": "cirunlabs/ubuntu:latest", "registry": host}
+        assert (await http.post("/images/push", json=sent)).json()["success"]
+        assert (await http.delete("/images/base")).status_code == 200
+
+        pulled, ran, made = await trio.to_thread.run_sync(curl, agent, WORKFLOW)
+        assert pulled["message"] == "Successfully pulled image: ubuntu:latest"
+        assert (ran["vm"]["name"], ran["vm"]["state"]) == ("ubuntu-vm", "running")
         assert made == {"success": True, "message": "Successfully created image: my-ubuntu:v1.0", "vm": None}
+        # The VM went on while its image was made, nothing of that is left, and the image boots.
+        assert not list((tmp_path / "node" / "vms").glob("*/view*"))
+        assert (await http.get("/vms/ubuntu-vm")).json()["state"] == "running"
+        assert (await http.get("/vms/ubuntu-vm/ip")).status_code == 200
         again = {"image": "my-ubuntu:v1.0", "name": "again", "memory": "128M", "cpus": 1}
         assert (await http.post("/images/run", json=again)).status_code == 201
         assert (await http.get("/vms/again/ip")).status_code == 200
         refused = await http.delete("/images/my-ubuntu:v1.0")
         assert (refused.status_code, refused.json()["details"]["vms"]) == (409, ["again"])
+        pruned = await http.post("/images/prune", json={"all": True, "force": True})
+        assert "0 removed" in pruned.json()["message"], "both images have VMs"
+        back = {"name": "my-ubuntu:v1.0", "image": f"{host}/myorg/my-ubuntu:v1.0", "dry_run": False}
+        assert (await http.post("/images/push", json=back)).json()["success"]
         for name in ("again", "ubuntu-vm"):
             assert (await http.delete(f"/vms/{name}")).status_code == 200
-        assert (await http.delete("/images/my-ubuntu:v1.0")).status_code == 200
+        assert not [file.name for file in (tmp_path / "node" / "vms").rglob("*")]
+        # What is not here is fetched as part of the run.
+        assert (await http.post("/images/prune", json={"all": True})).status_code == 200
+        fresh = {"image": "my-ubuntu:v1.0", "registry": host, "org": "myorg", "memory": "128M", "no_start": True}
+        assert (await http.post("/images/run", json=fresh)).status_code == 201
+        assert (await http.get("/images")).json()["images"][0]["name"] == "myorg/my-ubuntu"
+        assert (await http.delete(f"/vms/{(await http.get('/vms')).json()['vms'][0]['name']}")).status_code == 200

@@ -15,9 +15,10 @@ import trio
 from ....protocols.errors import ImageDamaged, Unsupported, VmExists, WrongState
 from ...background import open_background
 from ..picture import png
-from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, Features
+from ..port import Addresses, Change, ChangeKind, DiskView, Domain, DomainPlan, DomainState, DomainStats, Features
 from .guest import http_server, run_server, show_screen, stream_pair
 from .record import Behaviour, Record, load
+from .viewing import serve_disk
 from .world import World
 
 
@@ -47,7 +48,7 @@ async def open_fake_hypervisor(
 
 
 class FakeHypervisor(World):
-    """Implements Hypervisor, Observing and Dialling; the faults are the methods of its world."""
+    """Implements Hypervisor, Observing, Dialling and Viewing; the faults are the methods of its world."""
 
     # --- Hypervisor ---
 
@@ -148,7 +149,7 @@ class FakeHypervisor(World):
         self._record(id).autostart = enabled
         self._changed(ChangeKind.DEFINED, id)
 
-    # --- Observing and Dialling ---
+    # --- Observing, Dialling and Viewing ---
 
     async def stats(self, id: str) -> DomainStats:
         await self._call()
@@ -193,3 +194,10 @@ class FakeHypervisor(World):
         near, far = stream_pair()
         self._nursery.start_soon(self._lives[id].run, run_server, show_screen, far)
         return near
+
+    @asynccontextmanager
+    async def view_disk(self, id: str, directory: Path) -> AsyncIterator[DiskView]:  # noqa: ARG002
+        await self._call()
+        record = await self._running(id)
+        async with serve_disk(record.plan.disk) as view:
+            yield view

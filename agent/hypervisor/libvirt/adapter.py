@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import libvirt
 import trio
 
-from ....protocols.errors import Unsupported, VmNotFound
+from ....protocols.errors import TwinshareError, Unsupported, VmNotFound
 from ..changes import ChangeFeed
 from ..domain_xml import build_domain
-from ..port import Addresses, Change, Domain, DomainPlan, DomainStats, Features
-from . import observing, verbs
+from ..port import Addresses, Change, DiskView, Domain, DomainPlan, DomainStats, Features
+from . import observing, verbs, viewing
 from .dialling import Dialler
 from .errors import renamed
 from .facts import Known
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 class LibvirtHypervisor:
-    """Implements Hypervisor, Observing and Dialling."""
+    """Implements Hypervisor, Observing, Dialling and Viewing."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class LibvirtHypervisor:
     async def set_autostart(self, id: str, *, enabled: bool) -> None:
         await self._ask(id, "set the VM's autostart", lambda domain: domain.setAutostart(int(enabled)))
 
-    # --- Observing and Dialling ---
+    # --- Observing, Dialling and Viewing ---
 
     async def stats(self, id: str) -> DomainStats:
         return await self._ask(id, "read the VM's counters", observing.read_stats)
@@ -128,6 +129,16 @@ class LibvirtHypervisor:
 
     async def dial_screen(self, id: str) -> trio.SocketStream:
         return await self._dialler.dial_screen(partial(self._on, Lane.QUICK, id, "reach the VM's screen"))
+
+    @asynccontextmanager
+    async def view_disk(self, id: str, directory: Path) -> AsyncIterator[DiskView]:
+        socket, scratch = directory / "view.sock", directory / "view.qcow2"
+        await self._ask(id, "read the VM's disk", partial(viewing.begin, socket=socket, scratch=scratch))
+        try:
+            yield DiskView(socket=socket, export=viewing.DISK)
+        finally:
+            with trio.CancelScope(shield=True), suppress(TwinshareError):
+                await self._ask(id, "let go of the VM's disk", viewing.end)
 
     # --- Inside ---
 

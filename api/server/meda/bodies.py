@@ -75,7 +75,7 @@ class ImagePush(Request, frozen=True, kw_only=True):
 
 
 class ImageCreate(Request, frozen=True, kw_only=True):
-    """`from_vm` names the VM whose disk the image becomes; it must be stopped."""
+    """`from_vm` names the VM whose disk the image becomes; one that runs goes on."""
 
     name: ImageRef
     tag: Tag = "latest"

@@ -37,7 +37,7 @@ class MedaImages:
 
     @rest("POST", "/images", Role.OPERATOR)
     async def create_image(self, request: ImageCreate) -> Done:
-        """Make an image of a stopped VM's disk."""
+        """Make an image of a VM's disk."""
         name = image_ref(tagged(request.name, request.tag), request.registry, request.org)
         await self._node.call(self._caller, TABLE["capture_image"], {"vm": request.from_vm, "name": name})
         return Done(message=f"Successfully created image: {tagged(request.name, request.tag)}")

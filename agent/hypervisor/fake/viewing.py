@@ -1,0 +1,48 @@
+"""A view of a domain's disk for the twin: nobody writes to the file, so it is served as it lies there, by qemu-nbd."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ....protocols.errors import Unsupported
+from ...background import open_background
+from ..port import DiskView
+
+EXPORT = "vda"
+_READY_WITHIN = 10.0
+_LOOK_EVERY = 0.005
+
+
+@asynccontextmanager
+async def serve_disk(disk: Path) -> AsyncIterator[DiskView]:
+    """The socket has a folder of its own: the paths of tests are too long for one.
+
+    Raises: Unsupported where there is no qemu-nbd, or it cannot read the disk.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        socket = Path(folder) / "view.sock"
+        argv = ["qemu-nbd", "--read-only", "--persistent", "-k", str(socket), "-f", "qcow2", "-x", EXPORT, str(disk)]
+        async with open_background() as nursery:
+            await _begin(nursery, argv, socket)
+            yield DiskView(socket=socket, export=EXPORT)
+
+
+async def _begin(nursery: trio.Nursery, argv: list[str], socket: Path) -> None:
+    start = partial(trio.run_process, argv, capture_stderr=True, check=False)
+    try:
+        process: trio.Process = await nursery.start(start)
+    except OSError:
+        raise Unsupported("the twin needs qemu-nbd to show a disk") from None
+    for _ in range(int(_READY_WITHIN / _LOOK_EVERY)):
+        if await trio.Path(socket).exists():
+            return
+        if process.poll() is not None:
+            break
+        await trio.sleep(_LOOK_EVERY)
+    raise Unsupported("the twin cannot show this disk")
