@@ -48,8 +48,12 @@ def up(count: int, folder: Path, hypervisor: str | None, as_json: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stop = _Stop()
     with _pid_file(folder / "lab.pid"), contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(_node(folder, number, hypervisor)) for number in range(1, count + 1)]
-        cards = [_ready(process, place, stop) for process, place in nodes]
+        nodes = [stack.enter_context(_node(folder, 1, hypervisor, []))]
+        cards = [_ready(*nodes[0], stop)]
+        # On new ports each time: whoever comes back asks the first, as a node asks the ones it is configured with.
+        first = cards[0].addresses
+        nodes += [stack.enter_context(_node(folder, number, hypervisor, first)) for number in range(2, count + 1)]
+        cards += [_ready(process, place, stop) for process, place in nodes[1:]]
         if stop.asked:
             return
         _join(cards)
@@ -113,12 +117,16 @@ def _pid_file(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _node(folder: Path, number: int, hypervisor: str | None) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def _node(
+    folder: Path, number: int, hypervisor: str | None, bootstrap: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """One node's process; a session of its own, so that Ctrl-C reaches it through us and in order."""
     place = folder / f"node-{number}"
     command = [sys.executable, "-m", "twinshare", "agent", "--data-dir", str(place), "--name", place.name]
     command += ["--api", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0"]
     command += ["--hypervisor", hypervisor] if hypervisor else []
+    for address in bootstrap:
+        command += ["--bootstrap", address]
     with Path(f"{place}.log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -137,7 +137,7 @@ def dying_at(boundary: int, home: Path, act: Act) -> Any:
 
 def tell(scenario: str, when: str, killed: bool, expected: int, status: int, seen: Any) -> None:
     line = {"scenario": scenario, "when": when, "killed": killed, "expected": expected, "status": status, "seen": seen}
-    print(json.dumps(line), flush=True)  # noqa: T201
+    print(json.dumps(line), flush=True)
 
 
 def fresh(template: Path, home: Path) -> None:

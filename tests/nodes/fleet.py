@@ -1,7 +1,8 @@
 """Real nodes of one fleet on this machine, each a process of its own with a real libp2p host."""
 
 import json
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,23 @@ from twinshare.protocols.access import Role
 DEAD_AFTER = 2.0
 
 
-async def start(data_dir: Path, *options: str, hypervisor: str | None = None) -> AgentProcess:
-    """A node on free ports, with peers; it is named after its folder."""
-    given = ["--api", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0", "--name", data_dir.name, *options]
+async def start(
+    data_dir: Path,
+    *options: str,
+    hypervisor: str | None = None,
+    listen: str = "/ip4/127.0.0.1/tcp/0",
+    inside: Sequence[str] = (),
+) -> AgentProcess:
+    """A node on free ports, with peers; it is named after its folder. `inside` runs it in a network namespace."""
+    given = ["--api", "127.0.0.1:0", "--listen", listen, "--name", data_dir.name, *options]
     given += ["--hypervisor", hypervisor] if hypervisor else []
     environment = {
         "TWINSHARE_P2P_ENABLED": "true",
         "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": str(DEAD_AFTER),
         "TWINSHARE_P2P_MDNS": "false",
     }
-    agent = AgentProcess(data_dir, given, environment)
+    program = [*inside, sys.executable, "-m", "twinshare", "agent"] if inside else None
+    agent = AgentProcess(data_dir, given, environment, program=program)
     await agent.start()
     return agent
 

@@ -1,0 +1,71 @@
+"""`twinshare lab`: a fleet on this machine by one command, as a reader of the guide would try it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.system
+
+TWINSHARE = [sys.executable, "-m", "twinshare"]
+TOP = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TOP)}
+
+
+@contextmanager
+def lab(folder: Path, count: int) -> Iterator[list[dict[str, Any]]]:
+    """The cards of the nodes, once every node sees every other."""
+    command = [*TWINSHARE, "lab", "up", str(count), "--dir", str(folder), "--hypervisor", "fake://", "--json"]
+    with (folder.parent / "lab.err").open("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT)
+        assert process.stdout is not None
+        try:
+            said = ""
+            while not said.endswith("\n]\n"):
+                line = process.stdout.readline()
+                errors.seek(0)
+                assert line, errors.read()
+                said += line
+            yield json.loads(said)
+        finally:
+            process.terminate()
+            process.stdout.close()
+            assert process.wait(30) == 0
+
+
+def test_three_nodes_see_each_other_and_end_together(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with lab(tmp_path / "lab", 3) as cards:
+        print(f"\nthree nodes see each other after {time.monotonic() - began:.1f} s")
+        assert [card["name"] for card in cards] == ["node-1", "node-2", "node-3"]
+        for card in cards:
+            peers = httpx.get(f"{card['api_url']}/api/p2p/peers").json()["peers"]
+            assert {peer["name"] for peer in peers if peer["status"] == "online"} | {card["name"]} == {
+                "node-1", "node-2", "node-3",
+            }  # fmt: skip
+        command = [*TWINSHARE, "lab", "up", "1", "--dir", str(tmp_path / "lab")]
+        again = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        assert (again.returncode, "lab down" in again.stderr) == (1, True)
+    assert not list((tmp_path / "lab").glob("*/agent.json"))
+
+
+def test_a_lab_that_comes_back_is_the_same_fleet(tmp_path: Path) -> None:
+    with lab(tmp_path / "lab", 2) as first:
+        pass
+    with lab(tmp_path / "lab", 2) as second:
+        assert [card["peer_id"] for card in second] == [card["peer_id"] for card in first]
+
+
+def test_ten_nodes_converge(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with lab(tmp_path / "lab", 10) as cards:
+        print(f"\nten processes see each other after {time.monotonic() - began:.1f} s")
+        assert len({card["peer_id"] for card in cards}) == 10
