@@ -13,7 +13,7 @@ from uuid import uuid4
 import trio
 
 from ...protocols.errors import TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
-from .port import ChangeKind, Dialling, Domain, DomainPlan, DomainState, Hypervisor, Observing
+from .port import ChangeKind, Dialling, Domain, DomainPlan, DomainState, Hypervisor, Observing, Viewing
 
 MakePlan = Callable[[str], Awaitable[DomainPlan]]
 
@@ -245,6 +245,32 @@ async def _a_screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Doma
         assert (await stream.receive_some(12)).startswith(b"RFB 003.")
 
 
+async def _a_disk_is_viewed(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, Viewing):
+        return
+    await hypervisor.define(plan)
+    with _refused(WrongState, Unsupported):
+        async with hypervisor.view_disk(plan.id, plan.directory):
+            raise AssertionError("a domain that is off has no view")
+    await hypervisor.start(plan.id)
+    with suppress(Unsupported):  # a driver without QEMU
+        async with (
+            # As a killed agent leaves one: it gives way to the next.
+            hypervisor.view_disk(plan.id, plan.directory) as left,
+            hypervisor.view_disk(plan.id, plan.directory) as view,
+        ):
+            async with await trio.open_unix_socket(str(view.socket)) as stream:
+                assert await stream.receive_some(8) == b"NBDMAGIC"
+            assert (await hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
+            await hypervisor.pause(plan.id)
+            await hypervisor.resume(plan.id)
+        for gone in (left, view):
+            assert not await trio.Path(gone.socket).exists(), "a view leaves nothing behind"
+        async with hypervisor.view_disk(plan.id, plan.directory):
+            await hypervisor.destroy(plan.id)
+    assert (await hypervisor.get_domain(plan.id)).state in (DomainState.SHUTOFF, DomainState.RUNNING)
+
+
 _PARTS = (
     _a_definition_is_kept,
     _what_is_not_there,
@@ -256,6 +282,7 @@ _PARTS = (
     _what_can_be_seen,
     _a_guest_is_dialled,
     _a_screen_is_dialled,
+    _a_disk_is_viewed,
 )
 
 
@@ -278,12 +305,12 @@ async def _told(hypervisor: Hypervisor, kind: ChangeKind, plan: DomainPlan) -> N
 
 
 @contextmanager
-def _refused(kind: type[TwinshareError]) -> Iterator[None]:
+def _refused(*kinds: type[TwinshareError]) -> Iterator[None]:
     try:
         yield
-    except kind:
+    except kinds:
         return
-    raise AssertionError(f"{kind.__name__} was not raised")
+    raise AssertionError(f"none of {[kind.__name__ for kind in kinds]} was raised")
 
 
 async def _all_at_once(calls: list[Callable[[], Awaitable[None]]]) -> Counter[str]:

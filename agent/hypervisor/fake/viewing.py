@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,8 @@ async def _begin(nursery: trio.Nursery, argv: list[str], socket: Path) -> None:
     except OSError:
         raise Unsupported("the twin needs qemu-nbd to show a disk") from None
     for _ in range(int(_READY_WITHIN / _LOOK_EVERY)):
-        if await trio.Path(socket).exists():
+        with suppress(OSError):
+            await (await trio.open_unix_socket(str(socket))).aclose()
             return
         if process.poll() is not None:
             break
