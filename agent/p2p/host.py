@@ -62,7 +62,10 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerEvent:
-    """A peer's first connection came up, its last one went down, or its best path changed (`path` None: it is gone)."""
+    """A peer's first connection came up, its last one went down, or its best path changed (`path` None: it is gone).
+
+    With the host's own ID: its `addresses` are others than before.
+    """
 
     peer_id: PeerId
     path: Path | None

@@ -41,6 +41,7 @@ class Running:
         self._finders = finders
         self._born = trio.current_time()
         self._declared: tuple[list[str], int] = ([], 0)
+        self._told = self.whereabouts()
         self.links = Links(host, parts, self.hello, self._use, nursery)
         self.links.seek = self._seek
         self.calls = PeerCalls(self.links.line_to, parts.title)
@@ -144,22 +145,27 @@ class Running:
     async def _watch_connections(self) -> None:
         """Whoever connects to us is there: dial no longer in the dark."""
         async for event in self.host.events:
-            if event.connected:
+            if event.peer_id == self.host.peer_id:
+                self._say_where()
+            elif event.connected:
                 self.links.poke(event.peer_id)
             if event.path is Path.DIRECT:
                 self.links.change_over(event.peer_id)
 
     async def _keep_house(self) -> None:
-        former = self.whereabouts()
         while True:
             await trio.sleep(HOUSEKEEPING)
             for each in self.links.lines:
                 self._parts.directory.seen(each.peer_id)
             await self._parts.directory.save_seen()
             self.members_changed()
-            if (where := self.whereabouts()) != former:
-                former = where
-                self.gossip.spread(News(whereabouts=[where]))
+            self._say_where()
+
+    def _say_where(self) -> None:
+        """Tell the others where we are, if that has changed."""
+        if (where := self.whereabouts()) != self._told:
+            self._told = where
+            self.gossip.spread(News(whereabouts=[where]))
 
     async def _compare(self) -> None:
         while True:

@@ -105,8 +105,9 @@ class Dialler:
             if (live := self._swarm.peers.best(peer_id)) is not None:
                 return live.info
             return await self._race(race, targets)
-        sentence = f"{peer_id} did not answer within {deadline:g} s"
-        raise PeerUnreachable(sentence, peer=peer_id, tried=race.tried(targets))
+        tried = race.tried(targets)
+        sentence = f"{peer_id} did not answer within {deadline:g} s at {', '.join(tried) or 'any address'}"
+        raise PeerUnreachable(sentence, peer=peer_id, tried=tried)
 
     async def dial(self, address: Address, peer_id: PeerId) -> Upgraded:
         """One address. Raises: UpgradeFailed."""

@@ -5,6 +5,7 @@ Whatever a far side sends, the outcome is a `SecureChannel` or `UpgradeFailed`.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from nacl.signing import SigningKey
 from ..host import PeerId
 from .noise import CipherKeys, SecureChannel
 from .pipe import Pipe, PipeBroken
+
+# What it says of hostile bytes, at levels from debug to error, is said here in one line.
+logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
 NOISE: Final = "/noise"
 _MAX_HANDSHAKE: Final = 4096

@@ -67,11 +67,13 @@ class Peers:
 
     def _tell(self, peer_id: PeerId, before: Path | None) -> None:
         path = self.path(peer_id)
-        if path is before:
-            return
+        if path is not before:
+            self.publish(PeerEvent(peer_id=peer_id, path=path))
+
+    def publish(self, event: PeerEvent) -> None:
         while True:
             try:
-                self._send_events.send_nowait(PeerEvent(peer_id=peer_id, path=path))
+                self._send_events.send_nowait(event)
             except trio.WouldBlock:
                 self._drop_events.receive_nowait()
             else:

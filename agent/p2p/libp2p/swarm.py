@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Swarm:
-    """Its tasks live in the nursery. `adopted` are told of each new connection."""
+    """Its tasks live in the nursery. `adopted` are told of each new connection, again when a guest becomes a member."""
 
     def __init__(
         self, upgrader: Upgrader, gate: Callable[[], Gate], settings: HostSettings, nursery: trio.Nursery
@@ -38,6 +38,7 @@ class Swarm:
         self.nursery = nursery
         self.adopted: list[Callable[[Live], object]] = []
         self.closed = False
+        self._guests: set[Live] = set()
         self._gate = gate
 
     def connected(self, peer_id: PeerId) -> Live:
@@ -99,11 +100,12 @@ class Swarm:
         if self.closed:
             muxer.give_up()
             raise PeerUnreachable("this host is closed")
-        if len(self.peers) >= self.settings.connections or (guest and self._guests() >= self.settings.guests):
+        if len(self.peers) >= self.settings.connections or (guest and len(self._guests) >= self.settings.guests):
             muxer.give_up()
             raise PeerUnreachable(f"too many connections are open to add one with {muxer.peer_id}")
         if guest:
             muxer.session.max_inbound = self.settings.guest_streams
+            self._guests.add(live)
             self.nursery.start_soon(self._watch_guest, live)
         self.peers.add(live)
         self.nursery.start_soon(self._carry, live)
@@ -134,18 +136,25 @@ class Swarm:
             await live.muxer.run(partial(self._accept, live))
         finally:
             self.peers.remove(live)
+            self._guests.discard(live)
             log.debug("connection ended", peer=live.info.peer_id, reason=live.muxer.reason)
 
     def _accept(self, live: Live, stream: YamuxStream) -> None:
-        if self.admission(live) is Admission.MEMBER:
-            live.muxer.session.max_inbound = self.settings.session.streams_each_way
+        if live in self._guests and self.admission(live) is Admission.MEMBER:
+            self._promote(live)
         self.nursery.start_soon(self.serving.take, stream, partial(self.admission, live))
 
-    def _guests(self) -> int:
-        return sum(self.admission(live) is not Admission.MEMBER for live in self.peers)
+    def _promote(self, live: Live) -> None:
+        """A guest has become a member: what is done with each new connection is due now."""
+        self._guests.discard(live)
+        live.muxer.session.max_inbound = self.settings.session.streams_each_way
+        for tell in self.adopted:
+            tell(live)
 
     async def _watch_guest(self, live: Live) -> None:
         with trio.move_on_after(self.settings.guest_time):
             await live.muxer.closed.wait()
         if self.admission(live) is not Admission.MEMBER:
             await live.muxer.aclose()
+        elif live in self._guests and not live.muxer.session.over:
+            self._promote(live)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -21,6 +22,13 @@ table ip filter {
     ct state established,related accept
   }
   chain input { type filter hook input priority 0; policy accept; iifname "wan" tcp dport != 0 drop; }
+}
+"""
+
+_BLOCK = """
+table ip block {
+  chain forward { type filter hook forward priority -10; ip daddr 10.99.0.12 drop; ip saddr 10.99.0.12 drop; }
+  chain input { type filter hook input priority -10; ip saddr 10.99.0.12 drop; }
 }
 """
 
@@ -50,9 +58,27 @@ def _address(name: str, device: str, address: str) -> None:
     _run("ip", "-n", name, "link", "set", device, "up")
 
 
-@contextmanager
-def two_routers() -> Iterator[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+@dataclass(frozen=True)
+class Routers:
     """What runs a command in the open (10.99.0.1), behind the first router, and behind the second."""
+
+    in_the_open: tuple[str, ...]
+    behind_one: tuple[str, ...]
+    behind_two: tuple[str, ...]
+    first: tuple[str, ...]
+
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """The two routers cannot reach each other."""
+        _run(*self.first, "nft", "-f", "-", text=_BLOCK)
+        try:
+            yield
+        finally:
+            _run(*self.first, "nft", "delete", "table", "ip", "block")
+
+
+@contextmanager
+def two_routers() -> Iterator[Routers]:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     for tool in ("ip", "nft"):
@@ -63,10 +89,10 @@ def two_routers() -> Iterator[tuple[tuple[str, ...], tuple[str, ...], tuple[str,
         net = stack.enter_context(_namespace(f"{mark}net"))
         _run("ip", "-n", net, "link", "add", "br0", "type", "bridge")
         _run("ip", "-n", net, "link", "set", "br0", "up")
-        open_ = stack.enter_context(_namespace(f"{mark}open"))
-        _plug(net, open_, "eth0", "10.99.0.1/24", "p0")
+        outside = stack.enter_context(_namespace(f"{mark}open"))
+        _plug(net, outside, "eth0", "10.99.0.1/24", "p0")
         inside = [_behind(stack, net, mark, number) for number in (1, 2)]
-        yield _in(open_), _in(inside[0]), _in(inside[1])
+        yield Routers(_in(outside), _in(inside[0]), _in(inside[1]), _in(f"{mark}router1"))
 
 
 def _behind(stack: ExitStack, net: str, mark: str, number: int) -> str:

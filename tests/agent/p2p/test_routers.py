@@ -28,12 +28,12 @@ async def relayed_addresses(peer: Peer) -> list[str]:
 
 
 async def test_two_nodes_behind_two_routers_meet_through_a_relay_and_then_directly() -> None:
-    with two_routers() as (in_the_open, behind_one, behind_two):
+    with two_routers() as routers:
         listen = "/ip4/0.0.0.0/tcp/4001"
         async with (
-            peer_process(*in_the_open, listen=listen, relay=True) as relay,
-            peer_process(*behind_one, listen=listen, relay=True) as one,
-            peer_process(*behind_two, listen=listen, relay=True) as two,
+            peer_process(*routers.in_the_open, listen=listen, relay=True) as relay,
+            peer_process(*routers.behind_one, listen=listen, relay=True) as one,
+            peer_process(*routers.behind_two, listen=listen, relay=True) as two,
         ):
             for peer in (one, two):
                 await peer.call("connect", peer=relay.peer_id, addresses=relay.addresses)

@@ -12,7 +12,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as PbPeer
 
 from .....protocols.errors import TwinshareError, Unsupported
 from ...addresses import Address, parse
-from ...host import Admission, Direction, Path, PeerId, Stream
+from ...host import Admission, Direction, Path, PeerEvent, PeerId, Stream
 from ..handshake import UpgradeFailed
 from ..multiaddr_bytes import from_bytes, peer_id_from_bytes, peer_id_to_bytes
 from ..peers import Live
@@ -62,6 +62,7 @@ class Places:
 
     async def run(self) -> None:
         """Look at fixed intervals, and when there is a new connection. One that ended takes its place along."""
+        told: list[Address] = []
         while True:
             self._news = trio.Event()
             now = trio.current_time()
@@ -73,6 +74,9 @@ class Places:
             for live in self._candidates():
                 if len(self._places) < WANTED:
                     await self.reserve(live.info.peer_id)
+            if self.addresses != told:
+                told = self.addresses
+                self._host.swarm.peers.publish(PeerEvent(peer_id=self._host.peer_id, path=None))
             with trio.move_on_after(_LOOK_EVERY):
                 await self._news.wait()
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DCUTR: Final = "/libp2p/dcutr"
-ROUNDS: Final = 3
-_PAUSE: Final = 2.0
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 300.0
 _DIAL_TIME: Final = 3.0
 _REDIAL: Final = 0.1
 _MAX_ADDRESSES: Final = 8
@@ -85,15 +85,20 @@ class Punch:
             await self._retire(live)
 
     async def _punch(self, live: Live) -> None:
-        peer = live.info.peer_id
-        for attempt in range(ROUNDS):
-            if self._host.path(peer) is Path.DIRECT or live.muxer.session.over:
-                break
+        while not live.muxer.session.over:
+            await self._until_direct(live)
+            await self._retire(live)
+
+    async def _until_direct(self, live: Live) -> None:
+        """As long as there is only the relay, again and again with longer pauses: networks change."""
+        peer, pause = live.info.peer_id, _FIRST_PAUSE
+        while self._host.path(peer) is not Path.DIRECT and not live.muxer.session.over:
             await self._try_once(live)
-            log.debug("hole punching", peer=peer, attempt=attempt + 1, path=self._host.path(peer))
+            log.debug("hole punching", peer=peer, path=self._host.path(peer))
             if self._host.path(peer) is not Path.DIRECT:
-                await trio.sleep(_PAUSE)
-        await self._retire(live)
+                with trio.move_on_after(pause):
+                    await live.muxer.closed.wait()
+                pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _try_once(self, live: Live) -> None:
         try:
@@ -144,7 +149,7 @@ class Punch:
         return await swarm.upgrader.upgrade(pipe, live.info.direction, live.info.peer_id, client=client)
 
     async def _retire(self, live: Live) -> None:
-        """A relayed connection ends when a direct one stands for a while and nothing is open on the old any more."""
+        """Until the direct connection ends; a relayed one ends when a direct one stands and it has nothing to carry."""
         while not live.muxer.session.over and self._host.path(live.info.peer_id) is Path.DIRECT:
             await trio.sleep(_RETIRE_EVERY)
             if live.muxer.stream_count == 0:
