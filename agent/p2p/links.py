@@ -93,12 +93,12 @@ class Links:
 
     async def line_to(self, peer: PeerId) -> Line:
         """The line, or within `DIAL_DEADLINE` why there is none. Raises: PeerUnreachable."""
-        if line := self._lines.get(peer):
+        if line := self._live(peer):
             return line
         self.poke(peer)
         with trio.move_on_after(DIAL_DEADLINE):
             while peer in self._keepers:
-                if line := self._lines.get(peer):
+                if line := self._live(peer):
                     return line
                 before = self._errors.get(peer)
                 await self._changed.park()
@@ -107,6 +107,10 @@ class Links:
         error = self._errors.get(peer)
         why = f": {error.message}" if error else ""
         raise PeerUnreachable(f"{self._parts.title(peer)} cannot be reached{why}", peer=peer)
+
+    def _live(self, peer: PeerId) -> Line | None:
+        line = self._lines.get(peer)
+        return line if line and line.error is None else None
 
     async def settle(self, patience: float) -> None:
         """Wait a while, until every peer that we want was reached or was not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import trio
@@ -32,6 +33,8 @@ from .shelf import Shelf
 from .signing import Signer
 from .tickets import open_tickets
 
+WARN_BEFORE = 10 * 86400
+"""Seconds before the end of this node's certificate when its health speaks of it."""
 JOIN_PATIENCE = 1.0
 """Seconds that a node which has joined waits until it is connected with everybody."""
 
@@ -131,8 +134,14 @@ class Mesh:
     def problems(self) -> list[str]:
         """What is wrong with this node's place in its fleet."""
         membership = self.parts.membership
-        if membership.standing(self.peer_id) is not None:
+        own = membership.standing(self.peer_id)
+        if own is not None and own.exp - self.parts.now() > WARN_BEFORE:
             return []
+        if own is not None:
+            end = datetime.fromtimestamp(own.exp, UTC).date().isoformat()
+            founder = self.parts.title(membership.fleet)
+            cure = f"let {founder}, which founded the fleet, or another admin come online"
+            return [f"this node's certificate ends on {end} and no admin has renewed it: {cure}"]
         said = f"this node's certificate of the fleet {membership.fleet} was revoked or has expired"
         return [f"{said}: no peer talks to it; join again with a new ticket"]
 

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from twinshare.agent.p2p import links, running
 from twinshare.agent.p2p.contract import everybody
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.simulation import Cluster, open_cluster, simulated_vm
@@ -337,6 +338,27 @@ async def test_a_node_that_was_away_learns_of_the_revocation_when_it_is_back(aut
         await cluster.start(2)
         await cluster.until(lambda: cluster.converged(0, 1, 2), 15)
         assert cluster[3].peer_id not in cluster[2].online
+
+
+async def test_certificates_are_renewed_for_months_and_a_node_without_admins_says_so(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pause in ("HOUSEKEEPING", "COMPARISON"):
+        monkeypatch.setattr(running, pause, 86400.0)
+    monkeypatch.setattr(links, "LONGEST_PAUSE", 86400.0)
+    async with open_cluster(3, silence=86400) as cluster:
+        for _ in range(12):
+            await trio.sleep(10 * 86400)
+            assert cluster.converged()
+        await cluster.kill(0)
+        while not cluster[1].mesh.problems:
+            await trio.sleep(86400)
+        [said] = cluster[1].mesh.problems
+        assert "let node-0, which founded the fleet," in said
+        await cluster.start(0)
+        await cluster.until(cluster.converged, 30)
+        await trio.sleep(3 * 3600)
+        assert cluster[1].mesh.problems == []
 
 
 async def test_a_deadline_of_a_peer_is_the_callers_error(autojump_clock: MockClock) -> None:
