@@ -78,7 +78,7 @@ async def live(home: Path, act: Act) -> dict[str, Any]:
     async with open_node(config(home)) as node:
         await act(vms_of(node, "the-key"))
         found = await node.operations.list()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for operation in found:
                 await node.operations.wait(operation.id, 20)
         states = [str(operation.state) for operation in await node.operations.list()]

@@ -30,7 +30,7 @@ from .nodes import open_test_node, spec
 
 
 async def until(vms: LocalVms, name: str, status: VmStatus) -> Vm:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while True:
             found = [vm for vm in await vms.list_vms() if vm.name == name and vm.status is status]
             if found:
@@ -104,7 +104,7 @@ async def test_a_vm_that_dies_by_itself_is_told(tmp_path: Path) -> None:
         made = await vms.create_vm(spec(start=True))
         async with node.events.subscribe() as events:
             hypervisor.crash(made.id)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 event = await events.receive()
         assert (event.type, event.data["status"]) == ("vm.state", "crashed")
         assert (await until(vms, "one", VmStatus.CRASHED)).uptime is None
@@ -196,7 +196,7 @@ async def test_forwards_open_close_and_come_back(tmp_path: Path) -> None:
         await vms.stop_vm("one", force=True)
         await until_refused(forward.host_port)
         await vms.start_vm("one")
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not (await vms.list_forwards("one"))[0].active:
                 await trio.sleep(0.005)
         assert b"HTTP" in await ask(forward.host_port)
@@ -206,14 +206,14 @@ async def test_forwards_open_close_and_come_back(tmp_path: Path) -> None:
 
 
 async def ask(port: int) -> bytes:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             return b"".join([data async for data in stream])
 
 
 async def until_refused(port: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while True:
             try:
                 await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()

@@ -161,7 +161,7 @@ async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path)
             got = await images.pull_image(PullRequest(image="registry.example/org/web:v1"))
             assert (got.registry, got.name, got.tag) == ("registry.example", "org/web", "v1")
             seen: set[str] = set()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while not {"image.added", "op.done"} <= seen:
                     seen.add((await events.receive()).type)
         (operation,) = [op for op in await node.operations.list(None) if op.kind == "pull_image"]

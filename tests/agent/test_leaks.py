@@ -43,7 +43,7 @@ async def test_a_thousand_lives_leave_nothing(tmp_path: Path) -> None:
                     nursery.start_soon(live, [f"vm-{number}" for number in range(lane, CYCLES, 4)])
         assert await vms.list_vms() == []
         assert list((tmp_path / "vms").iterdir()) == []
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while Counter(held().files) != Counter(before.files) or tasks() != tasks_before:
                 await trio.sleep(0.01)
         assert held().threads == before.threads

@@ -55,7 +55,7 @@ async def test_the_image_is_fetched_with_progress(remote: Remote, tmp_path: Path
         with pytest.raises(VmExists):
             await vms.create_vm(spec())
         remote.opened.set()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             done = await node.operations.wait((await creation(node)).id, 5)
         assert (done.state, done.result.status, done.result.image) == (OperationState.DONE, VmStatus.RUNNING, REF)
         [image] = [one for one in await LocalImages(node.images, LOCAL_ADMIN).list_images() if one.registry != "local"]

@@ -104,7 +104,7 @@ def test_a_guest_process_that_hides_its_files_is_assumed_to_hold_what_nobody_sho
 async def ask_as(user: str, api: Served) -> str:
     host, port = api.address
     command = ["su", "-s", "/bin/bash", user, "-c", ASK.format(host=host, port=port)]
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         done = await trio.run_process(command, capture_stdout=True)
     return done.stdout.decode()
 

@@ -107,7 +107,7 @@ async def run_machine(
 
 async def _connect(path: Path) -> trio.SocketStream:
     """QEMU makes its sockets soon after its start."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             try:
                 return await trio.open_unix_socket(path)

@@ -43,7 +43,7 @@ async def test_tiny_boots_answers_and_powers_off(tmp_path: Path) -> None:
         await machine.wait_for("tiny: address 10.0.2.15 on eth0", within=60)
         await machine.wait_for("seeded web-1", within=10)
         assert await fetch(machine.http_port) == "web-1\n"
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             assert await machine.agent("guest-ping") == {}
             assert (await machine.agent("guest-get-host-name"))["host-name"] == "web-1"
             interfaces = await machine.agent("guest-network-get-interfaces")
@@ -54,7 +54,7 @@ async def test_tiny_boots_answers_and_powers_off(tmp_path: Path) -> None:
         await machine.type("root\n", expect="web-1# ")
         await machine.type("echo $((6 * 7)) is the answer\n", expect="42 is the answer")
         await machine.monitor("system_powerdown")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await machine.process.wait() == 0
 
 
@@ -65,7 +65,7 @@ async def test_tiny_without_a_seed_on_little_memory_stops_for_its_agent(tmp_path
         stream = await trio.open_unix_socket(tmp_path / "agent.sock")
         async with stream:
             await stream.send_all(b'{"execute": "guest-shutdown"}\n')
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 assert await machine.process.wait() == 0
 
 
@@ -86,7 +86,7 @@ def test_every_script_of_the_guest_is_sound_shell() -> None:
 async def fetch(port: int) -> str:
     """The guest's page. Its server starts a moment after its address, and QEMU drops what comes before."""
     async with httpx.AsyncClient(timeout=5) as client:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 try:
                     return (await client.get(f"http://127.0.0.1:{port}/")).text

@@ -49,7 +49,8 @@ class Node:
 
     async def path_to(self, peer: str) -> str | None:
         answer = await self.ask("POST", f"/api/p2p/peers/{peer}/ping")
-        return answer.get("path")
+        path: str | None = answer.get("path")
+        return path
 
 
 async def until_path(node: Node, peer: str, path: str, seconds: float) -> None:

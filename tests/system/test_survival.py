@@ -39,14 +39,14 @@ async def ticks(client: RESTClient, name: str) -> list[int]:
 
 
 async def until_tick(client: RESTClient, name: str, least: int) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while len(await ticks(client, name)) < least:
             await trio.sleep(0.1)
 
 
 async def events_after(client: RESTClient, number: int, wanted: int) -> list[Event]:
     found: list[Event] = []
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with client.events(after=number) as events:
             async for event in events:
                 found.append(event)
@@ -62,7 +62,7 @@ def daemon_pid(agent: AgentProcess) -> int:
 
 async def until_reachable(client: RESTClient, name: str) -> Vm:
     """The VM, once the node sees it running through a hypervisor that answers."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             health = await client.node().health()
             if health.status == "ok":
@@ -115,7 +115,7 @@ async def test_a_vm_that_died_while_nobody_watched_is_told(tmp_path: Path) -> No
         os.kill(guest, signal.SIGKILL)
         await agent.start()
         async with RESTClient(agent.url) as client:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while (vm := await client.get_vm_status("one")).status is VmStatus.RUNNING:
                     await trio.sleep(0.05)
             assert vm.status is VmStatus.CRASHED

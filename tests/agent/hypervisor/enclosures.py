@@ -40,7 +40,7 @@ class Agent:
 
     async def hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while b"\n" not in self._heard:
                 chunk = await self._process.stdout.receive_some()
                 assert chunk, "the agent ended"
@@ -82,14 +82,14 @@ async def agent(
         hello = await started.hear()
         assert not hello, hello
         yield started
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await process.stdin.aclose()
             await process.wait()
 
 
 async def greeting(dial: Any) -> str:
     """What QEMU says on its control port, once it listens and has done with callers who left."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             with suppress(OSError, AssertionError, trio.BrokenResourceError):
                 if word := await dial():

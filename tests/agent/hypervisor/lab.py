@@ -41,14 +41,14 @@ class Lab:
         raise AssertionError(f"{plan.name} started")
 
     async def told(self, kind: ChangeKind, id: str | None) -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async for change in self.hypervisor.changes:
                 if (change.kind, change.id) == (kind, id):
                     return
 
     async def becomes(self, plan: DomainPlan, state: DomainState, reason: str | None) -> None:
         """Wait, change by change, until the domain is in this state."""
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 domain = await self.hypervisor.get_domain(plan.id)
                 if (domain.state, domain.reason) == (state, reason):

@@ -48,7 +48,7 @@ async def spawned(enclosure: Enclosure, argv: list[str]) -> AsyncIterator[None]:
         yield
     finally:
         process.terminate()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await process.wait() == 0
 
 

@@ -63,7 +63,7 @@ async def test_the_way_out_is_mended_when_it_dies(tmp_path: Path, host: str) -> 
         assert await caller.tell("connected", within=5)
         for pid in (await caller.tell("state"))["pids"]:
             await caller.run("kill", "-9", str(pid))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while await hears(caller, OUTSIDE, 80) != "internet":
                 await trio.sleep(0.1)
 
@@ -72,7 +72,7 @@ async def test_a_machine_without_a_network_says_so_and_gets_one_later(tmp_path: 
     _ip("-n", host, "route", "del", "default")
     _ip("-n", host, "-6", "route", "del", "default")
     async with agent(tmp_path, prefix=in_namespace(host)) as caller:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not (await caller.tell("state"))["problems"]:
                 await trio.sleep(0.1)
         assert "no outside network" in (await caller.tell("state"))["problems"][0]
@@ -87,14 +87,14 @@ async def test_a_second_way_out_is_taken_and_a_lost_one_left(tmp_path: Path, hos
         assert await hears(caller, OUTSIDE_6, 80) == "internet"
         assert await hears(caller, OUTSIDE, 80) == ""
         _ip("-n", host, "route", "add", "default", "via", "198.18.0.1")  # the lease came late
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while await hears(caller, OUTSIDE, 80) != "internet":
                 await trio.sleep(0.1)
         assert await hears(caller, OUTSIDE_6, 80) == "internet"
 
 
 async def _until(caller: Agent, route: str, *, present: bool) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while (route in await caller.run("ip", "route")) is not present:
             await trio.sleep(0.05)
 

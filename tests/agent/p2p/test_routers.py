@@ -21,7 +21,7 @@ async def wait_for_path(peer: Peer, other: Peer, path: str, seconds: float) -> N
 
 async def relayed_addresses(peer: Peer) -> list[str]:
     """Once it has a place."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not (found := [each for each in await peer.call("addresses") if "p2p-circuit" in each]):
             await trio.sleep(0.1)
     return found

@@ -94,7 +94,7 @@ def _configure(folder: Path, port: int, *, tls: bool, auth: str) -> Settings:
 
 
 async def _listening(port: int, process: trio.Process) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             with suppress(OSError):
                 async with await trio.open_tcp_stream("127.0.0.1", port):
