@@ -21,7 +21,7 @@ HOST = b"Host: localhost\r\n"
 GET = b"GET /api/health HTTP/1.1\r\n" + HOST
 
 
-async def until(found: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(found: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a condition, with a deadline."""
     with trio.fail_after(seconds):
         while not found():

@@ -45,7 +45,7 @@ async def open_hosts(number: int, *, settings: HostSettings | None = None) -> As
         yield [await stack.enter_async_context(open_echo(settings=settings)) for _ in range(number)]
 
 
-async def until(what: object, seconds: float = 5.0) -> None:
+async def until(what: object, seconds: float = 60.0) -> None:
     """Wait for a condition."""
     assert callable(what)
     with trio.fail_after(seconds):
