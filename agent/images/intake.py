@@ -107,24 +107,24 @@ class _Source:
 
 def write_disk(parts: Iterator[bytes], fd: int, max_size: int) -> Received:
     """Write a disk to an empty file; its length becomes whole sectors. Blocking; for a worker thread."""
-    buffer = bytearray()
-    offset = 0
     kind: Format | None = None
     size: int | None = None
+    offset, rest = 0, b""
     for part in parts:
-        buffer += part
-        if kind is None and len(buffer) >= _HEAD:
-            kind, size = detect_format(bytes(buffer[:_HEAD]), max_size)
-        whole = len(buffer) - len(buffer) % WINDOW
-        if whole:
-            check_size(offset + whole, max_size)
-            _write_sparse(fd, bytes(buffer[:whole]), offset)
-            offset += whole
-            del buffer[:whole]
+        data = rest + part if rest else part
+        if kind is None and len(data) < _HEAD:
+            rest = data
+            continue
+        if kind is None:
+            kind, size = detect_format(data[:_HEAD], max_size)
+        whole = len(data) - len(data) % BLOCK
+        check_size(offset + len(data), max_size)
+        _write_sparse(fd, data if whole == len(data) else data[:whole], offset)
+        offset, rest = offset + whole, data[whole:]
     if kind is None:
-        kind, size = detect_format(bytes(buffer), max_size)
-    _write_sparse(fd, bytes(buffer), offset)
-    offset += len(buffer)
+        kind, size = detect_format(rest, max_size)
+    _write_sparse(fd, rest, offset)
+    offset += len(rest)
     check_size(offset, max_size)
     length = whole_sectors(offset)
     os.ftruncate(fd, length)
@@ -133,11 +133,11 @@ def write_disk(parts: Iterator[bytes], fd: int, max_size: int) -> Received:
 
 def _write_sparse(fd: int, data: bytes, offset: int) -> None:
     """Write what is not zero; `offset` is on a block."""
-    for start in range(0, len(data), WINDOW):
-        window = data[start : start + WINDOW]
-        if window != _ZEROS[: len(window)]:
-            for begin, end in _runs(window):
-                write_all(fd, memoryview(window)[begin:end], offset + start + begin)
+    if data == _ZEROS[: len(data)]:
+        return
+    view = memoryview(data)
+    for begin, end in _runs(data):
+        write_all(fd, view[begin:end], offset + begin)
 
 
 def _runs(window: bytes) -> Iterator[tuple[int, int]]:

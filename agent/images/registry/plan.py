@@ -9,7 +9,7 @@ from .packs import Layout
 
 MAX_RUN = 4 << 20
 # Fetching so many bytes that are not wanted costs less than asking once more.
-MAX_WASTE = 128 * 1024
+MAX_WASTE = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from .plan import Frame, Run, plan_runs
 
 AT_ONCE = 4
 # Frames are unpacked and written in lots of about this size: little is lost when the agent is killed.
-LOT = 256 * 1024
+LOT = 512 * 1024
 
 
 async def pull_chunks(

@@ -6,6 +6,7 @@ server can lead inside. This holds for every request, and so for every redirect.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 import ssl
@@ -68,7 +69,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             raise PrivateAddressError(
                 f"{host} leads to an address inside this network; list it under [[images.registries]] to allow it"
             )
-        pool = self._pool(request.url.scheme, host, port, settings)
+        pool = await self._pool(request.url.scheme, host, port, settings)
         request.extensions = {**request.extensions, "sni_hostname": host}
         for address in addresses[:-1]:
             try:
@@ -77,18 +78,29 @@ class GuardedTransport(httpx.AsyncBaseTransport):
                 continue
         return await pool.handle_async_request(_to(request, addresses[-1]))
 
-    def _pool(self, scheme: str, host: str, port: int, settings: RegistrySettings | None) -> httpx.AsyncHTTPTransport:
+    async def _pool(
+        self, scheme: str, host: str, port: int, settings: RegistrySettings | None
+    ) -> httpx.AsyncHTTPTransport:
         key = (scheme, host, port)
         if key not in self._pools:
-            context = ssl.create_default_context(cafile=(settings.ca_file or None) if settings else None)
+            verify: ssl.SSLContext | bool = False  # nothing to verify without TLS
+            if scheme == "https":
+                verify = await trio.to_thread.run_sync(_context, settings.ca_file if settings else "")
             limits = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30)
-            self._pools[key] = httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)
+            pool = httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
+            self._pools.setdefault(key, pool)
         return self._pools[key]
 
     async def aclose(self) -> None:
         for pool in self._pools.values():
             await pool.aclose()
         self._pools.clear()
+
+
+@functools.lru_cache(maxsize=16)
+def _context(ca_file: str) -> ssl.SSLContext:
+    """Blocking: reading the system's authorities takes a tenth of a second."""
+    return ssl.create_default_context(cafile=ca_file or None)
 
 
 def _to(request: httpx.Request, address: str) -> httpx.Request:
