@@ -7,6 +7,7 @@ from functools import partial
 
 import msgspec
 import structlog
+import trio
 
 from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
 from ..protocols.vm import Forward, ForwardSpec
@@ -132,9 +133,13 @@ class Forwards:
         self._inventory.vnc_ports.pop(id, None)
 
     def _dial(self, record: Record, spec: ForwardSpec) -> Dial:
+        return partial(self.dial, record, spec.guest_port)
+
+    async def dial(self, record: Record, port: int) -> trio.SocketStream:
+        """A connection to the guest's port. Raises: WrongState, Unsupported, OSError when nothing answers."""
         if not isinstance(self._hypervisor, Dialling):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
-        return partial(self._hypervisor.dial_guest, record.domain.id, spec.guest_port)
+        return await self._hypervisor.dial_guest(record.domain.id, port)
 
 
 def _key(id: str, spec: ForwardSpec) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from .p2p.libp2p import open_finders, open_libp2p_host
 from .p2p.libp2p.settings import HostSettings
 from .p2p.membership import Override
 from .p2p.mesh import Mesh, open_mesh
+from .p2p.parts import Serve
 from .p2p.shelf import StateShelf
 from .p2p.signing import Signer
 from .state import State
@@ -41,6 +42,7 @@ async def open_node_mesh(
     dispatcher: Dispatcher,
     state: State,
     events: EventLog,
+    served: Mapping[str, Serve],
     other_network: HostFactory | None = None,
 ) -> AsyncIterator[Mesh]:
     """The mesh, switched on if `p2p.enabled` says so and its addresses are free.
@@ -79,6 +81,7 @@ async def open_node_mesh(
         overrides={peer: _override(said) for peer, said in config.peers.items()},
         bootstrap=config.p2p.bootstrap,
         silence=config.p2p.dead_peer_timeout,
+        served=served,
         start=False,
     ) as mesh:
         if config.p2p.enabled:

@@ -20,6 +20,7 @@ from ..protocols.image import Image
 from ..protocols.node import Capacity, Health
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import Dispatcher, Method
+from ..protocols.tunnel import PROTOCOL as TUNNEL
 from ..protocols.vm import Vm
 from .admission import Ledger, look_at_host
 from .captures import Captures
@@ -36,11 +37,15 @@ from .node_services import LocalNode, LocalOperations, LocalTokens
 from .operations import Operations, open_operations
 from .p2p.mesh import Mesh
 from .p2p.shelf import SCHEMA as MESH_SCHEMA
+from .p2p.shelf import StateShelf
 from .recipes import VmRecipes
 from .relays import open_relays
 from .state import State, open_state
 from .supply import Supply
 from .tokens import TokenStore, open_tokens
+from .tunnel import TunnelServer
+from .tunnels import METHODS as FORWARDING
+from .tunnels import RemoteForwards, Tunnels
 from .vms import LocalVms, VmRoom
 from .watch import Watch, start_after_boot
 
@@ -62,10 +67,11 @@ class Node:
         vms: VmRoom,
         images: ImageRoom,
         mesh: Mesh,
+        tunnels: Tunnels,
     ) -> None:
         self.config, self.home, self.identity = config, home, identity
         self.events, self.operations, self.tokens = events, operations, tokens
-        self.ground, self.vms, self.images, self.mesh = ground, vms, images, mesh
+        self.ground, self.vms, self.images, self.mesh, self.tunnels = ground, vms, images, mesh, tunnels
         self.name = node_name(config)
         self.peer_id = identity.peer_id
         self.version = __version__
@@ -79,7 +85,17 @@ class Node:
         """
         if self.is_here(peer):
             return await self.dispatcher.call(caller, method, arguments)
+        if method.name in FORWARDING:
+            return await self._forward(caller, method, arguments, str(peer))
         return await self.mesh.call(str(peer), method, arguments, caller)
+
+    async def _forward(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str) -> Any:
+        """Forwards to a peer's VM are ports of this node, and tunnels from there."""
+        peer_id = self.tunnels.peer_of(peer)
+        if self.is_here(peer_id):
+            return await self.dispatcher.call(caller, method, arguments)
+        caller.require(method.role, method.name)
+        return await getattr(RemoteForwards(self.tunnels, caller, peer_id), method.name)(**arguments)
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
@@ -189,16 +205,20 @@ async def _open_joined(
         images.add_recipes()
         tokens = await open_tokens(state, home.ensure_admin_token())
         watch = Watch(vms, events, home.path)
+        tunnels = Tunnels(relays, StateShelf(state), operations)
+        tunnels.add_recipes()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.run)
             await operations.recover()
             nursery.start_soon(start_after_boot, vms, state)
             nursery.start_soon(_flush_tokens, tokens)
             factories = _services(vms, images, operations, tokens, lambda: node)
+            served = {TUNNEL: TunnelServer(vms).serve}
             async with open_node_mesh(
-                config, identity, name, __version__, Dispatcher(factories), state, events, other_network
+                config, identity, name, __version__, Dispatcher(factories), state, events, served, other_network
             ) as mesh:
-                node = Node(config, home, identity, events, operations, tokens, ground, vms, images, mesh)
+                await tunnels.join(mesh)
+                node = Node(config, home, identity, events, operations, tokens, ground, vms, images, mesh, tunnels)
                 yield node
                 with trio.CancelScope(shield=True):
                     await operations.close()

@@ -20,8 +20,9 @@ log = structlog.get_logger(__name__)
 MAX_CONNECTIONS = 256
 CHUNK = 65536
 LINGER = 3600.0
+DIAL_WITHIN = 20.0
 
-Dial = Callable[[], Awaitable[trio.SocketStream]]
+Dial = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
 Admits = Callable[[trio.SocketStream], Awaitable[bool]]
 
 
@@ -74,7 +75,7 @@ class Relays:
                 if room.available_tokens < 1 or (admits is not None and not await admits(near)):
                     return
                 async with room:
-                    await _carry(near, dial)
+                    await _connect(near, dial)
 
         with relay.scope:
             await trio.serve_listeners(handle, listeners)
@@ -91,32 +92,41 @@ async def listen(bind: str, port: int) -> list[trio.SocketListener]:
         raise PortTaken(f"port {port} on {bind} {why}; choose another host_port", port=port, bind=bind) from None
 
 
-async def _carry(near: trio.SocketStream, dial: Dial) -> None:
+async def _connect(near: trio.SocketStream, dial: Dial) -> None:
     """Nothing that either end does leaves this function: a relay outlives its connections."""
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(DIAL_WITHIN):
             far = await dial()
     except (OSError, TwinshareError, trio.TooSlowError) as error:
         log.debug("a relay's far end does not answer", error=str(error))
         return
-    async with far, trio.open_nursery() as nursery:
-        nursery.start_soon(_pump, near, far)
-        nursery.start_soon(_pump, far, near)
+    async with far:
+        await carry(near, far)
 
 
-async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
-    """Carry one direction to its end; an end that says nothing for an hour is taken for dead."""
+async def carry(near: trio.abc.HalfCloseableStream, far: trio.abc.HalfCloseableStream) -> None:
+    """Carry bytes both ways until both ends have ended, either breaks, or nothing has moved for `LINGER` seconds.
+
+    Bytes in either direction count: a long download hears nothing from its client. The streams are left to be closed
+    by the caller, who may find them broken.
+    """
+    with trio.CancelScope(deadline=trio.current_time() + LINGER) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pump, near, far, scope)
+            nursery.start_soon(_pump, far, near, scope)
+
+
+async def _pump(
+    source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream, scope: trio.CancelScope
+) -> None:
+    """Carry one direction to its end, which the other side is told; what breaks ends both."""
     try:
-        while True:
-            with trio.fail_after(LINGER):
-                data = await source.receive_some(CHUNK)
-                if not data:
-                    await sink.send_eof()
-                    return
-                await sink.send_all(data)
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-        await trio.aclose_forcefully(sink)
-        await trio.aclose_forcefully(source)
+        while data := await source.receive_some(CHUNK):
+            await sink.send_all(data)
+            scope.deadline = trio.current_time() + LINGER
+        await sink.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        scope.cancel()
 
 
 @asynccontextmanager

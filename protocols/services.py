@@ -120,12 +120,15 @@ class VmService(Protocol):
 
     @rest("GET", "/vm/<vm>/port-forward", Role.VIEWER)
     async def list_forwards(self, vm: VmRef) -> list[Forward]:
-        """List the ports forwarded to a VM."""
+        """List the ports forwarded to a VM: of its node, or through a peer those of the node that is asked."""
         ...
 
     @rest("POST", "/vm/<vm>/port-forward", Role.OPERATOR)
     async def add_forward(self, vm: VmRef, forward: ForwardSpec) -> Forward:
-        """Forward a port of the node to the guest, now and whenever it runs. Raises: PortTaken."""
+        """Forward a port of the node to the guest, now and whenever it runs; through a peer a port of the node asked.
+
+        Raises: PortTaken.
+        """
         ...
 
     @rest("DELETE", "/vm/<vm>/port-forward/<host_port>", Role.OPERATOR)

@@ -26,7 +26,7 @@ from .fleet import FleetInventory
 from .host import PeerId
 from .local_peers import LocalPeers
 from .membership import Override, open_membership
-from .parts import OpenHost, Parts, Publish
+from .parts import OpenHost, Parts, Publish, Serve
 from .rpc import EventSource
 from .running import Running, open_running, stopped
 from .shelf import Shelf
@@ -204,12 +204,14 @@ async def open_mesh(
     overrides: Mapping[PeerId, Override] | None = None,
     bootstrap: Sequence[str] = (),
     silence: float = 15.0,
+    served: Mapping[str, Serve] | None = None,
     rng: random.Random | None = None,
     start: bool = True,
 ) -> AsyncIterator[Mesh]:
     """The mesh of the node whose key `signer` has. `silence`: seconds after which a silent peer is gone.
 
-    `dispatcher` has the operations that peers may call; `now` is the time of day in seconds of the epoch.
+    `dispatcher` has the operations that peers may call, `served` further protocols for members; `now` is the time of
+    day in seconds of the epoch.
     Raises: what the host raises when it cannot listen.
     """
     parts = Parts(
@@ -222,6 +224,7 @@ async def open_mesh(
         publish=publish,
         now=now,
         silence=silence,
+        served=served or {},
         rng=rng or random.Random(),  # noqa: S311 - it spreads retries in time
         membership=await open_membership(shelf, signer, name, overrides or {}, now),
         directory=await open_directory(shelf, bootstrap, now),

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ...protocols.access import Role
+from ...protocols.access import Caller, Role
 from ...protocols.errors import Forbidden
 from ...protocols.table import Dispatcher
 from .directory import Directory
 from .finders import OpenFinders
-from .host import Admission, Direction, Gate, Host, PeerId
+from .host import Admission, Direction, Gate, Host, PeerId, Stream
 from .membership import Membership
 from .rpc import EventSource
 from .tickets import TicketBook
 
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
 Publish: TypeAlias = Callable[[str, Mapping[str, Any]], object]
+Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
+"""What is served to members alone: it gets the peer as a caller, with the role and limits of its certificate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """`agent` is our program and its version; `silence` how many seconds a peer may say nothing; `now` the epoch's."""
+    """`agent` is our program and its version; `silence` how many seconds a peer may say nothing; `now` the epoch's.
+
+    `served` are further protocols, each by its ID.
+    """
 
     open_host: OpenHost
     open_finders: OpenFinders
@@ -39,6 +44,7 @@ class Parts:
     membership: Membership
     directory: Directory
     tickets: TicketBook
+    served: Mapping[str, Serve] = field(default_factory=dict)
     courted: set[PeerId] = field(default_factory=set)
 
     def gate(self, peer: PeerId, direction: Direction) -> Admission:

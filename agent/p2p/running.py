@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
@@ -18,11 +19,11 @@ from .calls import PeerCalls
 from .finders import Finder
 from .fleet import FleetInventory
 from .gossip import Gossip
-from .host import Admission, Direction, Host, Path, PeerId
+from .host import Admission, Direction, Host, Path, PeerId, Stream
 from .joining import Door
 from .line import Line
 from .links import Links
-from .parts import Parts, no_member
+from .parts import Parts, Serve, no_member
 from .rpc import PeerServer
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,8 @@ class Running:
             parts.dispatcher.extended({MeshService: self.gossip.bind}), self, parts.events, parts.line_silence
         )
         host.serve(line.PROTOCOL, self._server.serve)
+        for protocol, serve in parts.served.items():
+            host.serve(protocol, partial(self._to_member, serve))
         host.serve(joining.PROTOCOL, Door(parts, self.gossip, self.members_changed).serve, guests=True)
 
     @property
@@ -78,6 +81,13 @@ class Running:
         role = certificate.role.at_most(request.role)
         key, detach = request.key, request.detach
         return Caller(principal=peer_id, role=role, limits=certificate.limits, idempotency_key=key, detach=detach)
+
+    async def _to_member(self, serve: Serve, stream: Stream) -> None:
+        certificate = self._parts.membership.standing(stream.peer_id)
+        if certificate is None:
+            stream.reset()
+            return
+        await serve(Caller(principal=stream.peer_id, role=certificate.role, limits=certificate.limits), stream)
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:
         self._nursery.start_soon(self._heard, peer_id, hello)

@@ -26,10 +26,11 @@ COLUMNS: list[Column] = [
 @peer_option
 @json_option
 def forward(name: str, ports: ForwardSpec, udp: bool, bind: str, peer: str | None, as_json: bool) -> None:
-    """Forward a port of the node to a VM, now and whenever it runs.
+    """Forward a port of the node to a VM, now and whenever it runs; with --on, of this node to a peer's VM.
 
     \b
     twinshare vm forward web 8080:80      then: curl http://127.0.0.1:8080
+    twinshare vm forward web 8080:80 --on alice
     twinshare vm forward web 22           the node chooses a port and tells it
     """
     wanted = msgspec.structs.replace(ports, protocol="udp" if udp else "tcp", bind=bind)

@@ -1,0 +1,120 @@
+"""Tunnels: a stream to a peer for each connection, at whose far end a guest's port is dialled.
+
+The near end asks, the far end decides as the owner of the VM: the peer's certificate and the role of whoever asks, the
+lower of both. After one frame each way the bytes are the guest's; half-closes and back-pressure are the stream's own.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+import structlog
+import trio
+
+from ..protocols.access import Caller, Role
+from ..protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError, Unavailable
+from ..protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
+from .p2p.host import PeerId, Stream
+from .p2p.mesh import Mesh
+from .relays import carry
+from .vms import VmRoom
+
+log = structlog.get_logger(__name__)
+
+MAX_TUNNELS = 256
+"""Connections that a peer may have at once."""
+OPENING = 15.0
+"""Seconds for both frames, and for the guest to be dialled."""
+
+Frame = TypeVar("Frame", bound=msgspec.Struct)
+
+
+async def open_tunnel(mesh: Mesh, peer: PeerId, request: TunnelRequest) -> tuple[TunnelAnswer, Stream]:
+    """A stream on which the guest's bytes follow. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
+    running = mesh.require_running()
+    with trio.move_on_after(OPENING):
+        await running.links.line_to(peer)
+        stream = await running.host.open_stream(peer, PROTOCOL)
+        try:
+            await stream.send_all(encode(request))
+            answer = await _receive(stream, TunnelAnswer)
+            if answer.error is not None:
+                raise TwinshareError.from_wire(answer.error)
+        except BaseException as error:
+            stream.reset()
+            if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+                raise PeerUnreachable("the connection with the peer was lost", peer=peer) from None
+            raise
+        return answer, stream
+    raise PeerUnreachable(f"the peer did not open a tunnel within {OPENING:g} s", peer=peer)
+
+
+class TunnelServer:
+    """The owner's end."""
+
+    def __init__(self, vms: VmRoom) -> None:
+        self._vms = vms
+        self._open: dict[PeerId, int] = {}
+
+    async def serve(self, caller: Caller, stream: Stream) -> None:
+        """One tunnel, from its first frame to its end; `caller` is the peer."""
+        peer = caller.principal
+        self._open[peer] = self._open.get(peer, 0) + 1
+        try:
+            far = await self._begin(caller, stream)
+            if far is not None:
+                async with far:
+                    await carry(stream, far)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved) as error:
+            log.debug("a tunnel ended before it began", peer=peer, why=str(error))
+            stream.reset()
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
+
+    async def _begin(self, caller: Caller, stream: Stream) -> trio.SocketStream | None:
+        """The guest's port, if there is to be one; the answer is sent."""
+        far: trio.SocketStream | None = None
+        with trio.move_on_after(OPENING):
+            request = await _receive(stream, TunnelRequest)
+            try:
+                answer, far = await self._reach(caller, request)
+            except TwinshareError as error:
+                answer = TunnelAnswer(error=error.to_wire())
+            except OSError:
+                closed = Unavailable(f"nothing in the guest answers on port {request.port}")
+                answer = TunnelAnswer(error=closed.to_wire())
+            await stream.send_all(encode(answer))
+            return far
+        if far is not None:
+            await trio.aclose_forcefully(far)
+        stream.reset()
+        return None
+
+    async def _reach(self, caller: Caller, request: TunnelRequest) -> tuple[TunnelAnswer, trio.SocketStream | None]:
+        caller = msgspec.structs.replace(caller, role=caller.role.at_most(request.role))
+        caller.require(Role.OPERATOR, "add_forward")
+        record = self._vms.owned(caller, request.vm)
+        answer = TunnelAnswer(vm_id=record.domain.id, vm_name=record.domain.name)
+        if self._open[caller.principal] > MAX_TUNNELS:
+            raise Overloaded(f"{MAX_TUNNELS} connections through tunnels at once are allowed", retry_after=5)
+        if request.probe:
+            return answer, None
+        return answer, await self._vms.forwards.dial(record, request.port)
+
+
+async def _receive(stream: Stream, kind: type[Frame]) -> Frame:
+    """The frame and not a byte more. Raises: PeerMisbehaved, trio.BrokenResourceError."""
+    return decode(await _exactly(stream, length_of(await _exactly(stream, HEAD.size))), kind)
+
+
+async def _exactly(stream: Stream, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = await stream.receive_some(count - len(data))
+        if not part:
+            raise PeerMisbehaved("the peer closed a tunnel in the middle of its head")
+        data += part
+    return data

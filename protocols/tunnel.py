@@ -1,0 +1,66 @@
+"""What is said at the head of a tunnel, before its bytes are the guest's: one frame each way. Bytes in, bytes out.
+
+A frame is a length of two bytes, big-endian, and that much msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from .access import Role
+from .errors import ErrorBody, PeerMisbehaved
+from .services import Port
+from .vm import VmRef
+
+PROTOCOL = "/twinshare/tunnel/1.0.0"
+HEAD = struct.Struct(">H")
+MAX_FRAME = 4096
+
+Frame = TypeVar("Frame", bound=msgspec.Struct)
+
+
+class TunnelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which port of which guest. A `probe` asks whether a tunnel would be allowed, and carries nothing.
+
+    `role` is what the one who asks has on their own node: the owner allows no more than that.
+    """
+
+    vm: VmRef
+    port: Port
+    role: Role
+    probe: bool = False
+
+
+class TunnelAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`error` says why there is no tunnel; else the bytes that follow are the guest's."""
+
+    vm_id: str = ""
+    vm_name: str = ""
+    error: ErrorBody | None = None
+
+
+def encode(frame: msgspec.Struct) -> bytes:
+    """A frame with its length. Raises: ValueError for one that is too large."""
+    body = msgspec.msgpack.encode(frame)
+    if len(body) > MAX_FRAME:
+        raise ValueError(f"a frame of {len(body)} bytes is too large")
+    return HEAD.pack(len(body)) + body
+
+
+def length_of(head: bytes) -> int:
+    """How long the frame is that a head announces. Raises: PeerMisbehaved."""
+    (length,) = HEAD.unpack(head)
+    if length > MAX_FRAME:
+        raise PeerMisbehaved(f"the peer announces a frame of {length} bytes at the head of a tunnel")
+    return int(length)
+
+
+def decode(body: bytes, kind: type[Frame]) -> Frame:
+    """Raises: PeerMisbehaved."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PeerMisbehaved(f"the peer's words at the head of a tunnel are not understood: {error}") from None
