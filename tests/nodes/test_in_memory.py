@@ -15,6 +15,7 @@ import trio.testing
 
 from tests.agent.nodes import config, spec
 from twinshare.agent.config import P2pConfig
+from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
@@ -184,6 +185,9 @@ async def test_a_members_limits_hold_on_every_node(tmp_path: Path) -> None:
 async def test_a_mutation_whose_answer_is_lost_is_done_once(tmp_path: Path, end: str) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (network, (a, b)):
         errors: list[TwinshareError] = []
+        hypervisor = b.vms.hypervisor
+        assert isinstance(hypervisor, FakeHypervisor)
+        hypervisor.behaviour.delay = 0.5  # the answer must not be there before the line is cut
 
         async def create() -> None:
             try:
@@ -199,6 +203,7 @@ async def test_a_mutation_whose_answer_is_lost_is_done_once(tmp_path: Path, end:
         assert isinstance(error, PeerUnreachable)
         assert error.details["idempotency_key"] == "k"
         network.heal()
+        hypervisor.behaviour.delay = 0.0
 
         async def repeated() -> bool:
             try:
