@@ -146,6 +146,7 @@ async def test_every_operation_asks_for_its_role(role: Role, tmp_path: Path) -> 
             "create_token": {"name": "y"},
             "send_message": message,
             "join_fleet": {"ticket": "t"},
+            "capture_image": {"vm": "vm", "name": "x"},
             "pull_image": {"image": "nowhere-known"},
             "push_image": {"image": "nowhere-known", "target": "nowhere"},
         }

@@ -1,5 +1,6 @@
 """A node whose disk is full: creations are refused or undone whole, and it goes on as soon as there is room."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -30,10 +31,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(place: Path, leave: int) -> Path:
     """A file that takes all room but `leave` bytes."""
     filler = place / "filler"
-    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free - leave)
-    return filler
+        while True:
+            room = os.statvfs(place)
+            try:
+                os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - leave)
+                return filler
+            except OSError as error:  # the node has written something since we looked
+                if error.errno != errno.ENOSPC:
+                    raise
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 65536, 200_000, 400_000])

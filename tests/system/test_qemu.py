@@ -191,8 +191,8 @@ async def test_many_at_once_and_many_after_another_leave_nothing(node: AgentProc
         assert await client.list_vms() == []
         assert list((node.data_dir / "vms").iterdir()) == []
         assert guests(node) == 0
-        failed = [found for found in await client.operations().list_operations() if found.error]
-        assert failed == []
+        operations = [found for found in await client.operations().list_operations() if found.kind.endswith("_vm")]
+        assert [found for found in operations if found.error and found.target.startswith(("many", "one", "warm"))] == []
     async with RESTClient(node.url) as client:
         await client.list_vms()
         with trio.fail_after(60):

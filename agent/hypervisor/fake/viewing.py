@@ -27,7 +27,20 @@ async def serve_disk(disk: Path) -> AsyncIterator[DiskView]:
     """
     with tempfile.TemporaryDirectory() as folder:
         socket = Path(folder) / "view.sock"
-        argv = ["qemu-nbd", "--read-only", "--persistent", "-k", str(socket), "-f", "qcow2", "-x", EXPORT, str(disk)]
+        argv = [
+            "qemu-nbd",
+            "--read-only",
+            "--persistent",
+            "-e",
+            "8",
+            "-k",
+            str(socket),
+            "-f",
+            "qcow2",
+            "-x",
+            EXPORT,
+            str(disk),
+        ]
         async with open_background() as nursery:
             await _begin(nursery, argv, socket)
             yield DiskView(socket=socket, export=EXPORT)
