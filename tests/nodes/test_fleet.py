@@ -62,7 +62,7 @@ async def test_a_fourth_node_joins_by_ticket_and_works_with_all_at_once(tmp_path
             for number, node in enumerate(nodes, 1):
                 assert (await ask(fourth, "GET", f"/api/remote/node-{number}/vm"))["vms"] == []
                 assert (await ask(node, "GET", "/api/remote/node-4/vm"))["vms"] == []
-            assert taken < 2 * 3, taken  # two seconds by itself; this machine may be busy with other tests
+            assert taken < 2, taken
         finally:
             await fourth.stop()
 

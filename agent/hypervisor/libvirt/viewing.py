@@ -6,6 +6,7 @@ for a thread in a lane.
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ET
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 DISK = "vda"
 _THAWS = 2
+_END_PATIENCE = 5.0
+_LOOK_EVERY = 0.01
 
 
 def begin(domain: libvirt.virDomain, socket: Path, scratch: Path) -> None:
@@ -36,10 +39,17 @@ def begin(domain: libvirt.virDomain, socket: Path, scratch: Path) -> None:
 
 
 def end(domain: libvirt.virDomain) -> None:
-    """No error when there is no view, or the domain is off."""
+    """No error when there is no view, or the domain is off.
+
+    libvirt answers an abort before the job has ended; its files go, and the next view can begin, only after that.
+    """
     with passing_over(libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
         domain.backupGetXMLDesc(0)
         domain.abortJob()
+        ends = time.monotonic() + _END_PATIENCE
+        while time.monotonic() < ends:
+            domain.backupGetXMLDesc(0)
+            time.sleep(_LOOK_EVERY)
 
 
 def _backup(socket: Path, scratch: Path) -> str:
