@@ -12,6 +12,7 @@ from ...protocols.peer import InviteRequest, Message
 from .link import open_link
 from .names import DURATION, PEER_NAME, ROLE
 from .output import Column, json_option, print_fields, print_json, print_table, say
+from .qr import draw_qr
 
 COLUMNS: list[Column] = [
     ("NAME", lambda peer: peer.name),
@@ -66,14 +67,17 @@ def show_peer(name: str, as_json: bool) -> None:
 @click.option("--role", type=ROLE, default="operator", show_default=True)
 @click.option("--expires", type=DURATION, default="10m", show_default=True, help="How long the ticket is good.")
 @click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many nodes may use it.")
+@click.option("--qr", "as_qr", is_flag=True, help="Show the ticket as a QR code, too.")
 @json_option
-def invite(role: Role, expires: int, uses: int, as_json: bool) -> None:
+def invite(role: Role, expires: int, uses: int, as_qr: bool, as_json: bool) -> None:
     """Make a ticket with which another node can join the fleet."""
     with open_link() as link:
         made = link.call("invite_peer", {"invite": InviteRequest(role=role, expires=expires, uses=uses)})
     if as_json:
         return print_json(made)
     say("on the other machine: twinshare peer join TICKET, with this ticket:")
+    if as_qr:
+        click.echo(draw_qr(made.ticket))
     return click.echo(made.ticket)
 
 
