@@ -62,7 +62,7 @@ def daemon_pid(agent: AgentProcess) -> int:
 
 async def until_reachable(client: RESTClient, name: str) -> Vm:
     """The VM, once the node sees it running through a hypervisor that answers."""
-    with trio.fail_after(60):
+    with trio.fail_after(20):
         while True:
             health = await client.node().health()
             if health.status == "ok":

@@ -55,7 +55,7 @@ async def test_a_daemon_that_hangs_is_replaced() -> None:
         plan = await lab.running("survivor")
         before = await lab.hypervisor.get_domain(plan.id)
         os.kill(lab.daemon(), signal.SIGSTOP)
-        with trio.fail_after(60):
+        with trio.fail_after(30):
             await lab.told(ChangeKind.DOWN, None)
             await lab.told(ChangeKind.RESYNC, None)
         assert await lab.hypervisor.list_domains() == [before]
@@ -120,7 +120,7 @@ async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
         before = await lab.hypervisor.list_domains()
         os.kill(lab.daemon(), signal.SIGSTOP)
         async with open_lab(enclosure) as second:
-            with trio.fail_after(60):
+            with trio.fail_after(20):
                 assert await second.hypervisor.list_domains() == before
             await ticks_past(plan, last_tick(plan))
             await lab.told(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one

@@ -136,7 +136,7 @@ async def test_faults_end_in_a_clear_error(fault: str, what: str) -> None:
     async with scripted(handler) as server, open_client(server) as client:
         repository = Repository(server.host, "a")
         asked = client.manifest(repository, "latest") if what == "manifest" else read_all(client.read(repository, BLOB))
-        with pytest.raises(RegistryFailed, match=why), trio.fail_after(60):
+        with pytest.raises(RegistryFailed, match=why), trio.fail_after(20):
             await asked
 
 
@@ -180,7 +180,7 @@ async def test_a_body_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             await trio.sleep(0.01)
 
     async with scripted(handler) as server, open_client(server) as client:
-        with pytest.raises(RegistryFailed, match="stalled"), trio.fail_after(60):
+        with pytest.raises(RegistryFailed, match="stalled"), trio.fail_after(20):
             await read_all(client.read(Repository(server.host, "a"), BLOB))
 
 
