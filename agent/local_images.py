@@ -154,7 +154,7 @@ class LocalImages:
         return pushed
 
     async def _operate(self, kind: str, target: str, request: msgspec.Struct) -> Any:
-        async def admit(run: Run) -> Release:  # noqa: ARG001
+        async def admit(run: Run) -> Release:
             return _nothing
 
         return await self._room.operations.run(self._caller, kind, target, request, admit)

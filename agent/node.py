@@ -234,8 +234,8 @@ def _services(
         VmService: partial(LocalVms, vms),
         ImageService: partial(LocalImages, images),
         OperationService: partial(LocalOperations, operations),
-        NodeService: lambda caller: LocalNode(node()),  # noqa: ARG005
-        TokenService: lambda caller: LocalTokens(tokens),  # noqa: ARG005
+        NodeService: lambda caller: LocalNode(node()),
+        TokenService: lambda caller: LocalTokens(tokens),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -179,19 +179,18 @@ class VmRecipes:
             await self.inventory.refresh(id)
 
     async def pause(self, run: Run) -> Vm:
-        id = run.notes["id"]
-        async with self.working_on(id, run.kind):
-            record = await self.record(id)
-            require_state(run.kind, record.domain.name, record.domain.state)
-            await self.hypervisor.pause(id)
-        return self.inventory.get(id)
+        return await self._turn(run, self.hypervisor.pause)
 
     async def resume(self, run: Run) -> Vm:
+        return await self._turn(run, self.hypervisor.resume)
+
+    async def _turn(self, run: Run, order: Callable[[str], Awaitable[None]]) -> Vm:
+        """What is one order to the hypervisor, allowed or not by the VM's state."""
         id = run.notes["id"]
         async with self.working_on(id, run.kind):
             record = await self.record(id)
             require_state(run.kind, record.domain.name, record.domain.state)
-            await self.hypervisor.resume(id)
+            await order(id)
         return self.inventory.get(id)
 
     async def update(self, run: Run) -> Vm:

@@ -23,7 +23,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """A body that carries an operation's `result` in a documented form."""
 
     @classmethod
-    def of(cls, result: Any, peer_id: str) -> Self:  # noqa: ARG003 - most look the same from everywhere
+    def of(cls, result: Any, peer_id: str) -> Self:
         """The body for `result`, which the peer `peer_id` returned (an empty string: this node itself)."""
         return cls(**{cls.__struct_fields__[0]: result})
 
@@ -113,7 +113,7 @@ class P2pChanged(Body, frozen=True, kw_only=True):
     port: int
 
     @classmethod
-    def of(cls, result: P2pState, peer_id: str) -> Self:  # noqa: ARG003 - only the node itself is started and stopped
+    def of(cls, result: P2pState, peer_id: str) -> Self:
         return cls(**msgspec.structs.asdict(result))
 
     @property

@@ -93,7 +93,7 @@ def in_foreground(options: argparse.Namespace) -> int:
     return 1
 
 
-def stop(options: argparse.Namespace) -> int:  # noqa: ARG001
+def stop(options: argparse.Namespace) -> int:
     home = data_dir()
     pid = running(home)
     if not pid:
@@ -110,7 +110,7 @@ def stop(options: argparse.Namespace) -> int:  # noqa: ARG001
     return 0
 
 
-def status(options: argparse.Namespace) -> int:  # noqa: ARG001
+def status(options: argparse.Namespace) -> int:
     home = data_dir()
     pid = running(home)
     if not pid:

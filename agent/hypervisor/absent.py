@@ -28,32 +28,32 @@ class AbsentHypervisor:
     async def list_domains(self) -> Sequence[Domain]:
         self._refuse()
 
-    async def get_domain(self, id: str) -> Domain:  # noqa: ARG002
+    async def get_domain(self, id: str) -> Domain:
         self._refuse()
 
-    async def define(self, plan: DomainPlan) -> None:  # noqa: ARG002
+    async def define(self, plan: DomainPlan) -> None:
         self._refuse()
 
-    async def undefine(self, id: str) -> None:  # noqa: ARG002
+    async def undefine(self, id: str) -> None:
         self._refuse()
 
-    async def start(self, id: str) -> None:  # noqa: ARG002
+    async def start(self, id: str) -> None:
         self._refuse()
 
-    async def shutdown(self, id: str) -> None:  # noqa: ARG002
+    async def shutdown(self, id: str) -> None:
         self._refuse()
 
-    async def destroy(self, id: str) -> None:  # noqa: ARG002
+    async def destroy(self, id: str) -> None:
         self._refuse()
 
-    async def pause(self, id: str) -> None:  # noqa: ARG002
+    async def pause(self, id: str) -> None:
         self._refuse()
 
-    async def resume(self, id: str) -> None:  # noqa: ARG002
+    async def resume(self, id: str) -> None:
         self._refuse()
 
-    async def set_metadata(self, id: str, metadata: str) -> None:  # noqa: ARG002
+    async def set_metadata(self, id: str, metadata: str) -> None:
         self._refuse()
 
-    async def set_autostart(self, id: str, *, enabled: bool) -> None:  # noqa: ARG002
+    async def set_autostart(self, id: str, *, enabled: bool) -> None:
         self._refuse()

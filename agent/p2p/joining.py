@@ -50,7 +50,7 @@ class Door:
     def hello(self) -> Hello:
         return Hello(agent=self._parts.agent)
 
-    def caller(self, peer_id: PeerId, request: Request) -> Caller:  # noqa: ARG002 - all strangers are equal
+    def caller(self, peer_id: PeerId, request: Request) -> Caller:
         return Caller(principal=peer_id, role=Role.VIEWER)
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:

@@ -45,10 +45,10 @@ class Unreachable(Failure):
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports the one that is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(PLACES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in PLACES:
             return None
         module, _, name = PLACES[cmd_name].partition(":")

@@ -67,7 +67,7 @@ class _Stop:
     def install(self) -> None:
         token = trio.lowlevel.current_trio_token()
 
-        def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        def on_signal(number: int, frame: FrameType | None) -> None:
             token.run_sync_soon(self._begin)
 
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -25,7 +25,7 @@ class Named(click.ParamType[str]):
         self._listing = listing
         self._with_peer = with_peer
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from .link import open_link
 
         peer = ctx.params.get("peer") if self._with_peer else None

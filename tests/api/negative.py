@@ -201,6 +201,10 @@ def states() -> Iterator[Case]:
     yield Case("statistics of a stopped VM", "GET", "/api/vm/one/stats", 409, "wrong_state")
     yield Case("a picture of a stopped VM", "GET", "/api/vm/one/screenshot", 409, "wrong_state")
     yield Case("remove an image in use", "DELETE", "/api/image/disk", 409, "image_in_use")
+
+
+def bodies_at_odds() -> Iterator[Case]:
+    """Bodies that the thing they are sent to cannot take."""
     yield Case(
         "a forward to no port",
         "POST",
@@ -245,6 +249,10 @@ def states() -> Iterator[Case]:
         body=b'{"name":"a","expires_in":0}',
         headers=JSON,
     )
+
+
+def peers() -> Iterator[Case]:
+    """What is asked of peers that are not there, and of those that may not be asked."""
     yield Case("an unknown peer", "GET", "/api/p2p/peers/x", 404, "peer_not_found")
     yield Case("an unknown peer, pinged", "POST", "/api/p2p/peers/x/ping", 503, "p2p_stopped")
     yield _post("a message to nobody", "/api/p2p/message", b"{}")

@@ -106,7 +106,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         return [VM] if method.name == "list_vms" else VM
 
     monkeypatch.setattr(Node, "call", call)
-    monkeypatch.setattr(Node, "peer_id_of", lambda self, peer: peer)  # noqa: ARG005
+    monkeypatch.setattr(Node, "peer_id_of", lambda self, peer: peer)
     return away
 
 

@@ -21,9 +21,11 @@ from twinshare.protocols.table import all_methods
 
 TABLE = all_methods(SERVICES)
 GROUPS = [
-    group
-    for dialect in (negative, meda_negative)
-    for group in (dialect.bodies, dialect.fields, dialect.places, dialect.states, dialect.headers)
+    *(
+        getattr(negative, name)
+        for name in ("bodies", "fields", "places", "states", "bodies_at_odds", "peers", "headers")
+    ),
+    *(getattr(meda_negative, name) for name in ("bodies", "fields", "places", "states", "headers")),
 ]
 # The state of the node alone excuses a 5xx.
 EXCUSED = {"p2p_stopped", "insufficient_resources", "MEM_EXHAUSTED"}

@@ -196,7 +196,7 @@ class FakeHypervisor(World):
         return near
 
     @asynccontextmanager
-    async def view_disk(self, id: str, directory: Path) -> AsyncIterator[DiskView]:  # noqa: ARG002
+    async def view_disk(self, id: str, directory: Path) -> AsyncIterator[DiskView]:
         await self._call()
         record = await self._running(id)
         async with serve_disk(record.plan.disk) as view:

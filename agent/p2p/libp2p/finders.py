@@ -33,7 +33,7 @@ class TableFinder:
         self._signer = signer
         self._number = number
 
-    async def run(self, tell: Tell) -> None:  # noqa: ARG002 - the table answers, it does not tell of itself
+    async def run(self, tell: Tell) -> None:
         told: list[str] = []
         size = 0
         again = 0.0

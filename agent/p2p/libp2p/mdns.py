@@ -46,7 +46,7 @@ class Mdns:
         self._name = secrets.token_hex(8)
         self._thread = trio.CapacityLimiter(1)
 
-    async def seek(self, peer_id: PeerId) -> Sequence[str]:  # noqa: ARG002 - whoever is near tells without being asked
+    async def seek(self, peer_id: PeerId) -> Sequence[str]:
         return []
 
     async def run(self, tell: Tell) -> None:

@@ -43,7 +43,7 @@ class MedaImages:
         return Done(message=f"Successfully created image: {tagged(request.name, request.tag)}")
 
     @rest("POST", "/images/prune", Role.OPERATOR)
-    async def prune_images(self, all: bool = False, force: bool = False) -> Done:  # noqa: ARG002 - nobody is asked here
+    async def prune_images(self, all: bool = False, force: bool = False) -> Done:
         """Remove images that no VM stands on: those without a name, or with `all` every one of them."""
         gone: Pruned = await self._node.call(self._caller, TABLE["prune_images"], {"all": all})
         freed = short_size(gone.freed)
