@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from ....protocols.errors import RegistryFailed
+from ..parallel import Turns
 from ..settings import RegistrySettings
 from .auth import Challenge, Credentials, find_credentials, parse_challenge
 from .bodies import MAX_ANSWER, PassingError, gathered
@@ -30,15 +31,24 @@ class Logins:
         self._settings = settings
         self._insecure = insecure
         self._headers: dict[tuple[str, str], str] = {}
+        self._turns = Turns()
 
     def known(self, host: str, scope: str) -> str | None:
         """The header that worked last."""
         return self._headers.get((host, scope))
 
-    async def answer(self, url: httpx.URL, scope: str, challenge: str) -> None:
-        """Find a header for what the registry at `url` asks. Raises: RegistryFailed when there is none."""
+    async def answer(self, url: httpx.URL, scope: str, challenge: str, refused: str | None) -> None:
+        """Find a header for what the registry at `url` asks, another than the one it `refused`.
+
+        Of many requests that are refused at once, one logs in. Raises: RegistryFailed when there is no header.
+        """
         host = url.netloc.decode()
-        self._headers.pop((host, scope), None)
+        async with self._turns.take(f"{host} {scope}"):
+            if self._headers.get((host, scope), refused) == refused:
+                self._headers.pop((host, scope), None)
+                await self._log_in(url, host, scope, challenge)
+
+    async def _log_in(self, url: httpx.URL, host: str, scope: str, challenge: str) -> None:
         asked = parse_challenge(challenge)
         credentials = await trio.to_thread.run_sync(find_credentials, host, self._settings)
         if asked.scheme == "basic":
@@ -52,7 +62,7 @@ class Logins:
 
     async def _token(self, url: httpx.URL, asked: Challenge, scope: str, credentials: Credentials | None) -> str:
         realm = self._realm(url, asked)
-        parameters = {"scope": asked.parameters.get("scope", scope)}
+        parameters = {"scope": _wider(asked.parameters.get("scope", scope), scope)}
         if service := asked.parameters.get("service"):
             parameters["service"] = service
         headers = {"authorization": credentials.basic} if credentials else {}
@@ -84,3 +94,9 @@ class Logins:
         if realm.scheme != "https" and not (realm.scheme == "http" and plain):
             raise RegistryFailed(f"{url.host} sends the login to a place without encryption")
         return realm
+
+
+def _wider(asked: str, own: str) -> str:
+    """A look before a write is asked to log in for reading alone: one token for both is asked for at once."""
+    (resource, _, some), (ours, _, more) = asked.rpartition(":"), own.rpartition(":")
+    return own if resource == ours and set(some.split(",")) <= set(more.split(",")) else asked

@@ -150,7 +150,7 @@ class Web:
             if response.status_code == 401 and home and request.scope is not None and not logged_in:
                 challenge = response.headers.get("www-authenticate", "")
                 await response.aclose()
-                await self._logins.answer(url, request.scope, challenge)
+                await self._logins.answer(url, request.scope, challenge, headers.get("authorization"))
                 logged_in = True
             elif response.is_redirect and request.method in {"GET", "HEAD"}:
                 await response.aclose()

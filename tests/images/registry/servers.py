@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import trio
+
+from tests.images.registry.certificates import write_pair
 
 REGISTRY = "docker-registry"
 USER, PASSWORD = "alice", "wonderland"
@@ -39,18 +40,6 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key."""
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return certificate, key
-
-
 @asynccontextmanager
 async def docker_registry(
     folder: Path, *, tls: bool = False, htpasswd: bool = False, auth: str = ""
@@ -72,7 +61,7 @@ _HTPASSWD = "htpasswd: {{realm: test, path: {}/htpasswd}}"
 
 def _configure(folder: Path, port: int, *, tls: bool, auth: str) -> Settings:
     folder.mkdir(exist_ok=True)
-    certificate, key = self_signed(folder) if tls else (None, None)
+    certificate, key = write_pair(folder) if tls else (None, None)
     served = f", tls: {{certificate: {certificate}, key: {key}}}" if tls else ""
     config = [
         "version: 0.1",
