@@ -7,14 +7,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from libp2p.relay.circuit_v2.pb.circuit_pb2 import MALFORMED_MESSAGE, NO_RESERVATION, HopMessage, StopMessage
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import MALFORMED_MESSAGE, NO_RESERVATION, OK, HopMessage, StopMessage
 
-from twinshare.agent.p2p.contract import ECHO, Guests
+from twinshare.agent.p2p.contract import ECHO, Guests, everybody
 from twinshare.agent.p2p.host import Admission, Direction, Path, Stream
+from twinshare.agent.p2p.libp2p.handshake import NoiseIdentity, UpgradeFailed
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
-from twinshare.agent.p2p.libp2p.relay.circuit import HOP, STOP, ask
+from twinshare.agent.p2p.libp2p.multiaddr_bytes import peer_id_to_bytes
+from twinshare.agent.p2p.libp2p.relay.circuit import HOP, STOP, StreamPipe, ask
 from twinshare.agent.p2p.libp2p.relay.hop import HopLimits
 from twinshare.agent.p2p.libp2p.settings import HostSettings
+from twinshare.agent.p2p.libp2p.upgrade import Upgrader
 from twinshare.agent.p2p.libp2p.varint import BadMessage, MessageReader
 from twinshare.protocols.errors import PeerUnreachable, Unsupported
 
@@ -116,16 +119,28 @@ async def test_the_relay_serves_members_only() -> None:
 
 
 async def test_a_relay_that_lies_about_the_source_is_found_out() -> None:
-    """It claims that a member calls; the handshake through the circuit proves somebody else."""
+    """It claims that a member calls, and shakes hands as another whom the gate would admit, too."""
     async with open_three() as (relay, inside, outside):
-        stream = await relay.open_stream(inside.peer_id, STOP)
-        claim = StopMessage(type=StopMessage.CONNECT)
-        claim.peer.id = b"\x00\x24\x08\x01\x12\x20" + bytes(32)
-        await ask(stream, claim, StopMessage())
-        stream.reset()
+        liar = NoiseIdentity.from_seed(bytes(32))
+        for claimed, admitted in ((outside.peer_id, False), (liar.peer_id, True)):
+            stream = await relay.open_stream(inside.peer_id, STOP)
+            claim = StopMessage(type=StopMessage.CONNECT)
+            claim.peer.id = peer_id_to_bytes(claimed)
+            answer, held = await ask(stream, claim, StopMessage())
+            assert answer.status == OK
+            upgrader = Upgrader(liar, lambda: everybody, RELAY_ON)
+            pipe = StreamPipe(stream, held, 5.0)
+            try:
+                muxer = (await upgrader.upgrade(pipe, Direction.OUTBOUND, inside.peer_id)).muxer
+            except UpgradeFailed:
+                muxer = None
+            assert (muxer is not None) is admitted, "the truth is what is proved"
+            assert inside.path(outside.peer_id) is None
+            await until(lambda: len(inside.connections) == 1 + admitted)  # noqa: B023 - it ends in this round
+            assert inside.path(liar.peer_id) is (Path.RELAYED if admitted else None)
+            stream.reset()
+            await until(lambda: len(inside.connections) == 1)
         await talks(relay, inside.peer_id)
-        assert len(inside.connections) == 1
-        assert not inside.path(outside.peer_id)
 
 
 @pytest.mark.parametrize(
