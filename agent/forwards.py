@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -9,6 +10,7 @@ import msgspec
 import structlog
 import trio
 
+from ..protocols.access import Caller, Role
 from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
 from ..protocols.vm import Forward, ForwardSpec
 from .hypervisor.port import Dialling, Hypervisor
@@ -140,6 +142,15 @@ class Forwards:
         if not isinstance(self._hypervisor, Dialling):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
         return await self._hypervisor.dial_guest(record.domain.id, port)
+
+
+def check_bind(caller: Caller, spec: ForwardSpec) -> None:
+    """Whoever is an operator from another machine does not open this one to the network. Raises: Forbidden."""
+    if caller.from_peer and caller.role is not Role.ADMIN and not ipaddress.ip_address(spec.bind).is_loopback:
+        raise Forbidden(
+            f"a peer may forward ports of this node's loopback, 127.0.0.1; bind {spec.bind} needs the role admin",
+            role_needed=str(Role.ADMIN),
+        )
 
 
 def _key(id: str, spec: ForwardSpec) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from ..protocols.vm import (
 )
 from .admission import Ledger
 from .config import HypervisorConfig
-from .forwards import Forwards
+from .forwards import Forwards, check_bind
 from .guest import check_cloud_init
 from .hypervisor.port import Hypervisor, Observing
 from .inventory import Inventory
@@ -278,6 +278,8 @@ class LocalVms:
         return list(self._room.forwards.list(self._inventory.find(vm)))
 
     async def add_forward(self, vm: str, forward: ForwardSpec) -> Forward:
+        check_bind(self._caller, forward)
+
         async def admit(run: Run) -> Release:
             record = self._record(vm)
             self._room.forwards.check(record, forward)

@@ -67,6 +67,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     bound what it may own.
     `idempotency_key` makes a repeated mutation the same operation; None lets the operation make its own.
     `detach` asks for the operation instead of its result (`Prefer: respond-async`).
+    `from_peer`: the call came from another node; what it opens on this machine concerns others than the caller.
     """
 
     principal: str
@@ -74,6 +75,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = UNLIMITED
     idempotency_key: str | None = None
     detach: bool = False
+    from_peer: bool = False
 
     def require(self, needed: Role, what: str) -> None:
         """Raises: Forbidden."""

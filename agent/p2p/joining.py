@@ -51,7 +51,7 @@ class Door:
         return Hello(agent=self._parts.agent)
 
     def caller(self, peer_id: PeerId, request: Request) -> Caller:
-        return Caller(principal=peer_id, role=Role.VIEWER)
+        return Caller(principal=peer_id, role=Role.VIEWER, from_peer=True)
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:
         """A stranger's HELLO is of no interest."""

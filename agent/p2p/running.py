@@ -79,15 +79,18 @@ class Running:
         if certificate is None:
             raise no_member(peer_id)
         role = certificate.role.at_most(request.role)
-        key, detach = request.key, request.detach
-        return Caller(principal=peer_id, role=role, limits=certificate.limits, idempotency_key=key, detach=detach)
+        return Caller(
+            principal=peer_id, role=role, limits=certificate.limits, idempotency_key=request.key,
+            detach=request.detach, from_peer=True,
+        )  # fmt: skip
 
     async def _to_member(self, serve: Serve, stream: Stream) -> None:
         certificate = self._parts.membership.standing(stream.peer_id)
         if certificate is None:
             stream.reset()
             return
-        await serve(Caller(principal=stream.peer_id, role=certificate.role, limits=certificate.limits), stream)
+        role, limits = certificate.role, certificate.limits
+        await serve(Caller(principal=stream.peer_id, role=role, limits=limits, from_peer=True), stream)
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:
         self._nursery.start_soon(self._heard, peer_id, hello)

@@ -71,7 +71,6 @@ def import_route(node: Node) -> Route:
     """`POST /api/image/import?name=…`: a disk as the body."""
 
     async def view(request: Request) -> Answer:
-        request.caller.require(Role.OPERATOR, "import_image")
         query = request.fields(ImportQuery)
         kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != _OCTETS.encode():
@@ -90,7 +89,6 @@ def fleet_route(node: Node) -> Route:
     """`GET /api/fleet/vm`: the VMs of every known peer."""
 
     async def view(request: Request) -> Answer:
-        request.caller.require(Role.VIEWER, "list_fleet_vms")
         request.fields(_NoQuery)
         return told(VmList(vms=await node.fleet_vms(request.caller)))
 
@@ -105,8 +103,7 @@ def fleet_route(node: Node) -> Route:
 def metrics_route(node: Node, metrics: Metrics) -> Route:
     """`GET /metrics`, for Prometheus."""
 
-    async def view(request: Request) -> Answer:
-        request.caller.require(Role.VIEWER, "metrics")
+    async def view(_request: Request) -> Answer:
         media_type, text = await exposition(node, metrics)
         return Answer(200, text, media_type.encode())
 

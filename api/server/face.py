@@ -102,6 +102,9 @@ class Face:
         if not route.open:
             request.admitted = self._guard.admit(request, now)
         request.name, request.refuse = route.name, route.refuse
+        if route.told is not None and route.told.role is not None:
+            # Before anything of the request is read: who may not call is not told how.
+            request.caller.require(route.told.role, route.told.operation_id)
         return route
 
     def _options(self, request: Request) -> Answer:

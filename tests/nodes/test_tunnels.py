@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import spec
-from tests.nodes.test_in_memory import call, eventually, join, keyed, open_fleet, open_node_on
+from tests.nodes.test_in_memory import TABLE, call, eventually, join, keyed, open_fleet, open_node_on
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
@@ -125,6 +125,28 @@ async def test_who_may(tmp_path: Path) -> None:
         other = Caller(principal="token:other", role=Role.OPERATOR)
         with pytest.raises(Forbidden, match="belongs to local"):
             await call(near, "remove_forward", "node-0", other, vm="mine", host_port=made.host_port)
+
+
+async def test_an_operator_elsewhere_does_not_open_this_machine_to_the_network(tmp_path: Path) -> None:
+    """`add_forward` called over the line itself, as no face of ours does: a port of the owner's machine."""
+    for role, bind, refused in (
+        (Role.OPERATOR, "0.0.0.0", True),  # noqa: S104 - that is what is refused
+        (Role.OPERATOR, "::", True),
+        (Role.OPERATOR, "127.0.0.2", False),
+        (Role.ADMIN, "0.0.0.0", False),  # noqa: S104
+    ):
+        async with pair(tmp_path / f"{role}{bind.replace(':', '-')}", role) as (near, far, _):
+            await call(near, "create_vm", "node-0", spec=spec("mine", start=True))
+            asked = {"vm": "mine", "forward": ForwardSpec(host_port=0, guest_port=80, bind=bind)}
+            if refused:
+                with pytest.raises(Forbidden, match=r"127\.0\.0\.1; bind .* needs the role admin"):
+                    await near.mesh.call("node-0", TABLE["add_forward"], asked, LOCAL_ADMIN)
+                assert await call(far, "list_forwards", vm="mine") == []
+            else:
+                made = await near.mesh.call("node-0", TABLE["add_forward"], asked, LOCAL_ADMIN)
+                assert await call(far, "list_forwards", vm="mine") == [made]
+            there = await call(far, "add_forward", vm="far", forward=asked["forward"])
+            assert there.bind == bind, "the machine's own users choose"
 
 
 async def test_what_is_refused(tmp_path: Path) -> None:
