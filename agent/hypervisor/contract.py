@@ -245,6 +245,35 @@ async def _a_screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Doma
         assert (await stream.receive_some(12)).startswith(b"RFB 003.")
 
 
+async def _a_console_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, Dialling):
+        return
+    await hypervisor.define(plan)
+    with _refused(WrongState):
+        await hypervisor.dial_console(plan.id)
+    await hypervisor.start(plan.id)
+    for _again in range(2):
+        try:
+            stream = await hypervisor.dial_console(plan.id)
+        except (OSError, Unsupported):
+            return  # a driver without QEMU
+        async with stream:
+            await stream.send_all(b"hello\r")
+            said = await stream.receive_some(1 << 16)
+            assert said
+            for _moment in range(500):  # it is written a moment after it is sent
+                if said in (plan.directory / "tty.log").read_bytes():
+                    break
+                await trio.sleep(0.01)
+            else:
+                raise AssertionError("what the console said is not in its log")
+    async with await hypervisor.dial_console(plan.id) as stream:
+        await hypervisor.destroy(plan.id)
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some(1 << 16):
+                pass
+
+
 async def _a_disk_is_viewed(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     if not isinstance(hypervisor, Viewing):
         return
@@ -282,6 +311,7 @@ _PARTS = (
     _what_can_be_seen,
     _a_guest_is_dialled,
     _a_screen_is_dialled,
+    _a_console_is_dialled,
     _a_disk_is_viewed,
 )
 

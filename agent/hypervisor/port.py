@@ -199,6 +199,15 @@ class Dialling(Protocol):
         """The guest's screen, which speaks RFB (VNC). Raises: Unsupported when it has none, OSError."""
         ...
 
+    async def dial_console(self, id: str) -> trio.SocketStream:
+        """The guest's first serial line, whose output also goes on into `tty.log`; it ends when the domain is off.
+
+        It has one connection at a time: whoever comes second hears nothing until the first is closed. What is not read
+        from it holds up the guest.
+        Raises: Unsupported when it has none, OSError.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskView:

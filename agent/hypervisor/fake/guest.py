@@ -1,10 +1,11 @@
-"""What a fake guest shows to the world: a page on port 80 as the tiny guest has it."""
+"""What a fake guest shows to the world: a page on port 80 as the tiny guest has it, a screen, a serial console."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVarTuple, Unpack
 
 import trio
@@ -17,6 +18,8 @@ class Life:
     """One run of a guest, from its start to its end; what runs in it ends with it."""
 
     def __init__(self) -> None:
+        # The serial line has one connection at a time.
+        self.console = trio.Lock()
         self._ended = False
         self._scopes: set[trio.CancelScope] = set()
 
@@ -58,6 +61,19 @@ async def show_screen(stream: trio.SocketStream) -> None:
     await stream.send_all(b"RFB 003.008\n")
     while await stream.receive_some(4096):
         pass
+
+
+def echo(log: Path) -> GuestServer:
+    """A serial console that says again what is typed, and writes it into its log as QEMU does."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async for typed in stream:
+            said = typed.replace(b"\r", b"\r\n")
+            with suppress(OSError), log.open("ab") as file:
+                file.write(said)
+            await stream.send_all(said)
+
+    return serve
 
 
 async def run_server(serve: GuestServer, stream: trio.SocketStream) -> None:

@@ -16,7 +16,7 @@ from ....protocols.errors import ImageDamaged, Unsupported, VmExists, WrongState
 from ...background import open_background
 from ..picture import png
 from ..port import Addresses, Change, ChangeKind, DiskView, Domain, DomainPlan, DomainState, DomainStats, Features
-from .guest import http_server, run_server, show_screen, stream_pair
+from .guest import GuestServer, Life, echo, http_server, run_server, show_screen, stream_pair
 from .record import Behaviour, Record, load
 from .viewing import serve_disk
 from .world import World
@@ -195,9 +195,23 @@ class FakeHypervisor(World):
         self._nursery.start_soon(self._lives[id].run, run_server, show_screen, far)
         return near
 
+    async def dial_console(self, id: str) -> trio.SocketStream:
+        await self._call()
+        record = await self._running(id)
+        near, far = stream_pair()
+        serve = self._consoles.get(id) or echo(record.plan.directory / "tty.log")
+        life = self._lives[id]
+        self._nursery.start_soon(life.run, _in_turn, life, serve, far)
+        return near
+
     @asynccontextmanager
     async def view_disk(self, id: str, directory: Path) -> AsyncIterator[DiskView]:
         await self._call()
         record = await self._running(id)
         async with serve_disk(record.plan.disk) as view:
             yield view
+
+
+async def _in_turn(life: Life, serve: GuestServer, stream: trio.SocketStream) -> None:
+    async with stream, life.console:
+        await run_server(serve, stream)

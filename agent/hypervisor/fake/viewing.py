@@ -53,9 +53,11 @@ async def _begin(nursery: trio.Nursery, argv: list[str], socket: Path) -> None:
     except OSError:
         raise Unsupported("the twin needs qemu-nbd to show a disk") from None
     for _ in range(int(_READY_WITHIN / _LOOK_EVERY)):
-        with suppress(OSError):
-            await (await trio.open_unix_socket(str(socket))).aclose()
-            return
+        # It listens before it looks at the disk: only its greeting says that it serves it.
+        with suppress(OSError, trio.BrokenResourceError):
+            async with await trio.open_unix_socket(str(socket)) as probe:
+                if await probe.receive_some(8):
+                    return
         if process.poll() is not None:
             break
         await trio.sleep(_LOOK_EVERY)

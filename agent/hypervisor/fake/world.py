@@ -38,6 +38,7 @@ class World:
         self._hung: dict[str, trio.Event] = {}
         self._full: set[str] = set()
         self._servers: dict[tuple[str, int], GuestServer] = {}
+        self._consoles: dict[str, GuestServer] = {}
         for record in records.values():
             if record.active:  # says the file: it was so all the time
                 self._begin(record)
@@ -93,6 +94,10 @@ class World:
     def serve_in_guest(self, id: str, port: int, server: GuestServer) -> None:
         """Let the guest listen; port 80 answers its name unless told otherwise here."""
         self._servers[id, port] = server
+
+    def serve_console(self, id: str, server: GuestServer) -> None:
+        """What is at the guest's serial line; unless told otherwise here it says again what is typed."""
+        self._consoles[id] = server
 
     async def _call(self) -> None:
         await trio.sleep(self.behaviour.delay)

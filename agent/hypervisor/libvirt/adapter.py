@@ -130,6 +130,9 @@ class LibvirtHypervisor:
     async def dial_screen(self, id: str) -> trio.SocketStream:
         return await self._dialler.dial_screen(partial(self._on, Lane.QUICK, id, "reach the VM's screen"))
 
+    async def dial_console(self, id: str) -> trio.SocketStream:
+        return await self._dialler.dial_console(partial(self._on, Lane.QUICK, id, "reach the VM's console"))
+
     @asynccontextmanager
     async def view_disk(self, id: str, directory: Path) -> AsyncIterator[DiskView]:
         socket, scratch = directory / "view.sock", directory / "view.qcow2"

@@ -76,12 +76,19 @@ class Dialler:
 
     async def dial_screen(self, quick: Run) -> trio.SocketStream:
         """Raises: WrongState, Unsupported, OSError."""
-        stream = await trio.open_unix_socket(await quick(_screen_of))
+        return await self._dial_socket(await quick(_screen_of), "screen")
+
+    async def dial_console(self, quick: Run) -> trio.SocketStream:
+        """Raises: WrongState, Unsupported, OSError."""
+        return await self._dial_socket(await quick(_console_of), "console")
+
+    async def _dial_socket(self, path: str, what: str) -> trio.SocketStream:
+        stream = await trio.open_unix_socket(path)
         credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         if self._uid is not None and struct.unpack("3i", credentials)[1] != self._uid:
             # The socket lies in a folder of QEMU's user, who could have put a link to anybody's socket there.
             await stream.aclose()
-            raise PermissionError("somebody else than the VM's QEMU answers for its screen")
+            raise PermissionError(f"somebody else than the VM's QEMU answers for its {what}")
         return stream
 
 
@@ -90,6 +97,14 @@ def _screen_of(domain: libvirt.virDomain) -> str:
     path = read_screen(domain.XMLDesc(0))
     if path is None:
         raise Unsupported("the VM has no screen that this node can reach")
+    return path
+
+
+def _console_of(domain: libvirt.virDomain) -> str:
+    running_state(domain)
+    path = read_domain(domain.XMLDesc(0)).serial
+    if path is None:
+        raise Unsupported("the VM has no serial console that this node can reach")
     return path
 
 
