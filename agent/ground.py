@@ -77,7 +77,7 @@ async def open_ground(data_dir: Path, config: Config) -> AsyncIterator[Ground]:
             scratch=data_dir / "scratch",
             own=enclosure.own if enclosure else lambda path: None,
             guest_pids=enclosure.carriers if enclosure else list,
-            problems=(lambda: enclosure.problems) if enclosure else tuple,
+            problems=lambda: [*(enclosure.problems if enclosure else ()), *images.problems],
         )
 
 

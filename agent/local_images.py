@@ -12,7 +12,7 @@ import trio
 
 from ..protocols.access import Caller, Role
 from ..protocols.errors import ImageExists, ImageNotFound
-from ..protocols.image import CatalogueEntry, Image, Pruned, PullRequest, Pushed, PushRequest
+from ..protocols.image import CatalogueEntry, Image, ImageCheck, Pruned, PullRequest, Pushed, PushRequest
 from ..protocols.operation import Progress
 from ..protocols.reference import Reference
 from .captures import CaptureRequest, Captures
@@ -42,6 +42,10 @@ class PruneRequest(msgspec.Struct, frozen=True):
     dry_run: bool
 
 
+class FsckRequest(msgspec.Struct, frozen=True):
+    """A check of all images asks for nothing more."""
+
+
 @dataclass(slots=True)
 class ImageRoom:
     """What the images of a node are kept with, and the VMs that stand on them."""
@@ -61,6 +65,7 @@ class ImageRoom:
         table["pull_image"] = Recipe(PullRequest, Image, self._pull)
         table["push_image"] = Recipe(PushRequest, Pushed, self._push)
         table["capture_image"] = Recipe(CaptureRequest, Image, self._capture)
+        table["fsck_images"] = Recipe(FsckRequest, ImageCheck, self._fsck, frees=True)
         table["prune_images"] = Recipe(PruneRequest, Pruned, self._prune, frees=True)
 
     async def _remove(self, run: Run) -> Image:
@@ -85,6 +90,9 @@ class ImageRoom:
             for image in gone:
                 self._tell("image.removed", image)
         return Pruned(images=list(gone), freed=sum(image.allocated for image in gone), dry_run=asked.dry_run)
+
+    async def _fsck(self, run: Run) -> ImageCheck:
+        return await self.store.fsck_images(used_by=self.vms.users_of, report=run.report)
 
     async def _capture(self, run: Run) -> Image:
         image = await self.captures.make(run)
@@ -141,6 +149,10 @@ class LocalImages:
     async def prune_images(self, all: bool = False, dry_run: bool = False) -> Pruned:
         gone: Pruned = await self._operate("prune_images", "images", PruneRequest(all=all, dry_run=dry_run))
         return gone
+
+    async def fsck_images(self) -> ImageCheck:
+        checked: ImageCheck = await self._operate("fsck_images", "images", FsckRequest())
+        return checked
 
     async def list_catalogue(self) -> list[CatalogueEntry]:
         return list(self._room.exchange.catalogue())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ..protocols.errors import ImageNotFound, InvalidRequest
+from ..protocols.errors import ImageDamaged, ImageNotFound, InvalidRequest
 from ..protocols.image import Image
 from ..protocols.vm import VmSpec
 from .events import EventLog
@@ -25,13 +25,23 @@ class Supply:
         self._store, self._exchange, self._events = store, exchange, events
 
     async def find(self, ref: str) -> Image | None:
-        """The image if it is here, None where a fetch is worth trying. Raises: ImageNotFound, InvalidRequest."""
+        """The image if it is here and whole, None where a fetch is worth trying.
+
+        Raises: ImageNotFound, ImageDamaged, InvalidRequest.
+        """
         try:
-            return await self._exchange.find_image(ref)
+            image = await self._exchange.find_image(ref)
         except ImageNotFound:
             if self._exchange.knows(ref):
                 return None
             raise
+        if not image.damaged:
+            return image
+        if self._exchange.knows(ref):
+            return None
+        raise ImageDamaged(
+            f"the disk of the image '{ref}' is damaged; import it anew, or remove it", digest=image.digest
+        )
 
     async def bring(self, spec: VmSpec, report: Report) -> Image:
         """The image of a VM that is being made, fetched if it is not here, and promised to the VM.

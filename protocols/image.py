@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -15,7 +16,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     """One image of a node. `digest` names the content: two names of one digest share one file.
 
     `manifest` is the registry's digest of an image that came from one or went there. `size` is the disk that a guest
-    sees, `allocated` the space the base takes on this machine.
+    sees, `allocated` the space the base takes on this machine. A `damaged` one is not given to anybody: its file is not
+    what the digest stands for; it can be pulled or imported anew, or removed.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     used_by: list[str] = []
     labels: dict[str, str] = {}
+    damaged: bool = False
 
 
 Source = Annotated[str, Meta(min_length=1, max_length=2048, description="a name, a reference or an https address")]
@@ -77,3 +80,37 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     images: list[Image]
     freed: int
     dry_run: bool
+
+
+class Fault(StrEnum):
+    """What a check of the images finds. Those before `RESTORED` are damage, which only a new pull or import heals."""
+
+    DAMAGED = "damaged"
+    CUT_SHORT = "cut_short"
+    MISSING = "missing"
+    STRAY = "stray"
+    RESTORED = "restored"
+    HEALED = "healed"
+    INDEX = "index"
+    ROW = "row"
+    PERMISSIONS = "permissions"
+    TEMPORARY = "temporary"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was wrong: `message` says it to people; `names` and `vms` are those that the image has."""
+
+    fault: Fault
+    message: str
+    mended: bool
+    digest: str = ""
+    names: list[str] = []
+    vms: list[str] = []
+
+
+class ImageCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What a check of all images saw: how many disks, how many bytes of them were read, and what was wrong."""
+
+    images: int
+    bytes: int
+    findings: list[Finding]

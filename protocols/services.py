@@ -12,7 +12,7 @@ from typing import Annotated, Protocol
 from msgspec import Meta
 
 from .access import Role
-from .image import CatalogueEntry, Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
+from .image import CatalogueEntry, Image, ImageCheck, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from .node import Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
 from .peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, PeerRef, Ping, Ticket
@@ -156,6 +156,14 @@ class ImageService(Protocol):
     @rest("POST", "/image/prune", Role.OPERATOR)
     async def prune_images(self, all: bool = False, dry_run: bool = False) -> Pruned:
         """Remove images that no VM stands on: those without a name, or with `all` every one of them."""
+        ...
+
+    @rest("POST", "/image/fsck", Role.OPERATOR)
+    async def fsck_images(self) -> ImageCheck:
+        """Read every disk again, and mend what is kept beside them: names, indexes, permissions.
+
+        A disk that is not what its digest says is named and not given to anybody until it is pulled or imported anew.
+        """
         ...
 
     @rest("POST", "/image/build-tiny", Role.OPERATOR)

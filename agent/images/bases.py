@@ -8,36 +8,49 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import structlog
 import trio
 
 from ...protocols.errors import InsufficientResources
 from ...protocols.image import Image
 from ...protocols.reference import Reference
+from .cards import SUFFIX as CARD
+from .cards import Card, write_card
 from .database import Database
 from .files import discard, full_disk_named, sync_directory, write_durably
 from .index import BadIndexError, ChunkIndex
-from .partial import sweep
+from .partial import leftovers
 from .shelf import Base, Held, Removal, Shelf, UsedBy
+
+log = structlog.get_logger(__name__)
+
+# The user that runs QEMU passes through to the bases, but lists nothing.
+FOLDERS = {"": 0o711, "raw": 0o711, "partial": 0o711, "idx": 0o700}
 
 
 def make_folders(root: Path) -> None:
-    """Blocking. The user that runs QEMU passes through to the bases, but lists nothing."""
+    """Blocking."""
     if not root.is_absolute():
         raise ValueError("the folder of the image store must be absolute: overlays name it")
-    for folder, mode in ((root, 0o711), (root / "raw", 0o711), (root / "partial", 0o711), (root / "idx", 0o700)):
+    for name, mode in FOLDERS.items():
+        folder = root / name
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
         folder.chmod(mode)
 
 
 class Bases:
-    """What the store's folder holds."""
+    """What the store's folder holds.
+
+    Whoever holds `changing` may change names and places; it is never held while content streams in.
+    """
 
     def __init__(self, root: Path, shelf: Shelf, database: Database) -> None:
         self.root = root
         self.shelf = shelf
-        self._database = database
-        # Held while names and bases change place, which is short; never while content streams in.
-        self._changing = trio.Lock()
+        self.database = database
+        self.changing = trio.Lock()
+        # Disks that are in the folder and not in the database: only a check of all images finds out what they are.
+        self.unlisted = 0
 
     def path(self, digest: str) -> Path:
         """Where the raw disk of `digest` is."""
@@ -46,17 +59,35 @@ class Bases:
     def index_path(self, digest: str) -> Path:
         return self.root / "idx" / f"{digest.partition(':')[2]}.idx"
 
+    def card_path(self, digest: str) -> Path:
+        return self.index_path(digest).with_suffix(CARD)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is known to be wrong with the images, and what to do."""
+        said = []
+        if self.unlisted:
+            said.append(f"{self.unlisted} files of the image store are in no list: run `twinshare image fsck`")
+        if damaged := [base.digest for base in self.shelf.bases.values() if base.damaged]:
+            names = [str(name) for digest in damaged for name in self.shelf.names_of(digest)] or damaged
+            said.append(f"damaged images, to be pulled or imported anew or removed: {', '.join(names[:10])}")
+        return said
+
     async def clear_away(self, broken: Sequence[str]) -> None:
         """Remove what a crash left: scratch files, and the bases of these digests."""
 
         def work() -> None:
-            sweep(self.root / "partial")
-            for scratch in (self.root / "idx").glob(".*"):
+            for scratch in (*leftovers(self.root / "partial"), *(self.root / "idx").glob(".*")):
                 discard(scratch)
+            for digest in set(self.shelf.bases) - set(broken):
+                if not self.card_path(digest).exists():
+                    self._write_card(digest)
 
         await trio.to_thread.run_sync(work)
         for digest in broken:
             await self._clear(digest)
+        found = await trio.to_thread.run_sync(lambda: {path.name for path in (self.root / "raw").iterdir()})
+        self.unlisted = len(found - {self.path(digest).name for digest in self.shelf.bases})
 
     def indexes(self) -> Iterable[tuple[ChunkIndex, Path]]:
         """The index and the disk of each base, the newest first; an index that cannot be read is left out. Blocking."""
@@ -73,29 +104,53 @@ class Bases:
 
         Raises: ImageExists, InsufficientResources.
         """
-        async with self._changing:
+        async with self.changing:
             self.shelf.check_free(name, base.digest, replace=replace)
             # A change that has begun is finished: it is short, and half of it would need undoing.
             with trio.CancelScope(shield=True):
-                if base.digest not in self.shelf.bases:
+                if self.shelf.whole(base.digest) is None:
                     await self._place(scratch, base, index)
-                await self._database.give(name, Held(base.digest, manifest))
-            return self.shelf.put(name, base, manifest)
+                await self.database.give(name, Held(base.digest, manifest))
+            return await self._named(name, base, manifest)
 
     async def rename(self, name: Reference, digest: str, manifest: str, *, replace: bool) -> Image | None:
         """Let the name stand for a base that is here; None when there is none. Raises: ImageExists."""
-        async with self._changing:
-            base = self.shelf.bases.get(digest)
+        async with self.changing:
+            base = self.shelf.whole(digest)
             if base is None:
                 return None
             self.shelf.check_free(name, digest, replace=replace)
             with trio.CancelScope(shield=True):
-                await self._database.give(name, Held(digest, manifest))
-            return self.shelf.put(name, base, manifest)
+                await self.database.give(name, Held(digest, manifest))
+            return await self._named(name, base, manifest)
+
+    async def _named(self, name: Reference, base: Base, manifest: str) -> Image:
+        """The database knows the name by now: so does the shelf, and the cards of the bases that it is and was for."""
+        before = self.shelf.names.get(name)
+        image = self.shelf.put(name, base, manifest)
+        with trio.CancelScope(shield=True):
+            await self.note(base.digest, *([before.digest] if before else []))
+        return image
+
+    async def note(self, *digests: str) -> None:
+        """Bring the cards of bases up to date."""
+
+        def work() -> None:
+            for digest in set(digests) & self.shelf.bases.keys():
+                self._write_card(digest)
+
+        await trio.to_thread.run_sync(work)
+
+    def _write_card(self, digest: str) -> None:
+        try:
+            write_card(self.card_path(digest), Card.of(self.shelf.bases[digest], self.shelf.names_of(digest)))
+        except OSError as error:
+            # It is the second record of the two: on a full disk the first one does.
+            log.warning("an image's card cannot be written", digest=digest, error=str(error))
 
     async def remove(self, ref: str, used_by: UsedBy) -> Image:
         """Raises: ImageNotFound, ImageInUse."""
-        async with self._changing:
+        async with self.changing:
             # Nothing is awaited between asking who uses it and taking it off: no overlay can come in between.
             removal = self.shelf.plan_removal(ref, used_by)
             await self._take_away(removal)
@@ -104,7 +159,7 @@ class Bases:
     async def prune(self, used_by: UsedBy, *, everything: bool, dry_run: bool) -> list[Image]:
         """Remove what no VM stands on; what was, or would be, removed."""
         removed = []
-        async with self._changing:
+        async with self.changing:
             for removal in self.shelf.plan_prune(used_by, everything=everything):
                 # Asked again: while the ones before went, a VM may have been begun on this one.
                 if removal.base is None or used_by(removal.base.digest):
@@ -118,16 +173,22 @@ class Bases:
         self.shelf.drop(removal)
         with trio.CancelScope(shield=True):
             try:
-                await self._database.take(removal.names, removal.base.digest if removal.base else None)
+                await self.database.take(removal.names, removal.base.digest if removal.base else None)
             except InsufficientResources:
                 self.shelf.restore(removal)
                 raise
             if removal.base is not None:
                 await self._clear(removal.base.digest)
+            await self.note(*(held.digest for held in removal.names.values()))
 
     async def _place(self, scratch: Path, base: Base, index: ChunkIndex) -> None:
-        """Move a finished base to where it stays; the database knows of it before and is told after."""
-        await self._database.announce(base)
+        """Move a finished base to where it stays; the database knows of it before and is told after.
+
+        In the place of a damaged one it needs no announcing: there is a row for it, and VMs may stand on the file.
+        """
+        is_new = base.digest not in self.shelf.bases
+        if is_new:
+            await self.database.announce(base)
 
         def work() -> None:
             write_durably(self.index_path(base.digest), index.encode())
@@ -138,8 +199,11 @@ class Bases:
             with full_disk_named("the image"):
                 await trio.to_thread.run_sync(work)
         except (InsufficientResources, OSError):
-            await self._clear(base.digest)
+            if is_new:
+                await self._clear(base.digest)
             raise
+        if not is_new:
+            await self.database.restore(base, {})
 
     async def _clear(self, digest: str) -> None:
         """Remove the files of a base, then what the database says of it."""
@@ -147,6 +211,7 @@ class Bases:
         def work() -> None:
             discard(self.path(digest))
             discard(self.index_path(digest))
+            discard(self.card_path(digest))
 
         await trio.to_thread.run_sync(work)
-        await self._database.strike(digest)
+        await self.database.strike(digest)

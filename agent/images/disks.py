@@ -110,7 +110,7 @@ def check_overlay_size(size: int, base_size: int) -> None:
 
 
 def base_missing(digest: str) -> ImageDamaged:
-    return ImageDamaged(f"the disk of the image {digest} is missing or cut short; remove the image and add it again")
+    return ImageDamaged(f"the disk of the image {digest} is missing or damaged; pull or import it anew, or remove it")
 
 
 def foreign_overlay(path: Path) -> WrongState:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from ...protocols.errors import ImageNotFound, InvalidRequest
+from ...protocols.errors import ImageDamaged, ImageNotFound, InvalidRequest
 from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.reference import DEFAULT_TAG, LOCAL, Reference, parse_reference
 from .catalogue import MAX_SUMS, OWN_CATALOGUE, Catalogue, Entry, find_sum, load_catalogue
@@ -87,6 +87,8 @@ class DiskImageExchange:
 
     async def push_image(self, ref: str, target: str, *, report: Report, dry_run: bool = False) -> Pushed:
         image = await self.find_image(ref)
+        if image.damaged:
+            raise ImageDamaged(f"the disk of the image '{ref}' is damaged; pull or import it anew, or remove it")
         where = parse_new_name(target)
         if where.registry == LOCAL:
             raise InvalidRequest(f"'{target}' names no registry; name one: registry/name:tag", path="target")

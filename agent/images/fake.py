@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ...protocols.errors import ImageNotFound, InvalidRequest, Unsupported
-from ...protocols.image import CatalogueEntry, Image, Pushed
+from ...protocols.image import CatalogueEntry, Fault, Finding, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
 from .disks import (
@@ -80,6 +80,7 @@ class FakeImageStore:
             source=source,
         )
         self._contents[index.digest] = bytes(received)
+        self._lost.discard(index.digest)
         return self._shelf.put(name, base)
 
     async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
@@ -113,6 +114,24 @@ class FakeImageStore:
         for removal in removals if not dry_run else ():
             self._shelf.drop(removal)
         return [removal.image for removal in removals]
+
+    async def fsck_images(self, *, used_by: Callable[[str], Sequence[str]], report: Report) -> ImageCheck:
+        findings = []
+        for digest, base in self._shelf.bases.items():
+            report(Progress(done=len(self._contents[digest]), unit="bytes", message="reading"))
+            if digest in self._lost:
+                names, vms = [str(name) for name in self._shelf.names_of(digest)], list(used_by(digest))
+                said = f"the disk of {', '.join(names) or digest} is missing"
+                self._shelf.replace_base(replace(base, damaged=True))
+                findings.append(
+                    Finding(fault=Fault.MISSING, message=said, mended=False, digest=digest, names=names, vms=vms)
+                )
+        read = sum(len(self._contents[digest]) for digest in self._shelf.bases if digest not in self._lost)
+        return ImageCheck(images=len(self._shelf.bases), bytes=read, findings=findings)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        return [f"the disk of {digest} is missing" for digest in self._lost]
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
         base = self._shelf.bases.get(digest)

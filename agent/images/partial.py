@@ -18,7 +18,6 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from .files import discard
 from .index import BadIndexError, ChunkIndex
 from .intake import write_all
 
@@ -111,9 +110,11 @@ def _share(target: int, source: int, offset: int, length: int, place: int) -> bo
     return True
 
 
-def sweep(folder: Path) -> None:
-    """Clear away scratch files; what may be taken up again stays for a week."""
+def leftovers(folder: Path, *, keep_for: float = MAX_AGE) -> list[Path]:
+    """The scratch files in a folder, but not what may be taken up again and is younger than `keep_for` seconds."""
+    found = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
-            if path.suffix != SUFFIX or time.time() - path.stat().st_mtime > MAX_AGE:
-                discard(path)
+            if path.is_file() and (path.suffix != SUFFIX or time.time() - path.stat().st_mtime > keep_for):
+                found.append(path)
+    return found

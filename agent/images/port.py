@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ...protocols.image import CatalogueEntry, Image, Pushed
+from ...protocols.image import CatalogueEntry, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
 
 Report = Callable[[Progress], None]
@@ -83,6 +83,19 @@ class ImageStore(Protocol):
 
         What was removed, or what would be with `dry_run`.
         """
+        ...
+
+    async def fsck_images(self, *, used_by: Callable[[str], Sequence[str]], report: Report) -> ImageCheck:
+        """Read every disk again, and make anew all that is kept beside them; what cannot be mended is named.
+
+        A damaged disk stays in its place, for the VMs that stand on it, but nothing is made of it any more until it
+        is taken in anew.
+        """
+        ...
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What is known to be wrong, in sentences for whoever asks how the node is."""
         ...
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:

@@ -15,7 +15,10 @@ UsedBy = Callable[[str], Sequence[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """One disk content. Sizes in bytes: `size` is what the guest sees, `allocated` what it takes here."""
+    """One disk content. Sizes in bytes: `size` is what the guest sees, `allocated` what it takes here.
+
+    The file of a `damaged` one is missing or is not what the digest stands for.
+    """
 
     digest: str
     size: int
@@ -23,6 +26,7 @@ class Base:
     created_at: datetime
     source: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,15 @@ class Shelf:
         """The digest of the image that a manifest stands for, if it is here."""
         return next((held.digest for held in self.names.values() if manifest and held.manifest == manifest), None)
 
+    def whole(self, digest: str) -> Base | None:
+        """The base if it is here and not known to be damaged."""
+        base = self.bases.get(digest)
+        return None if base is None or base.damaged else base
+
+    def replace_base(self, base: Base) -> None:
+        """What is known of a content has changed; its names stay."""
+        self.bases[base.digest] = base
+
     def get(self, ref: str) -> Image:
         return self._image(*self.find(ref))
 
@@ -78,14 +91,15 @@ class Shelf:
             raise ImageExists(f"'{name}' is another image already; remove it first or choose another name")
 
     def put(self, name: Reference, base: Base, manifest: str = "") -> Image:
-        self.bases.setdefault(base.digest, base)
+        if self.whole(base.digest) is None:
+            self.replace_base(base)
         self.names[name] = Held(base.digest, manifest)
         return self._image(name, self.bases[base.digest])
 
     def plan_removal(self, ref: str, used_by: UsedBy) -> Removal:
         """Decide what goes when `ref` goes. Raises: ImageNotFound, ImageInUse naming the VMs."""
         name, base = self.find(ref)
-        all_names = self._names_of(base.digest)
+        all_names = self.names_of(base.digest)
         if name is not None and len(all_names) > 1 and not parse_reference(ref).is_digest:
             return Removal(self._image(name, base), {name: self.names[name]}, None)
         if users := used_by(base.digest):
@@ -99,7 +113,7 @@ class Shelf:
         removals = []
         for base in candidates:
             if not used_by(base.digest):
-                names = self._names_of(base.digest)
+                names = self.names_of(base.digest)
                 removals.append(Removal(self._image(next(iter(names), None), base), names, base))
         return removals
 
@@ -119,7 +133,7 @@ class Shelf:
         held = {held.digest for held in self.names.values()}
         return [base for digest, base in self.bases.items() if digest not in held]
 
-    def _names_of(self, digest: str) -> dict[Reference, Held]:
+    def names_of(self, digest: str) -> dict[Reference, Held]:
         return {name: held for name, held in self.names.items() if held.digest == digest}
 
     def _image(self, name: Reference | None, base: Base) -> Image:
@@ -134,6 +148,7 @@ class Shelf:
             created_at=base.created_at,
             source=base.source,
             labels=dict(base.labels),
+            damaged=base.damaged,
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from ...protocols.errors import InsufficientResources
-from ...protocols.image import Image
+from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from .bases import Bases, make_folders
@@ -27,6 +27,7 @@ from .convert import RunTool, check_room, convert_qcow2, exported_disk, inspect_
 from .database import open_database
 from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
 from .files import discard, full_disk_named
+from .fsck import Fsck
 from .index import ChunkIndex, index_chunks
 from .intake import receive
 from .overlay import Own, is_overlay, write_overlay
@@ -80,6 +81,8 @@ class DiskImageStore:
         self._run_tool = run_tool
         self._own = own
         self._turns = Turns()
+        self._in_use: set[Path] = set()
+        self._checking = trio.Lock()
 
     def base_path(self, digest: str) -> Path:
         """Where the raw disk of `digest` is."""
@@ -96,6 +99,14 @@ class DiskImageStore:
 
     async def prune_images(self, *, used_by: UsedBy, everything: bool, dry_run: bool) -> Sequence[Image]:
         return await self.bases.prune(used_by, everything=everything, dry_run=dry_run)
+
+    async def fsck_images(self, *, used_by: UsedBy, report: Report) -> ImageCheck:
+        async with self._checking:
+            return await Fsck(self.bases, used_by=used_by, in_use=lambda: self._in_use, report=report).run()
+
+    @property
+    def problems(self) -> Sequence[str]:
+        return self.bases.problems
 
     async def add_image(
         self,
@@ -192,7 +203,7 @@ class DiskImageStore:
             os.close(fd)
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
-        base = self.bases.shelf.bases.get(digest)
+        base = self.bases.shelf.whole(digest)
         if base is None:
             raise base_missing(digest)
         check_overlay_size(size, base.size)
@@ -205,7 +216,7 @@ class DiskImageStore:
 
         with full_disk_named("the VM's disk"):
             await trio.to_thread.run_sync(work)
-        if digest not in self.bases.shelf.bases:
+        if self.bases.shelf.whole(digest) is None:
             raise base_missing(digest)
 
     async def _flatten(self, disk: Sequence[str], size: int, flat: _Scratch, report: Report) -> None:
@@ -222,6 +233,7 @@ class DiskImageStore:
     async def _scratch(self) -> AsyncIterator[_Scratch]:
         """A new file that only this store can open; gone at the end unless it was moved to its place."""
         path = self.partials / f"{secrets.token_hex(16)}.raw"
+        self._in_use.add(path)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             yield _Scratch(path, fd)
@@ -230,6 +242,7 @@ class DiskImageStore:
             # Freeing gigabytes takes its time: not in the loop's thread.
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(discard, path)
+            self._in_use.discard(path)
 
 
 def _reopen(path: Path) -> int:

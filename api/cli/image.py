@@ -20,6 +20,7 @@ COLUMNS: list[Column] = [
     ("SIZE", lambda image: size(image.size)),
     ("ON DISK", lambda image: size(image.allocated)),
     ("CREATED", lambda image: image.created_at),
+    ("STATE", lambda image: "damaged" if image.damaged else "whole"),
     ("USED BY", lambda image: image.used_by),
 ]
 FIELDS: list[Column] = [
@@ -32,6 +33,7 @@ FIELDS: list[Column] = [
     ("created", lambda image: image.created_at),
     ("used by", lambda image: image.used_by),
     ("labels", lambda image: image.labels),
+    ("damaged", lambda image: "yes" if image.damaged else ""),
 ]
 
 
@@ -115,6 +117,23 @@ def prune_images(everything: bool, dry_run: bool, peer: str | None, as_json: boo
     for image in gone.images:
         click.echo(f"{called(image)} {size(image.allocated)}")
     say(f"{size(gone.freed)} {'would be' if dry_run else 'are'} free")
+
+
+@image.command("fsck")
+@peer_option
+@json_option
+def fsck_images(peer: str | None, as_json: bool) -> None:
+    """Read every image again, mend what is kept beside them, and tell what is damaged (then exit 1)."""
+    with open_link() as link:
+        checked = run(link, "fsck_images", {}, peer)
+    if as_json:
+        print_json(checked)
+    else:
+        for finding in checked.findings:
+            click.echo(f"{'mended' if finding.mended else 'DAMAGE'}: {finding.message}")
+        say(f"{checked.images} images, {size(checked.bytes)} read")
+    if not all(finding.mended for finding in checked.findings):
+        raise click.exceptions.Exit(1)
 
 
 @image.command("rm")

@@ -14,7 +14,15 @@ from twinshare.agent.images.fake import FakeImageExchange
 from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
-from twinshare.protocols.errors import Forbidden, ImageExists, ImageNotFound, InvalidRequest, VmNotFound, WrongState
+from twinshare.protocols.errors import (
+    Forbidden,
+    ImageDamaged,
+    ImageExists,
+    ImageNotFound,
+    InvalidRequest,
+    VmNotFound,
+    WrongState,
+)
 from twinshare.protocols.image import Image, PullRequest, PushRequest
 
 from .nodes import open_test_node, spec
@@ -181,3 +189,31 @@ async def test_what_a_push_needs(tmp_path: Path) -> None:
             await images.push_image(PushRequest(image="disk", target="mine"))
         with pytest.raises(ImageNotFound):
             await images.push_image(PushRequest(image="absent", target="registry.example/x"))
+
+
+async def test_a_damaged_image_names_its_vms_which_run_on_and_no_new_one_starts_from_it(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec(start=True))
+        images = images_of(node)
+        image = await images.get_image("disk")
+        assert (await images.fsck_images()).findings == []
+        path = await content(node, image)
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"rot")
+        path.chmod(0o444)
+        [found] = (await images.fsck_images()).findings
+        assert (found.names, found.vms, found.mended) == (["disk:latest"], ["one"], False)
+        assert (await vms.get_vm("one")).status == "running"
+        with pytest.raises(ImageDamaged):
+            await vms.create_vm(spec("two"))
+        with pytest.raises(ImageDamaged):
+            await images.push_image(PushRequest(image="disk", target="registry.example/disk:v1"))
+        assert any("disk:latest" in problem for problem in node.health().problems)
+        viewer = Caller(principal="token:eye", role=Role.VIEWER)
+        with pytest.raises(Forbidden):
+            await node.call(viewer, node.dispatcher.table["fsck_images"], {})
+        await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
+        await vms.create_vm(spec("two", start=True))
+        assert node.health().problems == []

@@ -104,3 +104,26 @@ def test_progress_has_a_bar_and_a_rate() -> None:
     assert at(0, "hashing", None) == "pull_image web: hashing 0 B"
     now = 3.0
     assert at(2 * mib, "hashing", None) == "pull_image web: hashing 2 MiB 2 MiB/s"
+
+
+def test_fsck_tells_what_it_mended_and_fails_when_something_is_damaged() -> None:
+    mended = {"fault": "index", "message": "the index of a:1 is made anew", "mended": True}
+    damage = {
+        "fault": "damaged",
+        "message": "the disk of b:1 is wrong",
+        "mended": False,
+        "names": ["b:1"],
+        "vms": ["w"],
+    }
+    report = {"images": 2, "bytes": 10 << 20, "findings": [mended]}
+    with recorded_node({"POST /api/image/fsck": ended("fsck_images", report)}) as node:
+        healthy = twinshare(node, "image", "fsck")
+    assert (healthy.exit_code, healthy.stdout) == (0, "mended: the index of a:1 is made anew\n")
+    assert "2 images, 10 MiB read" in healthy.stderr
+    report["findings"] = [mended, damage]
+    with recorded_node({"POST /api/image/fsck": ended("fsck_images", report)}) as node:
+        told = twinshare(node, "image", "fsck")
+        document = twinshare(node, "image", "fsck", "--json")
+    assert told.exit_code == document.exit_code == 1
+    assert told.stdout.splitlines()[1] == "DAMAGE: the disk of b:1 is wrong"
+    assert [one["vms"] for one in json.loads(document.stdout)["findings"]] == [[], ["w"]]

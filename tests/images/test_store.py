@@ -224,9 +224,9 @@ def check_sound(root: Path, former: list[str]) -> set[str]:
             for digest in digests:
                 disk = store.base_path(digest).read_bytes()
                 assert index_bytes(disk).digest == digest
-            for folder, suffix in (("raw", ".raw"), ("idx", ".idx")):
+            for folder, suffixes in (("raw", [".raw"]), ("idx", [".idx", ".json"])):
                 files = {path.name for path in (root / folder).iterdir()}
-                assert files == {digest.partition(":")[2] + suffix for digest in digests}
+                assert files == {digest.partition(":")[2] + suffix for digest in digests for suffix in suffixes}
             assert list((root / "partial").iterdir()) == []
             assert {i.name for i in images} >= set(former)
             return {image.name for image in images}

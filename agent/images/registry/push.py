@@ -14,7 +14,7 @@ from ....protocols.errors import ImageDamaged
 from ....protocols.image import Image
 from ....protocols.operation import Progress
 from ....protocols.reference import Reference
-from ..files import full_disk_named
+from ..files import discard, full_disk_named
 from ..index import BadIndexError, ChunkIndex
 from ..parallel import each
 from ..port import Report
@@ -111,7 +111,7 @@ class _Push:
 
         def new_file() -> int:
             fd, name = tempfile.mkstemp(dir=scratch)
-            Path(name).unlink()  # it goes with the agent, however that ends
+            discard(Path(name))  # it goes with the agent, however that ends
             fds.add(fd)
             return fd
 

@@ -1,0 +1,69 @@
+"""What the database says of a base, once more beside its index: `idx/<digest>.json`. `image fsck` alone reads it.
+
+The database is the truth; a card is what its rows are made of again when it was lost. All of it is blocking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from ...protocols.reference import Reference
+from .files import write_durably
+from .shelf import Base, Held
+
+SUFFIX = ".json"
+MAX_CARD = 1 << 20
+
+
+class CardName(msgspec.Struct, frozen=True):
+    """One name of a base, and the registry's digest of its manifest."""
+
+    registry: str
+    name: str
+    tag: str
+    manifest: str = ""
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a base beside its bytes; the sizes in bytes."""
+
+    size: int
+    created_at: datetime
+    source: str
+    labels: dict[str, str]
+    names: list[CardName]
+
+    @classmethod
+    def of(cls, base: Base, names: Mapping[Reference, Held]) -> Card:
+        return cls(
+            size=base.size,
+            created_at=base.created_at,
+            source=base.source,
+            labels=dict(base.labels),
+            names=[CardName(name.registry, name.name, name.tag, held.manifest) for name, held in names.items()],
+        )
+
+    def references(self, digest: str) -> dict[Reference, Held]:
+        """The names again."""
+        return {
+            Reference(registry=one.registry, name=one.name, tag=one.tag): Held(digest, one.manifest)
+            for one in self.names
+        }
+
+
+def read_card(path: Path) -> Card | None:
+    """None when there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_CARD), type=Card)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Raises: OSError."""
+    write_durably(path, msgspec.json.encode(card))
