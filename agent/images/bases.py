@@ -107,10 +107,16 @@ class Bases:
         async with self.changing:
             self.shelf.check_free(name, base.digest, replace=replace)
             # A change that has begun is finished: it is short, and half of it would need undoing.
+            new = base.digest not in self.shelf.bases
             with trio.CancelScope(shield=True):
-                if self.shelf.whole(base.digest) is None:
-                    await self._place(scratch, base, index)
-                await self.database.give(name, Held(base.digest, manifest))
+                try:
+                    if self.shelf.whole(base.digest) is None:
+                        await self._place(scratch, base, index)
+                    await self.database.give(name, Held(base.digest, manifest))
+                except (InsufficientResources, OSError):
+                    if new:
+                        await self._clear(base.digest)
+                    raise
             return await self._named(name, base, manifest)
 
     async def rename(self, name: Reference, digest: str, manifest: str, *, replace: bool) -> Image | None:
@@ -195,13 +201,8 @@ class Bases:
             scratch.replace(self.path(base.digest))
             sync_directory(self.path(base.digest).parent)
 
-        try:
-            with full_disk_named("the image"):
-                await trio.to_thread.run_sync(work)
-        except (InsufficientResources, OSError):
-            if is_new:
-                await self._clear(base.digest)
-            raise
+        with full_disk_named("the image"):
+            await trio.to_thread.run_sync(work)
         if not is_new:
             await self.database.restore(base, {})
 

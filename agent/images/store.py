@@ -179,12 +179,12 @@ class DiskImageStore:
             try:
                 with full_disk_named("the image"):
                     allocated = await self._fill(path, index, fetch, report)
+                base = _base(index, allocated, origin)
+                return await self.bases.give(name, base, origin.manifest, path, index, replace=replace)
             except InsufficientResources:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(discard, path)
                 raise
-            base = _base(index, allocated, origin)
-            return await self.bases.give(name, base, origin.manifest, path, index, replace=replace)
 
     async def _fill(self, path: Path, index: ChunkIndex, fetch: Fetch, report: Report) -> int:
         """The space that the disk takes when it has no gaps any more."""

@@ -1,45 +1,23 @@
 """A node whose disk is full: creations are refused or undone whole, and it goes on as soon as there is room."""
 
-import errno
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.agent.nodes import open_test_node, spec
+from tests.mounts import fill, mounted, needs_mounts
 from twinshare.agent.admission import Host
 from twinshare.protocols.errors import InsufficientResources
 from twinshare.protocols.vm import VmStatus
 
-pytestmark = [pytest.mark.system, pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")]
+pytestmark = [pytest.mark.system, needs_mounts]
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=False)
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(place: Path, leave: int) -> Path:
-    """A file that takes all room but `leave` bytes."""
-    filler = place / "filler"
-    with filler.open("wb") as file:
-        while True:
-            room = os.statvfs(place)
-            try:
-                os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - leave)
-                return filler
-            except OSError as error:  # the node has written something since we looked
-                if error.errno != errno.ENOSPC:
-                    raise
+    with mounted(tmp_path / "disk", 24) as place:
+        yield place
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 65536, 200_000, 400_000])

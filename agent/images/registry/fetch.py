@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,11 @@ def _discard_all(files: Sequence[Path]) -> None:
 
 
 async def _in_thread(parts: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """What a blocking iterator gives."""
-    while (part := await trio.to_thread.run_sync(next, parts, None)) is not None:
-        yield part
+    """What a blocking iterator gives; the files that it reads are closed at the end, which may come early."""
+    try:
+        while (part := await trio.to_thread.run_sync(next, parts, None)) is not None:
+            yield part
+    finally:
+        if isinstance(parts, Generator):
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(parts.close)
