@@ -17,6 +17,9 @@ from .parts import Parts
 log = structlog.get_logger(__name__)
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
+MISSED_PAUSE = 6.0
+"""The longest pause while a peer was seen in the last hour: after a cut it is found in under 10 s, jitter and all."""
+MISSED_FOR = 3600.0
 STEADY = 5.0
 """Seconds that a line must have lived for its end to be news, not a rhythm."""
 IDLE_LOOK = 0.1
@@ -30,9 +33,9 @@ class Backoff:
     def __init__(self, rng: random.Random) -> None:
         self._rng, self._pause = rng, FIRST_PAUSE
 
-    def next(self) -> float:
+    def next(self, longest: float = LONGEST_PAUSE) -> float:
         """Seconds."""
-        pause = self._pause * self._rng.uniform(0.5, 1.5)
+        pause = min(self._pause, longest) * self._rng.uniform(0.5, 1.5)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         return pause
 
@@ -130,13 +133,17 @@ class Links:
                     self._changed.unpark_all()
                     if self.seek is not None and pauses.patient:
                         await self.seek(peer)
-                with trio.move_on_after(pauses.next()):
+                with trio.move_on_after(pauses.next(self._longest_pause(peer))):
                     if peer not in self._poked:
                         await self._pokes[peer].park()
                 self._poked.discard(peer)
         if self._keepers.get(peer) in {None, scope}:
             self._pokes.pop(peer, None)
             self._errors.pop(peer, None)
+
+    def _longest_pause(self, peer: PeerId) -> float:
+        seen = self._parts.directory.last_seen(peer)
+        return MISSED_PAUSE if seen is not None and self._parts.now() - seen < MISSED_FOR else LONGEST_PAUSE
 
     async def _connect(self, peer: PeerId, pauses: Backoff) -> None:
         connection = await self._host.connect(peer, self._parts.directory.addresses(peer))

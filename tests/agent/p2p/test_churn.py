@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from twinshare.agent.p2p.host import DIAL_DEADLINE, Connection
 from twinshare.agent.simulation import Cluster, open_cluster
 
 HOUR = 3600.0
@@ -59,6 +62,28 @@ async def test_hours_of_churn_end_with_everybody_seeing_everybody(seed: int, aut
 @pytest.mark.parametrize("seed", range(int(os.environ.get("TWINSHARE_CHURN_SEEDS", "3"))))
 async def test_a_day_of_churn(seed: int, autojump_clock: MockClock) -> None:
     assert await churn(1000 + seed, size=6, hours=24) < 30
+
+
+async def test_a_cut_of_many_minutes_is_over_in_seconds(autojump_clock: MockClock) -> None:
+    """Pauses have grown meanwhile, and nobody is told that the network is whole again."""
+    async with open_cluster(2) as cluster:
+        one, other = (node.peer_id for node in cluster.nodes)
+        host, knocks = cluster[0].mesh.require_running().host, []
+        connect = host.connect
+
+        async def noted(*args: Any, **more: Any) -> Connection:
+            knocks.append(trio.current_time())
+            return await connect(*args, **more)
+
+        host.connect = noted  # type: ignore[method-assign]
+        for minutes, slowest in ((45, 9.0), (180, 22.5)):
+            knocks.clear()
+            cluster.network.partition([one], [other])
+            await trio.sleep(minutes * 60)
+            pauses = [after - before - DIAL_DEADLINE for before, after in pairwise(knocks)]
+            assert slowest * 0.7 < max(pauses[10:]) <= slowest
+            cluster.network.heal()
+            assert await cluster.until(cluster.converged, 60) < slowest + 1
 
 
 @pytest.mark.parametrize("size", [10, pytest.param(40, marks=pytest.mark.system)])
