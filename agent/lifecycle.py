@@ -34,6 +34,7 @@ _ACCEPTS: dict[str, tuple[frozenset[DomainState], str]] = {
     "pause_vm": (ACTIVE, "start it first"),
     "resume_vm": (ACTIVE, "start it instead"),
     "vm_stats": (ACTIVE, "start it first"),
+    "open_console": (ACTIVE, "start it first"),
     "vm_screenshot": (ACTIVE, "start it first"),
     "capture_image": (frozenset(DomainState) - {DomainState.SUSPENDED}, "its disk is not whole; start it first"),
     "delete_vm": (frozenset(DomainState) - ACTIVE, "stop it first, or ask with force"),

@@ -15,7 +15,9 @@ import structlog
 import trio
 
 from .. import __version__
-from ..protocols.access import Caller
+from ..protocols.access import Caller, Role
+from ..protocols.console import PROTOCOL as CONSOLE
+from ..protocols.console import ConsoleRequest
 from ..protocols.image import Image
 from ..protocols.node import Capacity, Health
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
@@ -25,6 +27,7 @@ from ..protocols.vm import Vm
 from .admission import Ledger, look_at_host
 from .captures import Captures
 from .config import Config, default_data_dir
+from .consoles import Console, Consoles, open_consoles
 from .events import EventLog, open_events
 from .forwards import Forwards
 from .ground import Ground, open_ground
@@ -40,6 +43,7 @@ from .p2p.shelf import SCHEMA as MESH_SCHEMA
 from .p2p.shelf import StateShelf
 from .recipes import VmRecipes
 from .relays import open_relays
+from .remote_console import ConsoleServer, open_remote_console
 from .state import State, open_state
 from .supply import Supply
 from .tokens import TokenStore, open_tokens
@@ -68,10 +72,12 @@ class Node:
         images: ImageRoom,
         mesh: Mesh,
         tunnels: Tunnels,
+        consoles: Consoles,
     ) -> None:
         self.config, self.home, self.identity = config, home, identity
         self.events, self.operations, self.tokens = events, operations, tokens
         self.ground, self.vms, self.images, self.mesh, self.tunnels = ground, vms, images, mesh, tunnels
+        self.consoles = consoles
         self.name = node_name(config)
         self.peer_id = identity.peer_id
         self.version = __version__
@@ -96,6 +102,20 @@ class Node:
             return await self.dispatcher.call(caller, method, arguments)
         caller.require(method.role, method.name)
         return await getattr(RemoteForwards(self.tunnels, caller, peer_id), method.name)(**arguments)
+
+    @asynccontextmanager
+    async def console(self, caller: Caller, vm: str, peer: str | None = None) -> AsyncIterator[Console]:
+        """The serial console of a VM, here or on a peer, until the block is left.
+
+        Raises: what `Consoles.attach` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
+        """
+        if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(str(peer))):
+            opening = self.consoles.attach(caller, vm)
+        else:
+            caller.require(Role.OPERATOR, "open_console")
+            opening = open_remote_console(self.mesh, peer_id, ConsoleRequest(vm=vm, role=caller.role))
+        async with opening as console:
+            yield console
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
@@ -207,18 +227,20 @@ async def _open_joined(
         watch = Watch(vms, events, home.path)
         tunnels = Tunnels(relays, StateShelf(state), operations)
         tunnels.add_recipes()
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery, open_consoles(vms) as consoles:
             nursery.start_soon(watch.run)
             await operations.recover()
             nursery.start_soon(start_after_boot, vms, state)
             nursery.start_soon(_flush_tokens, tokens)
             factories = _services(vms, images, operations, tokens, lambda: node)
-            served = {TUNNEL: TunnelServer(vms).serve}
+            served = {TUNNEL: TunnelServer(vms).serve, CONSOLE: ConsoleServer(consoles).serve}
             async with open_node_mesh(
                 config, identity, name, __version__, Dispatcher(factories), state, events, served, other_network
             ) as mesh:
                 await tunnels.join(mesh)
-                node = Node(config, home, identity, events, operations, tokens, ground, vms, images, mesh, tunnels)
+                node = Node(
+                    config, home, identity, events, operations, tokens, ground, vms, images, mesh, tunnels, consoles
+                )
                 yield node
                 with trio.CancelScope(shield=True):
                     await operations.close()

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from ..protocols.access import Caller, Role
+from ..protocols.console import ConsoleFrame
 from ..protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError, Unavailable
 from ..protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
 from .p2p.host import PeerId, Stream
@@ -28,17 +29,25 @@ OPENING = 15.0
 """Seconds for both frames, and for the guest to be dialled."""
 
 Frame = TypeVar("Frame", bound=msgspec.Struct)
+Answer = TypeVar("Answer", TunnelAnswer, ConsoleFrame)
 
 
 async def open_tunnel(mesh: Mesh, peer: PeerId, request: TunnelRequest) -> tuple[TunnelAnswer, Stream]:
     """A stream on which the guest's bytes follow. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
+    return await ask_on_stream(mesh, peer, PROTOCOL, request, TunnelAnswer)
+
+
+async def ask_on_stream(
+    mesh: Mesh, peer: PeerId, protocol: str, request: msgspec.Struct, kind: type[Answer]
+) -> tuple[Answer, Stream]:
+    """A new stream to a peer after one frame each way. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
     running = mesh.require_running()
     with trio.move_on_after(OPENING):
         await running.links.line_to(peer)
-        stream = await running.host.open_stream(peer, PROTOCOL)
+        stream = await running.host.open_stream(peer, protocol)
         try:
             await stream.send_all(encode(request))
-            answer = await _receive(stream, TunnelAnswer)
+            answer = await receive_frame(stream, kind)
             if answer.error is not None:
                 raise TwinshareError.from_wire(answer.error)
         except BaseException as error:
@@ -47,7 +56,7 @@ async def open_tunnel(mesh: Mesh, peer: PeerId, request: TunnelRequest) -> tuple
                 raise PeerUnreachable("the connection with the peer was lost", peer=peer) from None
             raise
         return answer, stream
-    raise PeerUnreachable(f"the peer did not open a tunnel within {OPENING:g} s", peer=peer)
+    raise PeerUnreachable(f"the peer did not answer within {OPENING:g} s", peer=peer)
 
 
 class TunnelServer:
@@ -78,7 +87,7 @@ class TunnelServer:
         """The guest's port, if there is to be one; the answer is sent."""
         far: trio.SocketStream | None = None
         with trio.move_on_after(OPENING):
-            request = await _receive(stream, TunnelRequest)
+            request = await receive_frame(stream, TunnelRequest)
             try:
                 answer, far = await self._reach(caller, request)
             except TwinshareError as error:
@@ -105,7 +114,7 @@ class TunnelServer:
         return answer, await self._vms.forwards.dial(record, request.port)
 
 
-async def _receive(stream: Stream, kind: type[Frame]) -> Frame:
+async def receive_frame(stream: Stream, kind: type[Frame]) -> Frame:
     """The frame and not a byte more. Raises: PeerMisbehaved, trio.BrokenResourceError."""
     return decode(await _exactly(stream, length_of(await _exactly(stream, HEAD.size))), kind)
 
@@ -115,6 +124,6 @@ async def _exactly(stream: Stream, count: int) -> bytes:
     while len(data) < count:
         part = await stream.receive_some(count - len(data))
         if not part:
-            raise PeerMisbehaved("the peer closed a tunnel in the middle of its head")
+            raise PeerMisbehaved("the peer closed a stream where a frame was due")
         data += part
     return data

@@ -54,7 +54,7 @@ def length_of(head: bytes) -> int:
     """How long the frame is that a head announces. Raises: PeerMisbehaved."""
     (length,) = HEAD.unpack(head)
     if length > MAX_FRAME:
-        raise PeerMisbehaved(f"the peer announces a frame of {length} bytes at the head of a tunnel")
+        raise PeerMisbehaved(f"the peer announces a frame of {length} bytes on a stream")
     return int(length)
 
 
@@ -63,4 +63,4 @@ def decode(body: bytes, kind: type[Frame]) -> Frame:
     try:
         return msgspec.msgpack.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PeerMisbehaved(f"the peer's words at the head of a tunnel are not understood: {error}") from None
+        raise PeerMisbehaved(f"the peer's words on a stream are not understood: {error}") from None

@@ -1,0 +1,127 @@
+"""The console of a peer's VM: a stream to the peer, at whose far end somebody listens as on the node itself.
+
+The far end decides as the owner of the VM: the peer's certificate and the role of whoever asks, the lower of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+import trio
+
+from ..protocols.access import Caller
+from ..protocols.console import PROTOCOL, ConsoleFrame, ConsoleRequest, pieces
+from ..protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
+from ..protocols.tunnel import encode
+from .consoles import Console, Consoles
+from .p2p.host import PeerId, Stream
+from .p2p.mesh import Mesh
+from .tunnel import OPENING, ask_on_stream, receive_frame
+
+log = structlog.get_logger(__name__)
+
+WRITE_WITHIN = 20.0
+"""Seconds that a peer may take for a frame."""
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved)
+
+
+class _RemoteConsole:
+    """A `Console` at a peer."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def receive(self) -> bytes:
+        while True:
+            try:
+                frame = await receive_frame(self._stream, ConsoleFrame)
+            except _BROKEN:
+                raise self._lost() from None
+            if frame.error is not None:
+                raise TwinshareError.from_wire(frame.error)
+            if frame.data:
+                return frame.data
+
+    async def send(self, data: bytes) -> None:
+        try:
+            for frame in pieces(data):
+                await self._stream.send_all(encode(frame))
+        except _BROKEN:
+            raise self._lost() from None
+
+    def _lost(self) -> PeerUnreachable:
+        return PeerUnreachable("the connection with the peer was lost", peer=self._stream.peer_id)
+
+
+@asynccontextmanager
+async def open_remote_console(mesh: Mesh, peer: PeerId, request: ConsoleRequest) -> AsyncIterator[Console]:
+    """Listen until the block is left. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
+    _, stream = await ask_on_stream(mesh, peer, PROTOCOL, request, ConsoleFrame)
+    try:
+        yield _RemoteConsole(stream)
+    finally:
+        stream.reset()
+        await trio.aclose_forcefully(stream)
+
+
+class ConsoleServer:
+    """The owner's end."""
+
+    def __init__(self, consoles: Consoles) -> None:
+        self._consoles = consoles
+
+    async def serve(self, caller: Caller, stream: Stream) -> None:
+        """One console, from its first frame to its end; `caller` is the peer."""
+        try:
+            with trio.fail_after(OPENING):
+                request = await receive_frame(stream, ConsoleRequest)
+            lowered = msgspec.structs.replace(caller, role=caller.role.at_most(request.role))
+            try:
+                async with self._consoles.attach(lowered, request.vm) as console:
+                    await _write(stream, ConsoleFrame())
+                    why = await _carry(console, stream)
+            except TwinshareError as error:
+                why = error
+            if why is not None:
+                await _write(stream, ConsoleFrame(error=why.to_wire()))
+        except (*_BROKEN, trio.TooSlowError) as error:
+            log.debug("a peer's console ended", peer=caller.principal, why=str(error))
+            stream.reset()
+
+
+async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
+    """Bytes both ways; returns why the console ended, or None when the peer has left."""
+    ended: list[TwinshareError] = []
+
+    async def type_on() -> None:
+        try:
+            while True:
+                frame = await receive_frame(stream, ConsoleFrame)
+                await console.send(frame.data)
+        except _BROKEN:
+            scope.cancel()
+        except TwinshareError:
+            return  # whoever listens hears it, too
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(type_on)
+            try:
+                while True:
+                    for frame in pieces(await console.receive()):
+                        await _write(stream, frame)
+            except TwinshareError as error:
+                ended.append(error)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                stream.reset()
+            scope.cancel()
+    return ended[0] if ended else None
+
+
+async def _write(stream: Stream, frame: ConsoleFrame) -> None:
+    """Raises: trio.TooSlowError, trio.BrokenResourceError."""
+    with trio.fail_after(WRITE_WITHIN):
+        await stream.send_all(encode(frame))

@@ -1,0 +1,45 @@
+"""What is said on a stream to the console of a peer's VM: one question, then frames both ways. Bytes in, bytes out.
+
+Frames are written as at the head of a tunnel (`tunnel.encode`). The owner's first frame is empty, or says why there is
+no console; its last one says why the console ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from .access import Role
+from .errors import ErrorBody
+from .tunnel import MAX_FRAME
+from .vm import VmRef
+
+PROTOCOL = "/twinshare/console/1.0.0"
+PIECE = MAX_FRAME - 96
+"""Bytes of a console in one frame, at most."""
+
+CLOSED_NORMALLY = 1000
+CLOSED_BY_ERROR = 4000
+"""How a websocket tells the end of a console: the VM has stopped; or this and the HTTP status of what ended it."""
+MAX_REASON = 123
+
+
+class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose console. `role` is what the one who asks has on their own node: the owner allows no more than that."""
+
+    vm: VmRef
+    role: Role
+
+
+class ConsoleFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the guest said, or what is typed. `error` ends the console."""
+
+    data: bytes = b""
+    error: ErrorBody | None = None
+
+
+def pieces(data: bytes) -> Iterator[ConsoleFrame]:
+    """The frames that carry `data`."""
+    for start in range(0, len(data), PIECE):
+        yield ConsoleFrame(data=data[start : start + PIECE])
