@@ -28,6 +28,29 @@ async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
+class _Sent(httpx.AsyncByteStream):
+    """What a request carries. httpx's own is a generator, left open when a connection breaks: trio warns of those."""
+
+    def __init__(self, content: bytes | AsyncIterator[bytes]) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._content) if isinstance(self._content, bytes) else self._content
+
+
+class _Once:
+    def __init__(self, content: bytes) -> None:
+        self._left = [content]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
 class Connection:
     """An httpx client bound to one node.
 
@@ -93,13 +116,17 @@ class Connection:
                 await pause(delay)
 
     async def _exchange(self, request: Request, content: AsyncIterator[bytes] | None) -> Any:
-        answer = await self._http.request(
+        timeout = self._patience if request.mutates else self._timeout
+        body = request.body if content is None else content
+        asked = self._http.build_request(
             request.verb,
             self.base_url + request.target,
             headers=dict(request.headers),
-            content=content if content is not None else request.body or None,
-            timeout=self._patience if request.mutates else self._timeout,
+            content=body or None,
+            timeout=timeout,
         )
+        asked.stream = _Sent(body)
+        answer = await self._http.send(asked)
         self._met = True
         return read(request.answer, answer.status_code, answer.headers.get("content-type", ""), answer.content)
 
@@ -114,6 +141,7 @@ class Connection:
             headers=headers,
             timeout=httpx.Timeout(silence, connect=self._timeout.connect),
         )
+        request.stream = _Sent(b"")
         try:
             answer = await self._http.send(request, stream=True)
             if answer.status_code >= 300:

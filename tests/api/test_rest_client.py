@@ -1,6 +1,7 @@
 """RESTClient against scripted nodes, under asyncio and under trio."""
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -274,3 +276,20 @@ def test_importing_the_client_brings_no_loop_with_it() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"
+
+
+class _Cut(httpx.AsyncBaseTransport):
+    """A connection that breaks in the middle of what is sent."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        async for _ in request.stream:
+            raise httpx.WriteError("cut")
+        raise AssertionError("there was nothing to send")
+
+
+async def test_a_request_that_is_cut_off_leaves_no_generator_open() -> None:
+    async with RESTClient(transport=_Cut()) as client:
+        with trio.move_on_after(0.1):
+            await client.list_vms()
+    gc.collect()
