@@ -20,10 +20,11 @@ from .vms import VmRoom
 
 
 class CaptureRequest(msgspec.Struct, frozen=True):
-    """Of which VM an image is made, and how it is called."""
+    """Of which VM an image is made, how it is called, and whether it is to be nobody's in particular."""
 
     vm: str
     name: str
+    reset_identity: bool = False
 
 
 @dataclass(slots=True)
@@ -68,7 +69,10 @@ class Captures:
 
     async def _keep(self, run: Run, record: Record, disk: Overlay | Export) -> Image:
         size, source = record.metadata.disk_size << 30, f"VM {record.domain.name}"
-        return await self.store.add_disk(run.request.name, disk, size, report=run.report, source=source)
+        asked: CaptureRequest = run.request
+        return await self.store.add_disk(
+            asked.name, disk, size, report=run.report, source=source, reset=asked.reset_identity
+        )
 
     def _directory(self, record: Record) -> Path:
         return self.vms.recipes.directory(record.domain.id)

@@ -171,7 +171,7 @@ class LocalImages:
 
         return await self._room.operations.run(self._caller, kind, target, request, admit)
 
-    async def capture_image(self, vm: str, name: str) -> Image:
+    async def capture_image(self, vm: str, name: str, reset_identity: bool = False) -> Image:
         async def admit(run: Run) -> Release:
             record = self._room.vms.owned(self._caller, vm)
             require_state("capture_image", record.domain.name, record.domain.state)
@@ -179,9 +179,8 @@ class LocalImages:
             run.notes = {"id": record.domain.id}
             return _nothing
 
-        made: Image = await self._room.operations.run(
-            self._caller, "capture_image", vm, CaptureRequest(vm=vm, name=name), admit
-        )
+        asked = CaptureRequest(vm=vm, name=name, reset_identity=reset_identity)
+        made: Image = await self._room.operations.run(self._caller, "capture_image", vm, asked, admit)
         return made
 
     async def _check_free(self, name: str) -> None:

@@ -146,10 +146,13 @@ class ImageService(Protocol):
         ...
 
     @rest("POST", "/image", Role.OPERATOR)
-    async def capture_image(self, vm: VmRef, name: ImageRef) -> Image:
+    async def capture_image(self, vm: VmRef, name: ImageRef, reset_identity: bool = False) -> Image:
         """Make an image of a VM's disk; one that runs goes on, and its disk is taken as it is at one instant.
 
-        Raises: ImageExists when `name` is another image, WrongState when the VM stops meanwhile, InsufficientResources.
+        `reset_identity` takes the machine id and the SSH host keys out of the image; the VM keeps its own. It needs
+        an ext2, ext3 or ext4 file system.
+        Raises: InvalidRequest when there is none, ImageExists when `name` is another image, WrongState when the VM
+        stops meanwhile, InsufficientResources.
         """
         ...
 

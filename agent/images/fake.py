@@ -83,11 +83,15 @@ class FakeImageStore:
         self._lost.discard(index.digest)
         return self._shelf.put(name, base)
 
-    async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
+    async def add_disk(
+        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
+    ) -> Image:
         """No guest writes here: the image is the base, or the base made longer. Nothing is served in memory."""
         name = parse_new_name(ref)
         if isinstance(disk, Export):
             raise Unsupported("the twin reads no disks by NBD")
+        if reset:
+            raise InvalidRequest("the twin's disks have no file system", path="reset_identity")
         digest = disk.digest
         base = self._shelf.bases.get(digest)
         if base is None or digest in self._lost:

@@ -60,11 +60,13 @@ class ImageStore(Protocol):
         """
         ...
 
-    async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
-        """Make an image of a VM's disk of `size` bytes.
+    async def add_disk(
+        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
+    ) -> Image:
+        """Make an image of a VM's disk of `size` bytes; `reset` takes the machine id and SSH host keys out of it.
 
         Raises: ImageExists, ImageDamaged when an overlay's base is missing, WrongState when the disk is not what it
-        should be, InvalidRequest when it cannot be read to its end.
+        should be, InvalidRequest when it cannot be read to its end or has no file system that `reset` understands.
         """
         ...
 

@@ -34,6 +34,7 @@ from .overlay import Own, is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
 from .port import Export, Overlay, Report
+from .reset import require_tools, reset_identity
 from .shelf import Base, UsedBy, parse_new_name
 
 Fetch = Callable[[Partial], Awaitable[None]]
@@ -134,14 +135,21 @@ class DiskImageStore:
                 await self._flatten(whole_disk(incoming.path), size, flat, report)
             return await self._keep(name, disk, whole_sectors(size), origin, report, replace=replace)
 
-    async def add_disk(self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str) -> Image:
+    async def add_disk(
+        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
+    ) -> Image:
         name = parse_new_name(ref)
+        if reset:
+            require_tools()
         if isinstance(disk, Overlay):
             found = await self._check_overlay(disk, size)
         else:
             found = exported_disk(disk.socket, disk.name)
         async with self._scratch() as flat:
             await self._flatten(found, size, flat, report)
+            if reset:
+                report(Progress(message="taking out the machine's identity"))
+                await reset_identity(flat, size, run_tool=self._run_tool, scratch=self._scratch, own=self._own)
             return await self._keep(name, flat, size, Origin(source), report, replace=False)
 
     async def _check_overlay(self, disk: Overlay, size: int) -> list[str]:

@@ -71,6 +71,9 @@ def _own_hypervisor() -> Iterator[Check]:
     )
     yield _program("QEMU", (emulator,), package)
     yield _program("qemu-img", ("qemu-img",), "qemu-utils")
+    if shutil.which("debugfs", path=_PATH) is None:
+        found = "not installed: `image create --reset-identity` needs it"
+        yield Check("e2fsprogs", State.NOTE, found, cure="apt-get install e2fsprogs")
     if importlib.util.find_spec("libvirt"):
         yield Check("libvirt for Python", State.OK, "installed")
     else:

@@ -94,12 +94,14 @@ def build_tiny(peer: str | None, as_json: bool) -> None:
 @image.command("create")
 @click.argument("name", metavar="NAME[:TAG]")
 @click.option("--from-vm", "vm", required=True, type=VM_NAME, metavar="VM", help="The VM whose disk it is; it may run.")
+@click.option("--reset-identity", is_flag=True, help="Take the machine id and the SSH host keys out of the image.")
 @peer_option
 @json_option
-def create_image(name: str, vm: str, peer: str | None, as_json: bool) -> None:
+def create_image(name: str, vm: str, reset_identity: bool, peer: str | None, as_json: bool) -> None:
     """Make an image of a VM's disk."""
+    wanted = {"vm": vm, "name": name, "reset_identity": reset_identity}
     with open_link() as link:
-        told(run(link, "capture_image", {"vm": vm, "name": name}, peer), as_json=as_json)
+        told(run(link, "capture_image", wanted, peer), as_json=as_json)
 
 
 @image.command("prune")

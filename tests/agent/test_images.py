@@ -217,3 +217,12 @@ async def test_a_damaged_image_names_its_vms_which_run_on_and_no_new_one_starts_
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
         await vms.create_vm(spec("two", start=True))
         assert node.health().problems == []
+
+
+async def test_the_identity_of_a_disk_without_a_file_system_cannot_be_reset(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec())
+        with pytest.raises(InvalidRequest, match="no ext2") as refused:
+            await images_of(node).capture_image("one", "made", reset_identity=True)
+        assert refused.value.details == {"path": "reset_identity"}
+        assert [image.name for image in await images_of(node).list_images()] == ["disk"]

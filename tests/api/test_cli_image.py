@@ -26,6 +26,12 @@ def test_an_image_is_made_of_a_vm() -> None:
     assert node.seen[0].json == {"vm": "web", "name": "tiny:latest"}
 
 
+def test_an_image_of_a_vm_may_be_nobodys_in_particular() -> None:
+    with recorded_node({"POST /api/image": ended("capture_image", IMAGE)}) as node:
+        twinshare(node, *["image", "create", "tiny:latest", "--from-vm", "web", "--reset-identity"])
+    assert node.seen[0].json == {"vm": "web", "name": "tiny:latest", "reset_identity": True}
+
+
 def test_prune_tells_what_goes_and_how_much_it_frees() -> None:
     report = {"images": [LOST, THEIRS], "freed": 10 << 20, "dry_run": True}
     with recorded_node({"POST /api/image/prune": ended("prune_images", report)}) as node:
