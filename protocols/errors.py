@@ -4,6 +4,7 @@ TwinshareError                  internal                500
 ├── InvalidRequest              invalid_request         400
 ├── Unauthenticated             unauthenticated         401
 ├── Forbidden                   forbidden               403
+│   ├── AddressRefused          address_refused         403
 │   └── QuotaExceeded           quota_exceeded          403
 ├── NotFound                    not_found               404
 │   ├── VmNotFound              vm_not_found            404
@@ -98,6 +99,12 @@ class Forbidden(TwinshareError):
     """The caller is known and lacks the role; the message names the role that is needed."""
 
     code, status = "forbidden", 403
+
+
+class AddressRefused(Forbidden):
+    """The caller names a host inside this node's own network, and the node's configuration does not list it."""
+
+    code = "address_refused"
 
 
 class QuotaExceeded(Forbidden):

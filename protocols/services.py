@@ -178,13 +178,13 @@ class ImageService(Protocol):
     async def pull_image(self, request: PullRequest) -> Image:
         """Fetch an image from a registry, the catalogue or an https address; what is here already is not fetched again.
 
-        Raises: ImageNotFound, RegistryFailed, InsufficientResources.
+        Raises: ImageNotFound, RegistryFailed, AddressRefused, InsufficientResources.
         """
         ...
 
     @rest("POST", "/image/push", Role.OPERATOR)
     async def push_image(self, request: PushRequest) -> Pushed:
-        """Send an image to a registry. Raises: ImageNotFound, ImageDamaged, RegistryFailed."""
+        """Send an image to a registry. Raises: ImageNotFound, ImageDamaged, RegistryFailed, AddressRefused."""
         ...
 
     @rest("GET", "/catalogue", Role.VIEWER)

@@ -113,7 +113,8 @@ class ImageStore(Protocol):
 class ImageExchange(Protocol):
     """The way of images from and to registries and other servers.
 
-    Raises, where nothing else is said: RegistryFailed when the other side fails or cannot be trusted,
+    Raises, where nothing else is said: RegistryFailed when the other side fails or cannot be trusted, AddressRefused
+    when it is inside this node's network and the configuration does not list it,
     InsufficientResources when the disk is full (and then nothing is left behind), InvalidRequest for a bad name.
     """
 

@@ -17,6 +17,8 @@ RUN = b'"image":"disk"'
 WORDS = {
     "/api/v1/vms": "VM_CREATE_ERROR",
     "/api/v1/images/run": "IMAGE_RUN_ERROR",
+    "/api/v1/images/pull": "IMAGE_PULL_ERROR",
+    "/api/v1/images/push": "IMAGE_PUSH_ERROR",
 }
 NOT_SERVED = """
     PUT /vms
@@ -26,6 +28,8 @@ NOT_SERVED = """
     GET /vms/one/start
     PUT /images
     GET /images/run
+    GET /images/push
+    PUT /images/pull
     POST /images/x
     POST /health
     DELETE /capacity
@@ -45,13 +49,15 @@ WRONG: dict[str, tuple[bytes, ...]] = {
     "xml": (b'"<domain/>"',),
     "cloud_init": (b"{}",),
 }  # fmt: skip
-ONLY_RUN: dict[str, tuple[bytes, ...]] = {
-    "image": (b"1", b"null", b"[]", b'""', b'"a b"', b'"a\\n"', b'"UPPER"', b'"a:b:c"', b'"../x"', b'"a@b"',
-              b'"' + b"a" * 513 + b'"'),
-    "registry": (b"1", b'""', b'"a b"', b'"http://x"', b'"x:99999"', b'"' + b"a" * 256 + b'"'),
-    "org": (b"1", b'""', b'"a b"', b'"UP"', b'"../.."'),
-    "no_start": (b"1", b'"yes"', b"null"),
-}  # fmt: skip
+IMAGE = (b"1", b"null", b"[]", b'""', b'"a b"', b'"a\\n"', b'"UPPER"', b'"a:b:c"', b'"../x"', b'"a@b"',
+         b'"' + b"a" * 513 + b'"')  # fmt: skip
+REGISTRY = (b"1", b'""', b'"a b"', b'"http://x"', b'"x:99999"', b'"' + b"a" * 256 + b'"')
+ORG = (b"1", b'""', b'"a b"', b'"UP"', b'"../.."')
+ONLY_RUN = {"image": IMAGE, "registry": REGISTRY, "org": ORG, "no_start": (b"1", b'"yes"', b"null")}
+PULL = {"image": IMAGE, "registry": REGISTRY, "org": ORG, "force": (b"1",), "unknown": (b"1",), "name": (b'"x"',)}
+PUSH = {"name": IMAGE, "image": IMAGE, "registry": REGISTRY, "dry_run": (b"1", b'"yes"', b"null"), "org": (b'"o"',)}
+# The name of a host, or an address, inside: who names it hears that it is refused, and nobody is asked.
+INSIDE = ("localhost:1", "127.0.0.1:5000", "10.1.2.3", "169.254.169.254")
 
 
 def _post(name: str, target: str, body: bytes, status: int = 400, code: str | None = None, **more: Any) -> Case:
@@ -70,6 +76,8 @@ def fields() -> Iterator[Case]:
     for target, good, wrong in (
         ("/vms", {"name": b'"two"'}, WRONG | {"force": (b"1", b'"yes"', b"null")}),
         ("/images/run", {"image": b'"disk"'}, WRONG | ONLY_RUN),
+        ("/images/pull", {"image": b'"ubuntu"', "registry": b'"localhost:1"'}, PULL),
+        ("/images/push", {"name": b'"disk"', "image": b'"localhost:1/o/x"'}, PUSH),
     ):
         for name, values in wrong.items():
             for value in values:
@@ -79,6 +87,9 @@ def fields() -> Iterator[Case]:
     yield _post("no name", "/vms", b"{}", path="name")
     yield _post("a null name", "/vms", b'{"name":null}', path="name")
     yield _post("no image", "/images/run", b'{"name":"two"}', path="image")
+    yield _post("nothing to pull", "/images/pull", b"{}", path="image")
+    yield _post("nothing to push", "/images/push", b'{"image":"x.example/y"}', path="name")
+    yield _post("nowhere to push", "/images/push", b'{"name":"disk"}', path="image")
 
 
 def places() -> Iterator[Case]:
@@ -108,6 +119,23 @@ def places() -> Iterator[Case]:
     yield Case("images with a query", "GET", f"{ROOT}/images?x=1", 400, "IMAGE_LIST_ERROR")
     yield Case("health with a query", "GET", f"{ROOT}/health?x=1", 400, "INVALID_REQUEST")
     yield Case("capacity with a query", "GET", f"{ROOT}/capacity?x=1", 400, "CAPACITY_PROBE_ERROR")
+
+
+def transfers() -> Iterator[Case]:
+    """Pulls and pushes that go nowhere: to hosts inside this network, and of images that are not here."""
+    for host in INSIDE:
+        named = b'"registry":"%s"' % host.encode()
+        refused: dict[str, Any] = {"status": 403, "reason": "address_refused"}
+        yield _post(f"run from {host}", "/images/run", b'{"image":"nope","org":"o",' + named + b"}", **refused)
+        yield _post(f"pull from {host}", "/images/pull", b'{"image":"nope","org":"o",' + named + b"}", **refused)
+        yield _post(f"pull {host}/x", "/images/pull", b'{"image":"%s/x"}' % host.encode(), **refused)
+        yield _post(f"push to {host}", "/images/push", b'{"name":"disk","image":"x",' + named + b"}", **refused)
+        dry = b'{"name":"disk","image":"%s/x","dry_run":true}' % host.encode()
+        yield _post(f"try to push to {host}", "/images/push", dry, **refused)
+    yield _post("push no image", "/images/push", b'{"name":"nope","image":"x.example/y"}', 404)
+    yield _post("push to no registry", "/images/push", b'{"name":"disk","image":"y"}', path="target")
+    yield _post("push to a digest", "/images/push", b'{"name":"disk","image":"x.example/y@sha256:%s"}' % (b"0" * 64))
+    yield _post("pull a digest alone", "/images/pull", b'{"image":"blake3:%s"}' % (b"0" * 64), 404)
 
 
 def states() -> Iterator[Case]:

@@ -39,7 +39,10 @@ WRONG_LOG = (
 
 @dataclass(frozen=True)
 class Case:
-    """One request. `body` is sent as it is; `path` of the details names the field, where one is at fault."""
+    """One request. `body` is sent as it is; `path` of the details names the field, where one is at fault.
+
+    `reason` is our code where a dialect has its own, and stands in the details.
+    """
 
     name: str
     verb: str
@@ -49,14 +52,15 @@ class Case:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     path: str | None = None
+    reason: str | None = None
 
 
 def _body(name: str, body: bytes, status: int = 400, code: str = "invalid_request", **more: Any) -> Case:
     return Case(name, "POST", "/api/vm", status, code, body, {**JSON, **more.pop("headers", {})}, **more)
 
 
-def _post(name: str, target: str, body: bytes) -> Case:
-    return Case(name, "POST", target, 400, body=body, headers=JSON)
+def _post(name: str, target: str, body: bytes, status: int = 400, code: str = "invalid_request", **more: Any) -> Case:
+    return Case(name, "POST", target, status, code, body, JSON, **more)
 
 
 def bodies() -> Iterator[Case]:
@@ -184,6 +188,35 @@ def places() -> Iterator[Case]:
         yield Case(f"wait with ?{query}", "GET", f"/api/operations/x/wait?{query}", 400)
     for port in ("0", "65536", "x", "-1", "80.5"):
         yield Case(f"forward {port}", "DELETE", f"/api/vm/one/port-forward/{port}", 400, path="host_port")
+
+
+def transfers() -> Iterator[Case]:
+    """Pulls and pushes: names that are none, hosts inside this network, images that are not here."""
+    pull, push = "/api/image/pull", "/api/image/push"
+    for name in (b"1", b"null", b'""', b'"a b"', b'"UPPER"', b'"../x"', b'"a:b:c"', b'"ftp://x/y"', b'"http://x/y"',
+                 b'"https://x/y"', b'"file:///etc/passwd"', b'"a\\n"', b'"a\\u0000"'):  # fmt: skip
+        yield _post(f"pull {name.decode()}", pull, b'{"image":%s}' % name)
+        yield _post(f"push {name.decode()}", push, b'{"image":%s,"target":"x.example/y"}' % name)
+        yield _post(f"push to {name.decode()}", push, b'{"image":"disk","target":%s}' % name)
+    digest = b"0" * 64
+    for value in (b'"name":"../x"', b'"name":"a b"', b'"name":1', b'"sha256":"0"', b'"sha256":1', b'"force":true',
+                  b'"sha256":"%s"' % digest):  # fmt: skip
+        yield _post(f"pull with {value.decode()[:20]}", pull, b'{"image":"x.example/y",' + value + b"}")
+    yield _post("pull nothing", pull, b"{}", path="image")
+    yield _post("push nowhere", push, b'{"image":"disk"}', path="target")
+    yield _post("push to no registry", push, b'{"image":"disk","target":"y"}', path="target")
+    yield _post("push, but how", push, b'{"image":"disk","target":"x.example/y","dry_run":"yes"}')
+    yield _post("pull what nobody knows", pull, b'{"image":"nope"}', 404, "image_not_found")
+    yield _post("push no image", push, b'{"image":"nope","target":"x.example/y"}', 404, "image_not_found")
+    for host in (b"localhost:1", b"127.0.0.1:5000", b"10.1.2.3", b"192.168.1.1:443", b"169.254.169.254"):
+        refused = (403, "address_refused")
+        yield _post(f"pull from {host.decode()}", pull, b'{"image":"%s/x"}' % host, *refused)
+        yield _post(f"push to {host.decode()}", push, b'{"image":"disk","target":"%s/x"}' % host, *refused)
+        yield _post(f"make a VM of {host.decode()}/x", "/api/vm", b'{"name":"two","image":"%s/x"}' % host, *refused)
+        by_https = b'{"image":"https://%s/x.raw","sha256":"%s"}' % (host, digest)
+        yield _post(f"pull https://{host.decode()}", pull, by_https, *refused)
+    by_https = b'{"image":"https://[::1]:1/x.raw","sha256":"%s"}' % digest
+    yield _post("pull https://[::1]", pull, by_https, 403, "address_refused")
 
 
 def states() -> Iterator[Case]:

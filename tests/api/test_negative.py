@@ -74,6 +74,8 @@ def faults(case: Case, got: httpx.Response) -> Iterator[str]:
         return
     if case.path is not None and told["details"].get("path") != case.path:
         yield f"names {told['details']} instead of {case.path}"
+    if case.reason is not None and told["details"].get("reason") != case.reason:
+        yield f"reason {told['details'].get('reason')} instead of {case.reason}"
     if case.status == 405 and not got.headers.get("allow"):
         yield "no Allow"
     if case.status == 401 and not got.headers.get("www-authenticate"):

@@ -11,6 +11,7 @@ import trio
 
 from tests.api.served import SPEC, served
 from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.registry import reach
 from twinshare.protocols.access import LOCAL_ADMIN
 
 MINUTES = 5
@@ -18,15 +19,21 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,negative_data_rejection,missing_required_header,unsupported_method"
 )
-# Without P2P services the first two answer 503; the events never end; the rest would ask the world for what they need.
-LEFT_OUT = "^/api/(p2p|remote|events|image/(build-tiny|pull|push)|v1/images/(pull|push))"
-# Images that the documents' examples name: they are here, or creating VMs from them would ask the world for them too.
+# Without P2P services the first two answer 503; the events never end; the image would be built from real packages.
+LEFT_OUT = "^/api/(p2p|remote|events|image/build-tiny)"
+# Images that the documents' examples name: they are here, so that VMs are made from them.
 EXAMPLES = ("ubuntu-20.04", "ubuntu:latest", "ghcr.io/cirunlabs/ubuntu:latest")
+
+
+async def nowhere(_host: str, _port: int) -> list[str]:
+    """All names lead inside: whoever would ask the world is refused, and no registry can fail."""
+    return ["127.0.0.1"]
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(("root", "examples"), [("/api", 15), ("/api/v1", 60)])
-async def test_a_thousand_cases(root: str, examples: int, tmp_path: Path) -> None:
+async def test_a_thousand_cases(root: str, examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "resolve", nowhere)
     async with served(tmp_path / "node") as api:
         for name in EXAMPLES:
             await api.node.import_image(LOCAL_ADMIN, name, pieces(raw_disk(1)))

@@ -130,7 +130,8 @@ class RegistryClient:
             location = await self._begin_upload(repository, "")
             headers = {"content-type": "application/octet-stream", "content-length": str(size)}
             url = str(httpx.URL(location).copy_add_param("digest", digest))
-            request = Request("PUT", url, headers, _push(repository), content)
+            led = httpx.URL(location).netloc.decode() != repository.host
+            request = Request("PUT", url, headers, _push(repository), content, led=led)
             async with self.web.open(request) as response:
                 if response.status_code not in {201, 204}:
                     raise PassingError(f"{repository.host} answers {response.status_code} to an upload")

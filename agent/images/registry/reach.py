@@ -23,7 +23,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class PrivateAddressError(RegistryFailed):
-    """A host leads into this machine or its network."""
+    """A host leads into this machine or its network. Whoever named that host himself hears AddressRefused instead."""
 
 
 def is_public(address: str) -> bool:

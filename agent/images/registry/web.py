@@ -16,11 +16,11 @@ from typing import TypeVar
 import httpx
 import trio
 
-from ....protocols.errors import ImageNotFound, RegistryFailed
+from ....protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
 from ..settings import RegistrySettings
 from .bodies import MAX_ANSWER, PassingError, gathered, received
 from .login import Logins
-from .reach import GuardedTransport
+from .reach import GuardedTransport, PrivateAddressError
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
@@ -36,13 +36,17 @@ Body = Callable[[], AsyncIterator[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`scope` is what a registry's token must allow, or None where no login is answered."""
+    """`scope` is what a registry's token must allow, or None where no login is answered.
+
+    `led` tells that a server sent us to the address: nobody asked for it.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     scope: str | None = None
     content: Body | None = None
+    led: bool = False
 
 
 class Web:
@@ -126,7 +130,8 @@ class Web:
     async def open(self, request: Request) -> AsyncIterator[httpx.Response]:
         """Send a request, log in and follow redirects where need be; the body is still to be read.
 
-        Raises: PassingError, ImageNotFound for 404, RegistryFailed.
+        Raises: PassingError, ImageNotFound for 404, RegistryFailed, AddressRefused when the host that was asked for
+        leads inside.
         """
         response = await self._send(request)
         try:
@@ -146,7 +151,12 @@ class Web:
             headers = dict(request.headers)
             if home and request.scope is not None and (token := self._logins.known(url.netloc.decode(), request.scope)):
                 headers["authorization"] = token
-            response = await self._once(request, url, headers)
+            try:
+                response = await self._once(request, url, headers)
+            except PrivateAddressError as error:
+                if url is first and not request.led:
+                    raise AddressRefused(error.message) from None
+                raise
             if response.status_code == 401 and home and request.scope is not None and not logged_in:
                 challenge = response.headers.get("www-authenticate", "")
                 await response.aclose()

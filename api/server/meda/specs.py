@@ -56,9 +56,10 @@ def name_after(image: str, key: str | None) -> str:
 
 def push_target(image: str, registry: str | None) -> str:
     """The whole name that an image is to have at a registry. Raises: InvalidRequest."""
-    if registry is None or parse_reference(image).registry != LOCAL:
+    if registry is None:
         return image
-    return f"{registry}/{image}"
+    parse_reference(f"{registry}/x")
+    return image if parse_reference(image).registry != LOCAL else f"{registry}/{image}"
 
 
 def vm_spec(

@@ -17,8 +17,8 @@ from tests.images.registry.servers import PASSWORD, USER, Exchange, Settings, no
 from twinshare.agent.images.registry import bodies, reach
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.auth import find_credentials, parse_challenge
-from twinshare.agent.images.registry.client import Repository, open_registry_client
-from twinshare.protocols.errors import ImageNotFound, RegistryFailed
+from twinshare.agent.images.registry.client import Repository, once, open_registry_client
+from twinshare.protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
 
 # httpx leaves its own generators to the garbage collector when a body is not read to its end.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
@@ -238,7 +238,7 @@ async def test_a_server_that_is_not_there() -> None:
 )
 async def test_private_hosts_must_be_listed(host: str) -> None:
     async with open_client() as client:
-        with pytest.raises(reach.PrivateAddressError, match="registries"):
+        with pytest.raises(AddressRefused, match="registries"):
             await client.manifest(Repository(host, "a"), "latest")
 
 
@@ -248,8 +248,20 @@ async def test_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(reach, "resolve", inside)
     async with open_client() as client:
-        with pytest.raises(reach.PrivateAddressError):
+        with pytest.raises(AddressRefused):
             await client.manifest(Repository("registry.example", "a"), "latest")
+
+
+async def test_a_registry_that_sends_an_upload_inside_has_failed_itself() -> None:
+    async def handler(exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            await exchange.answer(202, location="https://127.0.0.1:1/upload")
+        else:
+            await exchange.answer(404)
+
+    async with scripted(handler) as server, open_client(server) as client:
+        with pytest.raises(RegistryFailed, match="inside this network"):
+            await client.put_blob(Repository(server.host, "a"), BLOB.digest, len(BODY), once(BODY))
 
 
 @pytest.mark.parametrize(

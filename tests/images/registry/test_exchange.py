@@ -31,7 +31,7 @@ from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry import web as web_module
 from twinshare.agent.images.registry.client import RegistryClient, Repository, once, open_registry_client
 from twinshare.agent.images.store import DiskImageStore
-from twinshare.protocols.errors import ImageNotFound, InvalidRequest, RegistryFailed, TwinshareError
+from twinshare.protocols.errors import AddressRefused, ImageNotFound, InvalidRequest, RegistryFailed, TwinshareError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
 MIB = 1 << 20
@@ -343,9 +343,9 @@ async def test_an_endless_disk_is_cut(tmp_path: Path, monkeypatch: pytest.Monkey
         ("https://user:pw@x/y", "0" * 64, InvalidRequest),
         ("https:///y", "0" * 64, InvalidRequest),
         ("https://x/y\n", "0" * 64, InvalidRequest),
-        ("https://127.0.0.1/disk", "0" * 64, RegistryFailed),
-        ("https://[::1]/disk", "0" * 64, RegistryFailed),
-        ("127.0.0.1:5000/x", "", RegistryFailed),
+        ("https://127.0.0.1/disk", "0" * 64, AddressRefused),
+        ("https://[::1]/disk", "0" * 64, AddressRefused),
+        ("127.0.0.1:5000/x", "", AddressRefused),
     ],
 )
 async def test_what_cannot_be_pulled(tmp_path: Path, ref: str, sha256: str, kind: type[TwinshareError]) -> None:
