@@ -20,6 +20,7 @@ from ..protocols.errors import DeadlineExceeded
 from ..protocols.image import Image
 from ..protocols.operation import Operation
 from ..protocols.peer import Message, MessageReply, P2pState, PeerInfo
+from ..protocols.reading import decode_json
 from ..protocols.services import (
     ImageService,
     NodeService,
@@ -28,7 +29,7 @@ from ..protocols.services import (
     TokenService,
     VmService,
 )
-from ..protocols.table import Method, decode_json, stub
+from ..protocols.table import Method, stub
 from ..protocols.vm import Vm, VmSpec
 from .connection import Connection
 from .event_stream import EventStream

@@ -17,10 +17,10 @@ import msgspec
 
 from .access import Caller, Role
 from .errors import InvalidRequest, PeerMisbehaved
+from .reading import convert, convert_query, decode_json, decode_msgpack, msgpack_decoder
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 Function = TypeVar("Function", bound=Callable[..., Any])
-Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Method:
 
         Raises: InvalidRequest, with the path of the field that is wrong.
         """
-        found: dict[str, Any] = {name: _convert(path[name], kind, name) for name, kind in self.path_params.items()}
+        found: dict[str, Any] = {name: convert(path[name], kind, name) for name, kind in self.path_params.items()}
         if self.query is not None:
             found |= _fields(convert_query(query, self.query))
         elif query:
@@ -114,15 +114,12 @@ class Method:
 
     def unpack(self, data: bytes) -> dict[str, Any]:
         """The other end of `pack`. Raises: InvalidRequest."""
-        try:
-            return _fields(_msgpack_decoder(self.args).decode(data))
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise _invalid(error) from None
+        return _fields(decode_msgpack(data, self.args))
 
     def unpack_result(self, data: bytes) -> Any:
         """What a peer answered. Raises: PeerMisbehaved."""
         try:
-            return _msgpack_decoder(self.result).decode(data)
+            return msgpack_decoder(self.result).decode(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise PeerMisbehaved(f"the peer's answer to {self.name} is not understood: {error}") from None
 
@@ -144,53 +141,6 @@ def _given(value: msgspec.Struct) -> dict[str, Any]:
 def _text(value: Any) -> str:
     """A query parameter's value as `_convert` reads it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def convert_query(query: Mapping[str, str], kind: type[Record]) -> Record:
-    """A query string's parameters as a `kind`. A parameter cannot be null: it is left out instead.
-
-    Raises: InvalidRequest, with the name of the parameter that is wrong.
-    """
-    found: Record = _convert(dict(query), kind, "query")
-    if nothing := [name for name in query if getattr(found, name) is None]:
-        raise InvalidRequest(f"{nothing[0]}: must not be null; leave it out instead", path=nothing[0])
-    return found
-
-
-def _convert(value: Any, kind: Any, name: str) -> Any:
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise _invalid(error, name) from None
-
-
-def decode_json(body: bytes, kind: Any) -> Any:
-    """Decode one JSON document. Raises: InvalidRequest with the field's path."""
-    try:
-        return _decoder(kind).decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _invalid(error) from None
-
-
-@functools.lru_cache(maxsize=256)
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
-
-
-@functools.lru_cache(maxsize=256)
-def _msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(kind)
-
-
-def _invalid(error: Exception, name: str | None = None) -> InvalidRequest:
-    """msgspec writes `… - at `$.field``: the path goes into the details, the rest is the sentence."""
-    text = str(error) or type(error).__name__
-    sentence, _, where = text.partition(" - at `")
-    path = where.rstrip("`").removeprefix("$.") or name or "$"
-    if (missing := re.search(r"missing required field `(\w+)`|unknown field `([^`]*)`", sentence)) and not where:
-        path = missing[1] or missing[2]
-    prefix = "" if path == "$" else f"{path}: "
-    return InvalidRequest(f"{prefix}{sentence}", path=path)
 
 
 def _method(service: type, function: Any) -> Method:

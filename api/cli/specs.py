@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from ...protocols.table import decode_json
+from ...protocols.reading import decode_json
 from ...protocols.vm import VmSpec
 from .names import KEY_VALUE, PORTS
 

@@ -15,7 +15,7 @@ import trio
 
 from ...protocols.access import Caller
 from ...protocols.errors import InvalidRequest, RequestTimeout, TooLarge, Unauthenticated, UnsupportedMediaType
-from ...protocols.table import convert_query
+from ...protocols.reading import convert_query
 from .answer import Answer, Header, Refuse, failure
 from .link import Link
 

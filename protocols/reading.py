@@ -1,0 +1,86 @@
+"""Reads what callers send as the types that operations take, and says in a sentence what is wrong with it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from .errors import InvalidRequest
+from .size import PATTERN as SIZE_PATTERN
+from .vm import NAME_PATTERN
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+# What a pattern means to people.
+_MEANT = {
+    NAME_PATTERN: "must be 1 to 63 of a-z, 0-9 and '-', and neither begin nor end with '-'",
+    SIZE_PATTERN: "must be a number and a unit, such as 512M or 2G",
+}
+_CHOICE = re.compile(r"\^\(([a-z|]+)\)\$")
+
+
+def convert_query(query: Mapping[str, str], kind: type[Record]) -> Record:
+    """A query string's parameters as a `kind`. A parameter cannot be null: it is left out instead.
+
+    Raises: InvalidRequest, with the name of the parameter that is wrong.
+    """
+    found: Record = convert(dict(query), kind, "query")
+    if nothing := [name for name in query if getattr(found, name) is None]:
+        raise InvalidRequest(f"{nothing[0]}: must not be null; leave it out instead", path=nothing[0])
+    return found
+
+
+def convert(value: Any, kind: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _invalid(error, name) from None
+
+
+def decode_json(body: bytes, kind: Any) -> Any:
+    """Decode one JSON document. Raises: InvalidRequest with the field's path."""
+    try:
+        return _decoder(kind).decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _invalid(error) from None
+
+
+def decode_msgpack(data: bytes, kind: Any) -> Any:
+    """Decode one msgpack value. Raises: InvalidRequest with the field's path."""
+    try:
+        return msgpack_decoder(kind).decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _invalid(error) from None
+
+
+@functools.lru_cache(maxsize=256)
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+def _invalid(error: Exception, name: str | None = None) -> InvalidRequest:
+    """msgspec writes `… - at `$.field``: the path goes into the details, the rest is the sentence."""
+    text = str(error) or type(error).__name__
+    sentence, _, where = text.partition(" - at `")
+    path = where.rstrip("`").removeprefix("$.") or name or "$"
+    if (missing := re.search(r"missing required field `(\w+)`|unknown field `([^`]*)`", sentence)) and not where:
+        path = missing[1] or missing[2]
+    prefix = "" if path == "$" else f"{path}: "
+    return InvalidRequest(f"{prefix}{_in_words(sentence)}", path=path)
+
+
+def _in_words(sentence: str) -> str:
+    _, _, pattern = sentence.partition(" matching regex ")
+    pattern = pattern.strip("'").replace("\\\\", "\\")
+    if choice := _CHOICE.fullmatch(pattern):
+        return "must be " + " or ".join(choice[1].split("|"))
+    return _MEANT.get(pattern, sentence)

@@ -1,0 +1,28 @@
+"""What is wrong with a body is told in words, with the field's path."""
+
+from typing import Any
+
+import pytest
+
+from twinshare.protocols.errors import InvalidRequest
+from twinshare.protocols.reading import decode_json
+from twinshare.protocols.size import SizeText
+from twinshare.protocols.vm import ForwardSpec, VmSpec
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "sentence", "path"),
+    [
+        (b'{"name":"a_b","image":"x"}', VmSpec, "name: must be 1 to 63 of a-z, 0-9 and '-', and neither", "name"),
+        (b'{"name":"a","image":"x","hypervisor":"xen"}', VmSpec, "hypervisor: must be kvm or qemu", "hypervisor"),
+        (b'{"host_port":1,"guest_port":1,"protocol":"x"}', ForwardSpec, "protocol: must be tcp or udp", "protocol"),
+        (b'"2"', SizeText, "must be a number and a unit, such as 512M or 2G", "$"),
+        (b'{"name":"a","image":"x","memory":3}', VmSpec, "memory: Expected `int` >= 64", "memory"),
+        (b'{"image":"x"}', VmSpec, "name: Object missing required field", "name"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words(body: bytes, kind: Any, sentence: str, path: str) -> None:
+    with pytest.raises(InvalidRequest) as wrong:
+        decode_json(body, kind)
+    assert wrong.value.message.startswith(sentence)
+    assert wrong.value.details["path"] == path
