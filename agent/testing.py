@@ -105,6 +105,14 @@ class AgentProcess:
         """SIGKILL, as a crash would."""
         await self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """SIGSTOP: it falls silent and keeps all that it holds, as a machine does that hangs."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on where it was."""
+        os.kill(self.pid, signal.SIGCONT)
+
     async def stop(self) -> int:
         """SIGTERM, as a service manager would. Returns the exit code. Raises: trio.TooSlowError."""
         return await self._end(signal.SIGTERM)

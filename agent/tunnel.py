@@ -27,6 +27,8 @@ MAX_TUNNELS = 256
 """Connections that a peer may have at once."""
 OPENING = 15.0
 """Seconds for both frames, and for the guest to be dialled."""
+PROBING = 5.0
+"""Seconds for both frames when no guest is dialled: somebody waits for the answer."""
 
 Frame = TypeVar("Frame", bound=msgspec.Struct)
 Answer = TypeVar("Answer", TunnelAnswer, ConsoleFrame)
@@ -34,15 +36,19 @@ Answer = TypeVar("Answer", TunnelAnswer, ConsoleFrame)
 
 async def open_tunnel(mesh: Mesh, peer: PeerId, request: TunnelRequest) -> tuple[TunnelAnswer, Stream]:
     """A stream on which the guest's bytes follow. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
-    return await ask_on_stream(mesh, peer, PROTOCOL, request, TunnelAnswer)
+    within = PROBING if request.probe else OPENING
+    return await ask_on_stream(mesh, peer, PROTOCOL, request, TunnelAnswer, within)
 
 
 async def ask_on_stream(
-    mesh: Mesh, peer: PeerId, protocol: str, request: msgspec.Struct, kind: type[Answer]
+    mesh: Mesh, peer: PeerId, protocol: str, request: msgspec.Struct, kind: type[Answer], within: float = OPENING
 ) -> tuple[Answer, Stream]:
-    """A new stream to a peer after one frame each way. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
+    """A new stream to a peer after one frame each way, `within` so many seconds.
+
+    Raises: what the owner raises; P2pStopped, PeerUnreachable.
+    """
     running = mesh.require_running()
-    with trio.move_on_after(OPENING):
+    with trio.move_on_after(within):
         await running.links.line_to(peer)
         stream = await running.host.open_stream(peer, protocol)
         try:
@@ -56,7 +62,7 @@ async def ask_on_stream(
                 raise PeerUnreachable("the connection with the peer was lost", peer=peer) from None
             raise
         return answer, stream
-    raise PeerUnreachable(f"the peer did not answer within {OPENING:g} s", peer=peer)
+    raise PeerUnreachable(f"the peer did not answer within {within:g} s", peer=peer)
 
 
 class TunnelServer:

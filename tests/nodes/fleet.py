@@ -22,13 +22,14 @@ async def start(
     hypervisor: str | None = None,
     listen: str = "/ip4/127.0.0.1/tcp/0",
     inside: Sequence[str] = (),
+    dead_after: float = DEAD_AFTER,
 ) -> AgentProcess:
     """A node on free ports, with peers; it is named after its folder. `inside` runs it in a network namespace."""
     given = ["--api", "127.0.0.1:0", "--listen", listen, "--name", data_dir.name, *options]
     given += ["--hypervisor", hypervisor] if hypervisor else []
     environment = {
         "TWINSHARE_P2P_ENABLED": "true",
-        "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": str(DEAD_AFTER),
+        "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": str(dead_after),
         "TWINSHARE_P2P_MDNS": "false",
     }
     program = [*inside, sys.executable, "-m", "twinshare", "agent"] if inside else None
