@@ -29,6 +29,9 @@ BUFFER = 64 << 10
 """Bytes that a listener may be behind."""
 CHUNK = 16 << 10
 DIAL_WITHIN = 15.0
+TYPE_WITHIN = 30.0
+"""Seconds for which a guest may leave unread what is typed, once QEMU and the kernel hold no more of it."""
+TYPED = 4096
 
 
 class Console(Protocol):
@@ -43,7 +46,7 @@ class Console(Protocol):
         ...
 
     async def send(self, data: bytes) -> None:
-        """Type. It waits while the guest does not read."""
+        """Type. It waits while the guest does not read. Raises: DeadlineExceeded, too, when that takes too long."""
         ...
 
 
@@ -127,16 +130,27 @@ class _Line:
                     self.listeners -= {one for one in self.listeners if not one.hear(data)}
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
-        return WrongState(f"VM '{self.name}' has stopped", vm=self.name)
+        return self._stopped()
 
     async def type(self, data: bytes) -> None:
-        """Raises: what ended the console."""
-        async with self._typing:
+        """Raises: what ended the console, DeadlineExceeded."""
+        for start in range(0, len(data), TYPED):
             try:
-                if self._stream is not None and self.over is None:
-                    await self._stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                raise self.over or WrongState(f"VM '{self.name}' has stopped", vm=self.name) from None
+                with trio.fail_after(TYPE_WITHIN):
+                    async with self._typing:
+                        await self._put(data[start : start + TYPED])
+            except trio.TooSlowError:
+                raise DeadlineExceeded(f"VM '{self.name}' does not read what is typed on its console") from None
+
+    async def _put(self, data: bytes) -> None:
+        try:
+            if self._stream is not None and self.over is None:
+                await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise self.over or self._stopped() from None
+
+    def _stopped(self) -> WrongState:
+        return WrongState(f"VM '{self.name}' has stopped", vm=self.name)
 
 
 class Consoles:

@@ -103,8 +103,9 @@ async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
                 await console.send(frame.data)
         except _BROKEN:
             scope.cancel()
-        except TwinshareError:
-            return  # whoever listens hears it, too
+        except TwinshareError as error:
+            ended.append(error)
+            scope.cancel()
 
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:

@@ -7,10 +7,11 @@ The methods that the guide names stand beside them; their actions return the gui
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx
 import msgspec
@@ -34,6 +35,9 @@ from ..protocols.vm import Vm, VmSpec
 from .connection import Connection
 from .event_stream import EventStream
 from .exchange import TABLE, NodeUnreachable, below, compose, outcome, plain, upload
+
+if TYPE_CHECKING:
+    from .console import Console
 
 __all__ = ["NodeUnreachable", "RESTClient"]
 
@@ -138,6 +142,12 @@ class RESTClient:
     def events(self, after: int | None = None) -> EventStream:
         """The node's events as an async iterator: those after the id `after`, else what happens from now on."""
         return EventStream(self._connection, below("/events", None), after)
+
+    def console(self, vm: str, peer: str | None = None) -> AbstractAsyncContextManager[Console]:
+        """The serial console of a running VM, on the node or on `peer`, for as long as the block lasts."""
+        from .console import open_console
+
+        return open_console(self._connection, vm, peer)
 
     async def import_image(self, name: str, content: Path | AsyncIterator[bytes]) -> Image:
         """Send a qcow2 or raw disk to the node as the image `name` (`name` or `name:tag`)."""

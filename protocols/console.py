@@ -21,7 +21,8 @@ PIECE = MAX_FRAME - 96
 
 CLOSED_NORMALLY = 1000
 CLOSED_BY_ERROR = 4000
-"""How a websocket tells the end of a console: the VM has stopped; or this and the HTTP status of what ended it."""
+"""How a websocket tells the end of a console: the VM has stopped; or this and the HTTP status of the error, whose code
+word then stands before its sentence."""
 MAX_REASON = 123
 
 

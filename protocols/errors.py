@@ -28,6 +28,7 @@ TwinshareError                  internal                500
 ├── TooLarge                    too_large               413
 ├── UnsupportedMediaType        unsupported_media_type  415
 ├── Misdirected                 misdirected             421
+├── UpgradeRequired             upgrade_required        426
 ├── RateLimited                 rate_limited            429
 ├── Unsupported                 unsupported             501
 ├── BadGateway                  bad_gateway             502
@@ -205,6 +206,12 @@ class Misdirected(TwinshareError):
     """The Host header names a server that we are not: a sign of DNS rebinding."""
 
     code, status = "misdirected", 421
+
+
+class UpgradeRequired(TwinshareError):
+    """The route is a websocket, and the request was none."""
+
+    code, status = "upgrade_required", 426
 
 
 class RateLimited(TwinshareError):

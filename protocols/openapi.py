@@ -29,7 +29,7 @@ _PLACEHOLDER = re.compile(r"<(\w+)>")
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A body as the document tells it: `kind` is a type, or a ready-made schema where no type describes it."""
+    """A body as the document tells it. `kind` is a type, a ready-made schema where none describes it, None for none."""
 
     kind: Any
     media_type: str = JSON
@@ -159,7 +159,7 @@ def _kinds(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
     yield Operation
     for one in endpoints:
         bodies = [*one.answers.values(), *([one.body] if one.body else [])]
-        yield from (media.kind for media in bodies if not isinstance(media.kind, dict))
+        yield from (media.kind for media in bodies if not isinstance(media.kind, dict | None))
         yield from one.path_params.values()
         if one.query is not None:
             yield one.query
@@ -225,7 +225,7 @@ def _responses(one: Endpoint, schemas: _Schemas) -> Schema:
     told: Schema = {
         str(status): {
             "description": answer.description,
-            "content": {answer.media_type: {"schema": schemas.of(answer.kind)}},
+            **({"content": {answer.media_type: {"schema": schemas.of(answer.kind)}}} if answer.kind else {}),
         }
         for status, answer in one.answers.items()
     }

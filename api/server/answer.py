@@ -17,6 +17,7 @@ from ...protocols.errors import (
     RateLimited,
     TwinshareError,
     Unauthenticated,
+    UpgradeRequired,
 )
 
 Header = tuple[bytes, bytes]
@@ -72,6 +73,8 @@ def error_headers(error: TwinshareError) -> list[Header]:
         headers.append((b"www-authenticate", b'Bearer realm="twinshare"'))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.details["allow"]).encode()))
+    if isinstance(error, UpgradeRequired):
+        headers += [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
     if isinstance(error, RateLimited | Overloaded):
         headers.append((b"retry-after", b"%d" % max(1, int(error.details.get("retry_after", 1)))))
     return headers

@@ -11,7 +11,7 @@ import trio
 
 from ...agent.node import Node
 from ...protocols.access import Caller
-from . import dialect, events, extras, meda
+from . import console, dialect, events, extras, meda
 from .face import Face
 from .guard import Guard
 from .metrics import Metrics
@@ -52,6 +52,7 @@ def make_app(node: Node, url: str) -> App:
     own: list[Route] = [
         *dialect.routes(node),
         events.route(node.events, holds),
+        *console.routes(node, holds),
         extras.import_route(node),
         extras.fleet_route(node),
         extras.metrics_route(node, metrics),

@@ -105,6 +105,7 @@ class Connection:
                 break
             if not data:
                 return
+            self._link.heard_at = trio.current_time()
             await self._protocol.handle(RawData(bytes(data)))
         if self._ending:
             await self._linger()
@@ -173,7 +174,7 @@ class _Views:
 
         async def put(message: Any) -> None:
             with contextlib.suppress(trio.BrokenResourceError):
-                if message["type"] != "http.disconnect":
+                if message["type"] not in {"http.disconnect", "websocket.disconnect"}:
                     await to_view.send(message)
                     return
                 # The view itself may be who ends the stream: it must not wait for itself.

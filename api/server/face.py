@@ -14,7 +14,7 @@ import trio
 
 from ...protocols.errors import NotFound, TwinshareError, Unavailable
 from ...protocols.operation import Detached, Operation
-from .answer import Answer, Header, failure, told
+from .answer import Answer, Header, told
 from .guard import Guard
 from .link import Link
 from .metrics import Metrics
@@ -39,9 +39,6 @@ class Face:
         self._max_body = max_body
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await _refuse_websocket(send)
-            return
         link: Link = scope["state"]["link"]
         started = trio.current_time()
         request = Request(scope, receive, send, link, self._max_body)
@@ -54,11 +51,16 @@ class Face:
         if hung_up.cancelled_caught:
             status = 499
             if link.stopping:
-                await self._reply(
-                    request, request.refuse(Unavailable("the node is stopping; try again when it is back"))
-                )
+                await self._say_goodbye(request)
         if not link.endless:
             self._note(request, status, trio.current_time() - started)
+
+    async def _say_goodbye(self, request: Request) -> None:
+        stopping = Unavailable("the node is stopping; try again when it is back")
+        if request.websocket and request.begun:
+            await request.close(stopping)
+        else:
+            await self._reply(request, request.refuse(stopping))
 
     def _note(self, request: Request, status: int, seconds: float) -> None:
         """Names, never paths: a path can hold a secret."""
@@ -101,6 +103,8 @@ class Face:
             raise
         if not route.open:
             request.admitted = self._guard.admit(request, now)
+        if request.websocket and not route.websocket:
+            raise NotFound("no websocket is served here")
         request.name, request.refuse = route.name, route.refuse
         if route.told is not None and route.told.role is not None:
             # Before anything of the request is read: who may not call is not told how.
@@ -127,9 +131,3 @@ def _accepted(request: Request, operation: Operation) -> Answer:
     root = b"/".join(segments[:4]) if segments[2] == b"remote" else b"/api"
     location = b"%s/operations/%s" % (root, operation.id.encode())
     return told(operation, 202, [(b"location", location), (b"preference-applied", b"respond-async")])
-
-
-async def _refuse_websocket(send: Send) -> None:
-    answer = failure(NotFound("no websocket is served here"))
-    await send({**answer.head(), "type": "websocket.http.response.start"})
-    await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -16,10 +16,12 @@ from typing import Any
 import h11
 from h11._receivebuffer import ReceiveBuffer
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 
 from ...protocols.errors import InvalidRequest, TooLarge, TwinshareError
 from .answer import failure
+from .websocket import StrictWebsocket
 
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _VERSIONS = frozenset({b"1.0", b"1.1"})
@@ -72,6 +74,29 @@ class StrictH11(H11Protocol):
             raise h11.RemoteProtocolError("a length beside a transfer encoding")
         if event.http_version not in _VERSIONS:
             raise h11.RemoteProtocolError("not HTTP/1.1", error_status_hint=400)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = dict(request.headers)
+        tokens = {token.strip().lower() for token in headers.get(b"connection", b"").split(b",")}
+        asks = request.method == b"GET" and headers.get(b"upgrade", b"").strip().lower() == b"websocket"
+        if not (asks and b"upgrade" in tokens and isinstance(self.connection, h11.Connection)):
+            await super()._create_stream(request)
+            return
+        self.stream = StrictWebsocket(
+            self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
+            self.stream_send, STREAM_ID,
+        )  # fmt: skip
+        self.connection = H11WSConnection(self.connection)
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method="GET",
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
 
     async def _send_error_response(self, status_code: int) -> None:
         answer = failure(_refusal(status_code))

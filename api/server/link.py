@@ -24,6 +24,8 @@ class Link:
     served: str = "127.0.0.1"
     secure: bool = False
     local: Caller | None = None
+    # When its client last said anything, on trio's clock.
+    heard_at: float = 0.0
     stopping: bool = False
     # A view that streams without an end is cut at once when the server stops; others get time to finish.
     endless: bool = False

@@ -14,7 +14,15 @@ import msgspec
 import trio
 
 from ...protocols.access import Caller
-from ...protocols.errors import InvalidRequest, RequestTimeout, TooLarge, Unauthenticated, UnsupportedMediaType
+from ...protocols.console import CLOSED_BY_ERROR, MAX_REASON
+from ...protocols.errors import (
+    InvalidRequest,
+    RequestTimeout,
+    TooLarge,
+    TwinshareError,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
 from ...protocols.reading import convert_query
 from .answer import Answer, Header, Refuse, failure
 from .link import Link
@@ -56,6 +64,7 @@ class Request:
         "scope",
         "send",
         "verb",
+        "websocket",
     )
 
     def __init__(self, scope: Message, receive: Receive, send: Send, link: Link, max_body: int) -> None:
@@ -63,7 +72,9 @@ class Request:
         self.receive = receive
         self.send = send
         self.link = link
-        self.verb: str = scope["method"]
+        # The handshake of a websocket is a GET; its view `accept`s it, or answers as any other.
+        self.websocket: bool = scope["type"] == "websocket"
+        self.verb: str = scope.get("method", "GET")
         self.path: bytes = scope["raw_path"]
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -74,7 +85,7 @@ class Request:
         self.admitted: Caller | None = None
         self.begun = False
         self.refuse: Refuse = failure
-        self._ended = not self._has_body()
+        self._ended = self.websocket or not self._has_body()
 
     @property
     def caller(self) -> Caller:
@@ -165,6 +176,11 @@ class Request:
         if self.begun:
             return
         head = answer.head()
+        if self.websocket:
+            head["headers"].append((b"connection", b"close"))
+            await self.send({**head, "type": "websocket.http.response.start"})
+            await self.send({"type": "websocket.http.response.body", "body": answer.body})
+            return
         if not self._ended and (answer.status == RequestTimeout.status or not await self._drain()):
             head["headers"].append((b"connection", b"close"))
         await self.send(head)
@@ -190,6 +206,34 @@ class Request:
         """Send a part of it."""
 
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def accept(self) -> None:
+        """Begin the websocket that was asked for."""
+        await self.receive()
+        self.begun = True
+        await self.send({"type": "websocket.accept"})
+
+    async def message(self) -> bytes | None:
+        """What the client says next; None when it has left."""
+        message = await self.receive()
+        if message["type"] != "websocket.receive":
+            return None
+        text: str | None = message.get("text")
+        return text.encode() if text is not None else bytes(message["bytes"])
+
+    async def tell(self, data: bytes) -> None:
+        """Send a message to the client."""
+        await self.send({"type": "websocket.send", "bytes": data})
+
+    async def ping(self) -> None:
+        await self.send({"type": "websocket.ping"})
+
+    async def close(self, error: TwinshareError, code: int | None = None) -> None:
+        """End the websocket, saying why; `code` stands in place of the error's own word and number."""
+        said = error.message if code is not None else f"{error.code}: {error.message}"
+        reason = said.encode()[:MAX_REASON].decode(errors="ignore")
+        code = CLOSED_BY_ERROR + error.status if code is None else code
+        await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 class Upload:

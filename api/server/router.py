@@ -32,7 +32,7 @@ class Route:
     """One verb on one path. `name` stands in metrics and logs; `told` is how the document describes it.
 
     A view returns its answer, or None when it has sent it itself; `refuse` tells the errors that it raises.
-    `open` routes need no caller.
+    `open` routes need no caller; `websocket` routes serve websockets.
     """
 
     verb: str
@@ -41,6 +41,7 @@ class Route:
     view: View
     told: Endpoint | None = None
     open: bool = False
+    websocket: bool = False
     refuse: Refuse = failure
 
 

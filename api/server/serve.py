@@ -22,6 +22,7 @@ from .connection import Connection, Serving, Stream
 from .limits import Shares
 from .link import Link
 from .listen import Listening, listening
+from .websocket import MAX_MESSAGE
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,7 @@ class _Server:
         hypercorn = HypercornConfig()
         hypercorn.include_server_header = False
         hypercorn.keep_alive_max_requests = 1_000_000
+        hypercorn.websocket_max_message_size = MAX_MESSAGE
         self._serving = Serving(app.face, hypercorn, WorkerContext(None), config.idle_timeout)
         self._shares = Shares(config.max_connections, max(1, int(config.max_connections * SOURCE_SHARE)))
         self._open: set[Connection] = set()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from scripts.documents.markdown import code, sentence, table
-from twinshare.protocols.services import SERVICES
+from twinshare.protocols.services import SERVICES, VmService
 from twinshare.protocols.table import Method, all_methods, methods
 
 HEAD = """# REST
@@ -22,6 +22,19 @@ A change takes `Idempotency-Key: <your key>` (the same request again is then don
 
 """
 
+CONSOLE = """## Console
+
+`GET /vm/{vm}/console` is a websocket: the serial console of a running VM, here or below `/api/remote/{peer}`, for the
+VM's owner in the role operator, or an admin. Its messages are the console's bytes, both ways; a text message is typed
+as UTF-8. Up to eight may listen to a VM at once: each gets what the guest says from then on, and all may type.
+`GET /vm/{vm}/log` has what it said before. A browser's page must be of the node itself or of a site in `api.origins`.
+
+A refusal is answered as any other before the websocket begins; without `Upgrade: websocket` it is 426. The close frame
+says why it ended: 1000 when the VM has stopped, else 4000 and the HTTP status of an error, with its code word and its
+sentence: 4503 `overloaded: …` to a listener who falls 64 KiB behind, 4502 `peer_unreachable: …`, 4401
+`unauthenticated: …` when the token is revoked, 4503 `unavailable: …` when the node stops. A message may have 64 KiB.
+"""
+
 
 def page() -> str:
     parts = [HEAD]
@@ -29,6 +42,8 @@ def page() -> str:
         parts.append(f"## {service.__name__.removesuffix('Service')}\n\n{sentence(service.__doc__)}\n")
         rows = [_row(method) for method in methods(service).values()]
         parts.append(table(("route", "role", "takes", "answers", ""), rows))
+        if service is VmService:
+            parts.append(CONSOLE)
     return "\n".join([*parts, "## Types\n", *_types()])
 
 

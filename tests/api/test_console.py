@@ -1,0 +1,350 @@
+"""The serial console as a websocket: who gets one, what it carries, what ends it, and what strangers try with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
+
+from tests.agent.nodes import spec
+from tests.api.served import SPEC, Served, served, talk
+from tests.nodes.test_in_memory import TABLE
+from tests.nodes.test_tunnels import pair
+from twinshare.agent.consoles import MAX_LISTENERS
+from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.api.console import Console
+from twinshare.api.rest_client import NodeUnreachable, RESTClient
+from twinshare.api.server import console as console_route
+from twinshare.api.server import open_api
+from twinshare.protocols.access import LOCAL_ADMIN, Role
+from twinshare.protocols.errors import (
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    P2pStopped,
+    PeerNotFound,
+    PeerUnreachable,
+    TwinshareError,
+    Unauthenticated,
+    Unavailable,
+    VmNotFound,
+    WrongState,
+)
+from twinshare.protocols.node import TokenRequest
+
+PATH = "/api/vm/one/console"
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+
+
+@asynccontextmanager
+async def running(folder: Path, **api: Any) -> AsyncIterator[tuple[Served, FakeHypervisor, str]]:
+    """A served node with the running VM `one`, and its id."""
+    async with served(folder, **api) as node:
+        made = await node.node.call(LOCAL_ADMIN, TABLE["create_vm"], {"spec": spec(start=True)})
+        hypervisor = node.node.vms.hypervisor
+        assert isinstance(hypervisor, FakeHypervisor)
+        yield node, hypervisor, made.id
+
+
+async def hear(console: Console, count: int) -> bytes:
+    heard = b""
+    with trio.fail_after(10):
+        while len(heard) < count:
+            heard += await console.receive()
+    return heard
+
+
+async def nobody_listens(api: Served) -> None:
+    with trio.fail_after(5):
+        while api.node.consoles._lines:
+            await trio.sleep(0.01)
+
+
+class Raw:
+    """A websocket whose every byte a test decides."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.protocol = Connection(ConnectionType.CLIENT)
+
+    async def send(self, event: Any) -> None:
+        await self.stream.send_all(self.protocol.send(event))
+
+    async def events(self) -> AsyncGenerator[Any, None]:
+        """Until the server closes the connection."""
+        with trio.fail_after(10):
+            while True:
+                data = await self.stream.receive_some(65536)
+                self.protocol.receive_data(data or None)
+                for event in self.protocol.events():
+                    yield event
+                if not data:
+                    return
+
+    async def next(self, kind: type[Any]) -> Any:
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, kind):
+                    return event
+        raise AssertionError(f"no {kind.__name__} came")
+
+
+def handshake(path: str = PATH, **headers: str) -> bytes:
+    fields = {
+        "Host": "localhost", "Connection": "keep-alive, Upgrade", "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": KEY,
+    } | {name.replace("_", "-"): value for name, value in headers.items()}  # fmt: skip
+    return f"GET {path} HTTP/1.1\r\n".encode() + b"".join(f"{k}: {v}\r\n".encode() for k, v in fields.items()) + b"\r\n"
+
+
+@asynccontextmanager
+async def raw(api: Served, **headers: str) -> AsyncIterator[Raw]:
+    async with await trio.open_tcp_stream(*api.address) as stream:
+        await stream.send_all(handshake(**headers))
+        head = b""
+        with trio.fail_after(5):
+            while not head.endswith(b"\r\n\r\n"):
+                head += await stream.receive_some(1)
+        assert head.startswith(b"HTTP/1.1 101"), head
+        assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+        assert b"sec-websocket-extensions" not in head.lower()
+        yield Raw(stream)
+
+
+def test_typing_and_listening_under_both_loops(tmp_path: Path) -> None:
+    async def visit(url: str) -> None:
+        async with RESTClient(url) as client, client.console("one") as console:
+            said = bytes(range(14, 256)) * 1000
+            heard = b""
+            await console.send(said)
+            while len(heard) < len(said):
+                heard += await console.receive()
+            assert heard == said
+
+    async def main() -> None:
+        async with running(tmp_path) as (api, hypervisor, id):
+            with trio.fail_after(30):
+                await visit(api.url)
+                await trio.to_thread.run_sync(asyncio.run, visit(api.url))
+            async with RESTClient(api.url) as client, client.console(id) as one, client.console("one") as two:
+                await two.send(b"hello\r")
+                assert [await hear(one, 7), await hear(two, 7)] == [b"hello\r\n"] * 2
+                hypervisor.power_off(id)
+                assert [data async for data in one] == []
+                assert one.end == "VM 'one' has stopped"
+                await two.send(b"nobody reads this")
+                assert await two.receive() == b""
+            await nobody_listens(api)
+
+    trio.run(main)
+
+
+async def refused(client: RESTClient, kind: type[TwinshareError], said: str, vm: str = "one", peer: Any = None) -> None:
+    with pytest.raises(kind, match=said):
+        async with client.console(vm, peer):
+            raise AssertionError("it was opened")
+
+
+async def test_what_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, _id), RESTClient(api.url) as client:
+        await api.client.post("/api/vm", json={**SPEC, "name": "off"})
+        await refused(client, VmNotFound, "nope", vm="nope")
+        await refused(client, WrongState, "start it first", vm="off")
+        await refused(client, InvalidRequest, "vm", vm="x" * 300)
+        await refused(client, PeerNotFound, "nobody", peer="nobody")
+        for plain, status in ((PATH, 426), ("/api/vm/nope/console", 426), (f"{PATH}?x=1", 426)):
+            answer = await api.client.get(plain)
+            assert (answer.status_code, answer.json()["code"]) == (status, "upgrade_required")
+            assert answer.headers["upgrade"] == "websocket"
+        assert (await api.client.post(PATH)).status_code == 405
+        async with AsyncExitStack() as stack:
+            for _ in range(MAX_LISTENERS):
+                await stack.enter_async_context(client.console("one", "local"))
+            await refused(client, Overloaded, "8 listeners")
+        await nobody_listens(api)
+
+
+async def test_who_may(tmp_path: Path) -> None:
+    async with running(tmp_path, auth="token", rate=1000.0, burst=1000) as (api, _, _id):
+        secrets = {
+            role: (await api.node.tokens.create(TokenRequest(name=f"a-{role}", role=role))).secret for role in Role
+        }
+        theirs = {"authorization": f"Bearer {secrets[Role.OPERATOR]}"}
+        await api.client.post("/api/vm", json={**SPEC, "name": "theirs", "start": True}, headers=theirs)
+        for token in (None, "wrong"):
+            async with RESTClient(api.url, token) as client:
+                await refused(client, Unauthenticated, "token")
+                await refused(client, Unauthenticated, "token", vm="nope")
+        async with RESTClient(api.url, secrets[Role.VIEWER]) as client:
+            await refused(client, Forbidden, "operator")
+        async with RESTClient(api.url, secrets[Role.OPERATOR]) as client:
+            await refused(client, Forbidden, "belongs to local")
+            async with client.console("theirs") as console:
+                await console.send(b"x")
+                assert await hear(console, 1) == b"x"
+                await api.node.tokens.revoke("a-operator")
+                await console.send(b"y")
+                with pytest.raises(Unauthenticated, match="revoked"):
+                    await hear(console, 2)
+        async with RESTClient(api.url, secrets[Role.ADMIN]) as client, client.console("theirs"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://localhost:1"}, 403),
+        ({"Host": "evil.example"}, 421), ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "websocket"}, 403),
+        ({"Authorization": "Bearer wrong"}, 401), ({"X-Forwarded-For": "203.0.113.7"}, 401),
+        ({"Sec-WebSocket-Version": "12"}, 400), ({"Sec-WebSocket-Key": "x", "Upgrade": "h2c"}, 426),
+        ({"Origin": "http://localhost"}, 101),
+    ],
+)  # fmt: skip
+async def test_the_guard_stands_before_it(headers: dict[str, str], status: int, tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, _id):
+        said = handshake(**{name.replace("-", "_"): value for name, value in headers.items()})
+        heard = await trio.to_thread.run_sync(talk, api.address, said, 0.3)
+        assert heard.startswith(b"HTTP/1.1 %d" % status), heard
+        if status != 101:
+            assert b'"code":' in heard
+            assert not api.node.consoles._lines
+        assert (await api.client.get("/api/vm")).status_code == 200
+
+
+async def test_a_page_of_ours_gets_one_by_its_cookie(tmp_path: Path) -> None:
+    async with running(tmp_path, auth="token") as (api, _, _id):
+        made = await api.node.tokens.create(TokenRequest(name="x", role=Role.ADMIN))
+        headers = {"authorization": f"Bearer {made.secret}"}
+        link = (await api.client.post("/api/session", headers=headers)).json()["link"]
+        cookie = (await api.client.get(link)).headers["set-cookie"].partition(";")[0]
+        async with raw(api, Cookie=cookie, Origin="http://localhost") as socket:
+            await socket.send(TextMessage(data="é"))
+            assert (await socket.next(BytesMessage)).data == "é".encode()
+
+
+async def test_strange_frames_end_it_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with running(tmp_path) as (api, _, _id):
+        offers = {"Sec_WebSocket_Extensions": "permessage-deflate"}
+        for said in (
+            b"\x83\x80\x00\x00\x00\x00",  # an opcode that is none
+            b"\x82\x01x",  # without a mask
+            b"\xc2\x81\x00\x00\x00\x00x",  # a bit of an extension that was not agreed on
+            b"\x82\xff" + b"\xff" * 8 + b"\x00" * 4,  # a length beyond all bounds
+            b"\x82\xff" + (1 << 20).to_bytes(8, "big") + bytes(4) + bytes(1 << 17),
+            b"\x88\x83\x00\x00\x00\x00\x00\x00\xff",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ):
+            async with raw(api, **offers) as socket:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await socket.stream.send_all(said)
+                    with trio.fail_after(5):
+                        while await socket.stream.receive_some(65536):
+                            pass
+        await nobody_listens(api)
+        assert (await api.client.get("/api/vm")).status_code == 200
+    assert "by a bug" not in capsys.readouterr().err
+
+
+async def test_bytes_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, hypervisor, id):
+        hypervisor.hang(id)
+        hypervisor.behaviour.patience = 0.2
+        heard = await trio.to_thread.run_sync(talk, api.address, handshake() + b"\x82\x81\x00\x00\x00\x00x", 0.5)
+        assert heard.startswith(b"HTTP/1.1 400")
+        assert b'"code":"invalid_request"' in heard
+        await nobody_listens(api)
+
+
+async def test_a_client_that_vanishes_leaves_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, _id):
+        for farewell in (None, CloseConnection(code=1000), CloseConnection(code=1001)):
+            async with raw(api) as socket:
+                await socket.send(BytesMessage(data=b"x"))
+                await socket.next(BytesMessage)
+                if farewell is not None:
+                    await socket.send(farewell)
+                    assert (await socket.next(CloseConnection)).code == farewell.code
+            await nobody_listens(api)
+        with trio.fail_after(5):
+            while "twinshare_http_connections 1.0" not in (await api.client.get("/metrics")).text:
+                await trio.sleep(0.01)
+
+
+async def test_a_client_that_answers_no_ping_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_route, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(console_route, "SILENCE", 0.2)
+    async with running(tmp_path) as (api, _, _id), raw(api) as quiet, raw(api) as polite:
+        for _ in range(8):
+            ping = await polite.next(Ping)
+            await polite.send(Pong(payload=ping.payload))
+        ended = await quiet.next(CloseConnection)
+        assert (ended.code, ended.reason) == (4408, "request_timeout: the client answers no ping")
+        await polite.send(BytesMessage(data=b"still here"))
+        assert (await polite.next(BytesMessage)).data == b"still here"
+
+
+async def test_a_slow_reader_is_let_go_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, hypervisor, id):
+
+        async def flood(stream: trio.SocketStream) -> None:
+            await stream.receive_some()
+            for _ in range(160):
+                await stream.send_all(bytes(1 << 15))
+                await trio.lowlevel.checkpoint()
+            await trio.sleep_forever()
+
+        hypervisor.serve_console(id, flood)
+        async with RESTClient(api.url) as client, raw(api) as slow, client.console("one") as quick:
+            await quick.send(b"go")
+            assert len(await hear(quick, 160 << 15)) == 160 << 15
+            assert len(api.node.consoles._lines[id].listeners) == 1
+            ended = await slow.next(CloseConnection)
+            assert ended.code == 4503
+            assert ended.reason.startswith("overloaded: this listener")
+
+
+async def test_the_end_of_the_node_is_told(tmp_path: Path) -> None:
+    opened = trio.Event()
+
+    async def listen(url: str) -> None:
+        async with RESTClient(url) as client, client.console("one") as console:
+            await console.send(b"x")
+            assert await hear(console, 1) == b"x"
+            opened.set()
+            with pytest.raises(Unavailable, match="stopping"):
+                await console.receive()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, running(tmp_path) as (api, _, _id):
+            nursery.start_soon(listen, api.url)
+            await opened.wait()
+
+
+async def test_a_far_console(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (near, far, _), open_api(near) as url, RESTClient(url) as client:
+        async with client.console("far", "node-0") as one, client.console("far", far.peer_id) as two:
+            await one.send(b"x")
+            assert [await hear(one, 1), await hear(two, 1)] == [b"x", b"x"]
+            await near.mesh.stop()
+            with trio.fail_after(10), pytest.raises(PeerUnreachable, match="lost"):
+                await two.receive()
+        await refused(client, P2pStopped, "not running", vm="far", peer="node-0")
+
+
+async def test_what_is_no_node_of_ours(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, _id):
+
+        async def answer(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, text="hello")
+
+        async with RESTClient(api.url, transport=httpx.MockTransport(answer)) as client:
+            await refused(client, NodeUnreachable, "opens no websocket")
