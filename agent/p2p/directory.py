@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from ...protocols.mesh import MAX_ADDRESSES, MAX_NEWS, Whereabouts
+from ...protocols.mesh import MAX_ADDRESSES, Whereabouts
 from .addresses import bare
 from .host import PeerId
 from .shelf import Shelf
@@ -50,10 +50,9 @@ class Directory:
     def last_seen(self, peer: PeerId) -> float | None:
         return self._entries.get(peer, Entry()).last_seen
 
-    def whereabouts(self) -> Iterable[list[Whereabouts]]:
-        """What to pass on, in pieces of a bearable size."""
-        declared = [entry.declared for entry in self._entries.values() if entry.declared]
-        return (declared[start : start + MAX_NEWS] for start in range(0, len(declared), MAX_NEWS))
+    def whereabouts(self) -> list[Whereabouts]:
+        """What to pass on."""
+        return [entry.declared for entry in self._entries.values() if entry.declared]
 
     def hint(self, peer: PeerId, addresses: Iterable[str]) -> bool:
         """Somebody says that the peer is there; whether that was new."""

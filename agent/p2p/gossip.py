@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
+import msgspec
 import structlog
 import trio
 
 from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import TwinshareError
 from ...protocols.membership import Chain
-from ...protocols.mesh import Letter, MeshService, News, Whereabouts
+from ...protocols.mesh import MAX_NEWS, Letter, MeshService, News, Whereabouts
 from ...protocols.peer import MessageReply
 from ...protocols.table import methods
 from .calls import PeerCalls
@@ -44,11 +46,12 @@ class Gossip:
         return BoundMesh(self, self._parts, caller.principal)
 
     def everything(self) -> Iterator[News]:
-        """All that we know, in pieces."""
-        yield from self._parts.membership.everything()
-        yield News(whereabouts=[self._own()])
-        for piece in self._parts.directory.whereabouts():
-            yield News(whereabouts=piece)
+        """All that we know, in as few pieces as the bounds allow: a fleet of a hundred is one call."""
+        places = iter([self._own(), *self._parts.directory.whereabouts()])
+        for news in self._parts.membership.everything():
+            yield msgspec.structs.replace(news, whereabouts=list(islice(places, MAX_NEWS)))
+        while rest := list(islice(places, MAX_NEWS)):
+            yield News(whereabouts=rest)
 
     async def tell_everything(self, line: Line) -> None:
         for news in list(self.everything()):

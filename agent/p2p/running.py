@@ -27,7 +27,7 @@ from .parts import Parts, Serve, no_member
 from .rpc import PeerServer
 
 log = structlog.get_logger(__name__)
-HOUSEKEEPING = 30.0
+HOUSEKEEPING = 60.0
 COMPARISON = 300.0
 RENEWAL = 3600.0
 
