@@ -23,7 +23,7 @@ from .hypervisor.port import Hypervisor
 from .images.catalogue import CatalogueError
 from .images.convert import RunTool
 from .images.exchange import open_image_exchange
-from .images.port import ImageExchange, ImageStore
+from .images.port import ImageExchange
 from .images.store import DiskImageStore, open_image_store
 from .sockets import far_socket, is_own_program
 
@@ -38,7 +38,7 @@ class Ground:
     """`vms` lies where the hypervisor reaches it; `own` gives a path to the user it runs as."""
 
     hypervisor: Hypervisor
-    images: ImageStore
+    images: DiskImageStore
     exchange: ImageExchange
     vms: Path
     scratch: Path

@@ -75,7 +75,7 @@ class ImageRoom:
 
     async def _pull(self, run: Run) -> Image:
         asked: PullRequest = run.request
-        image = await self.exchange.pull_image(asked.image, report=run.report, name=asked.name, sha256=asked.sha256)
+        image = await self.vms.supply.pull(asked, run.report)
         self._tell("image.added", image)
         return image
 

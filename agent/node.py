@@ -16,6 +16,7 @@ import trio
 
 from .. import __version__
 from ..protocols.access import Caller, Role
+from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import ConsoleRequest
 from ..protocols.image import Image
@@ -29,6 +30,7 @@ from .captures import Captures
 from .config import Config, default_data_dir
 from .consoles import Console, Consoles, open_consoles
 from .events import EventLog, open_events
+from .fleet_images import BlobServer, FleetImages
 from .forwards import Forwards
 from .ground import Ground, open_ground
 from .home import Home, locked_home
@@ -213,7 +215,8 @@ async def _open_joined(
         open_relays() as relays,
     ):
         forwards = Forwards(ground.hypervisor, inventory, relays, ground.admits)
-        supply = Supply(ground.images, ground.exchange, events)
+        fleet = FleetImages(ground.images)
+        supply = Supply(ground.images, ground.exchange, fleet, events)
         recipes = VmRecipes(
             ground.hypervisor, ground.images, supply, inventory, ground.vms, ground.own, forwards, limits.stop_timeout
         )
@@ -233,10 +236,15 @@ async def _open_joined(
             nursery.start_soon(start_after_boot, vms, state)
             nursery.start_soon(_flush_tokens, tokens)
             factories = _services(vms, images, operations, tokens, lambda: node)
-            served = {TUNNEL: TunnelServer(vms).serve, CONSOLE: ConsoleServer(consoles).serve}
+            served = {
+                TUNNEL: TunnelServer(vms).serve,
+                CONSOLE: ConsoleServer(consoles).serve,
+                BLOB: BlobServer(ground.images).serve,
+            }
             async with open_node_mesh(
                 config, identity, name, __version__, Dispatcher(factories), state, events, served, other_network
             ) as mesh:
+                fleet.join(mesh)
                 await tunnels.join(mesh)
                 node = Node(
                     config, home, identity, events, operations, tokens, ground, vms, images, mesh, tunnels, consoles

@@ -1,17 +1,48 @@
-"""Where a VM's image comes from: this node, else a fetch that is part of the operation which makes the VM."""
+"""Where an image comes from: this node, else the fleet, else the catalogue or a registry.
+
+For a VM, fetching it is part of the operation which makes the VM.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Protocol
 
-from ..protocols.errors import ImageDamaged, ImageNotFound, InvalidRequest
-from ..protocols.image import Image
+import structlog
+
+from ..protocols.errors import (
+    Forbidden,
+    ImageDamaged,
+    ImageNotFound,
+    InvalidRequest,
+    NotFound,
+    PeerMisbehaved,
+    PeerUnreachable,
+    Unavailable,
+    Unsupported,
+)
+from ..protocols.image import Image, PullRequest
+from ..protocols.reference import LOCAL, parse_reference
 from ..protocols.vm import VmSpec
 from .events import EventLog
 from .images.port import ImageExchange, ImageStore, Report
 
+log = structlog.get_logger(__name__)
+
 GIB = 1 << 30
 ATTEMPTS = 3
+
+
+class Fleet(Protocol):
+    """What the peers have."""
+
+    async def has(self, ref: str) -> bool:
+        """Whether a peer that can be reached has the image. Raises: InvalidRequest."""
+        ...
+
+    async def fetch(self, ref: str, name: str, report: Report) -> Image | None:
+        """Fetch it from those that have it, to be called `name` or as there; None when nobody has it."""
+        ...
 
 
 class Supply:
@@ -20,9 +51,9 @@ class Supply:
     Whoever asks which VMs stand on an image asks here too: what is promised is not removed.
     """
 
-    def __init__(self, store: ImageStore, exchange: ImageExchange, events: EventLog) -> None:
+    def __init__(self, store: ImageStore, exchange: ImageExchange, fleet: Fleet, events: EventLog) -> None:
         self.promised: dict[str, str] = {}
-        self._store, self._exchange, self._events = store, exchange, events
+        self._store, self.exchange, self._fleet, self._events = store, exchange, fleet, events
 
     async def find(self, ref: str) -> Image | None:
         """The image if it is here and whole, None where a fetch is worth trying.
@@ -30,18 +61,49 @@ class Supply:
         Raises: ImageNotFound, ImageDamaged, InvalidRequest.
         """
         try:
-            image = await self._exchange.find_image(ref)
+            image = await self.exchange.find_image(ref)
         except ImageNotFound:
-            if self._exchange.knows(ref):
+            if await self._known(ref):
                 return None
             raise
         if not image.damaged:
             return image
-        if self._exchange.knows(ref):
+        if await self._known(ref):
             return None
         raise ImageDamaged(
             f"the disk of the image '{ref}' is damaged; import it anew, or remove it", digest=image.digest
         )
+
+    async def _known(self, ref: str) -> bool:
+        return self.exchange.knows(ref) or await self._fleet.has(ref)
+
+    async def pull(self, asked: PullRequest, report: Report) -> Image:
+        """Fetch an image: from the fleet if it has no registry in its name and is not here, else from where it is from.
+
+        Raises: ImageNotFound, RegistryFailed, InsufficientResources, InvalidRequest, and what peers say.
+        """
+        ref = asked.image
+        plain = not asked.sha256 and "://" not in ref and parse_reference(ref).registry == LOCAL
+        # One that is here is asked for to be brought up to date: by whoever publishes it, if anybody does.
+        if plain and not (self.exchange.knows(ref) and await self._is_here(asked.name or ref)):
+            return await self._fetch(ref, asked.name, report)
+        return await self.exchange.pull_image(ref, report=report, name=asked.name, sha256=asked.sha256)
+
+    async def _is_here(self, ref: str) -> bool:
+        with suppress(ImageNotFound):
+            return not (await self.exchange.find_image(ref)).damaged
+        return False
+
+    async def _fetch(self, ref: str, name: str, report: Report) -> Image:
+        """From the fleet, else from the catalogue or a registry."""
+        try:
+            image = await self._fleet.fetch(ref, name, report)
+        except (PeerUnreachable, PeerMisbehaved, Forbidden, NotFound, Unavailable, Unsupported) as error:
+            if not self.exchange.knows(ref):
+                raise
+            log.warning("the fleet does not bring an image", image=ref, why=error.message)
+            image = None
+        return image or await self.exchange.pull_image(ref, report=report, name=name)
 
     async def bring(self, spec: VmSpec, report: Report) -> Image:
         """The image of a VM that is being made, fetched if it is not here, and promised to the VM.
@@ -51,7 +113,7 @@ class Supply:
         for _ in range(ATTEMPTS):
             image = await self.find(spec.image)
             if image is None:
-                image = await self._exchange.pull_image(spec.image, report=report)
+                image = await self._fetch(spec.image, "", report)
                 data = {"name": image.name, "tag": image.tag, "digest": image.digest}
                 self._events.publish("image.added", data)
             self.promised[spec.name] = image.digest

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from ..protocols.access import Caller, Role
+from ..protocols.blob import BlobAnswer
 from ..protocols.console import ConsoleFrame
 from ..protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError, Unavailable
 from ..protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
@@ -31,7 +32,7 @@ PROBING = 5.0
 """Seconds for both frames when no guest is dialled: somebody waits for the answer."""
 
 Frame = TypeVar("Frame", bound=msgspec.Struct)
-Answer = TypeVar("Answer", TunnelAnswer, ConsoleFrame)
+Answer = TypeVar("Answer", TunnelAnswer, ConsoleFrame, BlobAnswer)
 
 
 async def open_tunnel(mesh: Mesh, peer: PeerId, request: TunnelRequest) -> tuple[TunnelAnswer, Stream]:

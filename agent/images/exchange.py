@@ -79,7 +79,7 @@ class DiskImageExchange:
             local = parse_new_name(name) if name else reference
             return await self._pull_entry(entry, local, report)
         if reference.is_digest or (reference.registry == LOCAL and not self._default):
-            raise ImageNotFound(f"'{ref}' is neither in the catalogue nor at a registry; name one: registry/name:tag")
+            raise ImageNotFound(f"'{ref}' is not in the fleet or the catalogue; name a registry: registry/name:tag")
         if reference.registry == LOCAL:
             reference = parse_reference(f"{self._default}/{reference}")
         local = parse_new_name(name) if name else _without_digest(reference)

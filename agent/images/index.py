@@ -38,6 +38,11 @@ class ChunkIndex:
     def __len__(self) -> int:
         return len(self.table) // _ENTRY.size
 
+    def chunk(self, place: int) -> tuple[int, int, bytes]:
+        """The chunk that stands at `place` in the index."""
+        offset, length, digest = _ENTRY.unpack_from(self.table, place * _ENTRY.size)
+        return offset, length, digest
+
     @cached_property
     def digest(self) -> str:
         """`blake3:…`: two disks have one digest exactly when they hold the same bytes."""

@@ -163,7 +163,7 @@ async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path)
     async with open_test_node(tmp_path) as (node, _, _):
         images = LocalImages(node.images, LOCAL_ADMIN)
         exchange = FakeImageExchange(node.images.store)  # type: ignore[arg-type]
-        node.images.exchange = exchange
+        node.images.exchange = node.vms.supply.exchange = exchange
         exchange.publish("registry.example/org/web:v1", raw_disk(7))
         async with node.events.subscribe(None) as events:
             got = await images.pull_image(PullRequest(image="registry.example/org/web:v1"))

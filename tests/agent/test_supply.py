@@ -124,7 +124,7 @@ async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Re
     """The window between the arrival of an image and the promise of it to a VM."""
     async with open_test_node(tmp_path) as (node, vms, _):
         supply, images = node.vms.supply, LocalImages(node.images, LOCAL_ADMIN)
-        pull = supply._exchange.pull_image
+        pull = supply.exchange.pull_image
 
         async def pull_and_lose(ref: str, **more: object) -> object:
             image = await pull(ref, **more)  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Re
                 await images.prune_images(all=True)
             return image
 
-        supply._exchange.pull_image = pull_and_lose  # type: ignore[method-assign,assignment]
+        supply.exchange.pull_image = pull_and_lose  # type: ignore[method-assign,assignment]
         made = await vms.create_vm(spec(image=REF))
         assert remote.pulls == 2
         assert (await images.get_image(REF)).used_by == [made.name]

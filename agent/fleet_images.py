@@ -1,0 +1,186 @@
+"""Images of peers: who of the fleet has one, fetching it from them, and letting members read ours.
+
+A name says nothing of what is under it, so an image is taken only from members that may put one here anyway: operators.
+Whoever may look at a node may read its images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from ..protocols.access import Caller, Role
+from ..protocols.blob import PROTOCOL, BlobAnswer, BlobRequest
+from ..protocols.errors import InvalidRequest, Overloaded, PeerMisbehaved, QuotaExceeded, TwinshareError
+from ..protocols.image import Image
+from ..protocols.reference import LOCAL, Reference, parse_reference
+from ..protocols.services import ImageService
+from ..protocols.table import methods
+from ..protocols.tunnel import encode
+from .images.gather import Source, gather_image
+from .images.port import Report
+from .images.share import SharedDisk, open_disk, serve_chunks
+from .images.shelf import parse_new_name
+from .images.store import DiskImageStore
+from .p2p.host import PeerId, Stream
+from .p2p.mesh import Mesh
+from .tunnel import OPENING, ask_on_stream, receive_frame
+
+log = structlog.get_logger(__name__)
+
+GET_IMAGE = methods(ImageService)["get_image"]
+READER = Caller(principal="local", role=Role.VIEWER)
+PATIENCE = 3.0
+"""Seconds in which a peer must say whether it has an image."""
+SETTLE = 2.0
+"""Seconds that a node which has just started waits for its peers."""
+MAX_READERS, MAX_READERS_OF_PEER = 32, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An image, and the members that have it."""
+
+    image: Image
+    peers: Sequence[PeerId]
+
+
+@dataclass(slots=True)
+class FleetImages:
+    """Made before the mesh, which is the last to come when a node starts: `join` it then, or say there is none."""
+
+    store: DiskImageStore
+    _mesh: Mesh | None = None
+    _joined: trio.Event = field(default_factory=trio.Event)
+
+    def join(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._joined.set()
+
+    async def has(self, ref: str) -> bool:
+        """Whether a member that can be reached now has the image. Raises: InvalidRequest."""
+        return await self._find(ref) is not None
+
+    async def fetch(self, ref: str, name: str, report: Report) -> Image | None:
+        """Fetch the image that members call `ref`, from all that have it; it is called `name` here, else as there.
+
+        None when no member has it.
+        Raises: PeerUnreachable, PeerMisbehaved and what peers say, when it cannot be brought; InsufficientResources.
+        """
+        offer = await self._find(ref)
+        if offer is None:
+            return None
+        sources = [self._source(peer) for peer in offer.peers]
+        wanted = parse_new_name(name) if name else self._name(parse_reference(ref), offer.image)
+        labels = offer.image.labels
+        return await gather_image(self.store, wanted, offer.image.digest, sources, labels=labels, report=report)
+
+    def _source(self, peer: PeerId) -> Source:
+        async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:
+            return await ask_on_stream(mesh, peer, PROTOCOL, request, BlobAnswer)
+
+        assert self._mesh is not None  # noqa: S101 - who was found was found through it
+        mesh = self._mesh
+        return Source(mesh.parts.title(peer), ask)
+
+    def _name(self, wanted: Reference, image: Image) -> Reference:
+        """What it is called here: by the name that was asked for; what was asked for by digest, as it is there."""
+        if not wanted.digest:
+            return wanted
+        short = image.digest.partition(":")[2][:12]
+        with suppress(InvalidRequest):  # it is the peer's word
+            there = parse_new_name(str(Reference(registry=image.registry, name=image.name, tag=image.tag)))
+            held = self.store.bases.shelf.names.get(there)
+            if held is None or held.digest == image.digest:
+                return there
+            return Reference(registry=there.registry, name=there.name, tag=short)
+        return Reference(registry=LOCAL, name="image", tag=short)
+
+    async def _find(self, ref: str) -> Offer | None:
+        wanted = parse_reference(ref)
+        with trio.move_on_after(SETTLE):
+            await self._joined.wait()
+        running = self._mesh.running if self._mesh else None
+        if self._mesh is None or running is None or wanted.digest.startswith("sha256:") or _is_private(wanted):
+            return None
+        await running.links.settle(SETTLE)
+        found: dict[PeerId, Image] = {}
+        async with trio.open_nursery() as nursery:
+            for line in running.links.lines:
+                if self._trusted(line.peer_id):
+                    nursery.start_soon(self._ask, self._mesh, line.peer_id, ref, found)
+        images = {image.digest: image for image in found.values() if wanted.digest in {"", image.digest}}
+        if not images:
+            return None
+        # One name, several contents: what most have, and of those the newest.
+        votes = Counter(image.digest for image in found.values())
+        best = max(images.values(), key=lambda image: (votes[image.digest], image.created_at))
+        return Offer(best, [peer for peer, image in found.items() if image.digest == best.digest])
+
+    def _trusted(self, peer: PeerId) -> bool:
+        standing = self._mesh.parts.membership.standing(peer) if self._mesh else None
+        return standing is not None and standing.role.includes(Role.OPERATOR)
+
+    async def _ask(self, mesh: Mesh, peer: PeerId, ref: str, found: dict[PeerId, Image]) -> None:
+        with suppress(TwinshareError), trio.move_on_after(PATIENCE):
+            image: Image = await mesh.call(peer, GET_IMAGE, {"image": ref}, READER)
+            if not image.damaged and image.size <= self.store.max_size:
+                found[peer] = image
+
+
+def _is_private(wanted: Reference) -> bool:
+    """Whether the name means another thing on each machine."""
+    return wanted.registry.startswith(("localhost", "127.", "[::1]"))
+
+
+class BlobServer:
+    """The end of whoever has the image."""
+
+    def __init__(self, store: DiskImageStore) -> None:
+        self._store = store
+        self._readers: Counter[PeerId] = Counter()
+
+    async def serve(self, caller: Caller, stream: Stream) -> None:
+        """One stream, from the first question to its end; `caller` is the peer."""
+        peer = caller.principal
+        full = self._readers[peer] >= MAX_READERS_OF_PEER or self._readers.total() >= MAX_READERS
+        self._readers[peer] += 1
+        try:
+            await self._serve(caller, stream, full=full)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, PeerMisbehaved) as error:
+            log.debug("a peer's reading of an image ended", peer=peer, why=str(error))
+            stream.reset()
+        finally:
+            self._readers -= Counter([peer])
+
+    async def _serve(self, caller: Caller, stream: Stream, *, full: bool) -> None:
+        with trio.fail_after(OPENING):
+            request = await receive_frame(stream, BlobRequest)
+        try:
+            caller.require(Role.VIEWER, "reading an image")
+            if full:
+                raise Overloaded("this node sends as many images as it may; try again later", retry_after=5)
+            async with open_disk(self._store.bases, request.digest) as disk:
+                limit = caller.limits.image_bytes
+                if limit is not None and disk.index.data_size > limit:
+                    raise QuotaExceeded(f"this node lets you read images of at most {limit} bytes")
+                await _answer(stream, disk, request)
+        except TwinshareError as error:
+            if isinstance(error, PeerMisbehaved):
+                raise
+            with trio.fail_after(OPENING):
+                await stream.send_all(encode(BlobAnswer(error=error.to_wire())))
+
+
+async def _answer(stream: Stream, disk: SharedDisk, request: BlobRequest) -> None:
+    index = disk.index.encode() if request.index else b""
+    with trio.fail_after(OPENING):
+        await stream.send_all(encode(BlobAnswer(index_size=len(index))))
+    with trio.fail_after(OPENING * 4):
+        await stream.send_all(index)
+    await serve_chunks(stream, disk)

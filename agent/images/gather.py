@@ -1,0 +1,222 @@
+"""Puts an image together from peers that have it: several at once, each chunk checked, whoever fails is left out.
+
+What one peer was asked for and did not bring another one is asked for. When all are gone, what came stays for the next
+attempt, from whomever.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+import zstandard
+
+from ...protocols.blob import LENGTH, MAX_BATCH, MAX_CHUNKS, BlobAnswer, BlobRequest, BlobWant
+from ...protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
+from ...protocols.image import Image
+from ...protocols.operation import Progress
+from ...protocols.reference import Reference
+from ...protocols.tunnel import encode
+from .index import BadIndexError, ChunkIndex
+from .partial import Partial
+from .port import Report
+from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
+from .share import Reader
+from .store import DiskImageStore, Origin
+
+log = structlog.get_logger(__name__)
+
+SOURCES = 4
+"""From how many peers at once."""
+DEPTH = 2
+"""How many questions are under way with each."""
+STALL = 30.0
+"""Seconds in which a question must be answered."""
+ATTEMPTS = 3
+PAUSE = 1.0
+
+Batch = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A peer. `open` asks for a stream of the image; its errors are what the peer says, or that it is out of reach."""
+
+    title: str
+    open: Callable[[BlobRequest], Awaitable[tuple[BlobAnswer, trio.abc.Stream]]]
+
+
+async def gather_image(
+    store: DiskImageStore,
+    name: Reference,
+    digest: str,
+    sources: Sequence[Source],
+    *,
+    labels: Mapping[str, str],
+    report: Report,
+) -> Image:
+    """Fetch the image `digest` and call it `name`.
+
+    Raises: PeerUnreachable, PeerMisbehaved and what the peers say, when none of them can bring it; InvalidRequest for a
+    disk that is too large; InsufficientResources.
+    """
+    titles = ", ".join(source.title for source in sources)
+    report(Progress(message=f"asking {titles}"))
+    index = await _index(sources, digest, store.max_size)
+    origin = Origin(f"fleet: {titles}", labels=labels)
+    fetch = _Gather(index, sources[:SOURCES], report)
+    return await store.add_chunks(name, index, fetch, origin, report=report, replace=True)
+
+
+async def _index(sources: Sequence[Source], digest: str, max_size: int) -> ChunkIndex:
+    error: TwinshareError = PeerUnreachable("no peer has the image any more")
+    for source in sources:
+        try:
+            with trio.move_on_after(STALL * 2):
+                return await _ask_index(source, digest, max_size)
+            error = PeerUnreachable(f"{source.title} does not send the index of the image")
+        except TwinshareError as failure:
+            log.info("a peer does not tell the index of an image", peer=source.title, why=failure.message)
+            error = failure
+    raise error
+
+
+async def _ask_index(source: Source, digest: str, max_size: int) -> ChunkIndex:
+    answer, stream = await source.open(BlobRequest(digest=digest, index=True))
+    try:
+        if answer.index_size > MAX_INDEX:
+            raise PeerMisbehaved(f"{source.title} has an index of {answer.index_size} bytes")
+        data = await Reader(stream).exactly(answer.index_size)
+        index = await trio.to_thread.run_sync(ChunkIndex.decode, data)
+    except BadIndexError as error:
+        raise PeerMisbehaved(f"{source.title} sends a wrong index: {error}") from None
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        raise PeerUnreachable(f"the connection with {source.title} was lost") from None
+    finally:
+        await trio.aclose_forcefully(stream)
+    if index.digest != digest:
+        raise PeerMisbehaved(f"{source.title} sends the index of another image")
+    if index.size > max_size:
+        raise PeerMisbehaved(f"the disk of {index.size} bytes is larger than the {max_size} that this node takes")
+    return index
+
+
+class _Gather:
+    """Fills the gaps of a partial disk. The disk's own lock decides who writes a chunk."""
+
+    def __init__(self, index: ChunkIndex, sources: Sequence[Source], report: Report) -> None:
+        self._index, self._report = index, report
+        self._left_over: dict[str, Source] = {source.title: source for source in sources}
+        self._batches: deque[Batch] = deque()
+        self._error: TwinshareError = PeerUnreachable("no peer has the image any more")
+        self._broken: OSError | None = None
+        self._message = "fetching"
+
+    async def __call__(self, partial: Partial) -> None:
+        reused = self._index.data_size - partial.left
+        self._message = f"fetching from {', '.join(self._left_over)}"
+        if reused:
+            self._message += f"; {reused} bytes were here already"
+        self._tell(partial)
+        self._batches.extend(_batches(self._index, partial))
+        # Again with those that are left: one may have failed when the others had nothing more to do.
+        while self._batches and self._left_over and not self._broken:
+            async with trio.open_nursery() as nursery:
+                for source in list(self._left_over.values()):
+                    nursery.start_soon(self._drain, partial, source, nursery.cancel_scope)
+        if self._broken:
+            raise self._broken
+        if partial.gaps:
+            raise self._error
+
+    def _tell(self, partial: Partial) -> None:
+        total = self._index.data_size
+        self._report(Progress(done=total - partial.left, total=total, unit="bytes", message=self._message))
+
+    async def _drain(self, partial: Partial, source: Source, scope: trio.CancelScope) -> None:
+        """Fetch from one peer until nothing is left to fetch, or the peer is no good any more."""
+        failures = 0
+        while self._batches and failures < ATTEMPTS:
+            before = partial.left
+            try:
+                await self._take(partial, source)
+                if not partial.gaps:
+                    scope.cancel()  # whoever is out of reach need not be waited for
+            except PeerUnreachable as error:
+                failures = 1 if partial.left < before else failures + 1
+                self._error = error
+                await trio.sleep(PAUSE)
+            except TwinshareError as error:
+                self._error = error
+                failures = ATTEMPTS
+            except OSError as error:
+                self._broken = error
+                scope.cancel()
+        if failures >= ATTEMPTS:
+            log.warning("a peer is left out", peer=source.title, why=self._error.message)
+            self._left_over.pop(source.title, None)
+
+    async def _take(self, partial: Partial, source: Source) -> None:
+        request = BlobRequest(digest=self._index.digest)
+        under_way: deque[Batch] = deque()
+        stream: trio.abc.Stream | None = None
+        try:
+            _, stream = await source.open(request)
+            reader = Reader(stream)
+            while True:
+                while self._batches and len(under_way) < DEPTH:
+                    under_way.append(self._batches.popleft())
+                    await stream.send_all(encode(BlobWant(chunks=under_way[-1])))
+                if not under_way:
+                    return
+                await self._receive(partial, reader, under_way[0], source)
+                under_way.popleft()
+                self._tell(partial)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerUnreachable(f"the connection with {source.title} was lost") from None
+        finally:
+            self._batches.extendleft(under_way)
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
+
+    async def _receive(self, partial: Partial, reader: Reader, batch: Batch, source: Source) -> None:
+        frames: list[bytes] = []
+        with trio.move_on_after(STALL):
+            for _ in batch:
+                (length,) = LENGTH.unpack(await reader.exactly(LENGTH.size))
+                if not 0 < length <= MAX_FRAME:
+                    raise PeerMisbehaved(f"{source.title} cannot read a part of the image")
+                frames.append(await reader.exactly(length))
+        if len(frames) < len(batch):
+            raise PeerUnreachable(f"{source.title} sent nothing for {STALL:g} s")
+        try:
+            await trio.to_thread.run_sync(self._write, partial, batch, frames)
+        except BadIndexError as error:
+            raise PeerMisbehaved(f"{source.title} sends a damaged image: {error}") from None
+
+    def _write(self, partial: Partial, batch: Batch, frames: Sequence[bytes]) -> None:
+        decompressor = zstandard.ZstdDecompressor()
+        for place, frame in zip(batch, frames, strict=True):
+            _, length, digest = self._index.chunk(place)
+            partial.fill(digest, unpack_chunk(decompressor, frame, length))
+
+
+def _batches(index: ChunkIndex, partial: Partial) -> Iterator[Batch]:
+    """The missing chunks in the order of the disk, in lots that may be asked for at once; each is asked for once."""
+    batch: Batch = []
+    size = 0
+    missing = set(partial.gaps)
+    for place, (_, length, digest) in enumerate(index):
+        if digest not in missing:
+            continue
+        missing.discard(digest)
+        if batch and (size + length > MAX_BATCH or len(batch) == MAX_CHUNKS):
+            yield batch
+            batch, size = [], 0
+        batch.append(place)
+        size += length
+    if batch:
+        yield batch
