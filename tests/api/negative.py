@@ -284,18 +284,6 @@ def bodies_at_odds() -> Iterator[Case]:
     )
 
 
-def peers() -> Iterator[Case]:
-    """What is asked of peers that are not there, and of those that may not be asked."""
-    yield Case("an unknown peer", "GET", "/api/p2p/peers/x", 404, "peer_not_found")
-    yield Case("an unknown peer, pinged", "POST", "/api/p2p/peers/x/ping", 503, "p2p_stopped")
-    yield _post("a message to nobody", "/api/p2p/message", b"{}")
-    deep = b'{"peer_id":"p","message_type":"X","data":{"a":' + b"[" * 40 + b"]" * 40 + b"}}"
-    yield _post("a message that nests", "/api/p2p/message", deep)
-    yield Case("a remote list", "GET", "/api/remote/peer-456/vm", 503, "p2p_stopped")
-    yield Case("a remote token", "GET", "/api/remote/peer-456/tokens", 404, "not_found")
-    yield _post("a remote create", "/api/remote/peer-456/vm", b"{}")
-
-
 def headers() -> Iterator[Case]:
     """Headers that decide something, wrong."""
     good = b'{"name":"two","image":"disk"}'

@@ -6,19 +6,26 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, ImagesConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
+from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.api.server import open_api
-from twinshare.protocols.access import LOCAL_ADMIN
+from twinshare.protocols.access import LOCAL_ADMIN, Role
+from twinshare.protocols.peer import InviteRequest
+from twinshare.protocols.services import SERVICES
+from twinshare.protocols.table import all_methods
 
 SPEC = {"name": "one", "image": "disk", "cpu_cores": 1, "memory": 64, "disk_size": 1}
 DEADLINE = 10.0
+TABLE = all_methods(SERVICES)
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,33 @@ def config(data_dir: Path, **api: Any) -> Config:
 
 
 @asynccontextmanager
-async def served(data_dir: Path, **api: Any) -> AsyncIterator[Served]:
-    """A node with the image `disk`, and its REST face; `api` are keys of its section of the configuration."""
-    async with open_node(config(data_dir, **api)) as node:
+async def _opened(made: Config, network: MemoryNetwork | None) -> AsyncIterator[Node]:
+    """A node with the image `disk`, alone or on a network in memory."""
+    host = partial(open_memory_host, network, dead_after=2.0) if network else None
+    p2p = P2pConfig(enabled=network is not None, dead_peer_timeout=2.0)
+    async with open_node(msgspec.structs.replace(made, p2p=p2p), host) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
-        async with (
-            open_api(node) as url,
-            httpx.AsyncClient(base_url=url, timeout=DEADLINE, trust_env=False, verify=False) as client,  # noqa: S501
-        ):
-            yield Served(node, url, client)
+        yield node
+
+
+@asynccontextmanager
+async def served(data_dir: Path, network: MemoryNetwork | None = None, **api: Any) -> AsyncIterator[Served]:
+    """A node with the image `disk`, and its REST face; `api` are keys of its section of the configuration."""
+    async with (
+        _opened(config(data_dir, **api), network) as node,
+        open_api(node) as url,
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE, trust_env=False, verify=False) as client,  # noqa: S501
+    ):
+        yield Served(node, url, client)
+
+
+@asynccontextmanager
+async def served_in_a_fleet(folder: Path) -> AsyncIterator[tuple[Served, Node]]:
+    """The same, with a peer that is called `far` and has let it in."""
+    network = MemoryNetwork()
+    made = msgspec.structs.replace(config(folder / "far"), node=NodeConfig(name="far", data_dir=str(folder / "far")))
+    async with _opened(made, network) as far, served(folder / "here", network) as api:
+        invite = InviteRequest(role=Role.ADMIN)
+        ticket = await far.call(LOCAL_ADMIN, TABLE["invite_peer"], {"invite": invite})
+        await api.node.call(LOCAL_ADMIN, TABLE["join_fleet"], {"ticket": ticket.ticket})
+        yield api, far

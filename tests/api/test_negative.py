@@ -12,9 +12,10 @@ import msgspec
 import pytest
 import trio
 
-from tests.api import meda_negative, negative
+from tests.api import meda_negative, negative, peers_negative
 from tests.api.negative import Case
-from tests.api.served import SPEC, Served, served
+from tests.api.served import SPEC, served_in_a_fleet
+from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.services import SERVICES
 from twinshare.protocols.table import all_methods
@@ -23,23 +24,30 @@ TABLE = all_methods(SERVICES)
 GROUPS = [
     *(
         getattr(negative, name)
-        for name in ("bodies", "fields", "places", "states", "bodies_at_odds", "peers", "headers")
+        for name in ("bodies", "fields", "places", "states", "bodies_at_odds", "transfers", "headers")
     ),
-    *(getattr(meda_negative, name) for name in ("bodies", "fields", "places", "states", "headers")),
+    *(getattr(peers_negative, name) for name in ("far", "tickets", "peers", "messages")),
+    *(getattr(meda_negative, name) for name in ("bodies", "fields", "places", "states", "transfers", "headers")),
 ]
 # The state of the node alone excuses a 5xx.
-EXCUSED = {"p2p_stopped", "insufficient_resources", "MEM_EXHAUSTED"}
+EXCUSED = {"insufficient_resources", "MEM_EXHAUSTED"}
 
 
-async def picture(api: Served) -> Any:
-    """Everything that a request could have changed."""
-    told = {}
-    for name in ("list_vms", "list_images", "list_tokens", "list_operations"):
-        rows = msgspec.to_builtins(await api.node.call(LOCAL_ADMIN, TABLE[name], {}))
-        told[name] = [{k: v for k, v in row.items() if k not in {"observed_at", "uptime"}} for row in rows]
+async def picture(*nodes: Node) -> Any:
+    """Everything that a request could have changed, here and on the peer."""
+    return [await picture_of(node) for node in nodes]
+
+
+async def picture_of(node: Node) -> Any:
+    told: dict[str, Any] = {}
+    for name in ("list_vms", "list_images", "list_tokens", "list_operations", "list_peers"):
+        rows = msgspec.to_builtins(await node.call(LOCAL_ADMIN, TABLE[name], {}))
+        told[name] = [{k: v for k, v in row.items() if k not in {"observed_at", "uptime", "last_seen"}} for row in rows]
     # An operation that was refused while it worked stays in the journal, as failed.
     told["list_operations"] = [row for row in told["list_operations"] if row["state"] != "failed"]
-    told["forwards"] = msgspec.to_builtins(await api.node.call(LOCAL_ADMIN, TABLE["list_forwards"], {"vm": "one"}))
+    told["forwards"] = msgspec.to_builtins(await node.call(LOCAL_ADMIN, TABLE["list_forwards"], {"vm": "one"}))
+    told["tunnels"] = [list(key) for key in node.tunnels.kept]
+    told["messages"] = [event.data for event in node.events.kept if event.type == "p2p.message"]
     return told
 
 
@@ -87,16 +95,17 @@ def faults(case: Case, got: httpx.Response) -> Iterator[str]:
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"{group.__module__.rpartition('.')[2]}.{group.__name__}")
 async def test_refused(group: Callable[[], Iterator[Case]], tmp_path: Path) -> None:
     found: list[str] = []
-    async with served(tmp_path) as api:
-        if group.__name__ == "states":
-            await api.node.import_image(LOCAL_ADMIN, "big", sparse())
-        await api.client.post("/api/vm", json=SPEC)
-        await api.client.post("/api/vm", json={**SPEC, "name": "run", "start": True})
-        before = await picture(api)
+    async with served_in_a_fleet(tmp_path) as (api, far):
+        for node, path in ((api.node, "/api/vm"), (far, "/api/remote/far/vm")):
+            if group.__name__ in {"states", "far"}:
+                await node.import_image(LOCAL_ADMIN, "big", sparse())
+            for more in ({}, {"name": "run", "start": True}):
+                assert (await api.client.post(path, json={**SPEC, **more})).status_code == 200
+        before = await picture(api.node, far)
         for case in group():
             got = answer(await trio.to_thread.run_sync(api.raw, request(case)))
             found += [f"{case.name}: {fault}" for fault in faults(case, got)]
-            if (after := await picture(api)) != before:
+            if (after := await picture(api.node, far)) != before:
                 found.append(f"{case.name}: changed something")
                 before = after
     assert not found, "\n".join(found)
@@ -110,5 +119,5 @@ async def sparse() -> Any:
 
 def test_there_are_enough_cases() -> None:
     cases = [(group.__module__, case.name) for group in GROUPS for case in group()]
-    assert len(cases) >= 150
+    assert len(cases) >= 1200
     assert len(set(cases)) == len(cases)
