@@ -3,86 +3,29 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from tests.agent.nodes import spec
-from tests.agent.remote import Remote, install
-from tests.nodes.test_in_memory import call, join, open_fleet, open_node_on
+from tests.agent.remote import Remote
+from tests.nodes.images import DISK, MIB, Sent, content, give, half, no_registry, pull
+from tests.nodes.test_in_memory import call, open_fleet
 from twinshare.agent.fleet_images import FleetImages
-from twinshare.agent.images import gather, share
-from twinshare.agent.images.contract import pieces
-from twinshare.agent.images.share import SharedDisk
-from twinshare.agent.node import Node
-from twinshare.agent.p2p.host import Stream
-from twinshare.protocols.access import LOCAL_ADMIN, Limits, Role
-from twinshare.protocols.blob import PROTOCOL, BlobAnswer, BlobRequest, BlobWant
+from twinshare.protocols.access import Role
 from twinshare.protocols.errors import (
     ImageNotFound,
     InvalidRequest,
     OperationCancelled,
-    PeerMisbehaved,
     PeerUnreachable,
-    QuotaExceeded,
-    TwinshareError,
 )
-from twinshare.protocols.image import Image, PullRequest
 from twinshare.protocols.operation import OperationState
-from twinshare.protocols.tunnel import encode
-
-MIB = 1 << 20
-DISK = random.Random(1).randbytes(5 * MIB) + bytes(3 * MIB) + random.Random(2).randbytes(MIB + 512)
-
-Pack = Callable[[SharedDisk, Sequence[int]], bytes]
 
 
 @pytest.fixture(autouse=True)
 def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
-    """Nothing is at a registry, unless a test puts it there."""
-    monkeypatch.setattr(gather, "PAUSE", 0.01)
-    return install(monkeypatch)
-
-
-async def give(node: Node, name: str = "web:v1", disk: bytes = DISK) -> Image:
-    return await node.import_image(LOCAL_ADMIN, name, pieces(disk))
-
-
-async def pull(node: Node, ref: str = "web:v1", name: str = "") -> Image:
-    image: Image = await call(node, "pull_image", request=PullRequest(image=ref, name=name))
-    return image
-
-
-def content(node: Node, image: Image) -> bytes:
-    return node.ground.images.base_path(image.digest).read_bytes()
-
-
-def half(node: Node) -> list[Path]:
-    """What is left of fetches that broke off."""
-    return list(node.ground.images.partials.iterdir())
-
-
-class Sent:
-    """What nodes send of images: each answer goes through `harm` first."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.chunks = 0
-        self.answers = 0
-        self.harm: Callable[[bytes], bytes] = bytes
-        plain = SharedDisk.pack
-
-        def pack(disk: SharedDisk, places: Sequence[int]) -> bytes:
-            self.answers += 1
-            answer = self.harm(plain(disk, places))
-            self.chunks += len(places)
-            return answer
-
-        monkeypatch.setattr(SharedDisk, "pack", pack)
+    return no_registry(monkeypatch)
 
 
 @pytest.fixture
@@ -202,50 +145,9 @@ async def test_what_came_is_kept_for_the_next_attempt(tmp_path: Path, sent: Sent
         assert half(b) == []
 
 
-HARM: dict[str, Callable[[bytes], bytes]] = {
-    "a flipped bit": lambda answer: answer[:40] + bytes([answer[40] ^ 1]) + answer[41:],
-    "an endless frame": lambda answer: b"\xff\xff\xff\xff" + answer[4:],
-    "no chunk": lambda answer: bytes(4),
-    "garbage": lambda answer: os.urandom(len(answer)),
-    "less": lambda answer: answer[:-1],
-    "nothing": lambda answer: b"",
-}
-
-
-@pytest.mark.parametrize("kind", HARM)
-async def test_a_peer_that_sends_nonsense_writes_no_byte(
-    tmp_path: Path, sent: Sent, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gather, "STALL", 0.3)
-    sent.harm = HARM[kind]
-    async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
-        await give(a)
-        with trio.fail_after(30), pytest.raises((PeerMisbehaved, PeerUnreachable)):
-            await pull(b)
-        assert [image.name for image in await call(b, "list_images")] == ["disk"]
-        for path in half(b):
-            assert all(byte in (0, DISK[place]) for place, byte in enumerate(path.read_bytes()[: len(DISK)]))
-        sent.harm = bytes
-        assert content(b, await pull(b)) == DISK + bytes(-len(DISK) % 512)
-
-
-async def test_a_disk_that_rotted_there_is_not_sent(tmp_path: Path) -> None:
-    async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
-        path = a.ground.images.base_path((await give(a)).digest)
-        path.chmod(0o644)
-        with path.open("r+b") as file:
-            file.seek(2 * MIB)
-            file.write(b"rot")
-        with pytest.raises(PeerMisbehaved, match="cannot read"):
-            await pull(b)
-        await call(a, "fsck_images")
-        with pytest.raises(ImageNotFound):
-            await pull(b)
-
-
 async def test_the_registry_steps_in_when_the_fleet_fails(tmp_path: Path, sent: Sent, remote: Remote) -> None:
     remote.contents["web:v1"] = DISK
-    sent.harm = HARM["garbage"]
+    sent.harm = lambda answer: os.urandom(len(answer))
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a)
         image = await pull(b)
@@ -272,36 +174,6 @@ async def test_what_localhost_has_is_nobody_elses(tmp_path: Path, remote: Remote
         await give(a, "localhost:5000/web:v1")
         await call(b, "create_vm", spec=spec(image="localhost:5000/web:v1"))
         assert remote.pulls == 1
-
-
-async def test_who_may_read_and_from_whom_it_is_taken(tmp_path: Path) -> None:
-    async with open_fleet(tmp_path, Role.VIEWER) as (_, (a, b)):
-        given = await give(a)
-        assert (await pull(b)).digest == given.digest, "a viewer reads"
-        await give(b, "theirs:v1", b"who knows what")
-        with pytest.raises(ImageNotFound):
-            await pull(a, "theirs:v1")
-    async with open_fleet(tmp_path / "second", Role.OPERATOR) as (_, (a, b)):
-        given = await give(b, "theirs:v1")
-        assert (await pull(a, "theirs:v1")).digest == given.digest, "an operator could put it here"
-
-
-async def test_a_limit_of_image_bytes_holds(tmp_path: Path) -> None:
-    async with open_fleet(tmp_path, Role.OPERATOR, limits=Limits(image_bytes=2 * MIB)) as (_, (a, b)):
-        await give(a)
-        await give(a, "small:v1", random.Random(3).randbytes(MIB))
-        await pull(b, "small:v1")
-        with pytest.raises(QuotaExceeded, match=str(2 * MIB)):
-            await pull(b)
-
-
-async def test_a_disk_larger_than_this_node_takes_is_not_fetched(tmp_path: Path, sent: Sent) -> None:
-    async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
-        await give(a)
-        b.ground.images.max_size = 4 * MIB
-        with pytest.raises(ImageNotFound):
-            await pull(b)
-        assert sent.chunks == 0
 
 
 async def test_a_fetch_is_cancelled_at_once_and_its_creation_leaves_nothing(tmp_path: Path, sent: Sent) -> None:
@@ -374,99 +246,3 @@ async def test_a_creation_that_a_crash_broke_off_finds_the_fleet_again(tmp_path:
         assert found == [True]
         await call(b, "stop_p2p")
         assert not await fleet.has("web:v1"), "and without P2P services there is none"
-
-
-@asynccontextmanager
-async def asked(near: Node, far: Node, *frames: Any) -> AsyncIterator[Stream]:
-    """A stream that begins with these words."""
-    running = near.mesh.require_running()
-    await running.links.line_to(far.peer_id)
-    stream = await running.host.open_stream(far.peer_id, PROTOCOL)
-    for frame in frames:
-        await stream.send_all(frame if isinstance(frame, bytes) else encode(frame))
-    try:
-        yield stream
-    finally:
-        stream.reset()
-
-
-async def test_whatever_a_peer_says_at_a_stream_of_images_the_node_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(share, "IDLE", 0.2)
-    async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
-        digest = (await give(a)).digest
-        request = BlobRequest(digest=digest)
-        for frames in (
-            [os.urandom(64)],
-            [b"\xff\xff"],
-            [request, BlobWant(chunks=[1 << 40])],
-            [request, BlobWant(chunks=[0] * 64)],
-            [request, b"\x00\x01\xc0"],
-            [request],
-        ):
-            async with asked(b, a, *frames) as stream:
-                with trio.fail_after(10):
-                    try:
-                        while await stream.receive_some(65536):
-                            pass
-                    except trio.BrokenResourceError:
-                        pass
-        answers = []
-        for wrong in ("blake3:" + "0" * 64, digest):
-            async with asked(b, a, BlobRequest(digest=wrong)) as stream:
-                answers.append(await stream.receive_some(4096))
-        assert b"image_not_found" in answers[0]
-        assert answers[1] == encode(BlobAnswer())
-        assert content(b, await pull(b)) == DISK + bytes(-len(DISK) % 512)
-
-
-async def test_a_peer_reads_so_many_at_once_and_no_more(tmp_path: Path) -> None:
-    async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
-        digest = (await give(a)).digest
-        async with trio.open_nursery() as nursery:
-            answers: list[bytes] = []
-
-            async def hold() -> None:
-                async with asked(b, a, BlobRequest(digest=digest)) as stream:
-                    answers.append(bytes(await stream.receive_some(4096)))
-                    await trio.sleep_forever()
-
-            for _ in range(9):
-                nursery.start_soon(hold)
-            with trio.fail_after(10):
-                while len(answers) < 9:
-                    await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
-        assert sum(b"overloaded" in answer for answer in answers) == 1
-        with trio.fail_after(10):
-            while True:
-                try:
-                    await pull(b)
-                    break
-                except TwinshareError:
-                    await trio.sleep(0.05)
-
-
-async def test_a_node_that_leaves_while_it_sends_is_only_out_of_reach(tmp_path: Path, sent: Sent) -> None:
-    async with open_fleet(tmp_path) as (network, (a,)):
-        async with open_node_on(network, tmp_path, "leaver") as leaver:
-            await join(leaver, a)
-            await give(leaver)
-            leave = trio.Event()
-
-            def harm(answer: bytes) -> bytes:
-                trio.from_thread.run_sync(leave.set)
-                return answer
-
-            sent.harm = harm
-
-            async def fetch() -> None:
-                with pytest.raises(TwinshareError):
-                    await pull(a)
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(fetch)
-                await leave.wait()
-                await call(leaver, "stop_p2p")
-        assert [image.name for image in await call(a, "list_images")] == ["disk"]
