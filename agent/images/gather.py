@@ -199,9 +199,11 @@ class _Gather:
 
     def _write(self, partial: Partial, batch: Batch, frames: Sequence[bytes]) -> None:
         decompressor = zstandard.ZstdDecompressor()
-        for place, frame in zip(batch, frames, strict=True):
-            _, length, digest = self._index.chunk(place)
-            partial.fill(digest, unpack_chunk(decompressor, frame, length))
+        wanted = [self._index.chunk(place) for place in batch]
+        partial.fill([
+            (digest, unpack_chunk(decompressor, frame, length))
+            for (_, length, digest), frame in zip(wanted, frames, strict=True)
+        ])  # fmt: skip
 
 
 def _batches(index: ChunkIndex, partial: Partial) -> Iterator[Batch]:

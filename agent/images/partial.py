@@ -12,20 +12,22 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
+from .compare import Check, compare
 from .index import BadIndexError, ChunkIndex
 from .intake import write_all
 
 SUFFIX = ".pull"
 MAX_AGE = 7 * 86400.0
+# So many bytes are written before the disk is asked to keep them: at the end there is little to wait for.
+SYNC_STEP = 128 << 20
 _FICLONERANGE = 0x4020940D
-
-Check = Callable[[], None]
+_MOST_PARTS = 1024  # that one write takes
 
 
 class Partial:
@@ -38,6 +40,7 @@ class Partial:
         self.gaps: dict[bytes, list[tuple[int, int]]] = {}
         self._lock = threading.Lock()
         self._left = 0
+        self._unsynced = 0
 
     @property
     def left(self) -> int:
@@ -47,24 +50,29 @@ class Partial:
     def survey(self, check: Check) -> None:
         """Find the gaps of what is there. `check` raises when nobody waits any more. Raises: OSError."""
         gaps: defaultdict[bytes, list[tuple[int, int]]] = defaultdict(list)
-        fresh = os.fstat(self.fd).st_size != self.index.size
-        if fresh:
+        if os.fstat(self.fd).st_size != self.index.size:
             os.ftruncate(self.fd, 0)
             os.ftruncate(self.fd, self.index.size)
-        for number, (offset, length, digest) in enumerate(self.index):
-            if number % 64 == 0:
-                check()
-            if fresh or blake3(os.pread(self.fd, length, offset)).digest() != digest:
+        for (offset, length, digest), found in compare(self.fd, self.index, check):
+            if found is None:
                 gaps[digest].append((offset, length))
         self.gaps = dict(gaps)
         self._left = sum(length for places in gaps.values() for _, length in places)
 
-    def fill(self, digest: bytes, chunk: bytes) -> None:
-        """Write a chunk to all its places. Raises: BadIndexError when it is another one, OSError."""
-        if blake3(chunk).digest() != digest:
-            raise BadIndexError("a chunk is not what the index says")
-        for offset, length in self._claim(digest):
-            write_all(self.fd, memoryview(chunk)[:length], offset)
+    def fill(self, chunks: Sequence[tuple[bytes, bytes | memoryview]]) -> None:
+        """Write chunks, given with their digests, to all their places.
+
+        Raises: BadIndexError when one of them is another than it should be (and then none is written), OSError.
+        """
+        for digest, chunk in chunks:
+            if blake3(chunk).digest() != digest:
+                raise BadIndexError("a chunk is not what the index says")
+        writer = _Writer(self.fd)
+        for digest, chunk in chunks:
+            for offset, length in self._claim(digest):
+                writer.write(memoryview(chunk)[:length], offset)
+        writer.flush()
+        self._sync_now_and_then(writer.written)
 
     def borrow(self, bases: Iterable[tuple[ChunkIndex, Path]], check: Check) -> None:
         """Fill gaps from other disks here, sharing their blocks where the file system can. Raises: OSError."""
@@ -80,18 +88,13 @@ class Partial:
 
     def _borrow_from(self, fd: int, index: ChunkIndex, check: Check) -> None:
         share = True
-        for number, (offset, length, digest) in enumerate(index):
-            if number % 64 == 0:
-                check()
-            if digest not in self.gaps:
-                continue
-            chunk = os.pread(fd, length, offset)
-            if blake3(chunk).digest() != digest:
+        for (offset, _, digest), chunk in compare(fd, (entry for entry in index if entry[2] in self.gaps), check):
+            if chunk is None:
                 continue  # a damaged base: `image fsck` tells of it
             for place, size in self._claim(digest):
                 share = share and _share(self.fd, fd, offset, size, place)
                 if not share:
-                    write_all(self.fd, memoryview(chunk), place)
+                    write_all(self.fd, chunk, place)
 
     def _claim(self, digest: bytes) -> list[tuple[int, int]]:
         """The places of a chunk; whoever asks fills them."""
@@ -99,6 +102,39 @@ class Partial:
             places = self.gaps.pop(digest, [])
             self._left -= sum(length for _, length in places)
         return places
+
+    def _sync_now_and_then(self, written: int) -> None:
+        with self._lock:
+            self._unsynced += written
+            if due := self._unsynced >= SYNC_STEP:
+                self._unsynced = 0
+        if due:
+            os.fdatasync(self.fd)
+
+
+class _Writer:
+    """Writes parts that follow each other in the file together."""
+
+    def __init__(self, fd: int) -> None:
+        self.written = 0
+        self._fd = fd
+        self._parts: list[memoryview] = []
+        self._begin = self._end = 0
+
+    def write(self, part: memoryview, offset: int) -> None:
+        if offset != self._end or len(self._parts) == _MOST_PARTS:
+            self.flush()
+            self._begin = offset
+        self._parts.append(part)
+        self._end = offset + len(part)
+
+    def flush(self) -> None:
+        if self._parts:
+            done = os.pwritev(self._fd, self._parts, self._begin)
+            if done < self._end - self._begin:  # a disk that is nearly full: the next write says so
+                write_all(self._fd, memoryview(b"".join(self._parts))[done:], self._begin + done)
+            self.written += self._end - self._begin
+            self._parts = []
 
 
 def _share(target: int, source: int, offset: int, length: int, place: int) -> bool:

@@ -235,7 +235,7 @@ async def test_anew_by_chunks_only_what_is_damaged_is_fetched(tmp_path: Path) ->
             for digest, places in list(partial.gaps.items()):  # type: ignore[attr-defined]
                 offset, length = places[0]
                 fetched += length
-                partial.fill(digest, disk[offset : offset + length])  # type: ignore[attr-defined]
+                partial.fill([(digest, disk[offset : offset + length])])  # type: ignore[attr-defined]
 
         name = parse_reference("one")
         await store.add_chunks(name, index_bytes(disk), fetch, Origin("test"), report=quiet, replace=True)

@@ -81,7 +81,7 @@ def _plain(data: bytes) -> bytes:
         raise BadIndexError(f"the index layer cannot be unpacked: {error}") from None
 
 
-def unpack_chunk(decompressor: zstandard.ZstdDecompressor, frame: bytes, length: int) -> bytes:
+def unpack_chunk(decompressor: zstandard.ZstdDecompressor, frame: bytes | memoryview, length: int) -> bytes:
     """The chunk of `length` bytes in a frame, not compared with its digest yet. Raises: BadIndexError."""
     try:
         if zstandard.frame_content_size(frame) != length:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import trio
@@ -19,7 +21,7 @@ from ..store import DiskImageStore, Origin
 from .client import Found, RegistryClient, Repository
 from .manifest import Descriptor, twinshare_layers
 from .packs import MAX_INDEX, Layout, decode_layout, unpack_chunk
-from .plan import Frame, Run, plan_runs
+from .plan import Run, plan_runs
 
 AT_ONCE = 4
 # Frames are unpacked and written in lots of about this size: little is lost when the agent is killed.
@@ -78,29 +80,43 @@ class _Fetch:
 
     async def _fetch_run(self, partial: Partial, run: Run) -> None:
         """Ask for the run's bytes, and write its chunks as they come."""
-        waiting = iter(run.frames)
-        frame = next(waiting, None)
-        received, position = bytearray(), run.start  # `position` is where `received` begins in the pack
-        async with aclosing(self._client.range(self._repository, self._packs[run.pack], run.start, run.end)) as parts:
-            async for data in parts:
-                received += data
-                if len(received) < LOT and position + len(received) < run.end:
-                    continue
-                lot: list[tuple[Frame, bytes]] = []
-                while frame is not None and frame.offset + frame.length <= position + len(received):
-                    start = frame.offset - position
-                    lot.append((frame, bytes(received[start : start + frame.length])))
-                    frame = next(waiting, None)
-                used = (frame.offset if frame is not None else run.end) - position
-                used = min(used, len(received))
-                del received[:used]
-                position += used
-                await trio.to_thread.run_sync(self._write, partial, lot)
+        unpacking = _Unpacking(partial, run, self._repository.host)
+        parts: list[bytes] = []
+        gathered = 0
+        async with aclosing(self._client.range(self._repository, self._packs[run.pack], run.start, run.end)) as found:
+            async for data in found:
+                parts.append(data)
+                gathered += len(data)
+                if gathered >= LOT:
+                    await trio.to_thread.run_sync(unpacking.take, parts)
+                    parts, gathered = [], 0
+        await trio.to_thread.run_sync(unpacking.take, parts)
 
-    def _write(self, partial: Partial, lot: list[tuple[Frame, bytes]]) -> None:
-        decompressor = zstandard.ZstdDecompressor()
+
+class _Unpacking:
+    """Takes the bytes of a run as they come, and writes the chunk of every frame that is whole. Blocking."""
+
+    def __init__(self, partial: Partial, run: Run, host: str) -> None:
+        self._partial = partial
+        self._host = host
+        self._frames = deque(run.frames)
+        self._rest = b""
+        self._position = run.start  # of `_rest` in the pack
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def take(self, parts: Sequence[bytes]) -> None:
+        """Raises: RegistryFailed for bytes that are not what they should be, OSError."""
+        data = memoryview(b"".join([self._rest, *parts]))
+        end = self._position + len(data)
+        chunks: list[tuple[bytes, bytes | memoryview]] = []
         try:
-            for frame, data in lot:
-                partial.fill(frame.digest, unpack_chunk(decompressor, data, frame.chunk_length))
+            while self._frames and self._frames[0].offset + self._frames[0].length <= end:
+                frame = self._frames.popleft()
+                start = frame.offset - self._position
+                packed = data[start : start + frame.length]
+                chunks.append((frame.digest, unpack_chunk(self._decompressor, packed, frame.chunk_length)))
+            self._partial.fill(chunks)
         except BadIndexError as error:
-            raise RegistryFailed(f"{self._repository.host} sends a damaged image: {error}") from None
+            raise RegistryFailed(f"{self._host} sends a damaged image: {error}") from None
+        keep = min(self._frames[0].offset if self._frames else end, end)
+        self._rest, self._position = bytes(data[keep - self._position :]), keep

@@ -16,7 +16,6 @@ import trio
 
 from tests.images.registry.servers import Settings, docker_registry, needs_registry, needs_skopeo, no_pause
 from tests.images.stores import disk_store
-from twinshare.agent.images import partial as partials
 from twinshare.agent.images.contract import nobody, pieces, quiet
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
@@ -276,14 +275,16 @@ async def test_a_pull_without_room_leaves_nothing(tmp_path: Path, monkeypatch: p
         await push(*here, "big", f"{registry.host}/big:1")
         written = 0
 
-        def full(fd: int, data: memoryview, offset: int) -> None:
+        really = os.pwritev
+
+        def full(fd: int, parts: list[memoryview], offset: int) -> int:
             nonlocal written
-            written += len(data)
+            written += sum(map(len, parts))
             if written > MIB:
                 raise OSError(28, "No space left on device")
-            os.pwrite(fd, data, offset)
+            return really(fd, parts, offset)
 
-        monkeypatch.setattr(partials, "write_all", full)
+        monkeypatch.setattr(os, "pwritev", full)
         with pytest.raises(InsufficientResources):
             await pull(*there, f"{registry.host}/big:1")
         assert list(there[0].partials.iterdir()) == []
