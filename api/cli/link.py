@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from ...protocols.bodies import restore
@@ -16,6 +17,9 @@ from ...protocols.operation import Operation
 from ..exchange import TABLE, Backoff, NodeUnreachable, Request, compose, read, says_it_stops
 from .hints import with_hint
 from .locate import find_node
+
+if TYPE_CHECKING:
+    from ..websocket import ClientSocket
 
 CONNECT_WITHIN = 5.0
 READ_WITHIN = 30.0
@@ -95,6 +99,29 @@ class Link:
                 if delay is None:
                     raise self._renamed(error) from None
                 time.sleep(delay)
+
+    def upgrade(self, target: str, websocket: ClientSocket) -> tuple[socket.socket, bytes]:
+        """Turn the connection into a websocket: its socket, which does not block, and what came on it already.
+
+        Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
+        """
+        self._http.close()
+        self._connect()
+        self._http.sock.settimeout(READ_WITHIN)
+        try:
+            self._http.request("GET", self._prefix + target, headers={**websocket.headers, **self._headers})
+            answer = self._http.getresponse()
+            if answer.status != 101:
+                read(None, answer.status, "", answer.read())
+            websocket.check(answer.status, answer.headers.get("sec-websocket-accept", ""))
+            self._http.sock.setblocking(False)
+            with suppress(ssl.SSLWantReadError):
+                return self._http.sock, answer.fp.read1() or b""
+            return self._http.sock, b""
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self.url} did not answer in time") from None
+        except (http.client.HTTPException, OSError) as error:
+            raise self._renamed(error) from None
 
     def _renamed(self, error: Exception) -> TwinshareError:
         if isinstance(error, TwinshareError):

@@ -15,7 +15,7 @@ from .names import KEY_VALUE, VM_NAME
 from .output import Column, duration, json_option, peer_option, print_fields, print_json, print_table, say
 from .progress import run
 from .specs import read_spec, spec_options
-from .vm_look import console_log, ip, screenshot, stats
+from .vm_look import console, console_log, ip, screenshot, stats
 from .vm_ports import forward, forwards, unforward
 
 COLUMNS: list[Column] = [
@@ -67,7 +67,7 @@ def vm() -> None:
     """
 
 
-for _part in (ip, stats, screenshot, forward, forwards, unforward):
+for _part in (console, ip, stats, screenshot, forward, forwards, unforward):
     vm.add_command(_part)
 vm.add_command(console_log, "logs")
 vm.add_command(console_log, "log")

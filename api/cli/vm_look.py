@@ -1,4 +1,4 @@
-"""`twinshare vm ip`, `stats`, `logs`, `screenshot`: what a running VM shows of itself."""
+"""`twinshare vm ip`, `stats`, `logs`, `console`, `screenshot`: what a running VM shows of itself."""
 
 from __future__ import annotations
 
@@ -86,6 +86,30 @@ def console_log(name: str, follow: bool, limit: int, peer: str | None) -> None:
             time.sleep(_LOOK)
             part = link.call("vm_log", {"vm": name, "offset": part.next_offset}, peer)
             click.echo(part.text, nl=False)
+
+
+@click.command("console")
+@click.argument("name", type=VM_NAME)
+@click.option(
+    "--for", "seconds", type=click.FloatRange(0), metavar="SECONDS",
+    help="Leave after so many; where the input is no terminal, so many after its end (else after 1 s of silence).",
+)  # fmt: skip
+@peer_option
+def console(name: str, seconds: float | None, peer: str | None) -> None:
+    """Use a VM's serial console; Ctrl-] leaves it.
+
+    All who are there see the same and may type. What the VM said before is in 'twinshare vm logs'.
+
+    \b
+    twinshare vm console web
+    twinshare vm console web --on alice
+    echo 'uname -a' | twinshare vm console web
+    twinshare vm console web --for 60 < /dev/null > boot.txt
+    """
+    from .console import visit  # what speaks websocket takes a tenth of a second to load
+
+    with open_link() as link:
+        visit(link, link.call("get_vm", {"vm": name}, peer), peer, seconds)
 
 
 @click.command("screenshot")

@@ -16,7 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.api.served import served
+from tests.api.test_cli_console import piped
+from tests.api.test_console import hear, running
 from twinshare.agent.config import ApiConfig, ConfigError
+from twinshare.api.rest_client import RESTClient
 from twinshare.api.server import CannotListen, listening
 
 
@@ -87,6 +90,24 @@ async def test_tls(tmp_path: Path, certificate: tuple[str, str]) -> None:
             assert plain.status_code == 403
         heard = await trio.to_thread.run_sync(api.raw, b"GET /api/vm HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" not in heard
+
+
+async def test_a_console_over_tls_and_over_a_unix_socket(tmp_path: Path, certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    said = bytes(range(14, 256)) * 2000
+    kinds: list[dict[str, str]] = [
+        {"listen": "localhost:0", "tls_cert": cert, "tls_key": key},
+        {"listen": f"unix:{tmp_path}/api.sock"},
+    ]
+    for number, kind in enumerate(kinds):
+        async with running(tmp_path / str(number), **kind) as (api, _, _id):
+            url = api.url.replace("127.0.0.1", "localhost")
+            trusting = ssl.create_default_context(cafile=cert)
+            async with RESTClient(url, verify=trusting) as client, client.console("one") as console:
+                await console.send(said)
+                assert await hear(console, len(said)) == said
+            shown, _ = await piped(url, "one", "--for", "0.5", typed=said, more={"SSL_CERT_FILE": cert})
+            assert shown == said
 
 
 async def test_a_unix_socket_is_its_owners_alone(tmp_path: Path) -> None:

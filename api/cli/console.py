@@ -1,0 +1,159 @@
+"""What `twinshare vm console` does: bytes between a websocket and this terminal, or pipes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import ssl
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from urllib.parse import quote
+
+from ...protocols.vm import Vm
+from ..exchange import below
+from ..websocket import SILENCE, ClientSocket
+from .link import Link
+from .output import say
+
+LEAVE = b"\x1d"
+"""Ctrl-]."""
+QUIET = 1.0
+"""Seconds of silence after which the console is left when the input was no terminal and has ended."""
+AHEAD = 1 << 17
+"""Bytes of input that may wait for a guest which does not read."""
+_LAST_WORD = 2.0
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def visit(link: Link, vm: Vm, peer: str | None, seconds: float | None) -> None:
+    """From the first word to the last. Raises: what the node raises; NodeUnreachable."""
+    websocket = ClientSocket()
+    # By its id: it is the console of the very VM that is named here.
+    connection, opening = link.upgrade(below(f"/vm/{quote(vm.id, safe='')}/console", peer), websocket)
+    on_terminal = sys.stdin.isatty()
+    # A raw terminal does not begin its lines by itself.
+    how = "; Ctrl-] leaves, Enter may show a prompt\r" if on_terminal else ""
+    with raw_terminal(on_terminal):
+        say(f"console of VM '{vm.name}' on node '{vm.node}'{how}")
+        ended = _Visit(connection, websocket, seconds, on_terminal=on_terminal).run(opening)
+    say(("\n" if on_terminal else "") + (ended or f"left the console of VM '{vm.name}'"))
+
+
+@contextmanager
+def raw_terminal(on_terminal: bool) -> Iterator[None]:
+    """Every key goes to the guest; the terminal is as before when the block ends, by a signal too."""
+    if not on_terminal:
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        tty.setraw(sys.stdin, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+class _Visit:
+    """Carries bytes between the terminal, or the pipes, and the websocket, and waits for none of them."""
+
+    def __init__(
+        self, connection: socket.socket, peer: ClientSocket, seconds: float | None, *, on_terminal: bool
+    ) -> None:
+        self._connection, self._peer = connection, peer
+        self._seconds, self._on_terminal = seconds, on_terminal
+        self._input = sys.stdin.fileno()
+        self._input_open = True
+        self._unsent = bytearray()
+        self._heard_at = time.monotonic()
+        self._leave_at = time.monotonic() + seconds if on_terminal and seconds is not None else None
+        self._left = False
+
+    def run(self, opening: bytes) -> str | None:
+        """Until either side ends it; the node's sentence, or None when we have left.
+
+        Raises: what the node raises; NodeUnreachable.
+        """
+        self._connection.setblocking(False)
+        if opening:
+            self._show(self._peer.feed(opening))
+        while not self._left and self._peer.end is None:
+            if self._peer.error is not None:
+                raise self._peer.error
+            self._turn()
+        self._say_goodbye()
+        return self._peer.end
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        until = min(self._heard_at + SILENCE, self._leave_at or now + SILENCE)
+        # A terminal is always read: Ctrl-] must leave whatever the guest does.
+        reads = self._input_open and (self._on_terminal or len(self._unsent) < AHEAD)
+        inputs = [self._connection, *([self._input] if reads else [])]
+        # What TLS has read of the socket already, select does not know of.
+        held = isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
+        wait = 0.0 if held else max(0.0, until - now)
+        readable, writable, _ = select.select(inputs, [self._connection] if self._unsent else [], [], wait)
+        if held or self._connection in readable:
+            self._receive()
+        if self._input in readable:
+            self._read_input()
+        if writable:
+            with suppress(*_LATER):
+                del self._unsent[: self._connection.send(self._unsent)]
+        self._look_at_the_clock()
+
+    def _look_at_the_clock(self) -> None:
+        now = time.monotonic()
+        if self._leave_at is not None and now >= self._leave_at and not self._unsent:
+            self._left = True
+        elif now >= self._heard_at + SILENCE:
+            self._show(self._peer.feed(b""))
+
+    def _receive(self) -> None:
+        try:
+            data = self._connection.recv(1 << 16)
+        except _LATER:
+            return
+        except OSError:
+            data = b""
+        self._heard_at = time.monotonic()
+        said = self._peer.feed(data)
+        self._unsent += self._peer.replies()
+        if said and not self._input_open and self._seconds is None:
+            self._leave_at = self._heard_at + QUIET
+        self._show(said)
+
+    def _show(self, said: bytes) -> None:
+        sys.stdout.flush()
+        while said:
+            said = said[os.write(sys.stdout.fileno(), said) :]
+
+    def _read_input(self) -> None:
+        typed = os.read(self._input, 1 << 15)
+        if self._on_terminal:
+            typed, key, _ = typed.partition(LEAVE)
+            self._left = bool(key) or not (typed or key)
+        if typed and len(self._unsent) < AHEAD:
+            self._unsent += self._peer.messages(typed)
+        if not typed and not self._on_terminal:
+            self._input_open = False
+            self._leave_at = time.monotonic() + (QUIET if self._seconds is None else self._seconds)
+
+    def _say_goodbye(self) -> None:
+        with suppress(OSError):
+            self._connection.settimeout(_LAST_WORD)
+            self._connection.sendall(self._unsent + self._peer.close())

@@ -1,0 +1,204 @@
+"""`twinshare vm console` as a process, in a terminal and in pipes, against a node on the twin."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import sys
+import termios
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.agent.nodes import spec
+from tests.api.test_console import nobody_listens, running
+from tests.nodes.test_in_memory import call
+from tests.nodes.test_tunnels import pair
+from twinshare.api.server import open_api
+
+COMMAND = [sys.executable, "-m", "twinshare", "vm", "console"]
+
+
+def environment(url: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("TWINSHARE_")} | {
+        "TWINSHARE_API": url
+    }
+
+
+async def piped(
+    url: str, *arguments: str, typed: bytes = b"", code: int = 0, more: Mapping[str, str] | None = None
+) -> tuple[bytes, str]:
+    """What it writes to stdout and stderr."""
+    with trio.fail_after(30):
+        done = await trio.run_process(
+            [*COMMAND, *arguments], stdin=typed, capture_stdout=True, capture_stderr=True, check=False,
+            env=environment(url) | dict(more or {}),
+        )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr.decode()
+
+
+class Terminal:
+    """A pseudo-terminal with the command in it."""
+
+    def __init__(self, master: int, slave: int, process: trio.Process) -> None:
+        self.slave, self.process = slave, process
+        self._stream = trio.lowlevel.FdStream(os.dup(master))
+        self.shown = b""
+
+    async def see(self, wanted: bytes, within: float = 20) -> None:
+        with trio.fail_after(within):
+            while wanted not in self.shown:
+                self.shown += await self._stream.receive_some(4096)
+
+    async def type(self, keys: bytes) -> None:
+        await self._stream.send_all(keys)
+
+    async def end(self, within: float = 20) -> int:
+        """The exit code."""
+        with trio.fail_after(within):
+            return await self.process.wait()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    @property
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self.slave)[3] & termios.ICANON
+
+
+@asynccontextmanager
+async def terminal(url: str, *arguments: str) -> AsyncIterator[Terminal]:
+    """The command in a terminal, whose modes must be as they were when it ends."""
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    command = [*COMMAND, *arguments]
+    process = await trio.lowlevel.open_process(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment(url), start_new_session=True
+    )
+    shown = Terminal(master, slave, process)
+    try:
+        yield shown
+        assert termios.tcgetattr(slave) == before
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await shown.aclose()
+        os.close(master)
+        os.close(slave)
+        await process.wait()
+
+
+async def test_in_a_terminal(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, hypervisor, id):
+        async with terminal(api.url, "one") as shown:
+            await shown.see(b"console of VM 'one' on node 'here'; Ctrl-] leaves")
+            await shown.type(b"echo \x03\x04\x1a")
+            await shown.see(b"echo \x03\x04\x1a")
+            assert shown.is_raw
+            shown.process.send_signal(signal.SIGWINCH)
+            await shown.type(b"more")
+            await shown.see(b"more")
+            await shown.type(b"\x1dnot this")
+            assert await shown.end() == 0
+            await shown.see(b"left the console of VM 'one'")
+            assert b"not this" not in shown.shown
+        await nobody_listens(api)
+        async with terminal(api.url, "one") as shown:
+            await shown.see(b"prompt")
+            hypervisor.power_off(id)
+            assert await shown.end() == 0
+            await shown.see(b"VM 'one' has stopped")
+
+
+async def test_a_terminal_is_given_back_when_it_ends_badly(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, _id):
+        async with terminal(api.url, "one") as shown:
+            await shown.see(b"prompt")
+            assert shown.is_raw
+            shown.process.terminate()
+            assert await shown.end() == 128 + signal.SIGTERM
+        async with terminal(api.url, "one", "--for", "0.5") as shown:
+            assert await shown.end() == 0
+        await nobody_listens(api)
+
+
+async def test_a_guest_that_does_not_read_keeps_nobody(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, hypervisor, id):
+
+        async def deaf(_stream: trio.SocketStream) -> None:
+            await trio.sleep_forever()
+
+        hypervisor.serve_console(id, deaf)
+        async with terminal(api.url, "one") as shown, trio.open_nursery() as nursery:
+            await shown.see(b"prompt")
+
+            async def paste() -> None:
+                for _ in range(200):
+                    await shown.type(b"x" * 4000)
+                await shown.type(b"\x1d")
+
+            nursery.start_soon(paste)
+            assert await shown.end() == 0
+
+
+async def test_a_killed_client_leaves_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, id):
+        process = await trio.lowlevel.open_process([*COMMAND, id], stdin=-1, stdout=-1, env=environment(api.url))
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.send_all(b"x")
+        with trio.fail_after(20):
+            assert await process.stdout.receive_some() == b"x"
+            process.kill()
+            await process.wait()
+        await process.stdin.aclose()
+        await process.stdout.aclose()
+        await nobody_listens(api)
+
+
+async def test_in_pipes(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, hypervisor, id):
+        said, told = await piped(api.url, "one", typed=b"uname\r")
+        assert said == b"uname\r\n"
+        assert told == "console of VM 'one' on node 'here'\nleft the console of VM 'one'\n"
+        much = os.urandom(1 << 20).replace(b"\r", b"")
+        said, _ = await piped(api.url, "one", "--for", "0.5", typed=much)
+        assert said == much
+
+        async def late(stream: trio.SocketStream) -> None:
+            await stream.receive_some()
+            await trio.sleep(0.3)
+            await stream.send_all(b"late")
+            await trio.sleep_forever()
+
+        hypervisor.serve_console(id, late)
+        assert (await piped(api.url, "one", "--for", "0", typed=b"x"))[0] == b""
+        assert (await piped(api.url, "one", "--for", "1", typed=b"x"))[0] == b"late"
+
+
+async def test_exit_codes(tmp_path: Path) -> None:
+    async with running(tmp_path) as (api, _, id):
+        assert "nope" in (await piped(api.url, "nope", code=1))[1]
+        await piped(api.url, "one", "--for", "-1", code=2)
+        assert "no node answers" in (await piped("http://127.0.0.1:1", "one", code=4))[1]
+        await api.client.post(f"/api/vm/{id}/stop", json={"force": True})
+        assert "start it first" in (await piped(api.url, "one", code=1))[1]
+
+
+async def test_on_a_peer(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (near, far, _), open_api(near) as url:
+        await call(near, "create_vm", spec=spec("far", start=True))
+        said, told = await piped(url, "far", "--on", "node-0", "--for", "0.3", typed=b"x")
+        assert said == b"x"
+        assert "VM 'far' on node 'node-0'" in told
+        assert "VM 'far' on node 'node-1'" in (await piped(url, "far", "--for", "0"))[1]
+        async with terminal(url, "far", "--on", "node-0") as shown:
+            await shown.see(b"on node 'node-0'")
+            await near.mesh.stop()
+            assert await shown.end() == 4
+            await shown.see(b"the connection with the peer was lost")
+        assert "not running" in (await piped(url, "far", "--on", far.peer_id, code=4))[1]
