@@ -1,7 +1,8 @@
 """The catalogue: short names for images that others publish, where they are and what they must hash to.
 
 A TOML file with a table for each name: `url` of a disk with `sha256`, `sha512` or `sums` (the address of a file with
-digests, as distributions publish it), or `image`, a reference at a registry; `user` is who to log in as.
+digests, as distributions publish it), or `image`, a reference at a registry; `user` is who to log in as. Or `alias`
+alone: another of the names.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
     sha512: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")] = ""
     image: str = ""
+    alias: str = ""
     user: str = ""
     about: str = ""
 
@@ -62,6 +64,10 @@ class Catalogue:
         """Only names without a registry are looked up: the catalogue never stands in for one."""
         return self.entries.get(reference) if reference.registry == LOCAL and not reference.digest else None
 
+    def target(self, entry: Entry) -> Entry:
+        """What an alias stands for; any other entry itself."""
+        return self.entries[parse_reference(entry.alias)] if entry.alias else entry
+
 
 def load_catalogue(*files: Path) -> Catalogue:
     """Read catalogue files, the own ones last. Raises: CatalogueError."""
@@ -76,13 +82,24 @@ def load_catalogue(*files: Path) -> Catalogue:
                 entries[parse_reference(name)] = _entry(table)
             except (msgspec.ValidationError, InvalidRequest) as error:
                 raise CatalogueError(f"{file}: {name}: {error}") from None
+        _check_aliases(file, entries)
     return Catalogue(entries)
+
+
+def _check_aliases(file: Path, entries: Mapping[Reference, Entry]) -> None:
+    for name, entry in entries.items():
+        if entry.alias:
+            target = entries.get(parse_reference(entry.alias))
+            if target is None or target.alias:
+                raise CatalogueError(f"{file}: {name}: the alias '{entry.alias}' is no name with a url or an image")
 
 
 def _entry(table: object) -> Entry:
     entry = msgspec.convert(table, Entry)
-    if bool(entry.url) == bool(entry.image):
-        raise InvalidRequest("an entry has either a url or an image")
+    if [bool(entry.url), bool(entry.image), bool(entry.alias)].count(True) != 1:
+        raise InvalidRequest("an entry has either a url or an image or an alias")
+    if entry.alias:
+        parse_reference(entry.alias)
     if entry.url and not (entry.sums or entry.digest):
         raise InvalidRequest("an entry with a url has one of sha256, sha512 and sums")
     if entry.image and parse_reference(entry.image).registry == LOCAL:

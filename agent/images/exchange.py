@@ -52,18 +52,26 @@ class DiskImageExchange:
         return [
             CatalogueEntry(
                 name=name.name if name.tag == DEFAULT_TAG else str(name),
-                source=entry.url or entry.image,
-                user=entry.user,
-                about=entry.about,
+                source=target.url or target.image,
+                user=target.user,
+                about=entry.about or target.about,
             )
             for name, entry in self._catalogue.entries.items()
+            for target in [self._catalogue.target(entry)]
         ]
+
+    def _entry(self, reference: Reference) -> Entry | None:
+        """What the catalogue says of a name; an alias of it gives way to the default registry, which may have it."""
+        entry = self._catalogue.find(reference)
+        if entry is None or (entry.alias and self._default):
+            return None
+        return self._catalogue.target(entry)
 
     def knows(self, ref: str) -> bool:
         """Whether a pull would know where to look for `ref`."""
         reference = parse_reference(ref)
         return bool(reference.name) and (
-            reference.registry != LOCAL or self._catalogue.find(reference) is not None or bool(self._default)
+            reference.registry != LOCAL or self._entry(reference) is not None or bool(self._default)
         )
 
     async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
@@ -74,7 +82,7 @@ class DiskImageExchange:
                 "sha256 is for a disk by https; a registry's image is named with @sha256:…", path="sha256"
             )
         reference = parse_reference(ref)
-        entry = self._catalogue.find(reference)
+        entry = self._entry(reference)
         if entry is not None:
             local = parse_new_name(name) if name else reference
             return await self._pull_entry(entry, local, report)

@@ -15,13 +15,29 @@ SHA256, SHA512 = "0" * 64, "1" * 128
 
 def test_our_own_catalogue() -> None:
     catalogue = load_catalogue(OWN_CATALOGUE)
-    for name in ("ubuntu-24.04", "ubuntu-22.04", "ubuntu-20.04", "debian-12", "fedora"):
+    for name in ("ubuntu-26.04", "ubuntu-24.04", "ubuntu-22.04", "ubuntu-20.04", "debian-12", "alpine-3.24", "fedora"):
         entry = catalogue.find(parse_reference(name))
         assert entry is not None, name
         assert entry.user
         assert entry.about
     assert catalogue.find(parse_reference("ghcr.io/x/ubuntu-24.04")) is None
     assert catalogue.find(parse_reference("ubuntu-24.04:other")) is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("ubuntu:latest", "ubuntu-26.04"),
+        ("ubuntu", "ubuntu-26.04"),
+        ("alpine-3", "alpine-3.24"),
+        ("debian", "debian-13"),
+    ],
+)
+def test_an_alias_is_another_name(alias: str, name: str) -> None:
+    catalogue = load_catalogue(OWN_CATALOGUE)
+    entry = catalogue.find(parse_reference(alias))
+    assert entry is not None
+    assert catalogue.target(entry) is catalogue.find(parse_reference(name))
 
 
 def test_own_entries_come_last_and_win(tmp_path: Path) -> None:
@@ -43,6 +59,10 @@ def test_own_entries_come_last_and_win(tmp_path: Path) -> None:
     [
         ("x", "Expected|expected"),
         ("[x]\n", "either a url or an image"),
+        (f'[x]\nurl = "https://a/b"\nsha256 = "{SHA256}"\nalias = "y"\n', "either a url or an image"),
+        ('[x]\nalias = "y"\n', "'y' is no name"),
+        ('[x]\nalias = "x"\n', "'x' is no name"),
+        ('[x]\nalias = "../y"\n', "name"),
         ('[x]\nurl = "https://a/b"\n', "one of sha256"),
         (f'[x]\nurl = "http://a/b"\nsha256 = "{SHA256}"\n', "url"),
         (f'[x]\nurl = "https://me:pw@a/b"\nsha256 = "{SHA256}"\n', "url"),

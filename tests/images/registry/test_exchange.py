@@ -238,6 +238,7 @@ async def by_https(
         catalogue.write_text(
             '["small-1"]\nurl = "https://files.example/small.qcow2.xz"\n'
             'sums = "https://files.example/SUMS"\nuser = "me"\n'
+            '["small"]\nalias = "small-1"\n'
         )
         async with node(tmp_path / "node", server, catalogues=(catalogue,)) as (store, exchange):
             yield store, exchange, server.host, asked
@@ -280,6 +281,11 @@ async def test_a_name_of_the_catalogue(tmp_path: Path, monkeypatch: pytest.Monke
         asked.clear()
         await exchange.pull_image("small-1", report=quiet)
         assert [target for target, _ in asked] == ["/SUMS"], "only the digests are asked for again"
+        other = await exchange.pull_image("small:latest", report=quiet)
+        assert (other.name, other.tag, other.digest, other.labels) == ("small", "latest", image.digest, {"user": "me"})
+        [entry] = [one for one in exchange.catalogue() if one.name == "small"]
+        assert (entry.source, entry.user) == ("https://files.example/small.qcow2.xz", "me")
+        await store.remove_image("small", used_by=lambda _digest: [])
         newer = random_disk(7)
         files["/small.qcow2.xz"] = lzma.compress(newer)
         files["/SUMS"] = f"{hashlib.sha512(files['/small.qcow2.xz']).hexdigest()} *small.qcow2.xz\n".encode()
