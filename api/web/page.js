@@ -177,7 +177,8 @@ async function offer() {
   $("create").returnValue = "cancel";
   $("create").showModal();
   const { images } = await call("GET", "/api/image");
-  $("images").replaceChildren(...images.map((image) => make("option", { value: `${image.name}:${image.tag}` })));
+  const whole = images.filter((image) => image.name && !image.damaged);
+  $("images").replaceChildren(...whole.map((image) => make("option", { value: `${image.name}:${image.tag}` })));
 }
 
 async function create() {

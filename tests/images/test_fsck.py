@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.images.stores import disk_store
+from tests.images.test_store import dying_at
 from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk
-from twinshare.agent.images.database import Database
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.store import DiskImageStore, Origin
 from twinshare.protocols.errors import ImageDamaged
@@ -319,35 +320,43 @@ async def test_an_image_removed_while_it_is_read_is_no_damage(tmp_path: Path) ->
         assert set(await names(store)) == set(NAMES[1:])
 
 
-async def test_a_check_that_is_cut_off_anywhere_is_done_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The agent dies at the nth write of the database: the next life's check finds the rest."""
-    whole = Database.restore
-    for step in range(4):
-        root = tmp_path / str(step)
-        async with filled(root) as store:
-            before = await names(store)
-            damaged = (await store.get_image("three")).digest
+def test_a_check_that_is_killed_at_any_step_is_done_by_the_next(tmp_path: Path) -> None:
+    """SIGKILL right before each sync, rename, removal and transaction of a check with everything to do."""
+    steps = 0
+    while True:
+        root = tmp_path / str(steps)
+        before, damaged = trio.run(harmed, root)
+
+        async def check(root: Path = root) -> None:
+            async with disk_store(root) as store:
+                await store.fsck_images(used_by=nobody, report=quiet)
+
+        status = dying_at(steps, check)
+        trio.run(whole_after_a_check, root, before, damaged)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        steps += 1
+    assert steps > 10
+
+
+async def harmed(root: Path) -> tuple[dict[str, str], str]:
+    """A store without a list, with a damaged disk, a lost index and a left file; its names, and the damaged digest."""
+    async with filled(root) as store:
+        before, damaged = await names(store), (await store.get_image("three")).digest
         flip(store.base_path(damaged))
-        no_database(root)
-        left = step
+        store.bases.index_path((await store.get_image("one")).digest).unlink()
+    no_database(root)
+    (root / "idx" / f"{'b' * 64}.idx").write_bytes(b"x")
+    return before, damaged
 
-        async def dies(self: Database, *arguments: object) -> None:
-            nonlocal left
-            if not left:
-                raise KeyboardInterrupt
-            left -= 1
-            await whole(self, *arguments)  # type: ignore[arg-type]
 
-        with monkeypatch.context() as patched:
-            patched.setattr(Database, "restore", dies)
-            with pytest.raises(KeyboardInterrupt) if step < 3 else nullcontext():
-                async with disk_store(root) as store:
-                    await store.fsck_images(used_by=nobody, report=quiet)
-        async with disk_store(root) as store:
-            await store.fsck_images(used_by=nobody, report=quiet)
-            assert await names(store) == before
-            assert [image.digest for image in await store.list_images() if image.damaged] == [damaged]
-            for digest in before.values():
-                assert ChunkIndex.decode(store.bases.index_path(digest).read_bytes()).digest == digest
+async def whole_after_a_check(root: Path, before: dict[str, str], damaged: str) -> None:
+    async with disk_store(root) as store:
+        await store.fsck_images(used_by=nobody, report=quiet)
+        assert await names(store) == before
+        assert [image.digest for image in await store.list_images() if image.damaged] == [damaged]
+        for digest in before.values():
+            assert ChunkIndex.decode(store.bases.index_path(digest).read_bytes()).digest == digest
+        files = {path.name for path in (root / "idx").iterdir()}
+        assert files == {digest[7:] + suffix for digest in before.values() for suffix in (".idx", ".json")}
