@@ -133,7 +133,7 @@ def fsck_images(peer: str | None, as_json: bool) -> None:
     else:
         for finding in checked.findings:
             click.echo(f"{'mended' if finding.mended else 'DAMAGE'}: {finding.message}")
-        say(f"{checked.images} images, {size(checked.bytes)} read")
+        say(f"images read: {checked.images}, {size(checked.bytes)}")
     if not all(finding.mended for finding in checked.findings):
         raise click.exceptions.Exit(1)
 
