@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 SOURCES = 4
 """From how many peers at once."""
-DEPTH = 2
+DEPTH = 4
 """How many questions are under way with each."""
 STALL = 30.0
 """Seconds in which a question must be answered."""

@@ -19,7 +19,7 @@ from .index import BadIndexError, ChunkIndex
 LEVEL = 1
 IDLE = 60.0
 """Seconds in which a peer must ask for more, or take what it asked for."""
-STEP = 1 << 16
+STEP = 1 << 20
 
 
 class Reader:
