@@ -27,7 +27,7 @@ from .images.port import Report
 from .images.share import SharedDisk, open_disk, serve_chunks
 from .images.shelf import parse_new_name
 from .images.store import DiskImageStore
-from .p2p.host import PeerId, Stream
+from .p2p.host import Path, PeerId, Stream
 from .p2p.mesh import Mesh
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
@@ -120,7 +120,9 @@ class FleetImages:
         # One name, several contents: what most have, and of those the newest.
         votes = Counter(image.digest for image in found.values())
         best = max(images.values(), key=lambda image: (votes[image.digest], image.created_at))
-        return Offer(best, [peer for peer, image in found.items() if image.digest == best.digest])
+        peers = [peer for peer, image in found.items() if image.digest == best.digest]
+        # A third member's machine carries what comes through a relay: gigabytes only where there is no other way.
+        return Offer(best, [peer for peer in peers if running.host.path(peer) is Path.DIRECT] or peers)
 
     def _trusted(self, peer: PeerId) -> bool:
         standing = self._mesh.parts.membership.standing(peer) if self._mesh else None

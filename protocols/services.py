@@ -176,7 +176,7 @@ class ImageService(Protocol):
 
     @rest("POST", "/image/pull", Role.OPERATOR)
     async def pull_image(self, request: PullRequest) -> Image:
-        """Fetch an image from a registry, the catalogue or an https address; what is here already is not fetched again.
+        """Fetch an image from the fleet, the catalogue, a registry or an https address; only what is not here yet.
 
         Raises: ImageNotFound, RegistryFailed, AddressRefused, InsufficientResources.
         """

@@ -50,7 +50,7 @@ def told(made: Image, *, as_json: bool) -> None:
 @peer_option
 @json_option
 def pull(source: str, name: str, sha256: str, peer: str | None, as_json: bool) -> None:
-    """Fetch an image from a registry, the catalogue or an https address.
+    """Fetch an image from the fleet, the catalogue, a registry or an https address.
 
     \b
     twinshare image pull debian-12
