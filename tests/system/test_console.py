@@ -41,7 +41,7 @@ async def test_a_person_logs_in(node: AgentProcess) -> None:
             assert "42 is the answer" in log
             assert re.search("^56\r?$", log, re.MULTILINE)
             async with terminal(node.url, "login") as shown:
-                await shown.type(b"\rpoweroff\r")
+                await shown.type(b"\rpoweroff -f\r")
                 assert await shown.end(within=60) == 0
                 await shown.see(b"VM 'login' has stopped")
         finally:
