@@ -90,6 +90,15 @@ class Stream(trio.abc.HalfCloseableStream):
     def reset(self) -> None:
         """End both directions at once; the far side gets `BrokenResourceError`. No error if it is over already."""
 
+    @property
+    def room(self) -> int:
+        """Bytes that `send_now` takes now: none while a task is in `send_all`, nor where a stream cannot do that."""
+        return 0
+
+    def send_now(self, data: bytes) -> None:
+        """Send at most `room` bytes, waiting for nothing. Raises: trio.BusyResourceError when there are more."""
+        raise trio.BusyResourceError(f"there is room for {self.room} bytes, not for {len(data)}")
+
 
 Handler: TypeAlias = Callable[[Stream], Awaitable[None]]
 

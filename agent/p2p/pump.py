@@ -32,9 +32,16 @@ class Pump:
         self._wakes_at = inf
 
     def flush(self) -> None:
-        """The session has something to send, or another time to keep."""
-        if self._session.pending:
-            self._news.unpark_all()
+        """The session has something to send, or another time to keep.
+
+        What there is room for goes at once: each task between a call and the wire costs it a turn of the loop.
+        """
+        if pending := self._session.pending:
+            if pending <= self._stream.room:
+                self._stream.send_now(self._session.data_to_send())
+                self._drained.unpark_all()
+            else:
+                self._news.unpark_all()
         if self._session.next_tick < self._wakes_at:
             self._rewound.unpark_all()
 

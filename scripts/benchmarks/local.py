@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import statistics
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from scripts.benchmarks._looks import ask, cpu, once, rss
 from scripts.benchmarks.rows import Row
 from tests.guest.disks import tick_disk
 from twinshare.agent.testing import AgentProcess
@@ -43,18 +43,18 @@ async def measure() -> list[Row]:
 async def _rest(data_dir: Path) -> list[Row]:
     async with _agent(data_dir, "--hypervisor", "fake://") as agent:
         async with RESTClient(agent.url) as client:
-            await client.import_image("blank", _once(bytes(1 << 20)))
+            await client.import_image("blank", once(bytes(1 << 20)))
             for number in range(VMS):
                 await client.create_vm(f"vm-{number}", "blank", memory=64, disk_size=1, cpu_cores=1)
         port = int(agent.url.rpartition(":")[2])
         with _empty_app() as (empty_pid, empty_port):
             ratios = []
             for _ in range(3):
-                ours = _cpu_of(agent.pid, lambda: _ask(port, "/api/vm", REQUESTS))
-                empty = _cpu_of(empty_pid, lambda: _ask(empty_port, "/", REQUESTS))
+                ours = _cpu_of(agent.pid, lambda: ask(port, "/api/vm", REQUESTS))
+                empty = _cpu_of(empty_pid, lambda: ask(empty_port, "/", REQUESTS))
                 ratios.append((ours / empty, ours, empty))
         _, ours, empty = sorted(ratios)[1]
-        times = sorted(_ask(port, "/api/vm", SINGLE))
+        times = sorted(ask(port, "/api/vm", SINGLE))
     return [
         Row(
             name=f"GET /api/vm, {VMS} VMs: CPU a request", unit="ms", limit=1.6,
@@ -64,32 +64,10 @@ async def _rest(data_dir: Path) -> list[Row]:
     ]  # fmt: skip
 
 
-def _ask(port: int, path: str, times: int) -> list[float]:
-    """Seconds that each of so many requests on one connection took."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    taken = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        answer.read()
-        taken.append(time.perf_counter() - begun)
-        if answer.status != 200:
-            raise RuntimeError(f"{path} answered {answer.status}")
-    connection.close()
-    return taken
-
-
 def _cpu_of(pid: int, work: Callable[[], object]) -> float:
-    before = _cpu(pid)
+    before = cpu(pid)
     work()
-    return _cpu(pid) - before
-
-
-def _cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return cpu(pid) - before
 
 
 @contextmanager
@@ -110,7 +88,7 @@ async def _machines(data_dir: Path, scratch: Path) -> list[Row]:
     program = [sys.executable, "-m", "scripts.benchmarks._late", str(ours)]
     with _lateness_alone(alone):
         async with _agent(data_dir, program=program) as agent, RESTClient(agent.url) as client:
-            await client.import_image("tick", _once(tick_disk()))
+            await client.import_image("tick", once(tick_disk()))
             rows = await _create_and_start(client, data_dir)
             rows += await _many(client, data_dir)
             ours.write_text("reset")
@@ -201,10 +179,10 @@ async def _process(data_dir: Path) -> list[Row]:
     agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0"], {})
     try:
         first = await _timed(agent.start)
-        memory = _rss(agent.pid)
-        before = _cpu(agent.pid)
+        memory = rss(agent.pid)
+        before = cpu(agent.pid)
         await trio.sleep(IDLE)
-        idle = (_cpu(agent.pid) - before) / IDLE * 100
+        idle = (cpu(agent.pid) - before) / IDLE * 100
         await agent.kill()
         again = await _timed(agent.start)
     finally:
@@ -223,11 +201,6 @@ async def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _rss(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
-
-
 @asynccontextmanager
 async def _agent(data_dir: Path, *options: str, program: list[str] | None = None) -> AsyncIterator[AgentProcess]:
     agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0", *options], {}, program=program)
@@ -236,7 +209,3 @@ async def _agent(data_dir: Path, *options: str, program: list[str] | None = None
         yield agent
     finally:
         await agent.stop()
-
-
-async def _once(content: bytes) -> AsyncIterator[bytes]:
-    yield content

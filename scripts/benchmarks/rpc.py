@@ -1,4 +1,4 @@
-"""Calls and bulk between nodes: our transport against the same RPC over TLS and over the stock muxer."""
+"""Calls and bulk between nodes, against the same RPC over TLS and the stock muxer; then whole agents with ten peers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from scripts.benchmarks import _agents
 from scripts.benchmarks._rpc_peer import LOOPBACK, PIECE, SINK, STOCK_CALL, TlsStream, server
 from scripts.benchmarks.rows import Row
 from tests.agent.p2p.workshop import ADMIN, TABLE
@@ -32,6 +33,11 @@ Call = Callable[[], Awaitable[object]]
 
 
 async def measure() -> list[Row]:
+    """The transports alone, then whole agents."""
+    return [*await _transports(), *await _agents.measure()]
+
+
+async def _transports() -> list[Row]:
     """Rounds alternate between the transports, so that a busy moment of the machine strikes all of them."""
     async with AsyncExitStack() as stack:
         ours, ours_bulk = await stack.enter_async_context(_ours())

@@ -23,6 +23,7 @@ async def start(
     listen: str = "/ip4/127.0.0.1/tcp/0",
     inside: Sequence[str] = (),
     dead_after: float = DEAD_AFTER,
+    mdns: bool = False,
 ) -> AgentProcess:
     """A node on free ports, with peers; it is named after its folder. `inside` runs it in a network namespace."""
     given = ["--api", "127.0.0.1:0", "--listen", listen, "--name", data_dir.name, *options]
@@ -30,7 +31,7 @@ async def start(
     environment = {
         "TWINSHARE_P2P_ENABLED": "true",
         "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": str(dead_after),
-        "TWINSHARE_P2P_MDNS": "false",
+        "TWINSHARE_P2P_MDNS": str(mdns).lower(),
     }
     program = [*inside, sys.executable, "-m", "twinshare", "agent"] if inside else None
     agent = AgentProcess(data_dir, given, environment, program=program)
@@ -63,8 +64,10 @@ async def until_online(node: AgentProcess, *names: str, within: float = 20) -> N
 
 
 @asynccontextmanager
-async def fleet(folder: Path, count: int, *, hypervisor: str | None = "fake://") -> AsyncIterator[list[AgentProcess]]:
-    """So many nodes that see each other, named node-1 and so on."""
+async def fleet(
+    folder: Path, count: int, *, hypervisor: str | None = "fake://", **more: Any
+) -> AsyncIterator[list[AgentProcess]]:
+    """So many nodes that see each other, named node-1 and so on; `more` is for `start`."""
     nodes: list[AgentProcess] = []
     async with AsyncExitStack() as stack:
 
@@ -73,7 +76,7 @@ async def fleet(folder: Path, count: int, *, hypervisor: str | None = "fake://")
                 await node.stop()
 
         for number in range(1, count + 1):
-            nodes.append(await start(folder / f"node-{number}", hypervisor=hypervisor))
+            nodes.append(await start(folder / f"node-{number}", hypervisor=hypervisor, **more))
             stack.push_async_callback(stop, nodes[-1])
             if number > 1:
                 await join(nodes[-1], nodes[0])

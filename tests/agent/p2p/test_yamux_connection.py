@@ -40,6 +40,25 @@ async def test_a_stream_keeps_trios_contract(autojump_clock: trio.testing.MockCl
         assert pair.near.stream_count == pair.far.stream_count == 0
 
 
+async def test_what_there_is_room_for_goes_without_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        assert 1000 < near.room <= INITIAL_WINDOW
+        near.send_now(b"now")
+        assert await far.receive_some() == b"now"
+        with pytest.raises(trio.BusyResourceError):
+            near.send_now(bytes(near.room + 1))
+        with near._sending:
+            assert near.room == 0, "another task is in the middle of its bytes"
+        await clog(near)
+        assert near.room == 0
+        far.reset()
+        await trio.testing.wait_all_tasks_blocked()
+        assert near.room == 0
+        with pytest.raises(trio.BusyResourceError):
+            near.send_now(b"x")
+
+
 async def echo(stream: YamuxStream) -> None:
     with suppress(trio.BrokenResourceError):
         while data := await stream.receive_some(65536):

@@ -85,10 +85,16 @@ class Session:
         """A write accepts something, or will never again accept anything."""
         return state.broken or state.write_ended or (state.send_credit > 0 and self.outbox.has_room)
 
+    def room(self, state: StreamState) -> int:
+        """Bytes that a write accepts now."""
+        if state.broken or state.closed or state.write_ended or not self.outbox.has_room:
+            return 0
+        return min(state.send_credit, MAX_PAYLOAD)
+
     def write(self, state: StreamState, data: memoryview) -> int:
         """Queue as much of `data` as credit and room allow; returns how much."""
-        size = min(len(data), state.send_credit, MAX_PAYLOAD)
-        if state.broken or state.write_ended or not self.outbox.has_room or size == 0:
+        size = min(len(data), self.room(state))
+        if size == 0:
             return 0
         state.send_credit -= size
         self.outbox.put(b"".join((encode(DATA, 0, state.id, size), data[:size])))

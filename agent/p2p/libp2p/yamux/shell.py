@@ -19,17 +19,17 @@ class _OneAtATime:
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
-        self._busy = False
+        self.busy = False
 
     def __enter__(self) -> None:
-        if self._busy:
+        if self.busy:
             raise trio.BusyResourceError(f"another task is {self._doing} this stream")
-        self._busy = True
+        self.busy = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._busy = False
+        self.busy = False
 
 
 class YamuxStream(Stream):
@@ -70,6 +70,16 @@ class YamuxStream(Stream):
         """Negotiation is done; `ahead` came with its last token and is what the first read returns."""
         self._protocol = protocol
         self._ahead = ahead
+
+    @property
+    def room(self) -> int:
+        return 0 if self._sending.busy else self._session.room(self._state)
+
+    def send_now(self, data: bytes) -> None:
+        if len(data) > self.room:
+            super().send_now(data)
+        self._session.write(self._state, memoryview(data))
+        self._connection.kick()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._sending:
