@@ -63,7 +63,7 @@ def quiet(_progress: Progress) -> None:
 async def check_image_store(open_store: OpenStore, folder: Path) -> None:
     """Run every part of the contract, each on a fresh store. `folder` is for overlays."""
     for number, part in enumerate(
-        (_names, _content, _bad_content, _broken_off, _removal, _pruning, _overlays, _captures, _two_at_once)
+        (_names, _content, _bad_content, _broken_off, _removal, _pruning, _checking, _overlays, _captures, _two_at_once)
     ):
         room = folder / str(number)
         room.mkdir()
@@ -203,6 +203,18 @@ async def _pruning(store: ImageStore, _folder: Path) -> None:
     assert len(await store.prune_images(used_by=used_by, everything=True, dry_run=False)) == 1
     assert [image.name for image in await store.list_images()] == ["used"]
     assert list(await store.prune_images(used_by=used_by, everything=True, dry_run=False)) == []
+
+
+async def _checking(store: ImageStore, _folder: Path) -> None:
+    image = await store.add_image("one", pieces(raw_disk(1)), report=quiet)
+    await store.add_image("two:v2", pieces(raw_disk(2)), report=quiet)
+    heard: list[Progress] = []
+    checked = await store.fsck_images(used_by=nobody, report=heard.append)
+    assert (checked.images, list(checked.findings)) == (2, []), "nothing is wrong with what was just taken in"
+    assert checked.bytes > 0
+    assert heard
+    assert list(store.problems) == []
+    assert not (await store.get_image(image.digest)).damaged
 
 
 async def _overlays(store: ImageStore, folder: Path) -> None:
