@@ -125,7 +125,7 @@ def test_fsck_tells_what_it_mended_and_fails_when_something_is_damaged() -> None
     with recorded_node({"POST /api/image/fsck": ended("fsck_images", report)}) as node:
         healthy = twinshare(node, "image", "fsck")
     assert (healthy.exit_code, healthy.stdout) == (0, "mended: the index of a:1 is made anew\n")
-    assert "2 images, 10 MiB read" in healthy.stderr
+    assert "images read: 2, 10 MiB" in healthy.stderr
     report["findings"] = [mended, damage]
     with recorded_node({"POST /api/image/fsck": ended("fsck_images", report)}) as node:
         told = twinshare(node, "image", "fsck")
