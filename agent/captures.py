@@ -60,7 +60,7 @@ class Captures:
             raise Unsupported(f"the hypervisor '{hypervisor.features.name}' cannot read a running VM's disk; stop it")
         try:
             async with hypervisor.view_disk(id, self._directory(record)) as view:
-                return await self._keep(run, record, Export(view.socket, view.export))
+                return await self._keep(run, record, Export(view.socket, view.export, record.metadata.digest))
         except InvalidRequest:
             now = await self.vms.recipes.record(id)
             if now.active and now.domain.started_at == record.domain.started_at:

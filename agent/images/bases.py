@@ -89,13 +89,21 @@ class Bases:
         found = await trio.to_thread.run_sync(lambda: {path.name for path in (self.root / "raw").iterdir()})
         self.unlisted = len(found - {self.path(digest).name for digest in self.shelf.bases})
 
+    def index(self, digest: str) -> ChunkIndex | None:
+        """The index of a base, or None where there is none that can be read. Blocking."""
+        if digest not in self.shelf.bases:
+            return None
+        try:
+            found = ChunkIndex.decode(self.index_path(digest).read_bytes())
+        except (OSError, BadIndexError):
+            return None
+        return found if found.digest == digest else None
+
     def indexes(self) -> Iterable[tuple[ChunkIndex, Path]]:
         """The index and the disk of each base, the newest first; an index that cannot be read is left out. Blocking."""
         for digest in reversed(list(self.shelf.bases)):
-            try:
-                yield ChunkIndex.decode(self.index_path(digest).read_bytes()), self.path(digest)
-            except (OSError, BadIndexError):
-                continue
+            if (index := self.index(digest)) is not None:
+                yield index, self.path(digest)
 
     async def give(
         self, name: Reference, base: Base, manifest: str, scratch: Path, index: ChunkIndex, *, replace: bool

@@ -24,18 +24,22 @@ _MIN, _AVERAGE, _MAX = MIN_CHUNK // BLOCK, AVERAGE_CHUNK // BLOCK, MAX_CHUNK // 
 _HARD, _EASY = _AVERAGE * 4 - 1, _AVERAGE // 4 - 1
 
 
-def cut(window: memoryview, *, last: bool) -> tuple[list[tuple[int, int]], int]:
+def cut(window: memoryview, *, last: bool, enough: int | None = None) -> tuple[list[tuple[int, int]], int]:
     """The chunks in `window` as (start, end), and where to go on from.
 
     Unless it is the `last` of its extent, an unfinished chunk at the end is left: the next window starts there.
+    Chunks that would start at `enough` or later are left, too.
     """
     found: list[tuple[int, int]] = []
     start = position = blocks = 0
     size = len(window)
+    enough = size if enough is None else enough
     while position < size:
+        if position >= enough and not blocks:
+            return found, position
         block = window[position : position + BLOCK]
         fingerprint = xxh3_64_intdigest(block)
-        if (fingerprint == _ZERO_HASH and block == _ZEROS) or (len(block) < BLOCK and not any(block)):
+        if (fingerprint == _ZERO_HASH and block.tobytes() == _ZEROS) or (len(block) < BLOCK and not any(block)):
             if blocks:
                 found.append((start, position))
             position += BLOCK
@@ -90,12 +94,15 @@ def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _read(fd: int, length: int, offset: int) -> memoryview:
-    buffer = bytearray(length)
-    view = memoryview(buffer)
-    done = 0
-    while done < length:
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if count == 0:
-            raise EOFError(f"the file ends at byte {offset + done}")
-        done += count
+    view = memoryview(bytearray(length))
+    if (done := read_into(view, fd, offset)) < length:
+        raise EOFError(f"the file ends at byte {offset + done}")
     return view
+
+
+def read_into(buffer: memoryview, fd: int, offset: int) -> int:
+    """Fill a buffer from a file; how many bytes there were. Raises: OSError."""
+    done = 0
+    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
+        done += count
+    return done

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from blake3 import blake3
 
+from .chunker import read_into
+
 WINDOW = 1 << 20
 
 Check = Callable[[], None]
@@ -22,7 +24,7 @@ def compare(fd: int, entries: Iterable[Entry], check: Check) -> Iterator[tuple[E
     for stretch in _stretches(entries):
         check()
         begin, length = stretch[0][0], stretch[-1][0] + stretch[-1][1] - stretch[0][0]
-        there = 0 if _is_hole(fd, begin, length) else _read(fd, buffer[:length], begin)
+        there = 0 if _is_hole(fd, begin, length) else read_into(buffer[:length], fd, begin)
         for entry in stretch:
             start, end = entry[0] - begin, entry[0] - begin + entry[1]
             good = end <= there and blake3(buffer[start:end]).digest() == entry[2]
@@ -51,11 +53,3 @@ def _is_hole(fd: int, begin: int, length: int) -> bool:
         return os.lseek(fd, begin, os.SEEK_DATA) >= begin + length
     except OSError:  # ENXIO: a hole up to the end
         return True
-
-
-def _read(fd: int, buffer: memoryview, offset: int) -> int:
-    """How many bytes there were."""
-    done = 0
-    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
-        done += count
-    return done

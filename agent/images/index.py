@@ -19,6 +19,9 @@ MAGIC = b"twinidx1"
 _HEADER = struct.Struct("<8sQQ")
 _ENTRY = struct.Struct("<QI32s")
 
+# Each as (offset, length, BLAKE3).
+Chunks = Iterable[tuple[int, int, bytes]]
+
 
 class BadIndexError(ValueError):
     """The bytes are not an index; the seam that read them says what that means there."""
@@ -57,6 +60,11 @@ class ChunkIndex:
         return _HEADER.pack(MAGIC, self.size, len(self)) + self.table
 
     @classmethod
+    def of(cls, size: int, chunks: Chunks) -> ChunkIndex:
+        """The index of a disk of `size` bytes with these chunks, in order."""
+        return cls(size, b"".join(_ENTRY.pack(*chunk) for chunk in chunks))
+
+    @classmethod
     def decode(cls, data: bytes) -> ChunkIndex:
         """Raises: BadIndexError for anything that `index_chunks` would not write."""
         if len(data) < _HEADER.size:
@@ -82,10 +90,12 @@ class ChunkIndex:
 
 def index_chunks(size: int, found: Iterable[tuple[int, memoryview]]) -> ChunkIndex:
     """The index of a disk of `size` bytes with these chunks, given as (offset, data) in order."""
-    table = bytearray()
-    for offset, data in found:
-        table += _ENTRY.pack(offset, len(data), blake3(data).digest())
-    return ChunkIndex(size, bytes(table))
+    return ChunkIndex.of(size, (hashed(offset, data) for offset, data in found))
+
+
+def hashed(offset: int, data: memoryview) -> tuple[int, int, bytes]:
+    """A chunk as an index tells of it."""
+    return offset, len(data), blake3(data).digest()
 
 
 def index_file(fd: int, size: int) -> ChunkIndex:

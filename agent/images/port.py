@@ -23,10 +23,11 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A raw disk served by NBD on a unix socket under the name `name`."""
+    """A raw disk served by NBD on a unix socket under the name `name`; `digest` is the base that it was made from."""
 
     socket: Path
     name: str
+    digest: str
 
 
 class ImageStore(Protocol):

@@ -34,6 +34,7 @@ from .overlay import Own, is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
 from .port import Export, Overlay, Report
+from .recut import index_like
 from .reset import require_tools, reset_identity
 from .shelf import Base, UsedBy, parse_new_name
 
@@ -150,7 +151,7 @@ class DiskImageStore:
             if reset:
                 report(Progress(message="taking out the machine's identity"))
                 await reset_identity(flat, size, run_tool=self._run_tool, scratch=self._scratch, own=self._own)
-            return await self._keep(name, flat, size, Origin(source), report, replace=False)
+            return await self._keep(name, flat, size, Origin(source), report, replace=False, like=disk.digest)
 
     async def _check_overlay(self, disk: Overlay, size: int) -> list[str]:
         base = self.base_path(disk.digest)
@@ -161,14 +162,32 @@ class DiskImageStore:
         return overlay_disk(disk.path, base)
 
     async def _keep(
-        self, name: Reference, disk: _Scratch, size: int, origin: Origin, report: Report, *, replace: bool
+        self,
+        name: Reference,
+        disk: _Scratch,
+        size: int,
+        origin: Origin,
+        report: Report,
+        *,
+        replace: bool,
+        like: str = "",
     ) -> Image:
-        """Hash a raw disk, and give it its place and its name."""
+        """Hash a raw disk, and give it its place and its name. `like` is the digest of the base it was made from."""
         report(Progress(done=0, total=size, unit="bytes", message="hashing"))
         with full_disk_named("the image"):
-            index, allocated = await trio.to_thread.run_sync(_seal, disk.fd, size)
+            index, allocated = await trio.to_thread.run_sync(self._seal, disk.fd, size, like)
         base = _base(index, allocated, origin)
         return await self.bases.give(name, base, origin.manifest, disk.path, index, replace=replace)
+
+    def _seal(self, fd: int, size: int, like: str) -> tuple[ChunkIndex, int]:
+        """Hash every byte of a raw disk, which nobody else can change any more; the space it takes. Blocking."""
+        os.fchown(fd, os.geteuid(), os.getegid())
+        known = self.bases.index(like)
+        if known is None:
+            index = index_chunks(size, _cancellable(chunks(fd, size)))
+        else:
+            index = index_like(fd, size, known, trio.from_thread.check_cancelled)
+        return index, _settle(fd)
 
     async def add_chunks(
         self, name: Reference, index: ChunkIndex, fetch: Fetch, origin: Origin, *, report: Report, replace: bool
@@ -269,13 +288,6 @@ def _base(index: ChunkIndex, allocated: int, origin: Origin) -> Base:
         source=origin.source,
         labels=origin.labels or {},
     )
-
-
-def _seal(fd: int, size: int) -> tuple[ChunkIndex, int]:
-    """Hash every byte of a raw disk, which nobody else can change any more; the space it takes. Blocking."""
-    os.fchown(fd, os.geteuid(), os.getegid())
-    index = index_chunks(size, _cancellable(chunks(fd, size)))
-    return index, _settle(fd)
 
 
 def _settle(fd: int) -> int:
