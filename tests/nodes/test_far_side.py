@@ -5,6 +5,7 @@ Each caller learns in time, all else goes on, and once the node is back everythi
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ import trio
 from tests.nodes.fleet import ask, card, join, start, until_online
 from twinshare.agent.images.contract import raw_disk
 from twinshare.agent.testing import AgentProcess
+from twinshare.api.rest_client import RESTClient
+from twinshare.protocols.errors import TwinshareError
 
 pytestmark = pytest.mark.system
 
@@ -28,6 +31,7 @@ DEAD_AFTER = 8.0
 """Seconds after which a silent peer counts as gone: what has no caller that waits, a tunnel, ends then."""
 SPEC = {"image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1}
 TUNNELS = 5
+LARGE = 64 << 20
 SPARE = 2
 """Handles: two nodes that find each other again may have dialled each other both, and keep both connections."""
 FAR = "/api/remote/node-2"
@@ -99,6 +103,29 @@ class Scene:
                     heard = b""
         self.told[name] = (502, {"heard": heard.decode()}, time.monotonic() - began)
 
+    async def console(self, task_status: trio.TaskStatus[None]) -> None:
+        async with RESTClient(self.near.url) as client, client.console("web", "node-2") as console:
+            await console.send(b"hello")
+            assert await console.receive()
+            task_status.started()
+            began = time.monotonic()
+            try:
+                while await console.receive():
+                    pass
+                self.told["console"] = (200, {}, time.monotonic() - began)
+            except TwinshareError as error:
+                self.told["console"] = (error.status, {"code": error.code}, time.monotonic() - began)
+
+    async def pulling(self) -> dict[str, Any]:
+        """The newest operation that fetches a disk from the far node; it has no caller that waits."""
+        found = (await ask(self.near, "GET", "/api/operations"))["operations"]
+        pull: dict[str, Any] = next(op for op in found if op["kind"] == "pull_image")
+        return pull
+
+    async def _pull_is_under_way(self) -> bool:
+        pull = await self.pulling()
+        return bool(pull["state"] == "running" and pull["progress"]["done"] > 0)
+
     async def listen(self, task_status: trio.TaskStatus[None]) -> None:
         """The near node's events: they go on, and tell that the far node goes and comes."""
         async with self.http.stream("GET", "/api/events?types=peer.*", timeout=None) as answer:
@@ -135,7 +162,10 @@ class Scene:
                 [operation] = await self.stopping()
                 calls.start_soon(self.ask, "wait", "GET", f"{FAR}/operations/{operation['id']}/wait?timeout=60")
                 await others.start(self.listen)
-                await self.http.get(f"{FAR}/vm")
+                await calls.start(self.console)
+                wishes = {"prefer": "respond-async"}
+                await self.http.post("/api/image/pull", json={"image": self.mark}, headers=wishes)
+                await until(self._pull_is_under_way, 5)
                 self.far.freeze()
                 others.start_soon(self.others_go_on)
                 for name, (verb, path, body) in SHORT.items():
@@ -151,9 +181,10 @@ class Scene:
         return [op["state"] for op in await self.stopping()] == ["running"]
 
     def check_told(self) -> None:
-        assert self.told.keys() == {*SHORT, "stop", "wait", *(f"tunnel {number}" for number in range(TUNNELS))}
+        tunnels = {f"tunnel {number}" for number in range(TUNNELS)}
+        assert self.told.keys() == {*SHORT, *tunnels, "stop", "wait", "console"}
         for name, (status, body, seconds) in self.told.items():
-            assert seconds < (DEAD_AFTER + 1 if name.startswith("tunnel") else LIMIT), (name, seconds)
+            assert seconds < (LIMIT if name in {*SHORT, "stop", "wait"} else DEAD_AFTER + 1), (name, seconds)
             assert status == 502, (name, status, body)
             if name.startswith("tunnel"):
                 assert body["heard"] == ""
@@ -183,6 +214,11 @@ async def check_all_is_well(scene: Scene) -> None:
         assert keys.count(f"{name}-{scene.mark}") == 1
     vms = (await ask(scene.far, "GET", "/api/vm"))["vms"]
     assert [vm["name"] for vm in vms].count("made") == 1
+    pull = await scene.pulling()
+    ended = await ask(scene.near, "GET", f"/api/operations/{pull['id']}/wait?timeout=40")
+    assert (ended["state"], ended["error"]) == ("done", None), "it goes on by itself"
+    there, here = [await ask(node, "GET", f"/api/image/{scene.mark}") for node in (scene.far, scene.near)]
+    assert here["digest"] == there["digest"]
     async with await trio.open_tcp_stream("127.0.0.1", scene.port) as stream:
         await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
         with trio.fail_after(5):
@@ -212,9 +248,10 @@ async def clear(scene: Scene, hold: tuple[int, int]) -> None:
 
 async def test_every_kind_of_call_when_the_far_node_stops_and_when_it_dies(tmp_path: Path) -> None:
     async with three(tmp_path) as (near, far, _), httpx.AsyncClient(timeout=60) as upload:
-        disk = upload.build_request("POST", f"{far.url}/api/image/import?name=disk", content=raw_disk(1))
-        disk.headers["content-type"] = "application/octet-stream"
-        assert (await upload.send(disk)).status_code == 200
+        for image, content in (("disk", raw_disk(1)), ("stopped", os.urandom(LARGE)), ("killed", os.urandom(LARGE))):
+            octets = {"content-type": "application/octet-stream"}
+            sent = await upload.post(f"{far.url}/api/image/import?name={image}", content=content, headers=octets)
+            assert sent.status_code == 200
         for name in ("web", "slow"):
             await ask(far, "POST", "/api/vm", {"name": name, **SPEC, "start": True})
         port = (await ask(near, "POST", f"{FAR}/vm/web/port-forward", {"host_port": 0, "guest_port": 80}))["host_port"]
