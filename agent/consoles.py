@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 MAX_LISTENERS = 8
 """Of one VM, at once."""
-BUFFER = 64 << 10
+BUFFER = 256 << 10
 """Bytes that a listener may be behind."""
 CHUNK = 16 << 10
 DIAL_WITHIN = 15.0

@@ -16,7 +16,7 @@ from ..protocols.access import Caller
 from ..protocols.console import PROTOCOL, ConsoleFrame, ConsoleRequest, pieces
 from ..protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
 from ..protocols.tunnel import encode
-from .consoles import Console, Consoles
+from .consoles import CHUNK, Console, Consoles
 from .p2p.host import PeerId, Stream
 from .p2p.mesh import Mesh
 from .tunnel import OPENING, ask_on_stream, receive_frame
@@ -24,7 +24,8 @@ from .tunnel import OPENING, ask_on_stream, receive_frame
 log = structlog.get_logger(__name__)
 
 WRITE_WITHIN = 20.0
-"""Seconds that a peer may take for a frame."""
+"""Seconds that a peer may take for what the guest said at once."""
+LINGER = 5.0
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved)
 
 
@@ -47,8 +48,7 @@ class _RemoteConsole:
 
     async def send(self, data: bytes) -> None:
         try:
-            for frame in pieces(data):
-                await self._stream.send_all(encode(frame))
+            await self._stream.send_all(b"".join(map(encode, pieces(data))))
         except _BROKEN:
             raise self._lost() from None
 
@@ -87,6 +87,7 @@ class ConsoleServer:
                 why = error
             if why is not None:
                 await _write(stream, ConsoleFrame(error=why.to_wire()))
+                await _see_out(stream)
         except (*_BROKEN, trio.TooSlowError) as error:
             log.debug("a peer's console ended", peer=caller.principal, why=str(error))
             stream.reset()
@@ -112,8 +113,7 @@ async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
             nursery.start_soon(type_on)
             try:
                 while True:
-                    for frame in pieces(await console.receive()):
-                        await _write(stream, frame)
+                    await _write(stream, *pieces(await console.receive()))
             except TwinshareError as error:
                 ended.append(error)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
@@ -122,7 +122,15 @@ async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
     return ended[0] if ended else None
 
 
-async def _write(stream: Stream, frame: ConsoleFrame) -> None:
+async def _see_out(stream: Stream) -> None:
+    """A stream that is closed while the peer still types is reset, and the last frame with it: so hear the peer out."""
+    await stream.send_eof()
+    with trio.move_on_after(LINGER):
+        while await stream.receive_some(CHUNK):
+            pass
+
+
+async def _write(stream: Stream, *frames: ConsoleFrame) -> None:
     """Raises: trio.TooSlowError, trio.BrokenResourceError."""
     with trio.fail_after(WRITE_WITHIN):
-        await stream.send_all(encode(frame))
+        await stream.send_all(b"".join(map(encode, frames)))

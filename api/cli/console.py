@@ -143,7 +143,10 @@ class _Visit:
             said = said[os.write(sys.stdout.fileno(), said) :]
 
     def _read_input(self) -> None:
-        typed = os.read(self._input, 1 << 15)
+        try:
+            typed = os.read(self._input, 1 << 15)
+        except OSError:  # the terminal is gone
+            typed = b""
         if self._on_terminal:
             typed, key, _ = typed.partition(LEAVE)
             self._left = bool(key) or not (typed or key)

@@ -45,11 +45,11 @@ def routes(node: Node, holds: Holds) -> Iterator[Route]:
 
     async def view(request: Request) -> Answer | None:
         request.caller.require(Role.OPERATOR, "open_console")
-        if not request.websocket:
-            raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
         request.fields(_NoQuery)
         vm = _checked(request, "vm", VmRef)
         peer = _checked(request, "peer", PeerRef) if "peer" in request.params else None
+        if not request.websocket:
+            raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
         async with node.console(request.caller, vm, peer) as console:
             await request.accept()
             request.link.endless = True

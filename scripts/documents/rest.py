@@ -31,7 +31,7 @@ as UTF-8. Up to eight may listen to a VM at once: each gets what the guest says 
 
 A refusal is answered as any other before the websocket begins; without `Upgrade: websocket` it is 426. The close frame
 says why it ended: 1000 when the VM has stopped, else 4000 and the HTTP status of an error, with its code word and its
-sentence: 4503 `overloaded: …` to a listener who falls 64 KiB behind, 4502 `peer_unreachable: …`, 4401
+sentence: 4503 `overloaded: …` to a listener who falls 256 KiB behind, 4502 `peer_unreachable: …`, 4401
 `unauthenticated: …` when the token is revoked, 4503 `unavailable: …` when the node stops. A message may have 64 KiB.
 """
 

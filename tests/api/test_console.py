@@ -161,10 +161,12 @@ async def test_what_is_refused(tmp_path: Path) -> None:
         await refused(client, WrongState, "start it first", vm="off")
         await refused(client, InvalidRequest, "vm", vm="x" * 300)
         await refused(client, PeerNotFound, "nobody", peer="nobody")
-        for plain, status in ((PATH, 426), ("/api/vm/nope/console", 426), (f"{PATH}?x=1", 426)):
+        for plain in (PATH, "/api/vm/nope/console", "/api/remote/nobody/vm/x/console"):
             answer = await api.client.get(plain)
-            assert (answer.status_code, answer.json()["code"]) == (status, "upgrade_required")
+            assert (answer.status_code, answer.json()["code"]) == (426, "upgrade_required")
             assert answer.headers["upgrade"] == "websocket"
+        for wrong in (f"{PATH}?x=1", f"/api/vm/{'x' * 300}/console"):
+            assert (await api.client.get(wrong)).status_code == 400
         assert (await api.client.post(PATH)).status_code == 405
         async with AsyncExitStack() as stack:
             for _ in range(MAX_LISTENERS):

@@ -13,6 +13,7 @@ from tests.agent.test_consoles import end_of, hear
 from tests.nodes.test_in_memory import call, open_fleet
 from tests.nodes.test_tunnels import pair
 from twinshare.agent import remote_console
+from twinshare.agent.consoles import Console
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
@@ -143,8 +144,29 @@ async def test_a_slow_peer_is_let_go_and_the_others_go_on(tmp_path: Path, monkey
                 while len(far.consoles._lines[vm.id].listeners) > 1:
                     await quick.receive()
             rest.set()
+            # Its last frame waits behind what it has not read, and then it is too late.
             assert isinstance(await end_of(slow), Overloaded | PeerUnreachable)
         await nobody_listens(far)
+
+
+async def test_the_last_word_is_heard_by_one_who_is_still_typing(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (near, far, _):
+        [vm] = await call(far, "list_vms")
+        for _ in range(5):
+            async with near.console(LOCAL_ADMIN, "far", "node-0") as console, trio.open_nursery() as nursery:
+
+                async def type_on(console: Console = console) -> None:
+                    with suppress(TwinshareError):
+                        while True:
+                            await console.send(bytes(10000))
+
+                nursery.start_soon(type_on)
+                await hear(console, 100000)
+                twin(far).power_off(vm.id)
+                assert isinstance(await end_of(console), WrongState)
+                nursery.cancel_scope.cancel()
+            await nobody_listens(far)
+            await call(far, "start_vm", vm="far")
 
 
 async def test_a_peer_that_talks_nonsense_gets_nothing(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.api.test_cli_console import piped, terminal
+from tests.nodes.fleet import fleet, until_online
+from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
 
@@ -46,3 +51,33 @@ async def test_a_person_logs_in(node: AgentProcess) -> None:
                 await shown.see(b"VM 'login' has stopped")
         finally:
             await client.delete_vm("login", force=True)
+
+
+async def test_far_consoles_over_libp2p_and_deaths_of_all_sorts(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as (far, near):
+        async with RESTClient(far.url) as client:
+            await client.import_image("disk", pieces(raw_disk(1)))
+            await client.create_vm("web", "disk", cpu_cores=1, memory=64, disk_size=1, start=True)
+        typed = os.urandom(1 << 20).replace(b"\r", b"")
+        said, told = await piped(near.url, "web", "--on", "node-1", "--for", "2", typed=typed)
+        assert said == typed
+        assert "console of VM 'web' on node 'node-1'" in told
+        for _ in range(2):  # more in all than may be at once: each killed one leaves room
+            async with AsyncExitStack() as stack:
+                seats = [terminal(near.url, "web", "--on", "node-1", killed=True) for _ in range(6)]
+                for shown in [await stack.enter_async_context(seat) for seat in seats]:
+                    await shown.see(b"on node 'node-1'")
+                    shown.process.kill()
+        async with terminal(near.url, "web", "--on", "node-1") as shown:
+            await shown.see(b"on node 'node-1'")
+            await near.kill()
+            assert await shown.end() == 4
+            await shown.see(b"the connection with the node was lost")
+        await near.start()
+        await until_online(near, "node-1")
+        async with terminal(near.url, "web", "--on", "node-1") as shown:
+            await shown.see(b"on node 'node-1'")
+            await far.kill()
+            assert await shown.end() == 4
+            await shown.see(b"the connection with the peer was lost")
+        await far.start()
