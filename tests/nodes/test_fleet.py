@@ -87,7 +87,7 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         await three.start()
         assert card(three)["addresses"] != before
         for node, other in ((one, "node-2"), (two, "node-1")):
-            await until_online(node, other, "node-3", within=15)
+            await until_online(node, other, "node-3", within=10)
         [row] = (await ask(two, "GET", "/api/remote/node-3/vm"))["vms"]
         assert (row["id"], row["status"]) == (made["vm_id"], "running")
         await ask(one, "DELETE", "/api/remote/node-3/vm/far", {"force": True})
