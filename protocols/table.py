@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 from urllib.parse import quote
 
 import msgspec
@@ -243,8 +243,3 @@ class Dispatcher:
         caller.require(method.role, method.name)
         service = self._factories[method.service](caller)
         return await getattr(service, method.name)(**arguments)
-
-
-def item_type(result: Any) -> Any | None:
-    """The element type of a method that returns a list, else None."""
-    return result.__args__[0] if get_origin(result) is list else None

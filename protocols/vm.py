@@ -37,7 +37,7 @@ def check_text(text: str, what: str) -> None:
 
 
 class VmStatus(StrEnum):
-    """What a VM is doing. The last five are told while an operation is at work on it."""
+    """What a VM is doing. The last five are told while an operation is at work on it; `migrating` by later versions."""
 
     RUNNING = "running"
     STOPPED = "stopped"

@@ -54,6 +54,3 @@ class AbsentHypervisor:
 
     async def set_metadata(self, id: str, metadata: str) -> None:
         self._refuse()
-
-    async def set_autostart(self, id: str, *, enabled: bool) -> None:
-        self._refuse()

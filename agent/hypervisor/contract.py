@@ -65,7 +65,6 @@ async def _a_definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: Dom
         cpu_cores=plan.cpu_cores,
         memory=plan.memory,
         accelerator=plan.accelerator,
-        autostart=False,
         metadata=_AWKWARD,
         started_at=None,
     )
@@ -85,8 +84,6 @@ async def _what_is_not_there(hypervisor: Hypervisor, plan: DomainPlan, _: Domain
             await call(plan.id)
     with _refused(VmNotFound):
         await hypervisor.set_metadata(plan.id, "{}")
-    with _refused(VmNotFound):
-        await hypervisor.set_autostart(plan.id, enabled=True)
     await hypervisor.destroy(plan.id)
     await hypervisor.undefine(plan.id)
 
@@ -142,20 +139,16 @@ async def _changes_while_it_runs(hypervisor: Hypervisor, plan: DomainPlan, _: Do
     await hypervisor.start(plan.id)
     before = await hypervisor.get_domain(plan.id)
     await hypervisor.set_metadata(plan.id, _AWKWARD)
-    await hypervisor.set_autostart(plan.id, enabled=True)
-    after = replace(before, metadata=_AWKWARD, autostart=True)
+    after = replace(before, metadata=_AWKWARD)
     assert await hypervisor.get_domain(plan.id) == after
     await hypervisor.define(replace(plan, metadata="redefined"))
     assert await hypervisor.get_domain(plan.id) == replace(after, metadata="redefined")
     await hypervisor.destroy(plan.id)
-    stopped = await hypervisor.get_domain(plan.id)
-    assert (stopped.metadata, stopped.autostart) == ("redefined", True)
-    await hypervisor.set_autostart(plan.id, enabled=False)
+    assert (await hypervisor.get_domain(plan.id)).metadata == "redefined"
     await hypervisor.set_metadata(plan.id, _BEYOND_XML)
     assert (await hypervisor.get_domain(plan.id)).metadata == _BEYOND_XML
     await hypervisor.set_metadata(plan.id, "")
-    unset = await hypervisor.get_domain(plan.id)
-    assert (unset.metadata, unset.autostart) == ("", False)
+    assert (await hypervisor.get_domain(plan.id)).metadata == ""
 
 
 async def _everybody_at_once(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:

@@ -61,7 +61,6 @@ class Domain:
     cpu_cores: int
     memory: int
     accelerator: str
-    autostart: bool
     metadata: str | None
     started_at: datetime | None
 
@@ -166,8 +165,6 @@ class Hypervisor(Protocol):
     async def resume(self, id: str) -> None: ...
 
     async def set_metadata(self, id: str, metadata: str) -> None: ...
-
-    async def set_autostart(self, id: str, *, enabled: bool) -> None: ...
 
 
 @runtime_checkable

@@ -144,11 +144,6 @@ class FakeHypervisor(World):
         self._record(id).metadata = metadata
         self._changed(ChangeKind.DEFINED, id)
 
-    async def set_autostart(self, id: str, *, enabled: bool) -> None:
-        await self._call()
-        self._record(id).autostart = enabled
-        self._changed(ChangeKind.DEFINED, id)
-
     # --- Observing, Dialling and Viewing ---
 
     async def stats(self, id: str) -> DomainStats:

@@ -42,7 +42,6 @@ class Record:
     metadata: str
     state: DomainState = DomainState.SHUTOFF
     reason: str | None = None
-    autostart: bool = False
     started_at: datetime | None = None
 
     @property
@@ -59,7 +58,6 @@ class Record:
             cpu_cores=plan.cpu_cores,
             memory=plan.memory,
             accelerator=plan.accelerator,
-            autostart=self.autostart,
             metadata=self.metadata,
             started_at=self.started_at,
         )

@@ -108,9 +108,6 @@ class LibvirtHypervisor:
         await self._ask(id, "write the VM's record", lambda domain: verbs.set_metadata(domain, metadata))
         self._memory.forget(id)
 
-    async def set_autostart(self, id: str, *, enabled: bool) -> None:
-        await self._ask(id, "set the VM's autostart", lambda domain: domain.setAutostart(int(enabled)))
-
     # --- Observing, Dialling and Viewing ---
 
     async def stats(self, id: str) -> DomainStats:

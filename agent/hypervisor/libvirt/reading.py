@@ -72,17 +72,15 @@ class Pass:
         """Look at every domain. A state of a hung guest is known to libvirt without asking it."""
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         found = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, flags)
-        with_autostart = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
-        autostarts = {domain.UUIDString() for domain in with_autostart}
         for domain, facts in found:
             with passing_over(libvirt.VIR_ERR_NO_DOMAIN):  # it vanished while we look
-                self._see(domain, (facts["state.state"], facts["state.reason"]), domain.UUIDString() in autostarts)
+                self._see(domain, (facts["state.state"], facts["state.reason"]))
 
     def one(self, domain: libvirt.virDomain) -> None:
         state: Any = domain.state()
-        self._see(domain, (state[0], state[1]), bool(domain.isPersistent() and domain.autostart()))
+        self._see(domain, (state[0], state[1]))
 
-    def _see(self, domain: libvirt.virDomain, state: tuple[int, int], autostart: bool) -> None:
+    def _see(self, domain: libvirt.virDomain, state: tuple[int, int]) -> None:
         uuid = domain.UUIDString()
         kept = self.known.get(uuid)
         if kept is None:
@@ -97,7 +95,6 @@ class Pass:
                 cpu_cores=kept.cpu_cores,
                 memory=kept.memory,
                 accelerator=kept.accelerator,
-                autostart=autostart,
                 metadata=kept.metadata,
                 started_at=self._born(uuid, domain.ID(), kept, state) if state[0] in _ACTIVE else None,
             )

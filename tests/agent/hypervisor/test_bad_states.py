@@ -204,8 +204,6 @@ async def test_what_virsh_does_behind_our_back_is_seen() -> None:
         await lab.virsh("metadata", plan.name, "--config", "--uri", uri, "--key", "x", "--set", "<vm>new</vm>")
         await lab.told(ChangeKind.DEFINED, plan.id)
         assert (await lab.hypervisor.get_domain(plan.id)).metadata == "new"
-        await lab.virsh("autostart", plan.name)
-        assert (await lab.hypervisor.get_domain(plan.id)).autostart
         await lab.virsh("destroy", plan.name)
         await lab.becomes(plan, DomainState.SHUTOFF, None)
         await lab.virsh("undefine", plan.name)

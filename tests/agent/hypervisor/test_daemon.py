@@ -126,12 +126,14 @@ async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
             await lab.told(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one
 
 
-async def test_autostart_is_once_for_each_boot_of_the_machine() -> None:
+async def test_a_daemon_takes_nothing_over_from_before_a_boot_of_the_machine() -> None:
+    """libvirt starts what virsh marked once, and knows by a file of its own that it has."""
     async with new_enclosure() as enclosure:
         async with open_private(enclosure) as hypervisor:
-            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("early")
+            lab = Lab(hypervisor, enclosure, PlanMaker(enclosure.path / "vms", enclosure.own))
+            plan = await lab.make_plan("early")
             await hypervisor.define(plan)
-            await hypervisor.set_autostart(plan.id, enabled=True)
+            await lab.virsh("autostart", plan.name)
         async with open_private(enclosure) as hypervisor:
             assert [domain.state for domain in await hypervisor.list_domains()] == [DomainState.SHUTOFF]
         (enclosure.path / "hypervisor/r/boot").write_text("another boot\n")

@@ -72,7 +72,6 @@ async def test_domains_outlast_the_agent_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "domains.json"
     async with open_fake_hypervisor(path=path) as first:
         await first.define(PLAN)
-        await first.set_autostart(ALICE, enabled=True)
         await first.set_metadata(ALICE, "kept")
         await first.start(ALICE)
         before = await first.get_domain(ALICE)
