@@ -25,7 +25,7 @@ from .partial import Partial
 from .port import Report
 from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
 from .share import Reader
-from .store import DiskImageStore, Origin
+from .store import Arrival, DiskImageStore, Origin
 
 log = structlog.get_logger(__name__)
 
@@ -66,9 +66,9 @@ async def gather_image(
     titles = ", ".join(source.title for source in sources)
     report(Progress(message=f"asking {titles}"))
     index = await _index(sources, digest, store.max_size)
-    origin = Origin(f"fleet: {titles}", labels=labels)
+    arrival = Arrival(name, Origin(f"fleet: {titles}", labels=labels), report)
     fetch = _Gather(index, sources[:SOURCES], report)
-    return await store.add_chunks(name, index, fetch, origin, report=report, replace=True)
+    return await store.add_chunks(index, fetch, arrival)
 
 
 async def _index(sources: Sequence[Source], digest: str, max_size: int) -> ChunkIndex:

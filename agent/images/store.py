@@ -68,6 +68,15 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """An image that comes in: what it is to be called, where it comes from, and who hears how far it is."""
+
+    name: Reference
+    origin: Origin
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
 class _Scratch:
     path: Path
     fd: int
@@ -119,27 +128,25 @@ class DiskImageStore:
         source: str = "import",
         replace: bool = False,
     ) -> Image:
-        name = parse_new_name(ref)
-        return await self.add_content(name, content, Origin(source), report=report, replace=replace)
+        arrival = Arrival(parse_new_name(ref), Origin(source), report)
+        return await self.add_content(content, arrival, replace=replace)
 
-    async def add_content(
-        self, name: Reference, content: AsyncIterable[bytes], origin: Origin, *, report: Report, replace: bool
-    ) -> Image:
+    async def add_content(self, content: AsyncIterable[bytes], arrival: Arrival, *, replace: bool) -> Image:
         """`add_image` for a name that was read and an image that has a history."""
         async with self._scratch() as incoming, self._scratch() as flat:
             with full_disk_named("the image"):
-                received = await receive(content, incoming.fd, max_size=self.max_size, report=report)
+                received = await receive(content, incoming.fd, max_size=self.max_size, report=arrival.report)
             disk, size = incoming, received.size
             if received.format is Format.QCOW2:
                 self._own(incoming.fd)
                 disk, size = flat, await inspect_qcow2(self._run_tool, incoming.path, self.max_size)
-                await self._flatten(whole_disk(incoming.path), size, flat, report)
-            return await self._keep(name, disk, whole_sectors(size), origin, report, replace=replace)
+                await self._flatten(whole_disk(incoming.path), size, flat, arrival.report)
+            return await self._keep(disk, whole_sectors(size), arrival, replace=replace)
 
     async def add_disk(
         self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
     ) -> Image:
-        name = parse_new_name(ref)
+        arrival = Arrival(parse_new_name(ref), Origin(source), report)
         if reset:
             require_tools()
         if isinstance(disk, Overlay):
@@ -151,7 +158,7 @@ class DiskImageStore:
             if reset:
                 report(Progress(message="taking out the machine's identity"))
                 await reset_identity(flat, size, run_tool=self._run_tool, scratch=self._scratch, own=self._own)
-            return await self._keep(name, flat, size, Origin(source), report, replace=False, like=disk.digest)
+            return await self._keep(flat, size, arrival, replace=False, like=disk.digest)
 
     async def _check_overlay(self, disk: Overlay, size: int) -> list[str]:
         base = self.base_path(disk.digest)
@@ -161,23 +168,25 @@ class DiskImageStore:
             raise foreign_overlay(disk.path)
         return overlay_disk(disk.path, base)
 
-    async def _keep(
-        self,
-        name: Reference,
-        disk: _Scratch,
-        size: int,
-        origin: Origin,
-        report: Report,
-        *,
-        replace: bool,
-        like: str = "",
-    ) -> Image:
+    async def _keep(self, disk: _Scratch, size: int, arrival: Arrival, *, replace: bool, like: str = "") -> Image:
         """Hash a raw disk, and give it its place and its name. `like` is the digest of the base it was made from."""
-        report(Progress(done=0, total=size, unit="bytes", message="hashing"))
+        arrival.report(Progress(done=0, total=size, unit="bytes", message="hashing"))
         with full_disk_named("the image"):
             index, allocated = await trio.to_thread.run_sync(self._seal, disk.fd, size, like)
-        base = _base(index, allocated, origin)
-        return await self.bases.give(name, base, origin.manifest, disk.path, index, replace=replace)
+        return await self._give(disk.path, index, allocated, arrival, replace=replace)
+
+    async def _give(self, path: Path, index: ChunkIndex, allocated: int, arrival: Arrival, *, replace: bool) -> Image:
+        """A finished disk, of which `allocated` bytes take space, gets its place and its name."""
+        origin = arrival.origin
+        base = Base(
+            digest=index.digest,
+            size=index.size,
+            allocated=allocated,
+            created_at=datetime.now(UTC),
+            source=origin.source,
+            labels=origin.labels or {},
+        )
+        return await self.bases.give(arrival.name, base, origin.manifest, path, index, replace=replace)
 
     def _seal(self, fd: int, size: int, like: str) -> tuple[ChunkIndex, int]:
         """Hash every byte of a raw disk, which nobody else can change any more; the space it takes. Blocking."""
@@ -189,25 +198,23 @@ class DiskImageStore:
             index = index_like(fd, size, known, trio.from_thread.check_cancelled)
         return index, _settle(fd)
 
-    async def add_chunks(
-        self, name: Reference, index: ChunkIndex, fetch: Fetch, origin: Origin, *, report: Report, replace: bool
-    ) -> Image:
+    async def add_chunks(self, index: ChunkIndex, fetch: Fetch, arrival: Arrival) -> Image:
         """Put a disk together: of what an earlier attempt left, what other images hold, and what `fetch` brings.
 
+        A name that stands for another image moves on to this one.
+
         `fetch` fills every gap of the disk it is given. When it fails, what is there stays for the next attempt.
-        Raises: ImageExists, InsufficientResources (and then nothing stays), and what `fetch` raises.
+        Raises: InsufficientResources (and then nothing stays), and what `fetch` raises.
         """
-        self.bases.shelf.check_free(name, index.digest, replace=replace)
         async with self._turns.take(index.digest):
-            known = await self.bases.rename(name, index.digest, origin.manifest, replace=replace)
+            known = await self.bases.rename(arrival.name, index.digest, arrival.origin.manifest, replace=True)
             if known is not None:
                 return known
             path = self.partials / f"{index.digest.partition(':')[2]}{SUFFIX}"
             try:
                 with full_disk_named("the image"):
-                    allocated = await self._fill(path, index, fetch, report)
-                base = _base(index, allocated, origin)
-                return await self.bases.give(name, base, origin.manifest, path, index, replace=replace)
+                    allocated = await self._fill(path, index, fetch, arrival.report)
+                return await self._give(path, index, allocated, arrival, replace=True)
             except InsufficientResources:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(discard, path)
@@ -277,17 +284,6 @@ def _reopen(path: Path) -> int:
     with suppress(FileNotFoundError):
         path.chmod(0o600)  # a crash may have come right before it got its place
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def _base(index: ChunkIndex, allocated: int, origin: Origin) -> Base:
-    return Base(
-        digest=index.digest,
-        size=index.size,
-        allocated=allocated,
-        created_at=datetime.now(UTC),
-        source=origin.source,
-        labels=origin.labels or {},
-    )
 
 
 def _settle(fd: int) -> int:

@@ -9,8 +9,6 @@ import click
 
 from ...agent.config import Config, ConfigError, load_config
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
 
 @click.command()
 @click.option(

@@ -27,7 +27,6 @@ class App:
 
     face: Face
     metrics: Metrics
-    router: Router
 
 
 def make_app(node: Node, url: str) -> App:
@@ -67,7 +66,7 @@ def make_app(node: Node, url: str) -> App:
         ),
     ]
     router = Router([*own, *theirs, *documents], {meda.ROOT.encode(): meda.refuse})
-    return App(Face(router, guard, metrics, config.max_body), metrics, router)
+    return App(Face(router, guard, metrics, config.max_body), metrics)
 
 
 def _still_holds(node: Node, caller: Caller) -> bool:

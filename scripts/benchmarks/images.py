@@ -27,7 +27,7 @@ from twinshare.agent.images.registry.manifest import Descriptor, Manifest
 from twinshare.agent.images.registry.packs import Packer
 from twinshare.agent.images.registry.pull import pull_chunks
 from twinshare.agent.images.registry.push import push_image
-from twinshare.agent.images.store import DiskImageStore, Origin
+from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
 from twinshare.protocols.reference import parse_reference
@@ -134,7 +134,7 @@ async def _pull(
     repository = Repository(registry.host, "bench")
     found = await client.manifest(repository, tag)
     name = parse_reference(f"{registry.host}/bench:{tag}")
-    return await pull_chunks(store, client, repository, found, name, Origin(tag), report, replace=True)
+    return await pull_chunks(store, client, repository, found, Arrival(name, Origin(tag), report))
 
 
 async def _pulls(folder: Path, disks: Disks, registry: Settings, sizes: dict[str, int]) -> list[Row]:

@@ -15,7 +15,7 @@ from tests.images.stores import disk_store
 from tests.images.test_store import dying_at
 from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk
 from twinshare.agent.images.index import ChunkIndex, index_bytes
-from twinshare.agent.images.store import DiskImageStore, Origin
+from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
 from twinshare.protocols.errors import ImageDamaged
 from twinshare.protocols.image import Fault, ImageCheck
 from twinshare.protocols.operation import Progress
@@ -46,8 +46,8 @@ async def filled(root: Path) -> AsyncIterator[DiskImageStore]:
     async with disk_store(root) as store:
         for seed, name in enumerate(NAMES):
             origin = Origin("test", f"sha256:{seed}" * 3, {"user": "me"})
-            reference = parse_reference(name)
-            await store.add_content(reference, pieces(raw_disk(seed)), origin, report=quiet, replace=False)
+            arrival = Arrival(parse_reference(name), origin, quiet)
+            await store.add_content(pieces(raw_disk(seed)), arrival, replace=False)
         yield store
 
 
@@ -239,7 +239,7 @@ async def test_anew_by_chunks_only_what_is_damaged_is_fetched(tmp_path: Path) ->
                 partial.fill([(digest, disk[offset : offset + length])])  # type: ignore[attr-defined]
 
         name = parse_reference("one")
-        await store.add_chunks(name, index_bytes(disk), fetch, Origin("test"), report=quiet, replace=True)
+        await store.add_chunks(index_bytes(disk), fetch, Arrival(name, Origin("test"), quiet))
         assert 0 < fetched <= 256 * 1024
         assert store.base_path(image.digest).read_bytes() == disk
         assert not (await store.get_image("one")).damaged

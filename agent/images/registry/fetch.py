@@ -12,11 +12,10 @@ import trio
 from ....protocols.errors import InsufficientResources, RegistryFailed
 from ....protocols.image import Image
 from ....protocols.operation import Progress
-from ....protocols.reference import Reference
 from ..files import discard, full_disk_named
 from ..parallel import each
 from ..port import Report
-from ..store import DiskImageStore, Origin
+from ..store import Arrival, DiskImageStore
 from .client import Found, RegistryClient, Repository
 from .foreign import disk_of_container, joined, placed
 from .manifest import Descriptor, Kind, kind_of, lume_layers, meda_layers
@@ -30,23 +29,19 @@ async def pull_foreign(
     client: RegistryClient,
     repository: Repository,
     found: Found,
-    name: Reference,
-    origin: Origin,
-    report: Report,
-    *,
-    replace: bool,
+    arrival: Arrival,
 ) -> Image:
     """An image in the form of Meda, Lume or KubeVirt.
 
-    Raises: InvalidRequest for what is no disk, RegistryFailed, ImageExists, InsufficientResources.
+    Raises: InvalidRequest for what is no disk, RegistryFailed, InsufficientResources.
     """
     layers, assemble = _read(found, store.max_size)
     if sum(layer.size for layer in layers) > store.max_size:
         raise RegistryFailed(f"the image's parts are larger than the {store.max_size} bytes that this node takes")
     wanted = [Wanted("sha256", layer.digest.partition(":")[2], layer.size, repository.host) for layer in layers]
     streams = [partial(_blob, client, repository, layer) for layer in layers]
-    files = await _spool(store, wanted, streams, report)
-    return await _take_in(store, assemble(files), files, name, origin, report, replace=replace)
+    files = await _spool(store, wanted, streams, arrival.report)
+    return await _take_in(store, assemble(files), files, arrival)
 
 
 async def pull_url(
@@ -54,11 +49,7 @@ async def pull_url(
     client: RegistryClient,
     url: str,
     digest: tuple[str, str],
-    name: Reference,
-    origin: Origin,
-    report: Report,
-    *,
-    replace: bool,
+    arrival: Arrival,
 ) -> Image:
     """A disk by https, compressed or not. Raises: as `pull_foreign`."""
     wanted = Wanted(digest[0], digest[1], None, url.split("/")[2])
@@ -66,8 +57,8 @@ async def pull_url(
     def stream(start: int) -> AsyncGenerator[bytes, None]:
         return client.web.stream(url, start, None)
 
-    files = await _spool(store, [wanted], [stream], report)
-    return await _take_in(store, joined(files), files, name, origin, report, replace=replace)
+    files = await _spool(store, [wanted], [stream], arrival.report)
+    return await _take_in(store, joined(files), files, arrival)
 
 
 def _read(found: Found, max_size: int) -> tuple[list[Descriptor], Callable[[Sequence[Path]], Iterator[bytes]]]:
@@ -113,18 +104,9 @@ async def _spool(
     return paths
 
 
-async def _take_in(
-    store: DiskImageStore,
-    disk: Iterator[bytes],
-    files: Sequence[Path],
-    name: Reference,
-    origin: Origin,
-    report: Report,
-    *,
-    replace: bool,
-) -> Image:
+async def _take_in(store: DiskImageStore, disk: Iterator[bytes], files: Sequence[Path], arrival: Arrival) -> Image:
     with _gone_when_full(files):
-        image = await store.add_content(name, _in_thread(disk), origin, report=report, replace=replace)
+        image = await store.add_content(_in_thread(disk), arrival, replace=True)
     with trio.CancelScope(shield=True):
         await trio.to_thread.run_sync(_discard_all, files)
     return image

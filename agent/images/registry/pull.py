@@ -12,12 +12,11 @@ import zstandard
 from ....protocols.errors import RegistryFailed
 from ....protocols.image import Image
 from ....protocols.operation import Progress
-from ....protocols.reference import Reference
 from ..index import BadIndexError
 from ..parallel import each
 from ..partial import Partial
 from ..port import Report
-from ..store import DiskImageStore, Origin
+from ..store import Arrival, DiskImageStore
 from .client import Found, RegistryClient, Repository
 from .manifest import Descriptor, twinshare_layers
 from .packs import MAX_INDEX, Layout, decode_layout, unpack_chunk
@@ -33,13 +32,9 @@ async def pull_chunks(
     client: RegistryClient,
     repository: Repository,
     found: Found,
-    name: Reference,
-    origin: Origin,
-    report: Report,
-    *,
-    replace: bool,
+    arrival: Arrival,
 ) -> Image:
-    """Raises: RegistryFailed, ImageNotFound, ImageExists, InsufficientResources."""
+    """Raises: RegistryFailed, ImageNotFound, InsufficientResources."""
     index_layer, packs = twinshare_layers(found.manifest)
     data = await client.blob(repository, index_layer, MAX_INDEX)
     sizes = [pack.size for pack in packs]
@@ -47,8 +42,8 @@ async def pull_chunks(
         layout = await trio.to_thread.run_sync(decode_layout, data, sizes, store.max_size)
     except BadIndexError as error:
         raise RegistryFailed(f"the image's index at {repository.host} is wrong: {error}") from None
-    fetch = _Fetch(client, repository, packs, layout, report)
-    return await store.add_chunks(name, layout.index, fetch, origin, report=report, replace=replace)
+    fetch = _Fetch(client, repository, packs, layout, arrival.report)
+    return await store.add_chunks(layout.index, fetch, arrival)
 
 
 class _Fetch:

@@ -10,7 +10,7 @@ from ....protocols.reference import Reference
 from ..parallel import Turns
 from ..port import Report
 from ..settings import RegistrySettings
-from ..store import DiskImageStore, Origin
+from ..store import Arrival, DiskImageStore, Origin
 from .client import RegistryClient, Repository, open_registry_client
 from .fetch import pull_foreign, pull_url
 from .manifest import Kind, kind_of
@@ -40,7 +40,8 @@ class Remote:
         origin = Origin(url, ":".join(digest), labels)
         async with self._turns.take(origin.manifest):
             known = await self._known(origin.manifest, name)
-            return known or await pull_url(self._store, self._client, url, digest, name, origin, report, replace=True)
+            arrival = Arrival(name, origin, report)
+            return known or await pull_url(self._store, self._client, url, digest, arrival)
 
     async def pull_reference(
         self, reference: Reference, name: Reference, labels: Mapping[str, str], report: Report
@@ -54,7 +55,7 @@ class Remote:
             if known is not None:
                 return known
             pull = pull_chunks if kind_of(found.manifest) is Kind.TWINSHARE else pull_foreign
-            return await pull(self._store, self._client, repository, found, name, origin, report, replace=True)
+            return await pull(self._store, self._client, repository, found, Arrival(name, origin, report))
 
     async def push(self, image: Image, target: Reference, report: Report) -> str:
         """Send an image; the digest of its manifest. Raises: ImageDamaged."""

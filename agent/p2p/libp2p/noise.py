@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _TAG: Final = 16
 _LENGTH: Final = 2
 MAX_PLAINTEXT: Final = 65535 - _TAG
-_MAX_NONCE: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from twinshare.agent.images.registry.client import RegistryClient, Repository, o
 from twinshare.agent.images.registry.manifest import MANIFEST, Descriptor
 from twinshare.agent.images.registry.pull import pull_chunks
 from twinshare.agent.images.registry.push import push_image
-from twinshare.agent.images.store import DiskImageStore, Origin
+from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
 from twinshare.protocols.errors import ImageNotFound, InsufficientResources, RegistryFailed
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
@@ -88,7 +88,7 @@ async def pull(store: DiskImageStore, client: RegistryClient, ref: str, report: 
     repository = Repository.of(name.registry, name.name)
     found = await client.manifest(repository, name.tag)
     origin = Origin(ref, found.digest)
-    return await pull_chunks(store, client, repository, found, name, origin, report, replace=True)
+    return await pull_chunks(store, client, repository, found, Arrival(name, origin, report))
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls", "htpasswd", "tls and htpasswd"])
