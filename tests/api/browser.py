@@ -27,6 +27,10 @@ FLAGS = (
 PATIENCE = 30.0
 
 
+class Moved(Exception):
+    """The page went to another one while it was asked."""
+
+
 class Page:
     """One tab. `requests` are the addresses it asked for; `complaints` its errors, from scripts, policy and network."""
 
@@ -81,6 +85,8 @@ class Page:
         await self._send.send_all(json.dumps(message).encode() + b"\0")
         await self._wait(lambda: number in self._answers)
         answer = self._answers.pop(number)
+        if "error" in answer and any(word in answer["error"]["message"] for word in ("navigated", "context")):
+            raise Moved(answer["error"]["message"])
         assert "error" not in answer, (method, answer)
         result: dict[str, Any] = answer["result"]
         return result
@@ -113,9 +119,11 @@ class Page:
 
     async def becomes(self, condition: str, within: float) -> bool:
         with trio.move_on_after(within):
-            while not await self.run(f"!!({condition})"):
+            while True:
+                with suppress(Moved):
+                    if await self.run(f"!!({condition})"):
+                        return True
                 await trio.sleep(0.05)
-            return True
         return False
 
     async def click(self, selector: str, then: str = "true") -> None:
@@ -123,7 +131,8 @@ class Page:
         sought = f"document.querySelector({json.dumps(selector)})"
         for _ in range(3):
             await self.until(sought)
-            await self.run(f"{sought}.click()")
+            with suppress(Moved):
+                await self.run(f"{sought}.click()")
             if await self.becomes(then, PATIENCE / 3):
                 return
         await self.until(then)
