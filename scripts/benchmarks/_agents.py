@@ -40,7 +40,7 @@ async def _far(near: AgentProcess, far: AgentProcess) -> list[Row]:
             taken[name] += ask(port, path, REQUESTS)
     here, there = (statistics.median(taken[name]) * 1e3 for name in ("here", "there"))
     return [
-        Row(name="REST: GET one VM of a peer, p50", value=there, unit="ms", baseline=here, limit=2.5,
+        Row(name="REST: GET a VM of a peer, p50, to one here", value=there, unit="ms", baseline=here, limit=2.5,
             note="baseline: one of this node"),
     ]  # fmt: skip
 
