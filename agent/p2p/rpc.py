@@ -120,15 +120,16 @@ class _Serving:
             self._session.fail(number, busy)
             return
         self._server.in_flight += 1
-        self._scopes[number] = trio.CancelScope()
+        self._scopes[number] = trio.CancelScope(deadline=trio.current_time() + request.timeout)
         self._nursery.start_soon(self._answer, number, method, request, name=f"{method} for {self._peer_id}")
 
     async def _answer(self, number: int, method: str, request: Request) -> None:
+        scope = self._scopes[number]
         try:
-            with self._scopes[number], trio.move_on_after(request.timeout):
+            with scope:
                 await self._dispatch(number, method, request)
                 return
-            if self._scopes[number].cancelled_caught:
+            if trio.current_time() < scope.deadline:
                 self._session.fail(number, OperationCancelled("the caller does not wait any more"))
             else:
                 late = DeadlineExceeded(f"{method} was not done within {request.timeout:g} s")
