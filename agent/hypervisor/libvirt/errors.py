@@ -28,6 +28,11 @@ from ....protocols.errors import (
 log = structlog.get_logger(__name__)
 
 _UNREADABLE = "a disk of the VM or the image below it is missing or cannot be read"
+# QEMU's own last words follow the colon; without any it was killed, and a kill by SIGTERM is all that it would say.
+_QEMU_ENDED = (
+    r"(exited while connecting to|unexpectedly closed the) monitor(:?\s*$|[\s\S]*terminating on signal)"
+    r"|(read from|write to|file from( qemu)?) monitor|send monitor command|domain is no longer running"
+)
 _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
     (r"already exists with uuid|is already defined with uuid", VmExists, "a VM with this name exists already"),
     (r"No space left on device|Disk quota exceeded", InsufficientResources, "this machine's disk is full"),
@@ -62,6 +67,7 @@ _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
         Unsupported,
         "this machine cannot run the VM with KVM",
     ),
+    (_QEMU_ENDED, WrongState, "its QEMU ended meanwhile; look at its state, and try again"),
 )
 _BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {
     libvirt.VIR_ERR_NO_DOMAIN: (VmNotFound, "the VM does not exist"),
@@ -84,6 +90,11 @@ _BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {
     libvirt.VIR_ERR_RPC: (HypervisorDown, "the connection to libvirt is lost; the agent restores it by itself"),
     libvirt.VIR_ERR_AUTH_FAILED: (HypervisorDown, "libvirt refuses this user: add it to the group `libvirt`"),
 }
+
+
+def qemu_ended(error: libvirt.libvirtError) -> bool:
+    """Whether the VM's QEMU ended during the call without a word of why: somebody killed it."""
+    return re.search(_QEMU_ENDED, str(error)) is not None
 
 
 def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:

@@ -6,7 +6,7 @@ import libvirt
 
 from ....protocols.errors import WrongState
 from ..domain_xml import METADATA_PREFIX, METADATA_URI, metadata_element
-from .errors import passing_over
+from .errors import passing_over, qemu_ended
 
 AGENT_PATIENCE = 3  # seconds that a guest agent has for an answer
 _UNDEFINE_ALL = (
@@ -19,6 +19,19 @@ _UNDEFINE_OLD = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UN
 
 
 def start(domain: libvirt.virDomain) -> None:
+    """Twice, where QEMU is killed on the way up: libvirt 9.0 does that itself to a VM that starts right after it ended.
+
+    It takes the news of the former QEMU's end, if that comes late, for the new one's.
+    """
+    try:
+        _create(domain)
+    except libvirt.libvirtError as error:
+        if not qemu_ended(error):
+            raise
+        _create(domain)
+
+
+def _create(domain: libvirt.virDomain) -> None:
     try:
         domain.create()
     except libvirt.libvirtError:

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from twinshare.agent.hypervisor.domain_xml import KeptDomain
+from twinshare.agent.hypervisor.libvirt import verbs
 from twinshare.agent.hypervisor.libvirt.console_log import KEPT, LONGEST, cut
 from twinshare.agent.hypervisor.libvirt.dialling import HostForward, parse_forwards
 from twinshare.agent.hypervisor.libvirt.errors import rename
@@ -58,6 +59,12 @@ HEARD: list[tuple[int, int, str, type[errors.TwinshareError]]] = [
     (39, 7, "internal error: connection closed due to keepalive timeout", errors.HypervisorDown),
     (45, 7, "authentication failed: access denied", errors.HypervisorDown),
     (3, 20, "this function is not supported by the connection driver: x", errors.Unsupported),
+    (1, 10, "internal error: process exited while connecting to monitor", errors.WrongState),
+    (1, 10, "internal error: qemu unexpectedly closed the monitor: q: terminating on signal 15", errors.WrongState),
+    (1, 10, "internal error: process exited while connecting to monitor: q: what is this", errors.TwinshareError),
+    (38, 10, "Unable to read from monitor: Connection reset by peer", errors.WrongState),
+    (38, 10, "Unable to write to monitor: Broken pipe", errors.WrongState),
+    (9, 10, "operation failed: domain is no longer running", errors.WrongState),
     (1, 10, "internal error: /etc/shadow 0xdeadbeef", errors.TwinshareError),
 ]
 
@@ -78,6 +85,39 @@ def test_each_error_has_its_name_and_keeps_the_host_to_itself(
     assert renamed.message.startswith("cannot start the VM: ")
     assert "/" not in renamed.message
     assert "0x" not in renamed.message
+
+
+class Reluctant:
+    """A domain whose first starts fail."""
+
+    def __init__(self, *failures: str) -> None:
+        self._failures = list(failures)
+        self.begun = 0
+
+    def create(self) -> None:
+        self.begun += 1
+        if self._failures:
+            raise libvirt_error(1, 10, self._failures.pop(0))
+
+    def isActive(self) -> bool:  # noqa: N802 - as libvirt has it
+        return False
+
+
+KILLED = "internal error: process exited while connecting to monitor"
+
+
+def test_a_start_whose_qemu_was_killed_is_begun_once_more() -> None:
+    domain = Reluctant(KILLED)
+    verbs.start(domain)  # type: ignore[arg-type]
+    assert domain.begun == 2
+
+
+@pytest.mark.parametrize(("words", "begun"), [([KILLED, KILLED], 2), (["internal error: -machine: no such"], 1)])
+def test_no_start_is_begun_for_ever_or_in_vain(words: list[str], begun: int) -> None:
+    domain = Reluctant(*words)
+    with pytest.raises(libvirt.libvirtError):
+        verbs.start(domain)  # type: ignore[arg-type]
+    assert domain.begun == begun
 
 
 @pytest.mark.parametrize(
