@@ -27,6 +27,7 @@ from ....protocols.errors import (
 
 log = structlog.get_logger(__name__)
 
+_LOST = "the connection to libvirt is lost; the agent restores it by itself"
 _UNREADABLE = "a disk of the VM or the image below it is missing or cannot be read"
 # QEMU's own last words follow the colon; without any it was killed, and a kill by SIGTERM is all that it would say.
 _QEMU_ENDED = (
@@ -52,11 +53,7 @@ _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
         ImageDamaged,
         "a disk of the VM or the image below it is damaged",
     ),
-    (
-        r"socket is closed|connection (was )?closed|keepalive|Cannot (recv|write) data",
-        HypervisorDown,
-        "the connection to libvirt is lost; the agent restores it by itself",
-    ),
+    (r"socket is closed|connection (was )?closed|keepalive|Cannot (recv|write) data", HypervisorDown, _LOST),
     (
         r"Failed to connect socket|unable to connect to server",
         HypervisorDown,
@@ -83,11 +80,8 @@ _BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: (Unsupported, "this hypervisor cannot do that"),
     libvirt.VIR_ERR_OPERATION_UNSUPPORTED: (Unsupported, "this hypervisor cannot do that"),
     libvirt.VIR_ERR_NO_CONNECT: (HypervisorDown, "libvirt cannot be reached"),
-    libvirt.VIR_ERR_INVALID_CONN: (
-        HypervisorDown,
-        "the connection to libvirt is lost; the agent restores it by itself",
-    ),
-    libvirt.VIR_ERR_RPC: (HypervisorDown, "the connection to libvirt is lost; the agent restores it by itself"),
+    libvirt.VIR_ERR_INVALID_CONN: (HypervisorDown, _LOST),
+    libvirt.VIR_ERR_RPC: (HypervisorDown, _LOST),
     libvirt.VIR_ERR_AUTH_FAILED: (HypervisorDown, "libvirt refuses this user: add it to the group `libvirt`"),
 }
 
@@ -108,6 +102,8 @@ def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:
     if code in _BY_CODE:
         kind, sentence = _BY_CODE[code]
         return kind(f"cannot {doing}: {sentence}")
+    if error.get_error_domain() == libvirt.VIR_FROM_RPC:
+        return HypervisorDown(f"cannot {doing}: {_LOST}")
     if error.get_error_domain() == libvirt.VIR_FROM_STORAGE:
         return ImageDamaged(f"cannot {doing}: {_UNREADABLE}")
     return TwinshareError(f"cannot {doing}: libvirt failed with code {code}; the agent's log has its words")

@@ -56,6 +56,7 @@ HEARD: list[tuple[int, int, str, type[errors.TwinshareError]]] = [
     (1, 7, "internal error: client socket is closed", errors.HypervisorDown),
     (38, 7, "Failed to connect socket to '/x/libvirt-sock': No such file or directory", errors.HypervisorDown),
     (38, 7, "Cannot recv data: Connection reset by peer", errors.HypervisorDown),
+    (38, 7, "End of file while reading data: Input/output error", errors.HypervisorDown),
     (39, 7, "internal error: connection closed due to keepalive timeout", errors.HypervisorDown),
     (45, 7, "authentication failed: access denied", errors.HypervisorDown),
     (3, 20, "this function is not supported by the connection driver: x", errors.Unsupported),
