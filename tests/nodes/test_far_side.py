@@ -140,10 +140,10 @@ class Scene:
             for path in ("/api/vm", "/api/remote/node-3/vm", "/api/health"):
                 began = time.monotonic()
                 answer = await self.http.get(path)
-                assert (answer.status_code, time.monotonic() - began < 1) == (200, True), (path, answer.text)
+                assert (answer.status_code, time.monotonic() - began < 2) == (200, True), (path, answer.text)
             began = time.monotonic()
             assert (await self.http.get("/api/fleet/vm")).status_code == 200
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 3
             await trio.sleep(0.1)
 
     async def stopping(self) -> list[dict[str, Any]]:
