@@ -1,6 +1,6 @@
-"""The README's tour, word for word, on a network of its own: its ports are taken by nobody and take nobody's.
+"""The README's tours, word for word, on a network of their own: their ports are taken by nobody and take nobody's.
 
-The same tour on an empty machine is asked for with TWINSHARE_FRESH_ROOT=1; it downloads some hundred megabytes.
+The same on an empty machine is asked for with TWINSHARE_FRESH_ROOT=1; it downloads some hundred megabytes.
 """
 
 from __future__ import annotations
@@ -37,24 +37,36 @@ def outlet(name: str, scratch: Path) -> Iterator[str]:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
-def test_the_tour_is_found() -> None:
-    first, *rest = blocks((TOP / "README.md").read_text())
+def test_the_tours_are_found() -> None:
+    first, *rest = blocks("Five-minute tour")
     assert first == "scripts/run\n"
     assert len(rest) == 4
+    assert len(blocks("Two nodes on one machine")) == 3
+
+
+def walk(tour: str, place: Path, scratch: Path) -> None:
+    """The nodes' files lie in the test's directory; all else is as a reader would have it."""
+    environment = os.environ | {"TWINSHARE_DATA_DIR": str(scratch / "node")}
+    with outlet(f"ts-tour-{os.getpid()}", scratch) as netns:
+        command = ["ip", "netns", "exec", netns, sys.executable, str(TOP / "tests/system/tour.py"), tour]
+        done = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    places = [link for link in Path("/run/twinshare").glob("*") if link.is_symlink()]
+    assert not [link for link in places if link.readlink().is_relative_to(scratch)], "the enclosure is still there"
 
 
 @pytest.mark.skipif(not shutil.which("pasta"), reason="needs passt (pasta)")
 def test_the_tour(tmp_path: Path) -> None:
-    """The node's files lie in the test's directory; all else is as a reader would have it."""
-    environment = os.environ | {"TWINSHARE_DATA_DIR": str(tmp_path / "node")}
-    with outlet(f"ts-tour-{os.getpid()}", tmp_path) as netns:
-        command = ["ip", "netns", "exec", netns, sys.executable, "tests/system/tour.py"]
-        done = subprocess.run(
-            command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
-    places = [link for link in Path("/run/twinshare").glob("*") if link.is_symlink()]
-    assert not [link for link in places if link.readlink().is_relative_to(tmp_path)], "the enclosure is still there"
+    walk("one", TOP, tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("pasta"), reason="needs passt (pasta)")
+def test_the_tour_of_two_nodes(tmp_path: Path) -> None:
+    """Where its `.venv` is, too: the lab's folder is made there."""
+    (tmp_path / ".venv").symlink_to(TOP / ".venv")
+    walk("two", tmp_path, tmp_path)
 
 
 @pytest.mark.skipif(os.environ.get("TWINSHARE_FRESH_ROOT") != "1", reason="asked for with TWINSHARE_FRESH_ROOT=1")

@@ -1,4 +1,4 @@
-"""Walks the README's tour word for word: `python3 tests/system/tour.py` in a checkout.
+"""Walks the README's tours word for word: `python3 tests/system/tour.py [one|two]` in a checkout.
 
 The standard library alone, since a fresh machine has no more. The first block is one terminal, the rest another;
 where the tour says to stop the node and start it again, so does this. Prints what it saw, and fails at what is not so.
@@ -20,19 +20,22 @@ STARTS = 30.0
 WALKS = 600.0
 STOPS = 30.0
 BETWEEN = "--- next block ---"
+README = Path(__file__).parents[2] / "README.md"
+TWINSHARE = ".venv/bin/twinshare"
 
 
-def blocks(readme: str) -> list[str]:
-    """The tour's shell blocks in order."""
-    tour = re.split(r"^## ", readme, flags=re.MULTILINE)
-    [section] = [part for part in tour if part.startswith("Five-minute tour")]
+def blocks(title: str) -> list[str]:
+    """The shell blocks of one of the README's sections in order."""
+    sections = re.split(r"^## ", README.read_text(), flags=re.MULTILINE)
+    [section] = [part for part in sections if part.startswith(f"{title}\n")]
     return re.findall(r"^```sh\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
 
 
 class Terminal:
-    """A terminal in which the node runs in the foreground."""
+    """A terminal in which nodes run in the foreground; `asks` succeeds once they are ready."""
 
-    def __init__(self, command: str, ready_within: float) -> None:
+    def __init__(self, command: str, ready_within: float, asks: str = f"{TWINSHARE} status") -> None:
+        self._asks = asks  # a shell: on a fresh machine the command is not there at once
         started = time.monotonic()
         self._bash = subprocess.Popen(["bash", "-c", command], start_new_session=True)
         pause = threading.Event()
@@ -46,8 +49,7 @@ class Terminal:
         self.took = time.monotonic() - started
 
     def _answers(self) -> bool:
-        status = ".venv/bin/twinshare status"  # by a shell: on a fresh machine it is not there at once
-        return subprocess.run(["bash", "-c", status], capture_output=True, check=False).returncode == 0
+        return subprocess.run(["bash", "-c", self._asks], capture_output=True, check=False).returncode == 0
 
     def interrupt(self) -> int:
         """Press Ctrl-C, which goes to all that runs in the terminal. Returns the exit code."""
@@ -78,8 +80,8 @@ def expect(what: str, seen: object, wanted: object) -> None:
         sys.exit(f"tour: {what} should have been {wanted}")
 
 
-def main() -> None:
-    first, path, ask, also, last = blocks(Path("README.md").read_text())
+def one_node() -> None:
+    first, path, ask, also, last = blocks("Five-minute tour")
     terminal = Terminal(first, INSTALLS)
     try:
         print(f"tour: the first start was ready after {terminal.took:.1f} s", flush=True)
@@ -94,10 +96,29 @@ def main() -> None:
         walk([path.splitlines()[0] + "\n" + last])
     finally:
         # There is nothing left to remove after a tour that came to its end.
-        subprocess.run([".venv/bin/twinshare", "vm", "rm", "demo", "--force"], capture_output=True, check=False)
+        subprocess.run([TWINSHARE, "vm", "rm", "demo", "--force"], capture_output=True, check=False)
         code = terminal.interrupt()
     expect("the node, stopped again, ends with", code, 0)
 
 
+def two_nodes() -> None:
+    first, ask, last = blocks("Two nodes on one machine")
+    node = f"{ask.splitlines()[0]}; "
+    terminal = Terminal(first, STARTS, asks=f"{node}twinshare peer ls | grep -q 'node-2.*online'")
+    try:
+        print(f"tour: two nodes were ready after {terminal.took:.1f} s", flush=True)
+        asked, listed = walk([ask, last])
+        expect("the far guest's web server answers", asked.splitlines()[-1], "far")
+        expect("the fleet's list names its node", "node-2" in listed, True)
+    finally:
+        remove = f"{node}twinshare vm rm far --force --on node-2"
+        subprocess.run(["bash", "-c", remove], capture_output=True, check=False)
+        code = terminal.interrupt()
+    expect("the nodes, stopped by Ctrl-C, end with", code, 0)
+
+
+TOURS = {"one": one_node, "two": two_nodes}
+
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or TOURS:
+        TOURS[name]()
