@@ -23,6 +23,8 @@ from .packs import MAX_INDEX, Layout, decode_layout, unpack_chunk
 from .plan import Run, plan_runs
 
 AT_ONCE = 4
+# More of them would wait for each other at the interpreter's lock.
+WRITERS = 3
 # Frames are unpacked and written in lots of about this size: little is lost when the agent is killed.
 LOT = 512 * 1024
 
@@ -57,6 +59,7 @@ class _Fetch:
         self._packs = packs
         self._layout = layout
         self._report = report
+        self._writing = trio.CapacityLimiter(WRITERS)
 
     async def __call__(self, partial: Partial) -> None:
         total = self._layout.index.data_size
@@ -83,9 +86,9 @@ class _Fetch:
                 parts.append(data)
                 gathered += len(data)
                 if gathered >= LOT:
-                    await trio.to_thread.run_sync(unpacking.take, parts)
+                    await trio.to_thread.run_sync(unpacking.take, parts, limiter=self._writing)
                     parts, gathered = [], 0
-        await trio.to_thread.run_sync(unpacking.take, parts)
+        await trio.to_thread.run_sync(unpacking.take, parts, limiter=self._writing)
 
 
 class _Unpacking:
