@@ -8,7 +8,7 @@ import os
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError, generate_accept_token
+from wsproto.utilities import LocalProtocolError, generate_accept_token
 
 from ..protocols.console import CLOSED_BY_ERROR, CLOSED_NORMALLY
 from ..protocols.errors import ErrorBody, TwinshareError
@@ -62,7 +62,7 @@ class ClientSocket:
                     self._replies += self._connection.send(event.response())
                 elif isinstance(event, CloseConnection):
                     self._closed(event)
-        except (RemoteProtocolError, LocalProtocolError) as error:
+        except LocalProtocolError as error:
             self.error = NodeUnreachable(f"what answers there is not a twinshare node of this version: {error}")
         except TwinshareError as error:
             self.error = error

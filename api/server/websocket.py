@@ -11,9 +11,7 @@ from typing import Any
 
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
-from wsproto.events import CloseConnection, Ping
-from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import RemoteProtocolError
+from wsproto.events import Ping
 
 from ...protocols.errors import InvalidRequest
 from .answer import failure
@@ -32,12 +30,8 @@ class StrictWebsocket(WSStream):
             await self._send_error_response(InvalidRequest.status)
             await self.send(StreamClosed(stream_id=self.stream_id))
             return
-        try:
-            await super().handle(event)
-            if isinstance(event, Request) and self.closed:
-                await self.send(StreamClosed(stream_id=self.stream_id))
-        except RemoteProtocolError:
-            await self._send_wsproto_event(CloseConnection(code=CloseReason.PROTOCOL_ERROR))
+        await super().handle(event)
+        if isinstance(event, Request) and self.closed:
             await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _handle_events(self) -> None:
