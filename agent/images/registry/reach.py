@@ -20,7 +20,7 @@ from ....protocols.errors import RegistryFailed
 from ..settings import RegistrySettings
 
 # Of the 64 KiB that are read at a time otherwise, each costs a turn of the whole loop: a fast disk pull is bound by it.
-httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024  # pyright: ignore[reportAttributeAccessIssue] - a Literal there
 CONNECT_TIMEOUT = 15.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
