@@ -22,6 +22,9 @@ from ..settings import RegistrySettings
 # Of the 64 KiB that are read at a time otherwise, each costs a turn of the whole loop: a fast disk pull is bound by it.
 httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024  # pyright: ignore[reportAttributeAccessIssue] - a Literal there
 CONNECT_TIMEOUT = 15.0
+# A name server is asked once in so many seconds for a host: a delta of an image is hundreds of requests.
+KEPT = 30.0
+_MOST_KEPT = 256
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -60,12 +63,13 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     def __init__(self, trusted: Sequence[RegistrySettings]) -> None:
         self._trusted = {settings.host: settings for settings in trusted}
         self._pools: dict[tuple[str, str, int], httpx.AsyncHTTPTransport] = {}
+        self._found: dict[tuple[str, int], tuple[float, list[str]]] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises: PrivateAddressError, httpx.TransportError."""
         host, port = request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80)
         settings = self._trusted.get(request.url.netloc.decode().lower())
-        addresses = await resolve(host, port)
+        addresses = await self._addresses(host, port)
         if settings is None:
             addresses = [address for address in addresses if is_public(address)]
         if not addresses:
@@ -74,12 +78,32 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             )
         pool = await self._pool(request.url.scheme, host, port, settings)
         request.extensions = {**request.extensions, "sni_hostname": host}
-        for address in addresses[:-1]:
+        failure: httpx.TransportError | None = None
+        for address in addresses:
             try:
-                return await pool.handle_async_request(_to(request, address))
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+                response = await pool.handle_async_request(_to(request, address))
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = error
                 continue
-        return await pool.handle_async_request(_to(request, addresses[-1]))
+            if failure is not None:
+                self._prefer(host, port, address)
+            return response
+        self._found.pop((host, port), None)
+        raise failure or httpx.ConnectError(f"{host} has no address")
+
+    def _prefer(self, host: str, port: int, address: str) -> None:
+        """The next requests need not try first what cannot be reached."""
+        until, addresses = self._found.get((host, port), (0.0, []))
+        self._found[host, port] = until, [address, *(other for other in addresses if other != address)]
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        until, addresses = self._found.get((host, port), (0.0, []))
+        if trio.current_time() >= until:
+            addresses = await resolve(host, port)
+            if len(self._found) >= _MOST_KEPT:
+                self._found.clear()
+            self._found[host, port] = trio.current_time() + KEPT, addresses
+        return addresses
 
     async def _pool(
         self, scheme: str, host: str, port: int, settings: RegistrySettings | None

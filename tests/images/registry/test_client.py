@@ -264,6 +264,39 @@ async def test_a_registry_that_sends_an_upload_inside_has_failed_itself() -> Non
             await client.put_blob(Repository(server.host, "a"), BLOB.digest, len(BODY), once(BODY))
 
 
+async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    answers = iter([["127.0.0.9", "127.0.0.1"]])
+
+    async def resolve(host: str, _port: int) -> list[str]:
+        asked.append(host)
+        return next(answers)
+
+    monkeypatch.setattr(reach, "resolve", resolve)
+    tried: list[str] = []
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def sent(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        tried.append(request.url.host)
+        return await send(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", sent)
+    async with scripted(plain(BODY)) as server, open_client(server) as client:
+        for _ in range(3):
+            assert await read_all(client.read(Repository(server.host, "a"), BLOB)) == BODY
+        assert asked == ["127.0.0.1"]
+        assert tried == ["127.0.0.9", "127.0.0.1", "127.0.0.1", "127.0.0.1"]
+    # What cannot be reached is not tried first again; where nobody listens any more, the name is asked for anew.
+    transport = reach.GuardedTransport([server])
+    request = httpx.Request("GET", f"http://{server.host}/")
+    answers = iter([["127.0.0.1"], ["127.0.0.2"]])
+    for _ in range(2):
+        with pytest.raises(httpx.ConnectError):
+            await transport.handle_async_request(request)
+    assert len(asked) == 3
+    await transport.aclose()
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
