@@ -1,8 +1,4 @@
-"""The node's identity: one ed25519 key, made on the first start, the same peer ID for ever.
-
-The peer ID is libp2p's: base58btc of the identity multihash of the protobuf-encoded public key
-(libp2p specification, peer-ids). It is computed here so that an agent without P2P need not load libp2p.
-"""
+"""The node's identity: one ed25519 key, made on the first start, the same peer ID for ever."""
 
 from __future__ import annotations
 
@@ -10,12 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import base58
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..protocols.base58 import peer_id_of
+
 SEED_SIZE = 32
-# multihash: identity (0x00), 36 bytes; protobuf PublicKey: type = Ed25519 (1), data = 32 bytes.
-_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
 
 
 class IdentityError(Exception):
@@ -29,28 +24,8 @@ class Identity:
     seed: bytes
 
     @property
-    def key(self) -> Ed25519PrivateKey:
-        return Ed25519PrivateKey.from_private_bytes(self.seed)
-
-    @property
     def peer_id(self) -> str:
-        return peer_id_of(self.key.public_key().public_bytes_raw())
-
-    def sign(self, message: bytes) -> bytes:
-        return self.key.sign(message)
-
-
-def peer_id_of(public_key: bytes) -> str:
-    """The peer ID of a raw ed25519 public key."""
-    return base58.b58encode(_PREFIX + public_key).decode()
-
-
-def public_key_of(peer_id: str) -> bytes:
-    """The raw ed25519 public key inside a peer ID. Raises: ValueError."""
-    raw = base58.b58decode(peer_id)
-    if len(raw) != len(_PREFIX) + 32 or not raw.startswith(_PREFIX):
-        raise ValueError(f"{peer_id} is not an ed25519 peer ID")
-    return raw[len(_PREFIX) :]
+        return peer_id_of(Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw())
 
 
 def load_identity(file: Path) -> Identity:

@@ -1,4 +1,8 @@
-"""Base58 as peer IDs are written: no letters that look alike, nothing that a chat would break a word at."""
+"""Base58 as peer IDs are written: no letters that look alike, nothing that a chat would break a word at.
+
+A peer ID is libp2p's: base58btc of the identity multihash of the protobuf-encoded public key (libp2p specification,
+peer-ids). It is computed here so that an agent without P2P need not load libp2p.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ MAX_TEXT = 4096
 
 
 def encode(data: bytes) -> str:
+    """As text; a byte is some 1.37 letters."""
     number = int.from_bytes(data, "big")
     letters = ""
     while number:
@@ -17,7 +22,7 @@ def encode(data: bytes) -> str:
 
 
 def decode(text: str) -> bytes:
-    """Raises: ValueError."""
+    """The bytes of at most `MAX_TEXT` letters. Raises: ValueError."""
     if len(text) > MAX_TEXT:
         raise ValueError(f"{len(text)} characters are more than base58 text has here")
     number = 0
@@ -30,17 +35,17 @@ def decode(text: str) -> bytes:
 
 
 # multihash: identity (0x00), 36 bytes; protobuf PublicKey: type = Ed25519 (1), data = 32 bytes.
-_PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
+PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
 
 
 def peer_id_of(public_key: bytes) -> str:
     """The peer ID of a raw ed25519 public key."""
-    return encode(_PEER_ID_PREFIX + public_key)
+    return encode(PEER_ID_PREFIX + public_key)
 
 
 def public_key_of(peer_id: str) -> bytes:
     """The raw ed25519 public key inside a peer ID. Raises: ValueError."""
     raw = decode(peer_id)
-    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):
+    if len(raw) != len(PEER_ID_PREFIX) + 32 or not raw.startswith(PEER_ID_PREFIX):
         raise ValueError(f"{peer_id[:64]!r} is not an ed25519 peer ID")
-    return raw[len(_PEER_ID_PREFIX) :]
+    return raw[len(PEER_ID_PREFIX) :]

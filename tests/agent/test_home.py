@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from twinshare.agent.home import HomeError, locked_home
-from twinshare.agent.identity import IdentityError, load_identity, peer_id_of, public_key_of
+from twinshare.agent.identity import IdentityError, load_identity
+from twinshare.protocols.base58 import peer_id_of, public_key_of
 
 
 def test_a_second_agent_is_refused_by_the_first_ones_pid(tmp_path: Path) -> None:

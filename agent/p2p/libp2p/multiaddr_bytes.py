@@ -5,8 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-import base58
-
+from ....protocols import base58
 from ..addresses import Address, parse
 from .varint import decode_varint, encode_varint
 
@@ -48,14 +47,14 @@ def from_bytes(data: bytes) -> Address:
 
 
 def peer_id_to_bytes(peer_id: str) -> bytes:
-    return base58.b58decode(peer_id)
+    return base58.decode(peer_id)
 
 
 def peer_id_from_bytes(data: bytes) -> str:
     """Raises: ValueError for what is no ed25519 peer ID."""
-    if len(data) != 38 or not data.startswith(b"\x00\x24\x08\x01\x12\x20"):
+    if len(data) != len(base58.PEER_ID_PREFIX) + 32 or not data.startswith(base58.PEER_ID_PREFIX):
         raise ValueError("no ed25519 peer ID")
-    return base58.b58encode(data).decode()
+    return base58.encode(data)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -86,5 +85,5 @@ def _unpack(name: str, value: bytes) -> str:
         case "tcp":
             return str(int.from_bytes(value, "big"))
         case "p2p":
-            return base58.b58encode(value).decode()
+            return base58.encode(value)
     return value.decode()

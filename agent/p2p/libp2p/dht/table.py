@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import base58
-
+from .....protocols import base58
 from ...addresses import Address
 from ...host import PeerId
 
@@ -40,7 +39,7 @@ def place(key: bytes) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def place_of_peer(peer_id: PeerId) -> int:
-    return place(base58.b58decode(peer_id))
+    return place(base58.decode(peer_id))
 
 
 def nearest(contacts: Iterable[Contact], target: int, most: int = NEAREST) -> list[Contact]:
