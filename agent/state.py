@@ -44,6 +44,7 @@ class State:
         """Run `work` as one durable transaction; it is rolled back when it raises.
 
         Not interrupted by cancellation once it has begun: the caller always learns what was written.
+        Raises: InsufficientResources when the disk is full, and what `work` raises.
         """
 
         def run() -> Result:
@@ -59,9 +60,12 @@ class State:
             raise
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        """One durable statement. Raises: InsufficientResources when the disk is full."""
         await self.transact(lambda db: db.execute(statement, values) and None)
 
     async def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows that a SELECT finds."""
+
         def run() -> list[tuple[Any, ...]]:
             return self._connection.execute(statement, values).fetchall()
 

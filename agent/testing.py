@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from .hypervisor.contract import check_hypervisor
-from .images.contract import check_image_store
+from .images.contract import check_image_exchange, check_image_store
 from .p2p.contract import check_host
 from .p2p.memory import MemoryNetwork
 from .simulation import Cluster, SimulatedNode, open_cluster
@@ -30,6 +30,7 @@ __all__ = [
     "SimulatedNode",
     "check_host",
     "check_hypervisor",
+    "check_image_exchange",
     "check_image_store",
     "open_agent",
     "open_cluster",

@@ -24,6 +24,7 @@ class Role(StrEnum):
     ADMIN = "admin"
 
     def includes(self, needed: Role) -> bool:
+        """Whether who has this role may do what takes `needed`."""
         order = list(Role)
         return order.index(self) >= order.index(needed)
 

@@ -15,6 +15,8 @@ OperationId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class OperationState(StrEnum):
+    """`pending` is in the journal and has not begun; the last three are for ever."""
+
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"

@@ -35,6 +35,7 @@ def convert_query(query: Mapping[str, str], kind: type[Record]) -> Record:
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
+    """Plain values, also numbers that are text, as a `kind`. Raises: InvalidRequest, its path beginning at `name`."""
     try:
         return msgspec.convert(value, kind, strict=False)
     except (msgspec.MsgspecError, ValueError) as error:

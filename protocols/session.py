@@ -170,10 +170,12 @@ class CallerSession(Session):
 
     @property
     def in_flight(self) -> int:
+        """Calls whose last frame has not come yet."""
         return len(self._credit)
 
     @property
     def full(self) -> bool:
+        """Whether one call more would be a breach of the protocol."""
         return len(self._credit) >= MAX_CALLS
 
     @property
@@ -243,12 +245,15 @@ class OwnerSession(Session):
         return self._credit.get(id, 0)
 
     def result(self, id: int, body: bytes) -> None:
+        """Answer the call; a body that no frame can carry becomes the error `too_large`. A second answer is dropped."""
         self._answer(id, Frame(Kind.RESULT, id, "", body))
 
     def fail(self, id: int, error: TwinshareError) -> None:
+        """Answer the call with an error."""
         self._answer(id, Frame(Kind.ERROR, id, "", pack_error(error)))
 
     def detach(self, id: int, operation: Operation) -> None:
+        """Answer a call that wanted to be detached with its operation, which goes on."""
         self._answer(id, Frame(Kind.DETACHED, id, "", msgspec.msgpack.encode(operation)))
 
     def item(self, id: int, kind: str, body: bytes) -> None:

@@ -150,7 +150,7 @@ class VmStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmAddresses(msgspec.Struct, frozen=True, kw_only=True):
-    """The guest's addresses, and where they were learnt: `agent`, `lease`, `arp` or `none`."""
+    """The guest's addresses, and where they were learnt: `agent`, `lease` or `none`."""
 
     ip: str | None
     addresses: list[str]

@@ -80,7 +80,7 @@ class DomainStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """`source` says where they were learnt: `agent`, `lease`, `arp`, `none`."""
+    """`source` says where they were learnt: `agent`, `lease`, `none`."""
 
     addresses: Sequence[str]
     source: str
@@ -124,10 +124,14 @@ class Hypervisor(Protocol):
     """Life and death of domains."""
 
     @property
-    def features(self) -> Features: ...
+    def features(self) -> Features:
+        """As they were found when it was opened."""
+        ...
 
     @property
-    def connected(self) -> bool: ...
+    def connected(self) -> bool:
+        """Whether it can be asked now; `DOWN` and `RESYNC` among the changes tell when that ends and begins."""
+        ...
 
     @property
     def changes(self) -> trio.MemoryReceiveChannel[Change]:
@@ -141,7 +145,10 @@ class Hypervisor(Protocol):
     async def get_domain(self, id: str) -> Domain: ...
 
     async def define(self, plan: DomainPlan) -> None:
-        """Define, or redefine the same id. Raises: VmExists when another domain has the name."""
+        """Define, or redefine the same id; a running domain goes on as it was started.
+
+        Raises: VmExists when another domain has the name, Unsupported when there is no such network.
+        """
         ...
 
     async def undefine(self, id: str) -> None:
@@ -160,20 +167,30 @@ class Hypervisor(Protocol):
         """Pull the plug; no error if it is off. Works on a hung QEMU."""
         ...
 
-    async def pause(self, id: str) -> None: ...
+    async def pause(self, id: str) -> None:
+        """Hold the CPUs; no error if they are held. Raises: WrongState when it is off."""
+        ...
 
-    async def resume(self, id: str) -> None: ...
+    async def resume(self, id: str) -> None:
+        """Let a paused or suspended one go on; no error if it runs. Raises: WrongState when it is off."""
+        ...
 
-    async def set_metadata(self, id: str, metadata: str) -> None: ...
+    async def set_metadata(self, id: str, metadata: str) -> None:
+        """Replace the text of the plan's `metadata`, whether the domain runs or not."""
+        ...
 
 
 @runtime_checkable
 class Observing(Protocol):
     """Optional power: look at a running domain. Each raises WrongState when it is not running."""
 
-    async def stats(self, id: str) -> DomainStats: ...
+    async def stats(self, id: str) -> DomainStats:
+        """What the guest has used since its start."""
+        ...
 
-    async def addresses(self, id: str) -> Addresses: ...
+    async def addresses(self, id: str) -> Addresses:
+        """The guest's IP addresses, those of its own card and IPv4 first; none while none is known."""
+        ...
 
     async def screenshot(self, id: str) -> bytes:
         """A PNG."""

@@ -36,7 +36,9 @@ class ImageStore(Protocol):
     Raises, where nothing else is said: InsufficientResources when the disk is full (and then nothing is left behind).
     """
 
-    async def list_images(self) -> Sequence[Image]: ...
+    async def list_images(self) -> Sequence[Image]:
+        """A row for each name, and one for each base that has none."""
+        ...
 
     async def get_image(self, ref: str) -> Image:
         """`ref` is `name`, `name:tag`, `registry/name:tag` or a digest.

@@ -72,6 +72,7 @@ class PeerEvent:
 
     @property
     def connected(self) -> bool:
+        """Whether the peer is there after this."""
         return self.path is not None
 
 
@@ -115,7 +116,9 @@ class Host(Protocol):
         ...
 
     @property
-    def connections(self) -> Sequence[Connection]: ...
+    def connections(self) -> Sequence[Connection]:
+        """All live ones; a peer may have several."""
+        ...
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:

@@ -175,7 +175,7 @@ class Membership:
     async def revoke(self, peer_id: PeerId) -> News:
         """Put a member out, but not those whom it had let in: they get certificates of ours.
 
-        Returns what the others must learn. Raises: PeerNotFound, Forbidden.
+        Returns what the others must learn. Raises: PeerNotFound, Forbidden, InvalidRequest for this node itself.
         """
         if peer_id not in self._members:
             raise PeerNotFound(f"{peer_id} is no member of this fleet", peer=peer_id)

@@ -118,8 +118,8 @@ class Mesh:
     async def call(self, peer: str, method: Method, arguments: Mapping[str, Any], caller: Caller) -> Any:
         """Any operation of a peer, as if it were here; the peer may be this node.
 
-        Raises: what the operation raises; Detached; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable,
-        PeerMisbehaved, DeadlineExceeded.
+        Raises: what the operation raises; Detached; Forbidden, P2pStopped, PeerNotFound, AmbiguousName,
+        PeerUnreachable, PeerMisbehaved, DeadlineExceeded.
         """
         running = self.require_running()
         peer_id = self.resolve(peer)
@@ -156,7 +156,7 @@ class Mesh:
     async def join(self, text: str) -> Certificate:
         """Join the fleet that a ticket comes from; tells who let us in.
 
-        Raises: InvalidRequest, Conflict, Forbidden, P2pStopped, PeerUnreachable, PeerMisbehaved.
+        Raises: InvalidRequest, Conflict, Forbidden, P2pStopped, PeerNotFound, PeerUnreachable, PeerMisbehaved.
         """
         parts, running = self.parts, self.require_running()
         ticket = decode_ticket(text)

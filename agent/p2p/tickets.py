@@ -82,7 +82,7 @@ class TicketBook:
         return self._content(issued, addresses)
 
     def challenge(self, joiner: PeerId, ticket: bytes, nonce: bytes) -> bytes:
-        """Our nonce for a stranger; the same whether the ticket is known or not."""
+        """Our nonce for a stranger, whether the ticket is known or not. Raises: Overloaded when many are at it."""
         now = self._now()
         self._challenges = {peer: c for peer, c in self._challenges.items() if c.until > now and peer != joiner}
         if len(self._challenges) >= MAX_NONCES:

@@ -27,7 +27,10 @@ def joined(parts: Sequence[Path]) -> Iterator[bytes]:
 
 
 def placed(parts: Sequence[tuple[int, Path]], max_size: int) -> Iterator[bytes]:
-    """Compressed files that say where they begin, as Lume cuts a disk; what lies between them is zeros."""
+    """Compressed files that say where they begin, as Lume cuts a disk; what lies between them is zeros.
+
+    Raises: RegistryFailed when they overlap, InvalidRequest beyond `max_size` bytes.
+    """
     position = 0
     for offset, part in parts:
         check_size(offset + 1, max_size)

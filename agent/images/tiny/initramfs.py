@@ -54,7 +54,7 @@ def build_initramfs(
 
 
 def choose_modules(modules: Mapping[str, Callable[[], bytes]], builtin: frozenset[str]) -> dict[str, bytes]:
-    """The modules the guest takes, each after what it depends on."""
+    """The modules the guest takes, each after what it depends on. Raises: Unsupported when one is not to be had."""
     chosen: dict[str, bytes] = {}
 
     def take(name: str) -> bool:
@@ -79,7 +79,7 @@ def choose_modules(modules: Mapping[str, Callable[[], bytes]], builtin: frozense
 
 
 def choose_libraries(program: bytes, libraries: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes]:
-    """The libraries that a program needs, and the ones that these need, and the loader."""
+    """The libraries that a program needs, those that these need, and the loader. Raises: Unsupported without one."""
     chosen: dict[str, bytes] = {}
     wanted = [LOADER, *needed_libraries(program)]
     while wanted:

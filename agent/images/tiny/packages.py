@@ -49,7 +49,10 @@ class Packages:
             await trio.Path(self._folder / name).mkdir(parents=True, exist_ok=True)
 
     async def refresh(self) -> None:
-        """Read the archive's lists anew into our own folder: the machine's own may be absent or stale."""
+        """Read the archive's lists anew into our own folder: the machine's own may be absent or stale.
+
+        Raises: RegistryFailed.
+        """
         self._options = ["-o", f"Dir::State::Lists={self._folder / 'lists'}", "-o", f"Dir::Cache={self._folder}"]
         done = await self._run(["apt-get", "update", "-q"], FETCH_TIMEOUT)
         if done.returncode:
