@@ -20,6 +20,7 @@ import trio
 
 from ..protocols.access import Caller, Limits
 from ..protocols.errors import (
+    DeadlineExceeded,
     ErrorBody,
     IdempotencyMismatch,
     InsufficientResources,
@@ -117,7 +118,7 @@ class Operations:
             raise Detached(run.view(self._node) if run else await self.get(id))
         if run is None:
             return self._outcome(await self.get(id))
-        await run.ended.wait()
+        await run.answered.wait()
         return self._outcome(run.view(self._node))
 
     @staticmethod
@@ -136,14 +137,14 @@ class Operations:
             if run.step_name != UNDO:
                 with run.scope:
                     await self._do(run, recipe)
-            with trio.CancelScope(shield=True):
-                # Neither done nor refused nor cancelled by somebody: the node is stopping, the next start goes on.
-                if run.result is not None or run.error is not None or run.cancel_asked:
-                    await self._finish(run, recipe)
+            # Neither done nor refused nor cancelled by somebody: the node is stopping, the next start goes on.
+            if run.result is not None or run.error is not None or run.cancel_asked:
+                await self._finish(run, recipe)
         finally:
             release()
             self._pace.end(run.principal)
             self._running.pop(run.id, None)
+            run.answered.set()
             run.ended.set()
 
     async def _do(self, run: Run, recipe: Recipe) -> None:
@@ -163,26 +164,34 @@ class Operations:
             if recipe.undo is not None and not await self._undo(run, recipe.undo):
                 return
         run.state = outcome
-        await self.save(run, patiently=True)
+        with trio.CancelScope(shield=True):
+            await self.save(run, patiently=True)
         self.tell("op.done", run)
 
     async def _undo(self, run: Run, undo: Callable[[Run], Awaitable[None]]) -> bool:
-        """Whether all was taken back; if not, the journal keeps the operation and the next start undoes it."""
+        """Whether all was taken back. It waits for a hypervisor that is away, its caller no longer than a minute.
+
+        Not shielded: what the stop of the node interrupts, or a bug, the journal keeps, and the next start undoes it.
+        """
         run.step_name = UNDO
-        await self.save(run, patiently=True)
-        with trio.move_on_after(UNDO_PATIENCE):
-            while True:
-                try:
-                    await undo(run)
-                    return True
-                except Unavailable:
-                    await trio.sleep(UNDO_RETRY)
-                except TwinshareError as error:
-                    log.warning("could not undo all", operation=run.id, kind=run.kind, error=error.message)
-                    break
-                except Exception:
-                    log.exception("undo failed by a bug", operation=run.id, kind=run.kind)
-                    break
+        with trio.CancelScope(shield=True):
+            await self.save(run, patiently=True)
+        patience = trio.current_time() + UNDO_PATIENCE
+        while True:
+            try:
+                await undo(run)
+                return True
+            except (Unavailable, DeadlineExceeded) as error:
+                if trio.current_time() >= patience and not run.answered.is_set():
+                    log.warning("cannot undo it yet", operation=run.id, kind=run.kind, error=error.message)
+                    run.answered.set()
+            except TwinshareError as error:
+                log.warning("could not undo all", operation=run.id, kind=run.kind, error=error.message)
+                break
+            except Exception:
+                log.exception("undo failed by a bug", operation=run.id, kind=run.kind)
+                break
+            await trio.sleep(UNDO_RETRY)
         log.error("an operation is left half undone until the next start", operation=run.id, kind=run.kind)
         return False
 
@@ -244,7 +253,7 @@ class Operations:
         if run := self._running.get(id):
             run.cancel_asked = True
             run.scope.cancel()
-            await run.ended.wait()
+            await run.answered.wait()
         return await self.get(id)
 
     @property

@@ -52,7 +52,8 @@ class Run:
         self.result: Any = None
         self.error: ErrorBody | None = None
         self.created_at = self.updated_at = time.time()
-        self.ended = trio.Event()
+        # The caller waits for the first; both are one moment, but where what was done cannot be taken back yet.
+        self.answered, self.ended = trio.Event(), trio.Event()
         self.scope = trio.CancelScope()
         self.cancel_asked = False
         self._journal = journal

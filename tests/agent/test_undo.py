@@ -1,0 +1,91 @@
+"""What was begun and failed is taken back, also when the hypervisor goes away in the middle of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from twinshare.agent import operations
+from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.node import Node
+from twinshare.agent.vms import LocalVms
+from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
+from twinshare.protocols.operation import OperationState
+
+from .nodes import open_test_node, spec
+
+
+def goes_down_at_start(hypervisor: FakeHypervisor) -> None:
+    """The next start finds it gone, and so does whoever wants to take back what was made."""
+
+    async def start(id: str) -> None:
+        hypervisor.go_down()
+        raise HypervisorDown("it went away")
+
+    hypervisor.start = start  # type: ignore[method-assign]
+
+
+@asynccontextmanager
+async def a_node(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, FakeHypervisor]]:
+    """A node whose next start of a VM fails; what was made for it cannot be taken back yet."""
+    async with open_test_node(folder, uri=f"fake://{folder}/fake.json") as (node, vms, hypervisor):
+        goes_down_at_start(hypervisor)
+        yield node, vms, hypervisor
+
+
+async def only(node: Node) -> OperationState:
+    [operation] = await node.operations.list()
+    return operation.state
+
+
+async def test_it_is_taken_back_when_the_hypervisor_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "UNDO_PATIENCE", 0.1)
+    async with a_node(tmp_path) as (node, vms, hypervisor):
+        with trio.fail_after(10), pytest.raises(HypervisorDown):
+            await vms.create_vm(spec(start=True))
+        assert await only(node) is OperationState.RUNNING
+        hypervisor.come_up()
+        [operation] = await node.operations.list()
+        assert (await node.operations.wait(operation.id, 10)).state is OperationState.FAILED
+        assert await vms.list_vms() == []
+        assert list((tmp_path / "vms").iterdir()) == []
+
+
+async def test_a_node_that_stops_leaves_it_to_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "UNDO_PATIENCE", 12.0)
+    with trio.fail_after(10):
+        async with a_node(tmp_path) as (node, vms, _):
+            with trio.move_on_after(1):
+                await vms.create_vm(spec(start=True))
+            node.operations.patience = 0.1
+    async with open_test_node(tmp_path, uri=f"fake://{tmp_path}/fake.json") as (node, vms, _):
+        [operation] = await node.operations.list()
+        assert (await node.operations.wait(operation.id, 10)).state is OperationState.FAILED
+        assert await vms.list_vms() == []
+        assert list((tmp_path / "vms").iterdir()) == []
+
+
+async def test_a_hypervisor_that_is_too_slow_is_asked_again(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, hypervisor):
+        real = hypervisor.destroy
+        refused: list[str] = []
+
+        async def start(id: str) -> None:
+            raise DeadlineExceeded("it hangs")
+
+        async def destroy(id: str) -> None:
+            if not refused:
+                refused.append(id)
+                raise DeadlineExceeded("it hangs still")
+            await real(id)
+
+        hypervisor.start, hypervisor.destroy = start, destroy  # type: ignore[method-assign]
+        with pytest.raises(DeadlineExceeded, match=r"it hangs$"):
+            await vms.create_vm(spec(start=True))
+        assert refused
+        assert await only(node) is OperationState.FAILED
+        assert await vms.list_vms() == []
