@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .packs import Layout
 
-MAX_RUN = 16 << 20
+MAX_RUN = 8 << 20
 # Fetching so many bytes that are not wanted costs less than asking once more.
 MAX_WASTE = 32 * 1024
 

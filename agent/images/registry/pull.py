@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import trio
@@ -70,14 +70,13 @@ class _Fetch:
             self._report(Progress(done=total - partial.left, total=total, unit="bytes", message=message))
 
         async def work(run: Run) -> None:
-            await self._fetch_run(partial, run)
-            tell()
+            await self._fetch_run(partial, run, tell)
 
         tell()
         await each(plan_runs(self._layout, partial.gaps.keys()), work, at_once=AT_ONCE)
 
-    async def _fetch_run(self, partial: Partial, run: Run) -> None:
-        """Ask for the run's bytes, and write its chunks as they come."""
+    async def _fetch_run(self, partial: Partial, run: Run, tell: Callable[[], None]) -> None:
+        """Ask for the run's bytes, and write its chunks as they come. `tell` is called after each lot."""
         unpacking = _Unpacking(partial, run, self._repository.host)
         parts: list[bytes] = []
         gathered = 0
@@ -88,7 +87,9 @@ class _Fetch:
                 if gathered >= LOT:
                     await trio.to_thread.run_sync(unpacking.take, parts, limiter=self._writing)
                     parts, gathered = [], 0
+                    tell()
         await trio.to_thread.run_sync(unpacking.take, parts, limiter=self._writing)
+        tell()
 
 
 class _Unpacking:
