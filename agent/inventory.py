@@ -23,6 +23,8 @@ from .record import Record, read_record, view
 
 log = structlog.get_logger(__name__)
 
+FIRST_LOOK_EVERY = 1.0
+
 
 class Inventory:
     """Made by `open_inventory`.
@@ -49,12 +51,21 @@ class Inventory:
         self._seen_all = False
 
     def list(self) -> Sequence[Vm]:
-        """Every VM, by name. Raises: HypervisorDown when the hypervisor was never seen."""
-        if not self._seen_all and not self._hypervisor.connected:
-            problems = "; ".join(self._hypervisor.features.problems)
-            raise HypervisorDown(f"this node cannot run VMs: {problems or 'the hypervisor is not ready yet'}")
+        """Every VM, by name. Raises: HypervisorDown until the hypervisor has told all of them once."""
+        self.require_complete()
         making = [vm for id, vm in self._making.items() if id not in self._records]
         return sorted([*(self.view(record) for record in self._records.values()), *making], key=lambda vm: vm.name)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the hypervisor has told of all its VMs; until then one that is not here may well exist."""
+        return self._seen_all
+
+    def require_complete(self) -> None:
+        """Raises: HypervisorDown."""
+        if not self._seen_all:
+            problems = "; ".join(self._hypervisor.features.problems)
+            raise HypervisorDown(f"this node cannot run VMs: {problems or 'the hypervisor is not ready yet'}")
 
     def records(self) -> Iterable[Record]:
         return list(self._records.values())
@@ -63,8 +74,7 @@ class Inventory:
         """By name or id. Raises: VmNotFound."""
         record = self._records.get(ref) or next((r for r in self._records.values() if r.domain.name == ref), None)
         if record is None:
-            if not self._seen_all:
-                self.list()
+            self.require_complete()
             raise VmNotFound(f"Virtual machine '{ref}' not found", vm=ref)
         return record
 
@@ -209,7 +219,8 @@ class Inventory:
 
     async def _look_around(self, interval: float) -> None:
         while True:
-            await trio.sleep(interval)
+            # Until all were seen once, nobody is told of any.
+            await trio.sleep(interval if self._seen_all else min(interval, FIRST_LOOK_EVERY))
             if self._hypervisor.connected:
                 await self._take(Change(kind=ChangeKind.RESYNC))
 

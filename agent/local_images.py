@@ -69,7 +69,7 @@ class ImageRoom:
         table["prune_images"] = Recipe(PruneRequest, Pruned, self._prune, frees=True)
 
     async def _remove(self, run: Run) -> Image:
-        gone = await self.store.remove_image(run.notes["ref"], used_by=self.vms.users_of)
+        gone = await self.store.remove_image(run.notes["ref"], used_by=self.vms.all_users_of)
         self._tell("image.removed", gone)
         return gone
 
@@ -85,7 +85,7 @@ class ImageRoom:
 
     async def _prune(self, run: Run) -> Pruned:
         asked: PruneRequest = run.request
-        gone = await self.store.prune_images(used_by=self.vms.users_of, everything=asked.all, dry_run=asked.dry_run)
+        gone = await self.store.prune_images(used_by=self.vms.all_users_of, everything=asked.all, dry_run=asked.dry_run)
         if not asked.dry_run:
             for image in gone:
                 self._tell("image.removed", image)

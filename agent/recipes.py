@@ -80,6 +80,10 @@ class VmRecipes:
         notes = [msgspec.json.decode(file.read_bytes()) for file in self.vms.glob(f"*/{KEPT_DISK}")]
         return [note["vm"]["name"] for note in notes if note["digest"] == digest]
 
+    def has_disks(self) -> bool:
+        """Whether any VM has a folder here, whatever the hypervisor says."""
+        return any(not (folder / KEPT_DISK).exists() for folder in self.vms.iterdir())
+
     async def create(self, run: Run) -> Vm:
         spec: VmSpec = run.request
         id = vm_id(run.key)

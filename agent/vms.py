@@ -85,6 +85,15 @@ class VmRoom:
         kept = [f"the kept disk of {name}" for name in self.recipes.kept_disks(digest)]
         return sorted({*self.inventory.used_by(digest), *making, *kept})
 
+    def all_users_of(self, digest: str) -> list[str]:
+        """The same, to decide on what is removed. Raises: HypervisorDown while there may be VMs that nobody told of."""
+        if not self.inventory.is_complete and self.recipes.has_disks():
+            raise HypervisorDown(
+                "the hypervisor has not told yet which VMs there are, and images may be under their disks; "
+                "no image is removed before"
+            )
+        return self.users_of(digest)
+
     def _claimed(self, spec: VmSpec, digest: str, release_room: Release) -> Release:
         self.supply.promised[spec.name] = digest
 
@@ -155,8 +164,8 @@ class LocalVms:
     async def create_vm(self, spec: VmSpec) -> Vm:
         async def admit(run: Run) -> Release:
             room = self._room
+            room.inventory.require_complete()
             if not room.hypervisor.connected:
-                room.inventory.list()
                 raise HypervisorDown("the hypervisor does not answer now; try again in a moment")
             accelerator, warnings = room.accelerator_for(spec.hypervisor)
             networks = room.hypervisor.features.networks

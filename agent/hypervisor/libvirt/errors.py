@@ -64,6 +64,8 @@ _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
         Unsupported,
         "this machine cannot run the VM with KVM",
     ),
+    # libvirt calls some of it unsupported: a VM that stops has no powers any more.
+    (r"inactive domain", WrongState, "the VM is not running"),
     (_QEMU_ENDED, WrongState, "its QEMU ended meanwhile; look at its state, and try again"),
 )
 _BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {

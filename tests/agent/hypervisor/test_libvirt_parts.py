@@ -28,6 +28,7 @@ HEARD: list[tuple[int, int, str, type[errors.TwinshareError]]] = [
     (9, 20, "operation failed: domain 'a' already exists with uuid 2559", errors.VmExists),
     (9, 20, "operation failed: domain 'a' is already defined with uuid 2e68", errors.VmExists),
     (55, 10, "Requested operation is not valid: domain is not running", errors.WrongState),
+    (84, 10, "Operation not supported: cannot perform disk backup for inactive domain", errors.WrongState),
     (38, 18, "Cannot access storage file '/x' (as uid:999, gid:995): No such file or directory", errors.ImageDamaged),
     (38, 18, "Cannot access backing file '/b' of storage file '/x' (as uid:999)", errors.ImageDamaged),
     (38, 18, "Failed to open file '/x': Permission denied", errors.ImageDamaged),

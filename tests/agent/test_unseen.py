@@ -1,0 +1,61 @@
+"""A hypervisor that has not told of its VMs yet: nobody takes that for a machine without VMs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.port import Domain
+from twinshare.agent.local_images import LocalImages
+from twinshare.agent.node import open_node
+from twinshare.agent.vms import LocalVms
+from twinshare.protocols.access import LOCAL_ADMIN
+from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
+
+from .nodes import config, open_test_node, spec
+
+
+async def test_vms_that_nobody_told_of_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"fake://{tmp_path}/fake.json"
+    async with open_test_node(tmp_path, uri=uri) as (_, vms, _):
+        made = await vms.create_vm(spec())
+    real, hangs = FakeHypervisor.list_domains, [True]
+
+    async def list_domains(self: FakeHypervisor) -> Sequence[Domain]:
+        if hangs:
+            raise DeadlineExceeded("it hangs")
+        return await real(self)
+
+    monkeypatch.setattr(FakeHypervisor, "list_domains", list_domains)
+    async with open_node(config(tmp_path, uri=uri)) as node:
+        vms, images = LocalVms(node.vms, LOCAL_ADMIN), LocalImages(node.images, LOCAL_ADMIN)
+        asked = (
+            vms.list_vms(),
+            vms.get_vm("one"),
+            vms.create_vm(spec()),
+            images.remove_image("disk"),
+            images.prune_images(all=True),
+        )
+        for refused in asked:
+            with pytest.raises(HypervisorDown):
+                await refused
+        [image] = await images.list_images()
+        assert node.images.store.base_path(image.digest).exists()  # type: ignore[attr-defined]
+        hangs.clear()
+        with trio.fail_after(10):
+            while not node.vms.inventory.is_complete:
+                await trio.sleep(0.05)
+        assert [vm.id for vm in await vms.list_vms()] == [made.id]
+        assert (await images.prune_images(all=True)).images == []
+
+
+async def test_images_can_go_from_a_machine_without_vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def list_domains(self: FakeHypervisor) -> Sequence[Domain]:
+        raise DeadlineExceeded("it hangs")
+
+    monkeypatch.setattr(FakeHypervisor, "list_domains", list_domains)
+    async with open_test_node(tmp_path) as (node, _, _):
+        images = LocalImages(node.images, LOCAL_ADMIN)
+        assert (await images.remove_image("disk")).name == "disk"
