@@ -164,9 +164,9 @@ def _sockets(pid: int) -> set[int]:
     found: set[int] = set()
     directory = f"/proc/{pid}/fd"
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for name in os.listdir(directory):  # noqa: PTH208
+        for name in os.listdir(directory):  # noqa: PTH208 - as above
             with contextlib.suppress(FileNotFoundError):
-                link = os.readlink(f"{directory}/{name}")  # noqa: PTH115
+                link = os.readlink(f"{directory}/{name}")  # noqa: PTH115 - as above
                 if link.startswith("socket:["):
                     found.add(int(link[8:-1]))
     return found

@@ -59,7 +59,7 @@ class Pages:
                 message["headers"] = [*message["headers"], *PROTECTION]
             await request.send(message)
 
-        await app(request.scope, request.receive, send)  # type: ignore[arg-type]
+        await app(request.scope, request.receive, send)  # type: ignore[arg-type]  # hypercorn's TypedDicts of the same
 
     async def _quart(self) -> QuartTrio:
         async with self._loading:

@@ -46,6 +46,6 @@ if __name__ == "__main__":
             nursery.start_soon(keep_alive, self)
             nursery.start_soon(note_lateness, target)
 
-    Supervisor.keep_alive = watched  # type: ignore[method-assign]
+    Supervisor.keep_alive = watched  # type: ignore[method-assign]  # to look over its shoulder
     sys.argv = ["twinshare", "agent", *sys.argv[2:]]
     main()

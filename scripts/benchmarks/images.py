@@ -42,7 +42,8 @@ MEGABYTE = 1e6
 
 async def measure() -> list[Row]:
     """Needs docker-registry, curl, zstd and e2fsprogs; 5 GB in the temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="twinshare-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as name:  # noqa: S108
+    place = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - on a disk, which /tmp may not be
+    with tempfile.TemporaryDirectory(prefix="twinshare-bench-", dir=place) as name:
         folder = Path(name)
         disks = await trio.to_thread.run_sync(make_disks, folder)
         rows = await trio.to_thread.run_sync(_chunk_and_pack, disks.first, folder)

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,8 @@ def dying_at(boundary: int, home: Path, act: Act) -> Any:
 
         return wrapper
 
-    operations.Operations.save = mortal(plain[0])  # type: ignore[method-assign,assignment]
-    operations.Operations._insert = mortal(plain[1])  # type: ignore[method-assign,assignment]
+    operations.Operations.save = mortal(plain[0])  # type: ignore[method-assign,assignment]  # it dies in there
+    operations.Operations._insert = mortal(plain[1])  # type: ignore[method-assign,assignment]  # as above
     return trio.run(live, home, act)
 
 
@@ -149,14 +150,14 @@ def walk_boundaries(root: Path) -> None:
     for name, (before, act, expected) in SCENARIOS.items():
         template, home = root / f"{name}-before", root / "home"
         # The template is made at the path where it is used: overlays and domains name it.
-        finish(*in_child(lambda before=before: trio.run(prepare, home, before)))  # type: ignore[misc]  # noqa: B023
+        finish(*in_child(partial(trio.run, prepare, home, before)))
         home.rename(template)
         killed, boundary = True, 0
         while killed:
             fresh(template, home)
-            status, _ = finish(*in_child(lambda b=boundary, a=act: dying_at(b, home, a)))  # type: ignore[misc]  # noqa: B023
+            status, _ = finish(*in_child(partial(dying_at, boundary, home, act)))
             killed = status == -signal.SIGKILL
-            status, seen = finish(*in_child(lambda a=act: trio.run(live, home, a)))  # type: ignore[misc]  # noqa: B023
+            status, seen = finish(*in_child(partial(trio.run, live, home, act)))
             tell(name, f"boundary {boundary}", killed, expected, status, seen)
             boundary += 1
         shutil.rmtree(home)
@@ -168,18 +169,18 @@ def random_instants(root: Path, count: int, seed: int) -> None:
     home = root / "home"
     templates: dict[str, Path] = {}
     for name in names:
-        finish(*in_child(lambda n=name: trio.run(prepare, home, SCENARIOS[n][0])))  # type: ignore[misc]
+        finish(*in_child(partial(trio.run, prepare, home, SCENARIOS[name][0])))
         templates[name] = root / f"{name}-before"
         home.rename(templates[name])
     for number in range(count):
         name = names[number % len(names)]
         _, act, expected = SCENARIOS[name]
         fresh(templates[name], home)
-        pid, reader = in_child(lambda a=act: trio.run(live, home, a))  # type: ignore[misc]
+        pid, reader = in_child(partial(trio.run, live, home, act))
         time.sleep(chance.uniform(0.0, 0.12))
         os.kill(pid, signal.SIGKILL)
         killed = finish(pid, reader)[0] == -signal.SIGKILL
-        status, seen = finish(*in_child(lambda a=act: trio.run(live, home, a)))  # type: ignore[misc]
+        status, seen = finish(*in_child(partial(trio.run, live, home, act)))
         tell(name, f"random {number}", killed, expected, status, seen)
 
 

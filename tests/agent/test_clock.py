@@ -18,7 +18,7 @@ async def test_a_clock_that_is_set_changes_no_uptime(
         """The time of day, as somebody has set it."""
 
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # Self, which nobody here needs
             return datetime.now(tz) + timedelta(hours=hours)
 
     async with open_test_node(tmp_path) as (node, vms, _):

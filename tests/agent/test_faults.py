@@ -71,7 +71,7 @@ async def test_a_start_that_fails_undoes_the_creation(tmp_path: Path) -> None:
             hypervisor.refuse_start(id, ImageDamaged("the disk is corrupt"))
             await real(id)
 
-        hypervisor.start = start  # type: ignore[method-assign]
+        hypervisor.start = start  # type: ignore[method-assign]  # it fails after the admission
         with pytest.raises(ImageDamaged):
             await vms.create_vm(spec(start=True))
         assert await vms.list_vms() == []

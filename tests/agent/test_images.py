@@ -97,16 +97,16 @@ async def test_a_vm_that_runs_goes_on(tmp_path: Path) -> None:
 async def test_a_vm_that_stops_meanwhile_is_no_image(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec(start=True))
-        tool = node.images.store._run_tool  # type: ignore[attr-defined]
+        tool = node.images.store._run_tool  # type: ignore[attr-defined]  # the store on disk's own
 
         async def broken(argv: list[str], *, timeout: float) -> subprocess.CompletedProcess[bytes]:
             await vms.stop_vm("one", force=True)
             return subprocess.CompletedProcess(argv, 1, b"", b"qemu-img: error while reading: Input/output error")
 
-        node.images.store._run_tool = broken  # type: ignore[attr-defined]
+        node.images.store._run_tool = broken  # type: ignore[attr-defined]  # as above
         with pytest.raises(WrongState, match="stopped while its disk was read"):
             await images_of(node).capture_image("one", "x")
-        node.images.store._run_tool = tool  # type: ignore[attr-defined]
+        node.images.store._run_tool = tool  # type: ignore[attr-defined]  # as above
         assert [image.name for image in await images_of(node).list_images()] == ["disk"]
 
 
@@ -143,7 +143,7 @@ async def test_a_capture_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
             await go_on.wait()
             return await run_tool(argv, timeout=timeout)
 
-        store._run_tool = slow  # type: ignore[attr-defined]
+        store._run_tool = slow  # type: ignore[attr-defined]  # the store on disk's own
         async with trio.open_nursery() as nursery:
 
             async def capture() -> None:
@@ -162,7 +162,7 @@ async def test_a_capture_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
 async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
         images = LocalImages(node.images, LOCAL_ADMIN)
-        exchange = FakeImageExchange(node.images.store)  # type: ignore[arg-type]
+        exchange = FakeImageExchange(node.images.store)  # type: ignore[arg-type]  # it only adds to it
         node.images.exchange = node.vms.supply.exchange = exchange
         exchange.publish("registry.example/org/web:v1", raw_disk(7))
         async with node.events.subscribe(None) as events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -19,6 +20,7 @@ from twinshare.protocols.errors import (
     TwinshareError,
     VmExists,
 )
+from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Operation, OperationState
 from twinshare.protocols.vm import VmStatus
 
@@ -126,13 +128,13 @@ async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Re
         supply, images = node.vms.supply, LocalImages(node.images, LOCAL_ADMIN)
         pull = supply.exchange.pull_image
 
-        async def pull_and_lose(ref: str, **more: object) -> object:
-            image = await pull(ref, **more)  # type: ignore[arg-type]
+        async def pull_and_lose(ref: str, **more: Any) -> Image:
+            image = await pull(ref, **more)
             if remote.pulls == 1:
                 await images.prune_images(all=True)
             return image
 
-        supply.exchange.pull_image = pull_and_lose  # type: ignore[method-assign,assignment]
+        supply.exchange.pull_image = pull_and_lose  # type: ignore[method-assign]  # a thief on the way
         made = await vms.create_vm(spec(image=REF))
         assert remote.pulls == 2
         assert (await images.get_image(REF)).used_by == [made.name]

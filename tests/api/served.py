@@ -91,7 +91,7 @@ async def served(data_dir: Path, network: MemoryNetwork | None = None, **api: An
     async with (
         _opened(config(data_dir, **api), network) as node,
         open_api(node) as url,
-        httpx.AsyncClient(base_url=url, timeout=DEADLINE, trust_env=False, verify=False) as client,  # noqa: S501
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE, trust_env=False, verify=False) as client,  # noqa: S501 - a certificate of a test
     ):
         yield Served(node, url, client)
 

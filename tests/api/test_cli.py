@@ -307,4 +307,4 @@ def test_every_command_has_help() -> None:
 
     walk(main)
     for place in PLACES:
-        walk(main.get_command(None, place), place)  # type: ignore[arg-type]
+        walk(main.get_command(None, place), place)  # type: ignore[arg-type]  # it needs no context

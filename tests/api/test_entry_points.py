@@ -133,7 +133,7 @@ async def test_the_example_runs_as_written(tmp_path: Path) -> None:
 
 def test_the_service_is_hardened() -> None:
     unit = configparser.RawConfigParser(strict=False)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # its documented way to keep capitals
     unit.read(SERVICE)
     service = unit["Service"]
     wanted = {

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,11 +43,11 @@ def connected(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.s
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("way", [sockets._ask_kernel, sockets._read_table])
-def test_the_kernel_knows_the_far_end(host: str, way: object) -> None:
+def test_the_kernel_knows_the_far_end(host: str, way: Callable[..., FarSocket | None]) -> None:
     with connected(host) as (client, server):
         ends = server.getpeername()[:2], server.getsockname()[:2]
         expected = FarSocket(uid=os.geteuid(), inode=os.fstat(client.fileno()).st_ino)
-        assert way(*ends) == expected  # type: ignore[operator]
+        assert way(*ends) == expected
         assert far_socket(*ends) == expected
         assert far_socket((ends[0][0], 1), ends[1]) is None
 

@@ -15,6 +15,7 @@ from tests.images.stores import disk_store
 from tests.images.test_store import dying_at
 from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk
 from twinshare.agent.images.index import ChunkIndex, index_bytes
+from twinshare.agent.images.partial import Partial
 from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
 from twinshare.protocols.errors import ImageDamaged
 from twinshare.protocols.image import Fault, ImageCheck
@@ -231,12 +232,12 @@ async def test_anew_by_chunks_only_what_is_damaged_is_fetched(tmp_path: Path) ->
         await store.fsck_images(used_by=nobody, report=quiet)
         fetched = 0
 
-        async def fetch(partial: object) -> None:
+        async def fetch(partial: Partial) -> None:
             nonlocal fetched
-            for digest, places in list(partial.gaps.items()):  # type: ignore[attr-defined]
+            for digest, places in list(partial.gaps.items()):
                 offset, length = places[0]
                 fetched += length
-                partial.fill([(digest, disk[offset : offset + length])])  # type: ignore[attr-defined]
+                partial.fill([(digest, disk[offset : offset + length])])
 
         name = parse_reference("one")
         await store.add_chunks(index_bytes(disk), fetch, Arrival(name, Origin("test"), quiet))

@@ -153,7 +153,7 @@ async def test_the_stock_muxer_and_ours_understand_each_other(seed: int) -> None
     rng = random.Random(seed)
     near, far = [MemoryChannel(stream) for stream in memory_stream_pair()]
     ours = YamuxConnection(near, peer_id="stock", client=True, dead_after=60)
-    stock = Yamux(StockWire(far), ID(b"us"), is_initiator=False)  # type: ignore[arg-type]
+    stock = Yamux(StockWire(far), ID(b"us"), is_initiator=False)  # type: ignore[arg-type]  # of its interface what it uses
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ours.run, lambda _: None)

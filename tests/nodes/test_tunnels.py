@@ -133,7 +133,7 @@ async def test_an_operator_elsewhere_does_not_open_this_machine_to_the_network(t
         (Role.OPERATOR, "0.0.0.0", True),  # noqa: S104 - that is what is refused
         (Role.OPERATOR, "::", True),
         (Role.OPERATOR, "127.0.0.2", False),
-        (Role.ADMIN, "0.0.0.0", False),  # noqa: S104
+        (Role.ADMIN, "0.0.0.0", False),  # noqa: S104 - for a moment
     ):
         async with pair(tmp_path / f"{role}{bind.replace(':', '-')}", role) as (near, far, _):
             await call(near, "create_vm", "node-0", spec=spec("mine", start=True))

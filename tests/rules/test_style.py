@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from tests.rules.tree import ROOMS, modules
@@ -56,6 +57,21 @@ def test_tests_wait_for_conditions_and_never_sleep_a_thread() -> None:
         if path not in SLEEPERS and isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
     ]
     assert not sleeps
+
+
+# The codes, a dash, and why; of types the codes in brackets, and why in a comment of its own.
+SILENCED = re.compile(r"# (?:noqa|(?:type|pyright): ignore)\b")
+REASONED = re.compile(r"# (?:noqa: [A-Z0-9, ]+ - |(?:type|pyright): ignore\[[\w,-]+\](?:  #| -) )\w")
+
+
+def test_who_silences_a_checker_says_why() -> None:
+    silent = [
+        f"{path}:{number}"
+        for path, _, text in modules(*ROOMS, "tests", "scripts", "examples")
+        for number, line in enumerate(text.splitlines(), 1)
+        if SILENCED.search(line) and not REASONED.search(line)
+    ]
+    assert not silent
 
 
 def test_broad_excepts_stand_at_the_borders_only() -> None:

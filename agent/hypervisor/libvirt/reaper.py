@@ -37,7 +37,7 @@ def burying_guests() -> Iterator[None]:
     finally:
         _holders -= 1
         if _holders == 0:
-            signal.signal(signal.SIGCHLD, _former or signal.SIG_DFL)  # type: ignore[arg-type]
+            signal.signal(signal.SIGCHLD, _former or signal.SIG_DFL)  # type: ignore[arg-type]  # what it gave, it takes
             _adopt_orphans(False)
 
 

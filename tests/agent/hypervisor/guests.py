@@ -61,7 +61,7 @@ class PlanMaker:
             "mac": "52:54:00:00:00:01",
             "metadata": "{}",
         }
-        return DomainPlan(**facts | changes)  # type: ignore[arg-type]
+        return DomainPlan(**facts | changes)  # type: ignore[arg-type]  # the plan's own fields, by name
 
     def base(self, name: str, code: bytes) -> Path:
         path = self._vms / f"{name}.raw"

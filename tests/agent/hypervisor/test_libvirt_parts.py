@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import libvirt
 import pytest
@@ -110,7 +111,7 @@ KILLED = "internal error: process exited while connecting to monitor"
 
 def test_a_start_whose_qemu_was_killed_is_begun_once_more() -> None:
     domain = Reluctant(KILLED)
-    verbs.start(domain)  # type: ignore[arg-type]
+    verbs.start(domain)  # type: ignore[arg-type]  # of a domain what a start needs
     assert domain.begun == 2
 
 
@@ -118,7 +119,7 @@ def test_a_start_whose_qemu_was_killed_is_begun_once_more() -> None:
 def test_no_start_is_begun_for_ever_or_in_vain(words: list[str], begun: int) -> None:
     domain = Reluctant(*words)
     with pytest.raises(libvirt.libvirtError):
-        verbs.start(domain)  # type: ignore[arg-type]
+        verbs.start(domain)  # type: ignore[arg-type]  # of a domain what a start needs
     assert domain.begun == begun
 
 
@@ -133,8 +134,10 @@ def test_no_start_is_begun_for_ever_or_in_vain(words: list[str], begun: int) -> 
         ("qemu", True, True, "qemu"),
     ],
 )
-def test_kvm_only_where_the_cpu_says_so_too(wish: str, offered: bool, cpu_can: bool, chosen: str) -> None:
-    accelerator, problem = choose_accelerator(wish, offered, cpu_can)  # type: ignore[arg-type]
+def test_kvm_only_where_the_cpu_says_so_too(
+    wish: Literal["auto", "kvm", "qemu"], offered: bool, cpu_can: bool, chosen: str
+) -> None:
+    accelerator, problem = choose_accelerator(wish, offered, cpu_can)
     assert accelerator == chosen
     assert (problem is not None) == (wish == "auto" and chosen == "qemu")
 
@@ -155,7 +158,7 @@ Hub -1 (hostnet0):
 def test_forwards_are_read_from_the_table_of_the_right_network() -> None:
     assert list(parse_forwards(USERNET, "hostnet0")) == [
         HostForward("127.0.0.1", 37089, 80),
-        HostForward("0.0.0.0", 37091, 22),  # noqa: S104
+        HostForward("0.0.0.0", 37091, 22),  # noqa: S104 - not bound
     ]
     assert list(parse_forwards(USERNET, "#net071")) == [HostForward("127.0.0.1", 4001, 81)]
     assert list(parse_forwards(USERNET, "ts0")) == []

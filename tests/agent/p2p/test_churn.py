@@ -83,7 +83,7 @@ async def test_a_cut_of_many_minutes_is_over_in_seconds(autojump_clock: MockCloc
             knocks.append(trio.current_time())
             return await connect(*args, **more)
 
-        host.connect = noted  # type: ignore[method-assign]
+        host.connect = noted  # type: ignore[method-assign]  # to count
         for minutes, slowest in ((45, 9.0), (180, 22.5)):
             knocks.clear()
             cluster.network.partition([one], [other])

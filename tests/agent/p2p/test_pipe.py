@@ -73,7 +73,7 @@ class Stuck:
 
 async def test_a_relay_that_takes_nothing_breaks_the_pipe(mock_clock: MockClock) -> None:
     mock_clock.autojump_threshold = 0
-    pipe: Pipe = StreamPipe(Stuck(), b"", 15.0)  # type: ignore[arg-type]
+    pipe: Pipe = StreamPipe(Stuck(), b"", 15.0)  # type: ignore[arg-type]  # of a stream what is asked
     with trio.fail_after(16), pytest.raises(PipeBroken, match="took nothing for 15 s"):
         await pipe.send(b"x")
 

@@ -196,6 +196,6 @@ def _relay_addresses(live: Live, answer: HopMessage) -> list[Address]:
 
 def _status(status: int) -> str:
     try:
-        return str(Status.Name(status))  # type: ignore[arg-type]
+        return str(Status.Name(status))  # type: ignore[arg-type]  # any number that a peer sends
     except ValueError:
         return str(status)
