@@ -24,7 +24,7 @@ def goes_down_at_start(hypervisor: FakeHypervisor) -> None:
         hypervisor.go_down()
         raise HypervisorDown("it went away")
 
-    hypervisor.start = start  # type: ignore[method-assign]
+    hypervisor.start = start  # type: ignore[method-assign]  # this once it fails
 
 
 @asynccontextmanager
@@ -83,7 +83,7 @@ async def test_a_hypervisor_that_is_too_slow_is_asked_again(tmp_path: Path) -> N
                 raise DeadlineExceeded("it hangs still")
             await real(id)
 
-        hypervisor.start, hypervisor.destroy = start, destroy  # type: ignore[method-assign]
+        hypervisor.start, hypervisor.destroy = start, destroy  # type: ignore[method-assign]  # as above
         with pytest.raises(DeadlineExceeded, match=r"it hangs$"):
             await vms.create_vm(spec(start=True))
         assert refused

@@ -14,11 +14,11 @@ import pytest
 import trio
 
 from tests.images.registry.servers import PASSWORD, USER, Exchange, Settings, no_pause, scripted
-from twinshare.agent.images.registry import bodies, reach
+from twinshare.agent.images.registry import bodies
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.auth import find_credentials, parse_challenge
-from twinshare.agent.images.registry.client import Repository, once, open_registry_client
-from twinshare.protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
+from twinshare.agent.images.registry.client import Repository, open_registry_client
+from twinshare.protocols.errors import ImageNotFound, RegistryFailed
 
 # httpx leaves its own generators to the garbage collector when a body is not read to its end.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
@@ -231,84 +231,6 @@ async def test_a_server_that_is_not_there() -> None:
     async with open_client(Settings("127.0.0.1:1")) as client:
         with pytest.raises(RegistryFailed, match="cannot be reached"):
             await client.manifest(Repository("127.0.0.1:1", "a"), "latest")
-
-
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1:1", "localhost", "10.1.2.3", "[::1]:443", "192.168.0.1", "169.254.169.254"]
-)
-async def test_private_hosts_must_be_listed(host: str) -> None:
-    async with open_client() as client:
-        with pytest.raises(AddressRefused, match="registries"):
-            await client.manifest(Repository(host, "a"), "latest")
-
-
-async def test_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def inside(_host: str, _port: int) -> list[str]:
-        return ["127.0.0.1", "10.0.0.1", "::1"]
-
-    monkeypatch.setattr(reach, "resolve", inside)
-    async with open_client() as client:
-        with pytest.raises(AddressRefused):
-            await client.manifest(Repository("registry.example", "a"), "latest")
-
-
-async def test_a_registry_that_sends_an_upload_inside_has_failed_itself() -> None:
-    async def handler(exchange: Exchange) -> None:
-        if exchange.method == "POST":
-            await exchange.answer(202, location="https://127.0.0.1:1/upload")
-        else:
-            await exchange.answer(404)
-
-    async with scripted(handler) as server, open_client(server) as client:
-        with pytest.raises(RegistryFailed, match="inside this network"):
-            await client.put_blob(Repository(server.host, "a"), BLOB.digest, len(BODY), once(BODY))
-
-
-async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    answers = iter([["127.0.0.9", "127.0.0.1"]])
-
-    async def resolve(host: str, _port: int) -> list[str]:
-        asked.append(host)
-        return next(answers)
-
-    monkeypatch.setattr(reach, "resolve", resolve)
-    tried: list[str] = []
-    send = httpx.AsyncHTTPTransport.handle_async_request
-
-    async def sent(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
-        tried.append(request.url.host)
-        return await send(self, request)
-
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", sent)
-    async with scripted(plain(BODY)) as server, open_client(server) as client:
-        for _ in range(3):
-            assert await read_all(client.read(Repository(server.host, "a"), BLOB)) == BODY
-        assert asked == ["127.0.0.1"]
-        assert tried == ["127.0.0.9", "127.0.0.1", "127.0.0.1", "127.0.0.1"]
-    # What cannot be reached is not tried first again; where nobody listens any more, the name is asked for anew.
-    transport = reach.GuardedTransport([server])
-    request = httpx.Request("GET", f"http://{server.host}/")
-    answers = iter([["127.0.0.1"], ["127.0.0.2"]])
-    for _ in range(2):
-        with pytest.raises(httpx.ConnectError):
-            await transport.handle_async_request(request)
-    assert len(asked) == 3
-    await transport.aclose()
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("8.8.8.8", True), ("2606:4700::1111", True), ("64:ff9b::808:808", True), ("2002:808:808::1", True),
-        ("127.0.0.1", False), ("10.0.0.1", False), ("172.16.0.1", False), ("192.168.1.1", False),
-        ("169.254.1.1", False), ("100.64.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False),  # noqa: S104 - not bound
-        ("::", False), ("fe80::1%eth0", False), ("fc00::1", False), ("::ffff:10.0.0.1", False), ("ff02::1", False),
-        ("64:ff9b::a00:1", False), ("2002:a00:1::1", False), ("garbage", False),
-    ],
-)  # fmt: skip
-def test_public_addresses(address: str, public: bool) -> None:
-    assert reach.is_public(address) is public
 
 
 async def test_credentials_stay_with_their_host() -> None:
