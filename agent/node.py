@@ -246,6 +246,7 @@ async def _open_joined(
             ) as mesh:
                 fleet.join(mesh)
                 await tunnels.join(mesh)
+                nursery.start_soon(tunnels.tend)
                 node = Node(
                     config, home, identity, events, operations, tokens, ground, vms, images, mesh, tunnels, consoles
                 )

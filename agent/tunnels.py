@@ -1,10 +1,12 @@
 """Ports of this node that lead to guests of peers: kept in the node's database, open from start to stop.
 
-A kept tunnel acts with the role of whoever made it, at most. One whose VM is gone for good goes with it.
+A kept tunnel acts with the role of whoever made it, at most. One whose VM is gone for good goes with it: at the next
+connection, or when its peer is asked for its VMs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +14,7 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import Caller, Role
+from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, TwinshareError, Unsupported, VmNotFound
 from ..protocols.services import VmService
 from ..protocols.table import methods
@@ -32,7 +34,8 @@ log = structlog.get_logger(__name__)
 KIND = "tunnel"
 MAX_KEPT = 256
 METHODS = frozenset({"list_forwards", "add_forward", "remove_forward"})
-GET_VM = methods(VmService)["get_vm"]
+GET_VM, LIST_VMS = methods(VmService)["get_vm"], methods(VmService)["list_vms"]
+WEED_EVERY = 60.0
 
 
 class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +147,25 @@ class Tunnels:
         await self.shelf.drop(KIND, "|".join(key))
         self.kept.pop(key, None)
         self.relays.close(key)
+
+    async def tend(self) -> None:
+        """For ever: let go of tunnels whose VMs are gone, though nobody comes through them to find that out."""
+        while True:
+            await trio.sleep(WEED_EVERY)
+            # Those that there are before a peer is asked: a newer one may lead to a newer VM.
+            kept = list(self.kept.values())
+            for peer in {tunnel.peer for tunnel in kept}:
+                await self._weed(peer, [tunnel for tunnel in kept if tunnel.peer == peer])
+
+    async def _weed(self, peer: PeerId, tunnels: Sequence[Tunnel]) -> None:
+        try:
+            there = {vm.id for vm in await self.mesh.call(peer, LIST_VMS, {}, LOCAL_ADMIN)}
+            for tunnel in tunnels:
+                if tunnel.vm_id not in there and self.kept.get(tunnel.key) == tunnel:
+                    log.info("a tunnel's VM is gone, and the tunnel with it", vm=tunnel.vm_name)
+                    await self.forget(tunnel.key)
+        except TwinshareError as error:
+            log.debug("whether the VMs of tunnels are there is not known", peer=peer, why=error.message)
 
     async def _listen(self, tunnel: Tunnel) -> None:
         spec = tunnel.spec

@@ -12,6 +12,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import TABLE, call, eventually, join, keyed, open_fleet, open_node_on
+from twinshare.agent import tunnels
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
@@ -202,6 +203,28 @@ async def test_a_tunnel_outlives_the_agent_and_not_the_vm(tmp_path: Path) -> Non
             with pytest.raises(OSError, match="connect"):
                 await get(made.host_port)
             assert near.tunnels.kept == {}
+
+
+async def test_a_port_whose_vm_is_gone_closes_though_nobody_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnels, "WEED_EVERY", 0.05)
+    async with pair(tmp_path) as (near, far, network):
+        peer = far.peer_id
+        made = await forward(near, peer=peer)
+        network.partition([near.peer_id], [far.peer_id])
+        await trio.sleep(0.3)
+        network.heal()
+        await trio.sleep(0.3)
+        assert await call(near, "list_forwards", peer, vm="far") == [made]
+        await call(far, "delete_vm", vm="far", force=True)
+
+        async def closed() -> bool:
+            return not near.tunnels.kept
+
+        await eventually(closed)
+        with pytest.raises(OSError, match="connect"):
+            await get(made.host_port)
 
 
 async def test_a_far_node_that_goes_away_ends_its_connections(tmp_path: Path) -> None:
