@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -24,14 +24,11 @@ KEPT = 4096
 LISTENER_BUFFER = 1024
 WAITING = 8192
 
-Now = Callable[[], datetime]
-
 
 class EventLog:
     """Made by `open_events`."""
 
-    def __init__(self, kept: list[Event], now: Now) -> None:
-        self._now = now
+    def __init__(self, kept: list[Event]) -> None:
         self._kept: deque[Event] = deque(kept, maxlen=KEPT)
         self._next = (kept[-1].id if kept else 0) + 1
         # Each listener with the number that its events begin at.
@@ -51,7 +48,7 @@ class EventLog:
 
     def publish(self, type: str, data: Mapping[str, Any]) -> None:
         """Tell everybody, as soon as it is written."""
-        self._unwritten.append(Event(id=self._next, type=type, at=self._now(), data=dict(data)))
+        self._unwritten.append(Event(id=self._next, type=type, at=datetime.now(UTC), data=dict(data)))
         self._next += 1
         self._wake.set()
 
@@ -109,10 +106,10 @@ class EventLog:
 
 
 @asynccontextmanager
-async def open_events(state: State, now: Now = lambda: datetime.now(UTC)) -> AsyncIterator[EventLog]:
+async def open_events(state: State) -> AsyncIterator[EventLog]:
     """The node's event log; what is unwritten at the end is written."""
     rows = await state.query("SELECT event FROM events ORDER BY id DESC LIMIT ?", (KEPT,))
-    log = EventLog([msgspec.msgpack.decode(row[0], type=Event) for row in reversed(rows)], now)
+    log = EventLog([msgspec.msgpack.decode(row[0], type=Event) for row in reversed(rows)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._write, state)
         try:

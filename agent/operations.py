@@ -256,10 +256,6 @@ class Operations:
             await run.answered.wait()
         return await self.get(id)
 
-    @property
-    def under_way(self) -> int:
-        return len(self._running)
-
     async def _write_down(self, run: Run, packed: bytes) -> None:
         run.frees = self.recipes[run.kind].frees
         try:

@@ -209,12 +209,12 @@ class Cluster:
         ticket = await inviter.call("invite_peer", invite=InviteRequest(role=role))
         await joiner.call("join_fleet", ticket=ticket.ticket)
 
-    async def grow(self, number: int, role: Role = Role.ADMIN) -> None:
-        """Add nodes until there are `number`, each let in by the first."""
+    async def grow(self, number: int) -> None:
+        """Add nodes until there are `number`, each let in by the first as an admin."""
         while len(self.nodes) < number:
             node = await self.add()
             if node.number:
-                await self.join(node, self.nodes[0], role)
+                await self.join(node, self.nodes[0])
 
     def converged(self, *numbers: int) -> bool:
         """Whether these nodes (all that run, by default) see each other online, and nobody else."""

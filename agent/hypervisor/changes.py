@@ -6,12 +6,14 @@ import trio
 
 from .port import Change, ChangeKind
 
+SIZE = 1024
+
 
 class ChangeFeed:
     """A sender that forgets the oldest changes when nobody reads, and says so with one `RESYNC`."""
 
-    def __init__(self, size: int = 1024) -> None:
-        self._send, self.receive = trio.open_memory_channel[Change](size)
+    def __init__(self) -> None:
+        self._send, self.receive = trio.open_memory_channel[Change](SIZE)
 
     def publish(self, change: Change) -> None:
         try:

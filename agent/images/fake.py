@@ -35,9 +35,8 @@ from .shelf import Base, Shelf, parse_new_name
 class FakeImageStore:
     """Images are forgotten with the object. A qcow2 disk is kept as it came: nobody reads it here."""
 
-    def __init__(self, max_size: int = MAX_SIZE) -> None:
+    def __init__(self) -> None:
         self._shelf = Shelf()
-        self._max_size = max_size
         self._lost: set[str] = set()
         self._contents: dict[str, bytes] = {}
 
@@ -65,10 +64,10 @@ class FakeImageStore:
         async with closed_after(content):
             async for data in content:
                 received += data
-                check_size(len(received), self._max_size)
+                check_size(len(received), MAX_SIZE)
                 report(Progress(done=len(received), unit="bytes", message="receiving"))
-        _, size = detect_format(bytes(received[:512]), self._max_size)
-        check_size(len(received), self._max_size)
+        _, size = detect_format(bytes(received[:512]), MAX_SIZE)
+        check_size(len(received), MAX_SIZE)
         received += bytes(whole_sectors(len(received)) - len(received))
         index = index_bytes(bytes(received))
         self._shelf.check_free(name, index.digest, replace=replace)

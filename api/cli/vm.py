@@ -67,10 +67,8 @@ def vm() -> None:
     """
 
 
-for _part in (console, ip, stats, screenshot, forward, forwards, unforward):
+for _part in (console, console_log, ip, stats, screenshot, forward, forwards, unforward):
     vm.add_command(_part)
-vm.add_command(console_log, "logs")
-vm.add_command(console_log, "log")
 
 
 @vm.command("ls")

@@ -80,8 +80,8 @@ def error_headers(error: TwinshareError) -> list[Header]:
     return headers
 
 
-def printable(header: bytes, name: str, limit: int = 255) -> str:
-    """A header's value as text. Raises: InvalidRequest unless it is 1 to `limit` visible ASCII characters."""
-    if not 0 < len(header) <= limit or not all(0x21 <= byte <= 0x7E for byte in header):
-        raise InvalidRequest(f"{name} must be 1 to {limit} visible ASCII characters", path=name)
+def printable(header: bytes, name: str) -> str:
+    """A header's value as text. Raises: InvalidRequest unless it is 1 to 255 visible ASCII characters."""
+    if not 0 < len(header) <= 255 or not all(0x21 <= byte <= 0x7E for byte in header):
+        raise InvalidRequest(f"{name} must be 1 to 255 visible ASCII characters", path=name)
     return header.decode("ascii")

@@ -35,16 +35,9 @@ SOURCE_SHARE = 0.75
 
 
 @asynccontextmanager
-async def open_api(node: Node, at: Listening | None = None) -> AsyncIterator[str]:
-    """Serve `node` until the block ends; gives the URL.
-
-    `at` is where; None takes the node's `api.listen` now. An agent takes it before it opens the node, so that a taken
-    port is known at once.
-    Raises: CannotListen, ConfigError.
-    """
-    with contextlib.ExitStack() as stack:
-        if at is None:
-            at = stack.enter_context(listening(node.config.api))
+async def open_api(node: Node) -> AsyncIterator[str]:
+    """Serve `node` at its `api.listen` until the block ends; gives the URL. Raises: CannotListen, ConfigError."""
+    with listening(node.config.api) as at:
         async with _serving(node, at):
             yield at.url
 

@@ -28,7 +28,6 @@ async def open_fake_hypervisor(
     behaviour: Behaviour | None = None,
     path: Path | None = None,
     accelerator: str = "qemu",
-    host_cpus: int = 8,
 ) -> AsyncIterator[FakeHypervisor]:
     """A hypervisor in memory. With `path` (a file) its domains are kept there, running ones too."""
     features = Features(
@@ -37,7 +36,7 @@ async def open_fake_hypervisor(
         uri=f"fake://{path or ''}",
         accelerator=accelerator,
         networks=("default", "isolated"),
-        host_cpus=host_cpus,
+        host_cpus=8,
     )
     async with open_background() as nursery:
         hypervisor = FakeHypervisor(nursery, features, behaviour or Behaviour(), load(path) if path else {}, path)

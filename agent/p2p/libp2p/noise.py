@@ -63,10 +63,10 @@ class Sealer:
 class Opener:
     """Noise messages in pieces of any size into their plaintext."""
 
-    def __init__(self, key: bytes, held: bytes = b"") -> None:
+    def __init__(self, key: bytes) -> None:
         self._cipher = ChaCha20Poly1305(key)
         self._nonce = 0
-        self._held = held
+        self._held = b""
 
     @property
     def midway(self) -> bool:

@@ -208,17 +208,14 @@ class MemoryHost:
 
 @asynccontextmanager
 async def open_memory_host(
-    network: MemoryNetwork, peer_id: PeerId, gate: Gate, *, address: str | None = None, dead_after: float = DEAD_AFTER
+    network: MemoryNetwork, peer_id: PeerId, gate: Gate, *, dead_after: float = DEAD_AFTER
 ) -> AsyncIterator[MemoryHost]:
-    """Put a host on the network, at a new address unless one is given (`/memory/<number>`).
+    """Put a host on the network, at a new address (`/memory/<number>`).
 
     `dead_after` is how many seconds a silent peer stays connected. Leaving ends it as a crash would: the peers see
     their connections break as soon as the links let them.
-    Raises: ValueError when the address is taken.
     """
-    address = address or network.new_address()
-    if address in network.hosts:
-        raise ValueError(f"{address} is taken")
+    address = network.new_address()
     async with open_background() as nursery:
         host = MemoryHost(network, peer_id, gate, address, dead_after, nursery)
         network.hosts[address] = host
