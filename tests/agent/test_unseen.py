@@ -42,7 +42,7 @@ async def test_vms_that_nobody_told_of_are_not_taken_for_none(tmp_path: Path, mo
             with pytest.raises(HypervisorDown):
                 await refused
         [image] = await images.list_images()
-        assert node.images.store.base_path(image.digest).exists()  # type: ignore[attr-defined]
+        assert node.images.store.base_path(image.digest).exists()  # type: ignore[attr-defined]  # the store on disk's own
         hangs.clear()
         with trio.fail_after(10):
             while not node.vms.inventory.is_complete:
