@@ -9,8 +9,9 @@ import random
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -234,53 +235,46 @@ def check_sound(root: Path, former: list[str]) -> set[str]:
     return trio.run(look)
 
 
-def test_a_crash_at_any_step_of_an_import_leaves_all_or_nothing(tmp_path: Path) -> None:
-    outcomes: list[bool] = []
-    status = -1
+async def add(root: Path, name: str, disk: bytes) -> None:
+    async with disk_store(root) as store:
+        await store.add_image(name, pieces(disk), report=quiet)
+
+
+def crashed_at_each_step(
+    scratch: Path, before: dict[str, bytes], act: Callable[[Path], Awaitable[None]]
+) -> Iterator[Path]:
+    """A store's folder for each step at which a process was killed in `act`; the last one lived to its end."""
     for step in range(100):
-        root = tmp_path / str(step)
-
-        async def first(root: Path = root) -> None:
-            async with disk_store(root) as store:
-                await store.add_image("former", pieces(raw_disk(1)), report=quiet)
-
-        async def act(root: Path = root) -> None:
-            async with disk_store(root) as store:
-                await store.add_image("new", pieces(random_disk(2)), report=quiet)
-
-        trio.run(first)
-        status = dying_at(step, act)
-        outcomes.append("new" in check_sound(root, ["former"]))
-        trio.run(act)
-        assert check_sound(root, ["former"]) == {"former", "new"}
+        root = scratch / str(step)
+        for name, disk in before.items():
+            trio.run(add, root, name, disk)
+        status = dying_at(step, partial(act, root))
+        yield root
         if status == 0:
-            break
-    assert status == 0
+            return
+    raise AssertionError("it never came to its end")
+
+
+def test_a_crash_at_any_step_of_an_import_leaves_all_or_nothing(tmp_path: Path) -> None:
+    async def act(root: Path) -> None:
+        await add(root, "new", random_disk(2))
+
+    outcomes: list[bool] = []
+    for root in crashed_at_each_step(tmp_path, {"former": raw_disk(1)}, act):
+        outcomes.append("new" in check_sound(root, ["former"]))
+        trio.run(act, root)
+        assert check_sound(root, ["former"]) == {"former", "new"}
     assert len(outcomes) > 8
     assert outcomes == sorted(outcomes)
 
 
 def test_a_crash_at_any_step_of_a_removal_leaves_all_or_nothing(tmp_path: Path) -> None:
-    outcomes: list[bool] = []
-    status = -1
-    for step in range(100):
-        root = tmp_path / str(step)
+    async def act(root: Path) -> None:
+        async with disk_store(root) as store:
+            await store.remove_image("old", used_by=nobody)
 
-        async def first(root: Path = root) -> None:
-            async with disk_store(root) as store:
-                await store.add_image("former", pieces(raw_disk(1)), report=quiet)
-                await store.add_image("old", pieces(random_disk(2)), report=quiet)
-
-        async def act(root: Path = root) -> None:
-            async with disk_store(root) as store:
-                await store.remove_image("old", used_by=nobody)
-
-        trio.run(first)
-        status = dying_at(step, act)
-        outcomes.append("old" in check_sound(root, ["former"]))
-        if status == 0:
-            break
-    assert status == 0
+    before = {"former": raw_disk(1), "old": random_disk(2)}
+    outcomes = ["old" in check_sound(root, ["former"]) for root in crashed_at_each_step(tmp_path, before, act)]
     assert len(outcomes) > 4
     assert outcomes == sorted(outcomes, reverse=True)
 
