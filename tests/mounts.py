@@ -24,7 +24,8 @@ def mounted(place: Path, mebibytes: int) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily: a test that failed may hold a file open yet, and no mount may outlive it.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def free(place: Path) -> int:
