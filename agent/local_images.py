@@ -15,16 +15,16 @@ from ..protocols.errors import ImageExists, ImageNotFound
 from ..protocols.image import CatalogueEntry, Image, ImageCheck, Pruned, PullRequest, Pushed, PushRequest
 from ..protocols.operation import Progress
 from ..protocols.reference import Reference
-from .captures import CaptureRequest, Captures
 from .events import EventLog
 from .images.port import ImageExchange, ImageStore, Report
 from .images.shelf import parse_new_name
 from .images.tiny.build import REF as TINY
 from .images.tiny.build import build_tiny
-from .lifecycle import require_state
-from .operations import Operations
-from .run import Recipe, Release, Run
-from .vms import VmRoom
+from .journal.operations import Operations
+from .journal.run import Recipe, Release, Run
+from .vm.captures import CaptureRequest, Captures
+from .vm.lifecycle import require_state
+from .vm.local import VmRoom
 
 CHUNK = 1 << 20
 

@@ -25,35 +25,35 @@ from ..protocols.services import ImageService, NodeService, OperationService, To
 from ..protocols.table import Dispatcher, Method
 from ..protocols.tunnel import PROTOCOL as TUNNEL
 from ..protocols.vm import Vm
-from .admission import Ledger, look_at_host
-from .captures import Captures
 from .config import Config, default_data_dir
-from .consoles import Console, Consoles, open_consoles
 from .events import EventLog, open_events
-from .fleet_images import BlobServer, FleetImages
-from .forwards import Forwards
 from .ground import Ground, open_ground
 from .home import Home, locked_home
 from .identity import Identity, load_identity
-from .inventory import open_inventory
+from .journal.operations import Operations, open_operations
 from .local_images import ImageRoom, LocalImages
 from .mesh import HostFactory, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
-from .operations import Operations, open_operations
 from .p2p.mesh import Mesh
 from .p2p.shelf import SCHEMA as MESH_SCHEMA
 from .p2p.shelf import StateShelf
-from .recipes import VmRecipes
+from .reach.consoles import Console, Consoles, open_consoles
+from .reach.fleet_images import BlobServer, FleetImages
+from .reach.remote_console import ConsoleServer, open_remote_console
+from .reach.tunnel import TunnelServer
+from .reach.tunnels import METHODS as FORWARDING
+from .reach.tunnels import RemoteForwards, Tunnels
 from .relays import open_relays
-from .remote_console import ConsoleServer, open_remote_console
 from .state import State, open_state
-from .supply import Supply
 from .tokens import TokenStore, open_tokens
-from .tunnel import TunnelServer
-from .tunnels import METHODS as FORWARDING
-from .tunnels import RemoteForwards, Tunnels
-from .vms import LocalVms, VmRoom
-from .watch import Watch, start_after_boot
+from .vm.admission import Ledger, look_at_host
+from .vm.captures import Captures
+from .vm.forwards import Forwards
+from .vm.inventory import open_inventory
+from .vm.local import LocalVms, VmRoom
+from .vm.recipes import VmRecipes
+from .vm.supply import Supply
+from .vm.watch import Watch, start_after_boot
 
 log = structlog.get_logger(__name__)
 

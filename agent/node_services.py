@@ -8,7 +8,7 @@ from ..protocols.access import Caller, Role
 from ..protocols.errors import Forbidden
 from ..protocols.node import Capacity, Health, Token, TokenRequest
 from ..protocols.operation import Operation, OperationState
-from .operations import Operations
+from .journal.operations import Operations
 from .tokens import TokenStore
 
 if TYPE_CHECKING:

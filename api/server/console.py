@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import msgspec
 import trio
 
-from ...agent.consoles import Console
 from ...agent.node import Node
+from ...agent.reach.consoles import Console
 from ...protocols.access import Caller, Role
 from ...protocols.console import CLOSED_NORMALLY
 from ...protocols.errors import (

@@ -21,11 +21,11 @@ from typing import Any
 import structlog
 import trio
 
-from twinshare.agent import operations
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.journal import operations
 from twinshare.agent.node import Node, open_node
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 

@@ -9,7 +9,7 @@ from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConf
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.vm import VmSpec
 

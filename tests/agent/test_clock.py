@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from twinshare.agent import inventory
+from twinshare.agent.vm import inventory
 
 from .nodes import open_test_node, spec
 

@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec
-from twinshare.agent import consoles
-from twinshare.agent.consoles import BUFFER, MAX_LISTENERS, Console
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.node import Node
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.reach import consoles
+from twinshare.agent.reach.consoles import BUFFER, MAX_LISTENERS, Console
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     DeadlineExceeded,

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from twinshare.agent.node import Node
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     DeadlineExceeded,

@@ -6,7 +6,7 @@ import pycdlib
 import pytest
 import yaml
 
-from twinshare.agent.guest import build_seed, check_cloud_init, user_data
+from twinshare.agent.vm.guest import build_seed, check_cloud_init, user_data
 from twinshare.protocols.errors import InvalidRequest
 from twinshare.protocols.vm import CloudInit
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import Forbidden, IdempotencyMismatch, VmExists, VmNotFound, WrongState
 from twinshare.protocols.operation import Detached, OperationState

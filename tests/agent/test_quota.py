@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinshare.agent.quota import Pace
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.journal.pace import Pace
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import QuotaExceeded, RateLimited
 

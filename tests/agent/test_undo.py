@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent import operations
 from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.journal import operations
 from twinshare.agent.node import Node
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 from twinshare.protocols.operation import OperationState
 

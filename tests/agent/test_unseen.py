@@ -10,7 +10,7 @@ from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.hypervisor.port import Domain
 from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import open_node
-from twinshare.agent.vms import LocalVms
+from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 

@@ -19,8 +19,8 @@ from tests.agent.nodes import spec
 from tests.api.served import SPEC, Served, served, talk
 from tests.nodes.test_in_memory import TABLE
 from tests.nodes.test_tunnels import pair
-from twinshare.agent.consoles import MAX_LISTENERS
 from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.reach.consoles import MAX_LISTENERS
 from twinshare.api.console import Console
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.api.server import console as console_route

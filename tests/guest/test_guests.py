@@ -13,10 +13,10 @@ import trio
 
 from tests.guest.disks import tick_disk, tiny_disk
 from tests.guest.machine import QEMU, run_machine
-from twinshare.agent.guest import build_seed
 from twinshare.agent.images.contract import quiet
 from twinshare.agent.images.tiny import guest
 from twinshare.agent.images.tiny.build import build_tiny
+from twinshare.agent.vm.guest import build_seed
 from twinshare.protocols.vm import CloudInit
 
 pytestmark = [

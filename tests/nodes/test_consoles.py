@@ -12,10 +12,10 @@ from tests.agent.nodes import spec
 from tests.agent.test_consoles import end_of, hear
 from tests.nodes.test_in_memory import call, open_fleet
 from tests.nodes.test_tunnels import pair
-from twinshare.agent import remote_console
-from twinshare.agent.consoles import Console
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.node import Node
+from twinshare.agent.reach import remote_console
+from twinshare.agent.reach.consoles import Console
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.console import PROTOCOL, ConsoleFrame, ConsoleRequest
 from twinshare.protocols.errors import (

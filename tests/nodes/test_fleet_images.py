@@ -12,7 +12,7 @@ from tests.agent.nodes import spec
 from tests.agent.remote import Remote
 from tests.nodes.images import DISK, MIB, Sent, content, give, half, no_registry, pull
 from tests.nodes.test_in_memory import call, open_fleet
-from twinshare.agent.fleet_images import FleetImages
+from twinshare.agent.reach.fleet_images import FleetImages
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import (
     ImageNotFound,

@@ -12,10 +12,10 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import TABLE, call, eventually, join, keyed, open_fleet, open_node_on
-from twinshare.agent import tunnels
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
+from twinshare.agent.reach import tunnels
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     Forbidden,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.agent.nodes import open_test_node, spec
 from tests.mounts import fill, mounted, needs_mounts
-from twinshare.agent.admission import Host
+from twinshare.agent.vm.admission import Host
 from twinshare.protocols.errors import InsufficientResources
 from twinshare.protocols.vm import VmStatus
 

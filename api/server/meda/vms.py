@@ -6,7 +6,7 @@ import msgspec
 import trio
 
 from ....agent.node import Node
-from ....agent.record import mac_of, vm_id
+from ....agent.vm.record import mac_of, vm_id
 from ....protocols.access import Caller, Role
 from ....protocols.errors import ImageNotFound, VmNotFound, WrongState
 from ....protocols.image import Image, PullRequest

@@ -13,7 +13,7 @@ import trio
 
 from tests.agent.hypervisor.enclosures import OUTSIDE, OWN, agent, in_namespace, lively_world, root
 from tests.guest.disks import tiny_disk
-from twinshare.agent.guest import build_seed
+from twinshare.agent.vm.guest import build_seed
 from twinshare.protocols.vm import CloudInit
 
 pytestmark = [

@@ -11,8 +11,8 @@ import trio
 from tests.agent.hypervisor.lab import Lab, open_lab
 from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
 from tests.guest.disks import tiny_disk
-from twinshare.agent.guest import build_seed
 from twinshare.agent.hypervisor.port import DomainPlan, DomainState
+from twinshare.agent.vm.guest import build_seed
 from twinshare.protocols.vm import CloudInit
 
 pytestmark = [

@@ -9,14 +9,14 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from ..protocols.errors import InvalidRequest, Unsupported, WrongState
-from ..protocols.image import Image
-from .hypervisor.port import Viewing
-from .images.port import Export, ImageStore, Overlay
+from ...protocols.errors import InvalidRequest, Unsupported, WrongState
+from ...protocols.image import Image
+from ..hypervisor.port import Viewing
+from ..images.port import Export, ImageStore, Overlay
+from ..journal.run import Run
 from .lifecycle import require_state
+from .local import VmRoom
 from .record import Record
-from .run import Run
-from .vms import VmRoom
 
 
 class CaptureRequest(msgspec.Struct, frozen=True):

@@ -18,16 +18,16 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from ..protocols.errors import DeadlineExceeded, InsufficientResources, VmNotFound, WrongState
-from ..protocols.vm import CloudInit, Vm, VmChange, VmSpec, VmStatus
+from ...protocols.errors import DeadlineExceeded, InsufficientResources, VmNotFound, WrongState
+from ...protocols.vm import CloudInit, Vm, VmChange, VmSpec, VmStatus
+from ..hypervisor.port import DomainPlan, DomainState, Hypervisor
+from ..images.port import ImageStore
+from ..journal.run import Run
 from .forwards import Forwards
 from .guest import build_seed
-from .hypervisor.port import DomainPlan, DomainState, Hypervisor
-from .images.port import ImageStore
 from .inventory import Inventory
 from .lifecycle import require_state
 from .record import Record, VmMetadata, mac_of, vm_id
-from .run import Run
 from .supply import Supply
 
 SHUTDOWN_REPEATED_EVERY = 5.0

@@ -12,8 +12,8 @@ from datetime import datetime
 
 import msgspec
 
-from ..protocols.vm import ForwardSpec, Vm, VmStatus
-from .hypervisor.port import Domain
+from ...protocols.vm import ForwardSpec, Vm, VmStatus
+from ..hypervisor.port import Domain
 from .lifecycle import ACTIVE, STATUS_OF
 
 # The namespace of VM ids: an idempotency key always gives the same domain UUID.

@@ -18,8 +18,8 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import Caller, Limits
-from ..protocols.errors import (
+from ...protocols.access import Caller, Limits
+from ...protocols.errors import (
     DeadlineExceeded,
     ErrorBody,
     IdempotencyMismatch,
@@ -30,11 +30,11 @@ from ..protocols.errors import (
     TwinshareError,
     Unavailable,
 )
-from ..protocols.operation import Detached, Operation, OperationState, Progress
-from .events import EventLog
-from .quota import Pace
+from ...protocols.operation import Detached, Operation, OperationState, Progress
+from ..events import EventLog
+from ..state import State
+from .pace import Pace
 from .run import UNDO, Recipe, Release, Run
-from .state import State
 
 log = structlog.get_logger(__name__)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 import trio
 
-from ..protocols.access import Caller
-from ..protocols.errors import Forbidden, HypervisorDown, InvalidRequest, Unsupported, VmExists, VmNotFound
-from ..protocols.node import Room
-from ..protocols.vm import (
+from ...protocols.access import Caller
+from ...protocols.errors import Forbidden, HypervisorDown, InvalidRequest, Unsupported, VmExists, VmNotFound
+from ...protocols.node import Room
+from ...protocols.vm import (
     Blob,
     ConsoleLog,
     Forward,
@@ -29,18 +29,18 @@ from ..protocols.vm import (
     VmSpec,
     VmStats,
 )
+from ..config import HypervisorConfig
+from ..hypervisor.port import Hypervisor, Observing
+from ..journal.operations import Operations
+from ..journal.run import Recipe, Release, Run
 from .admission import Ledger
-from .config import HypervisorConfig
 from .forwards import Forwards, check_bind
 from .guest import check_cloud_init
-from .hypervisor.port import Hypervisor, Observing
 from .inventory import Inventory
 from .lifecycle import require_state
-from .operations import Operations
 from .quota import check_quota
 from .recipes import VmRecipes, VmRequest
 from .record import Record, VmMetadata
-from .run import Recipe, Release, Run
 from .supply import Supply, check_disk_size
 
 

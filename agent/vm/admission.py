@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..protocols.errors import InsufficientResources
-from ..protocols.node import Capacity, Room
-from .config import HypervisorConfig
+from ...protocols.errors import InsufficientResources
+from ...protocols.node import Capacity, Room
+from ..config import HypervisorConfig
 
 MIB, GIB = 1 << 20, 1 << 30
 NOTHING = Room(memory=0, cpu=0, disk=0)

@@ -12,15 +12,15 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import Caller, Role
-from ..protocols.blob import BlobAnswer
-from ..protocols.console import ConsoleFrame
-from ..protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError, Unavailable
-from ..protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
-from .p2p.host import PeerId, Stream
-from .p2p.mesh import Mesh
-from .relays import carry
-from .vms import VmRoom
+from ...protocols.access import Caller, Role
+from ...protocols.blob import BlobAnswer
+from ...protocols.console import ConsoleFrame
+from ...protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError, Unavailable
+from ...protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
+from ..p2p.host import PeerId, Stream
+from ..p2p.mesh import Mesh
+from ..relays import carry
+from ..vm.local import VmRoom
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,8 @@ import io
 import json
 from typing import Any
 
-from ..protocols.errors import InvalidRequest
-from ..protocols.vm import CloudInit
+from ...protocols.errors import InvalidRequest
+from ...protocols.vm import CloudInit
 
 _CLOUD_CONFIG = "#cloud-config\n"
 _MAX_KEYS = 1000

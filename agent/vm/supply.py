@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from ..protocols.errors import (
+from ...protocols.errors import (
     Forbidden,
     ImageDamaged,
     ImageNotFound,
@@ -21,11 +21,11 @@ from ..protocols.errors import (
     Unavailable,
     Unsupported,
 )
-from ..protocols.image import Image, PullRequest
-from ..protocols.reference import LOCAL, parse_reference
-from ..protocols.vm import VmSpec
-from .events import EventLog
-from .images.port import ImageExchange, ImageStore, Report
+from ...protocols.image import Image, PullRequest
+from ...protocols.reference import LOCAL, parse_reference
+from ...protocols.vm import VmSpec
+from ..events import EventLog
+from ..images.port import ImageExchange, ImageStore, Report
 
 log = structlog.get_logger(__name__)
 

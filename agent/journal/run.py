@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import trio
 
-from ..protocols.errors import ErrorBody
-from ..protocols.operation import Operation, OperationState, Progress
+from ...protocols.errors import ErrorBody
+from ...protocols.operation import Operation, OperationState, Progress
 
 PROGRESS_INTERVAL = 0.2
 

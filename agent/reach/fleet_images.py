@@ -14,21 +14,21 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from ..protocols.access import Caller, Role
-from ..protocols.blob import PROTOCOL, BlobAnswer, BlobRequest
-from ..protocols.errors import InvalidRequest, Overloaded, PeerMisbehaved, QuotaExceeded, TwinshareError
-from ..protocols.image import Image
-from ..protocols.reference import LOCAL, Reference, parse_reference
-from ..protocols.services import ImageService
-from ..protocols.table import methods
-from ..protocols.tunnel import encode
-from .images.gather import Source, gather_image
-from .images.port import Report
-from .images.share import SharedDisk, open_disk, serve_chunks
-from .images.shelf import parse_new_name
-from .images.store import DiskImageStore
-from .p2p.host import Path, PeerId, Stream
-from .p2p.mesh import Mesh
+from ...protocols.access import Caller, Role
+from ...protocols.blob import PROTOCOL, BlobAnswer, BlobRequest
+from ...protocols.errors import InvalidRequest, Overloaded, PeerMisbehaved, QuotaExceeded, TwinshareError
+from ...protocols.image import Image
+from ...protocols.reference import LOCAL, Reference, parse_reference
+from ...protocols.services import ImageService
+from ...protocols.table import methods
+from ...protocols.tunnel import encode
+from ..images.gather import Source, gather_image
+from ..images.port import Report
+from ..images.share import SharedDisk, open_disk, serve_chunks
+from ..images.shelf import parse_new_name
+from ..images.store import DiskImageStore
+from ..p2p.host import Path, PeerId, Stream
+from ..p2p.mesh import Mesh
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
 log = structlog.get_logger(__name__)

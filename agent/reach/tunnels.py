@@ -14,19 +14,19 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import LOCAL_ADMIN, Caller, Role
-from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, TwinshareError, Unsupported, VmNotFound
-from ..protocols.services import VmService
-from ..protocols.table import methods
-from ..protocols.tunnel import TunnelAnswer, TunnelRequest
-from ..protocols.vm import Forward, ForwardSpec
-from .operations import Operations
-from .p2p.host import PeerId, Stream
-from .p2p.mesh import Mesh
-from .p2p.running import stopped
-from .p2p.shelf import Shelf
-from .relays import Relays, listen
-from .run import Recipe, Release, Run
+from ...protocols.access import LOCAL_ADMIN, Caller, Role
+from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, TwinshareError, Unsupported, VmNotFound
+from ...protocols.services import VmService
+from ...protocols.table import methods
+from ...protocols.tunnel import TunnelAnswer, TunnelRequest
+from ...protocols.vm import Forward, ForwardSpec
+from ..journal.operations import Operations
+from ..journal.run import Recipe, Release, Run
+from ..p2p.host import PeerId, Stream
+from ..p2p.mesh import Mesh
+from ..p2p.running import stopped
+from ..p2p.shelf import Shelf
+from ..relays import Relays, listen
 from .tunnel import open_tunnel
 
 log = structlog.get_logger(__name__)

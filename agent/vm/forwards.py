@@ -10,14 +10,14 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import Caller, Role
-from ..protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
-from ..protocols.vm import Forward, ForwardSpec
-from .hypervisor.port import Dialling, Hypervisor
+from ...protocols.access import Caller, Role
+from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
+from ...protocols.vm import Forward, ForwardSpec
+from ..hypervisor.port import Dialling, Hypervisor
+from ..journal.run import Run
+from ..relays import Admits, Dial, Relays, listen
 from .inventory import Inventory
 from .record import Record
-from .relays import Admits, Dial, Relays, listen
-from .run import Run
 
 log = structlog.get_logger(__name__)
 

@@ -12,13 +12,13 @@ import msgspec
 import structlog
 import trio
 
-from ..protocols.access import Caller
-from ..protocols.console import PROTOCOL, ConsoleFrame, ConsoleRequest, pieces
-from ..protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
-from ..protocols.tunnel import encode
+from ...protocols.access import Caller
+from ...protocols.console import PROTOCOL, ConsoleFrame, ConsoleRequest, pieces
+from ...protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
+from ...protocols.tunnel import encode
+from ..p2p.host import PeerId, Stream
+from ..p2p.mesh import Mesh
 from .consoles import CHUNK, Console, Consoles
-from .p2p.host import PeerId, Stream
-from .p2p.mesh import Mesh
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
 log = structlog.get_logger(__name__)

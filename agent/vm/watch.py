@@ -10,13 +10,13 @@ from pathlib import Path
 import structlog
 import trio
 
-from ..protocols.access import LOCAL_ADMIN
-from ..protocols.errors import TwinshareError
-from .events import EventLog
-from .hypervisor.port import Change, ChangeKind, DomainState, Hypervisor, Observing
+from ...protocols.access import LOCAL_ADMIN
+from ...protocols.errors import TwinshareError
+from ..events import EventLog
+from ..hypervisor.port import Change, ChangeKind, DomainState, Hypervisor, Observing
+from ..state import State
 from .inventory import Inventory
-from .state import State
-from .vms import LocalVms, VmRoom
+from .local import LocalVms, VmRoom
 
 log = structlog.get_logger(__name__)
 

@@ -13,13 +13,13 @@ from typing import Protocol
 import structlog
 import trio
 
-from ..protocols.access import Caller, Role
-from ..protocols.errors import DeadlineExceeded, Overloaded, TwinshareError, Unavailable, Unsupported, WrongState
-from .background import open_background
-from .hypervisor.port import Dialling
-from .lifecycle import require_state
-from .record import Record
-from .vms import VmRoom
+from ...protocols.access import Caller, Role
+from ...protocols.errors import DeadlineExceeded, Overloaded, TwinshareError, Unavailable, Unsupported, WrongState
+from ..background import open_background
+from ..hypervisor.port import Dialling
+from ..vm.lifecycle import require_state
+from ..vm.local import VmRoom
+from ..vm.record import Record
 
 log = structlog.get_logger(__name__)
 

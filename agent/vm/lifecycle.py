@@ -5,9 +5,9 @@ Everything that decides about a VM's state is in this file.
 
 from __future__ import annotations
 
-from ..protocols.errors import WrongState
-from ..protocols.vm import VmStatus
-from .hypervisor.port import DomainState
+from ...protocols.errors import WrongState
+from ...protocols.vm import VmStatus
+from ..hypervisor.port import DomainState
 
 STATUS_OF: dict[DomainState, VmStatus] = {
     DomainState.RUNNING: VmStatus.RUNNING,

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 import structlog
 import trio
 
-from ..protocols.errors import HypervisorDown, TwinshareError, VmNotFound
-from ..protocols.node import Room
-from ..protocols.vm import Vm, VmStatus
-from .events import EventLog
-from .hypervisor.port import Change, ChangeKind, Hypervisor
+from ...protocols.errors import HypervisorDown, TwinshareError, VmNotFound
+from ...protocols.node import Room
+from ...protocols.vm import Vm, VmStatus
+from ..events import EventLog
+from ..hypervisor.port import Change, ChangeKind, Hypervisor
 from .lifecycle import STATUS_WHILE
 from .record import Record, read_record, view
 

@@ -1,0 +1,1 @@
+"""Every mutation, written down before it acts: run again or taken back after a crash, paced for each principal."""
