@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,8 @@ from .supply import Supply
 
 SHUTDOWN_REPEATED_EVERY = 5.0
 KEPT_DISK = "kept.json"
+# A start whose QEMU is killed is begun a second time.
+STARTS_GIVEN_UP = 2
 
 
 class VmRequest(msgspec.Struct, frozen=True):
@@ -124,10 +126,19 @@ class VmRecipes:
 
     async def undo_create(self, run: Run) -> None:
         id = vm_id(run.key)
-        await self.hypervisor.destroy(id)
-        await self.hypervisor.undefine(id)
+        await self._end(id)
         await trio.to_thread.run_sync(_remove_tree, self.directory(id))
         await self.inventory.refresh(id)
+
+    async def _end(self, id: str) -> None:
+        """Undefine it; a start that was given up, and comes up in its thread only now, is ended as well."""
+        for _ in range(STARTS_GIVEN_UP):
+            await self.hypervisor.destroy(id)
+            with suppress(WrongState):
+                await self.hypervisor.undefine(id)
+                return
+        await self.hypervisor.destroy(id)
+        await self.hypervisor.undefine(id)
 
     async def start(self, run: Run) -> Vm:
         id = run.notes["id"]
@@ -217,7 +228,7 @@ class VmRecipes:
             await run.step("files")
             await trio.to_thread.run_sync(self._clear, self.directory(id), request.delete_disk, run.notes)
             await run.step("undefine")
-            await self.hypervisor.undefine(id)
+            await self._end(id)
         last = msgspec.convert(run.notes["vm"], Vm)
         return msgspec.structs.replace(last, status=VmStatus.STOPPED, vnc_port=None, uptime=None, ip=None)
 

@@ -89,3 +89,39 @@ async def test_a_hypervisor_that_is_too_slow_is_asked_again(tmp_path: Path) -> N
         assert refused
         assert await only(node) is OperationState.FAILED
         assert await vms.list_vms() == []
+
+
+def comes_up_late(hypervisor: FakeHypervisor) -> None:
+    """A start that was given up comes up between the plug's being pulled and the end of the domain."""
+    start, undefine, late = hypervisor.start, hypervisor.undefine, [True]
+
+    async def undefine_late(id: str) -> None:
+        if late:
+            late.clear()
+            await start(id)
+        await undefine(id)
+
+    hypervisor.undefine = undefine_late  # type: ignore[method-assign]
+
+
+async def test_a_start_that_comes_up_after_it_was_given_up_is_ended_too(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, hypervisor):
+        comes_up_late(hypervisor)
+
+        async def start(id: str) -> None:
+            raise DeadlineExceeded("it hangs")
+
+        hypervisor.start = start  # type: ignore[method-assign]
+        with pytest.raises(DeadlineExceeded):
+            await vms.create_vm(spec(start=True))
+        assert await only(node) is OperationState.FAILED
+        assert await vms.list_vms() == []
+
+
+async def test_a_deletion_ends_such_a_start_too(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (_, vms, hypervisor):
+        await vms.create_vm(spec())
+        comes_up_late(hypervisor)
+        await vms.delete_vm("one")
+        assert await vms.list_vms() == []
+        assert list((tmp_path / "vms").iterdir()) == []
