@@ -101,7 +101,7 @@ def comes_up_late(hypervisor: FakeHypervisor) -> None:
             await start(id)
         await undefine(id)
 
-    hypervisor.undefine = undefine_late  # type: ignore[method-assign]
+    hypervisor.undefine = undefine_late  # type: ignore[method-assign]  # once it comes late
 
 
 async def test_a_start_that_comes_up_after_it_was_given_up_is_ended_too(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_a_start_that_comes_up_after_it_was_given_up_is_ended_too(tmp_path
         async def start(id: str) -> None:
             raise DeadlineExceeded("it hangs")
 
-        hypervisor.start = start  # type: ignore[method-assign]
+        hypervisor.start = start  # type: ignore[method-assign]  # this once it fails
         with pytest.raises(DeadlineExceeded):
             await vms.create_vm(spec(start=True))
         assert await only(node) is OperationState.FAILED
