@@ -105,4 +105,5 @@ async def test_nothing_overtakes_anything(autojump_clock: MockClock) -> None:
             assert wire.sent == said, seed
             at_once += wire.at_once
             nursery.cancel_scope.cancel()
-    assert 200 < at_once < 1600, "both ways were taken"
+    # Which task runs first is chance: how often each way is taken is, too.
+    assert 30 < at_once < 1770, "both ways were taken"
