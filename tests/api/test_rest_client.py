@@ -288,7 +288,6 @@ class _Cut(httpx.AsyncBaseTransport):
         raise AssertionError("there was nothing to send")
 
 
-@pytest.mark.filterwarnings("error:Async generator")
 async def test_a_request_that_is_cut_off_leaves_no_generator_open() -> None:
     async with RESTClient(transport=_Cut()) as client:
         with trio.move_on_after(0.1):
