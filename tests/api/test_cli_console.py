@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +20,7 @@ from tests.nodes.test_in_memory import call
 from tests.nodes.test_tunnels import pair
 from twinshare.api.server import open_api
 
+Stdio = trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]
 COMMAND = [sys.executable, "-m", "twinshare", "vm", "console"]
 
 
@@ -39,6 +41,47 @@ async def piped(
         )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr.decode()
+
+
+class Pipes:
+    """The command with pipes, and a test that decides what is typed when."""
+
+    def __init__(self, process: trio.Process, stdio: Stdio) -> None:
+        self.process, self._stdio = process, stdio
+
+    async def echo(self, typed: bytes, within: float = 20) -> bytes:
+        """Type, and hear as much."""
+        heard = b""
+        with trio.fail_after(within):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stdio.send_all, typed)
+                while len(heard) < len(typed) and (said := await self._stdio.receive_some()):
+                    heard += said
+        return heard
+
+    async def leave(self, within: float = 20) -> bytes:
+        """End the input, and see it leave of itself; what it still says."""
+        with trio.fail_after(within):
+            await self._stdio.send_eof()
+            heard = b"".join([said async for said in self._stdio])
+            assert await self.process.wait() == 0
+        return heard
+
+
+@asynccontextmanager
+async def pipes(url: str, *arguments: str) -> AsyncIterator[Pipes]:
+    process = await trio.lowlevel.open_process(
+        [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(url)
+    )
+    assert process.stdio is not None
+    try:
+        async with process.stdio as stdio:
+            yield Pipes(process, stdio)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 class Terminal:
@@ -148,16 +191,9 @@ async def test_a_guest_that_does_not_read_keeps_nobody(tmp_path: Path) -> None:
 
 async def test_a_killed_client_leaves_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as (api, _, id):
-        process = await trio.lowlevel.open_process([*COMMAND, id], stdin=-1, stdout=-1, env=environment(api.url))
-        assert process.stdin is not None
-        assert process.stdout is not None
-        await process.stdin.send_all(b"x")
-        with trio.fail_after(20):
-            assert await process.stdout.receive_some() == b"x"
-            process.kill()
-            await process.wait()
-        await process.stdin.aclose()
-        await process.stdout.aclose()
+        async with pipes(api.url, id) as pipe:
+            assert await pipe.echo(b"x") == b"x"
+            pipe.process.kill()
         await nobody_listens(api)
 
 
