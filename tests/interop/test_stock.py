@@ -24,10 +24,9 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr.multiaddr import Multiaddr
-from trio.testing import memory_stream_pair
 
 from tests.agent.p2p.hosts import open_echo, talks
-from tests.agent.p2p.pairs import MemoryChannel
+from tests.agent.p2p.pairs import MemoryChannel, memory_channels
 from twinshare.agent.p2p.contract import ECHO
 from twinshare.agent.p2p.libp2p.yamux.connection import YamuxConnection
 from twinshare.agent.p2p.libp2p.yamux.shell import YamuxStream
@@ -132,7 +131,9 @@ async def use(ours: YamuxConnection, rng: random.Random) -> None:
 
     async def send() -> None:
         for piece in pieces:
-            await stream.send_all(piece)
+            at_once = piece[: rng.choice([0, min(stream.room, 1000)])]
+            stream.send_now(at_once)
+            await stream.send_all(piece[len(at_once) :])
         await stream.send_eof()
 
     if rng.random() < 0.2:
@@ -151,7 +152,8 @@ async def use(ours: YamuxConnection, rng: random.Random) -> None:
 @pytest.mark.expects_errors
 async def test_the_stock_muxer_and_ours_understand_each_other(seed: int) -> None:
     rng = random.Random(seed)
-    near, far = [MemoryChannel(stream) for stream in memory_stream_pair()]
+    near, far = memory_channels()
+    near.takes = lambda size: rng.randrange(size + 1)
     ours = YamuxConnection(near, peer_id="stock", client=True, dead_after=60)
     stock = Yamux(StockWire(far), ID(b"us"), is_initiator=False)  # type: ignore[arg-type]  # of its interface what it uses
     with trio.fail_after(30):

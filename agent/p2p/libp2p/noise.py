@@ -119,7 +119,10 @@ def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
 
 
 class SecureChannel:
-    """A pipe behind its handshake. Cancelling `send` leaves half a message on the wire: one task alone may call it."""
+    """A pipe behind its handshake. Cancelling `send` leaves half a message on the wire: one task alone may call it.
+
+    `unsent` is what `send_now` found no room for.
+    """
 
     def __init__(self, pipe: Pipe, keys: CipherKeys, held: bytes = b"") -> None:
         self._pipe = pipe
@@ -127,6 +130,7 @@ class SecureChannel:
         self._opener = Opener(keys.receiving)
         self._sealed = held  # arrived together with the last handshake message
         self._plain: bytes | bytearray = b""
+        self.unsent = b""
 
     async def receive(self) -> bytes | bytearray:
         """Some plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
@@ -149,8 +153,19 @@ class SecureChannel:
         self._plain = plain + bytes(self._plain)
 
     async def send(self, data: bytes) -> None:
-        """Raises: PipeBroken."""
-        await self._pipe.send(self._sealer.seal(data))
+        """What is unsent, then `data`. Raises: PipeBroken."""
+        sealed = self._sealer.seal(data) if data else b""
+        if self.unsent:
+            sealed, self.unsent = self.unsent + sealed, b""
+        await self._pipe.send(sealed)
+
+    def send_now(self, data: bytes) -> None:
+        """Send as much of it as the pipe takes without waiting; the next `send`, of nothing too, sends the rest.
+
+        Never while a `send` is under way.
+        """
+        sealed = self.unsent + self._sealer.seal(data)
+        self.unsent = bytes(sealed[self._pipe.send_now(sealed) :])
 
     def close(self) -> None:
         self._pipe.close()

@@ -5,6 +5,7 @@ A pipe that moves nothing for its patience is broken: a far side that stops read
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Final, Protocol
 
@@ -27,6 +28,13 @@ class Pipe(Protocol):
 
     async def send(self, data: bytes | bytearray) -> None:
         """Write all of it. When it is cancelled a part may have been written: close the pipe. Raises: PipeBroken."""
+        ...
+
+    def send_now(self, data: bytes | bytearray) -> int:
+        """Write what there is room for, waiting for nothing, and say how many bytes; never amid a `send`.
+
+        It does not tell that the pipe is broken: the next `send` will.
+        """
         ...
 
     def close(self) -> None:
@@ -67,6 +75,12 @@ class SocketPipe:
                         raise PipeBroken(f"the peer took nothing for {self._patience:g} s")
         except (OSError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the connection broke: {error}") from error
+
+    def send_now(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self._socket.fileno(), data)
+        except OSError:
+            return 0
 
     def close(self) -> None:
         self._socket.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -17,10 +17,17 @@ from twinshare.agent.p2p.libp2p.yamux.shell import YamuxStream
 
 @dataclass(eq=False)
 class MemoryChannel:
-    """A channel over trio's memory streams; `hold` stops the writer as a full socket does."""
+    """A channel over trio's memory streams; `hold` stops the writer as a full socket does.
+
+    `takes` says how much of so many bytes goes without waiting, and `gone` how many have gone so.
+    """
 
     stream: trio.StapledStream[MemorySendStream, MemoryReceiveStream]
+    there: MemoryReceiveStream
     hold: trio.Event | None = None
+    takes: Callable[[int], int] = lambda size: size
+    unsent: bytes = b""
+    gone: int = 0
 
     async def receive(self) -> bytes:
         try:
@@ -31,14 +38,28 @@ class MemoryChannel:
     async def send(self, data: bytes | bytearray) -> None:
         if self.hold is not None:
             await self.hold.wait()
+        data, self.unsent = self.unsent + data, b""
         try:
             await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken("the pipe is closed") from error
 
+    def send_now(self, data: bytes) -> None:
+        data = self.unsent + data
+        size = 0 if self.hold is not None else self.takes(len(data))
+        if size:
+            self.there.put_data(data[:size])
+        self.unsent = data[size:]
+        self.gone += size
+
     def close(self) -> None:
         self.stream.send_stream.close()
         self.stream.receive_stream.close()
+
+
+def memory_channels() -> tuple[MemoryChannel, MemoryChannel]:
+    one, other = memory_stream_pair()
+    return MemoryChannel(one, other.receive_stream), MemoryChannel(other, one.receive_stream)
 
 
 @dataclass(eq=False)
@@ -57,7 +78,7 @@ class ConnectionPair:
 
 @asynccontextmanager
 async def open_pair(*, dead_after: float = 60.0, limits: SessionLimits | None = None) -> AsyncIterator[ConnectionPair]:
-    channels = [MemoryChannel(stream) for stream in memory_stream_pair()]
+    channels = memory_channels()
     near = YamuxConnection(channels[0], peer_id="far", client=True, dead_after=dead_after, limits=limits)
     far = YamuxConnection(channels[1], peer_id="near", client=False, dead_after=dead_after, limits=limits)
     send, receive = trio.open_memory_channel[YamuxStream](1000)

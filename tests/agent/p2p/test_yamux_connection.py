@@ -59,6 +59,29 @@ async def test_what_there_is_room_for_goes_without_waiting(autojump_clock: trio.
             near.send_now(b"x")
 
 
+async def test_while_the_writer_rests_it_leaves_in_the_same_turn(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        await trio.testing.wait_all_tasks_blocked()
+        near.send_now(b"one")
+        gone = pair.near_channel.gone
+        assert gone == 12 + 3
+        near.send_now(b"two")
+        assert pair.near_channel.gone == gone, "what more is said in the same turn goes in one write"
+        assert await far.receive_some() == b"one"
+        assert await far.receive_some() == b"two"
+
+
+async def test_what_does_not_fit_is_finished_by_the_writer(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        pair.near_channel.takes = lambda size: size - 1
+        near.send_now(b"alone")
+        assert pair.near_channel.unsent
+        with trio.fail_after(1):
+            assert await far.receive_some() + await far.receive_some() == b"alone"
+
+
 async def echo(stream: YamuxStream) -> None:
     with suppress(trio.BrokenResourceError):
         while data := await stream.receive_some(65536):
@@ -77,7 +100,9 @@ async def exchange(pair: ConnectionPair, data: bytes) -> bytes:
     got = bytearray()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stream.send_all, data)
+            begun = data[: min(len(data) // 2, stream.room)]
+            stream.send_now(begun)
+            nursery.start_soon(stream.send_all, data[len(begun) :])
             while len(got) < len(data):
                 got += await stream.receive_some(65536)
     except BaseException:
@@ -106,6 +131,7 @@ async def test_random_cancellations_leave_the_connection_whole(autojump_clock: t
             cancelled += scope.cancelled_caught
 
     async with open_pair() as pair, trio.open_nursery() as nursery:
+        pair.near_channel.takes = lambda size: rng.choice([0, 1, size // 2, size])
         nursery.start_soon(serve_echo, pair, nursery)
         async with trio.open_nursery() as workers:
             for _ in range(12):
@@ -116,6 +142,7 @@ async def test_random_cancellations_leave_the_connection_whole(autojump_clock: t
         await trio.testing.wait_all_tasks_blocked()
         assert pair.near.stream_count == pair.far.stream_count == 0
         assert pair.near.reason is None
+        assert pair.near_channel.gone, "some of it went at once"
         nursery.cancel_scope.cancel()
 
 

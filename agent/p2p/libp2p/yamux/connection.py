@@ -1,7 +1,7 @@
 """The trio shell of a session: one task reads, one writes, one watches for silence.
 
-Streams never write to the wire: they put whole frames into the outbox, so a caller that is cancelled leaves nothing
-half done. The writer takes all that waits in one go.
+Streams put whole frames into the outbox, so a caller that is cancelled leaves nothing half done. The writer takes all
+that waits in one go; while it rests, what must be quick is written at once, and it finishes what did not fit.
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ Accept: TypeAlias = Callable[[YamuxStream], None]
 
 
 class Channel(Protocol):
-    """An encrypted pipe. Each raises PipeBroken."""
+    """An encrypted pipe. `receive` and `send` raise PipeBroken; `unsent` is what `send_now` had to leave to `send`."""
 
     async def receive(self) -> bytes | bytearray: ...
 
     async def send(self, data: bytes) -> None: ...
+
+    @property
+    def unsent(self) -> bytes: ...
+
+    def send_now(self, data: bytes) -> None: ...
 
     def close(self) -> None: ...
 
@@ -57,6 +62,7 @@ class YamuxConnection:
         self._streams: dict[int, YamuxStream] = {}
         self._blocked: dict[YamuxStream, None] = {}  # streams that wait for room in the outbox, first come first
         self._writer = trio.lowlevel.ParkingLot()
+        self._writer_rests = False
         self._pongs = trio.lowlevel.ParkingLot()
 
     @property
@@ -123,6 +129,16 @@ class YamuxConnection:
         """There is something to write."""
         self._writer.unpark()
 
+    def kick_now(self) -> None:
+        """There is something that should leave at once: if the writer rests, do not wait for its turn of the loop.
+
+        It is woken all the same: what did not go now, and what others say in this same turn, goes in one write.
+        """
+        if self._writer_rests:
+            self._writer_rests = False
+            self._channel.send_now(self._take())
+        self._writer.unpark()
+
     def wait_for_room(self, stream: YamuxStream) -> None:
         self._blocked[stream] = None
 
@@ -136,13 +152,15 @@ class YamuxConnection:
     async def _write(self) -> None:
         outbox = self.session.outbox
         try:
-            while outbox.size or not self.session.over:
-                if not outbox.size:
+            while True:
+                if outbox.size or self._channel.unsent:
+                    await self._channel.send(self._take())
+                elif self.session.over:
+                    break
+                else:
+                    self._writer_rests = True
                     await self._writer.park()
-                    continue
-                data = outbox.take()
-                self._wake_blocked()
-                await self._channel.send(data)
+                    self._writer_rests = False
         except PipeBroken as error:
             self._end(str(error))
         self._scope.cancel()
@@ -182,10 +200,13 @@ class YamuxConnection:
         if self.session.outbox.size:
             self.kick()
 
-    def _wake_blocked(self) -> None:
+    def _take(self) -> bytes:
+        """All that is to be written. Whoever waited for room in the outbox has it now."""
+        data = self.session.outbox.take()
         blocked, self._blocked = self._blocked, {}
         for stream in blocked:
             stream.wake()
+        return data
 
     def _wake_all(self) -> None:
         for stream in list(self._streams.values()):

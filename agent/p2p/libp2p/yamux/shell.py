@@ -79,7 +79,7 @@ class YamuxStream(Stream):
         if len(data) > self.room:
             super().send_now(data)
         self._session.write(self._state, memoryview(data))
-        self._connection.kick()
+        self._connection.kick_now()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._sending:
