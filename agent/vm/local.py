@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -42,6 +43,8 @@ from .quota import check_quota
 from .recipes import VmRecipes, VmRequest
 from .record import Record, VmMetadata
 from .supply import Supply, check_disk_size
+
+Asked = TypeVar("Asked")
 
 
 @dataclass(slots=True)
@@ -288,24 +291,21 @@ class LocalVms:
 
     async def add_forward(self, vm: str, forward: ForwardSpec) -> Forward:
         check_bind(self._caller, forward)
-
-        async def admit(run: Run) -> Release:
-            record = self._record(vm)
-            self._room.forwards.check(record, forward)
-            run.notes = {"id": record.domain.id}
-            return _nothing
-
-        done: Forward = await self._room.operations.run(self._caller, "add_forward", vm, forward, admit)
-        return done
+        return await self._change_forwards("add_forward", vm, forward, self._room.forwards.check)
 
     async def remove_forward(self, vm: str, host_port: int) -> Forward:
+        return await self._change_forwards("remove_forward", vm, host_port, self._room.forwards.find)
+
+    async def _change_forwards(
+        self, kind: str, vm: str, asked: Asked, check: Callable[[Record, Asked], object]
+    ) -> Forward:
         async def admit(run: Run) -> Release:
             record = self._record(vm)
-            self._room.forwards.find(record, host_port)
+            check(record, asked)
             run.notes = {"id": record.domain.id}
             return _nothing
 
-        done: Forward = await self._room.operations.run(self._caller, "remove_forward", vm, host_port, admit)
+        done: Forward = await self._room.operations.run(self._caller, kind, vm, asked, admit)
         return done
 
 

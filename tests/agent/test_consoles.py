@@ -40,7 +40,7 @@ async def running(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, FakeHyper
 
 async def hear(console: Console, count: int) -> bytes:
     heard = b""
-    with trio.fail_after(5):
+    with trio.fail_after(10):
         while len(heard) < count:
             heard += await console.receive()
     return heard

@@ -16,12 +16,12 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 from tests.agent.nodes import spec
+from tests.agent.test_consoles import hear
 from tests.api.served import SPEC, Served, served, talk
 from tests.nodes.test_in_memory import TABLE
 from tests.nodes.test_tunnels import pair
 from twinshare.agent.hypervisor.fake import FakeHypervisor
 from twinshare.agent.reach.consoles import MAX_LISTENERS
-from twinshare.api.console import Console
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.api.server import console as console_route
 from twinshare.api.server import open_api
@@ -53,14 +53,6 @@ async def running(folder: Path, **api: Any) -> AsyncIterator[tuple[Served, FakeH
         hypervisor = node.node.vms.hypervisor
         assert isinstance(hypervisor, FakeHypervisor)
         yield node, hypervisor, made.id
-
-
-async def hear(console: Console, count: int) -> bytes:
-    heard = b""
-    with trio.fail_after(10):
-        while len(heard) < count:
-            heard += await console.receive()
-    return heard
 
 
 async def nobody_listens(api: Served) -> None:

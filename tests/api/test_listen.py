@@ -15,9 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.agent.test_consoles import hear
 from tests.api.served import served
 from tests.api.test_cli_console import piped
-from tests.api.test_console import hear, running
+from tests.api.test_console import running
 from twinshare.agent.config import ApiConfig, ConfigError
 from twinshare.api.rest_client import RESTClient
 from twinshare.api.server import CannotListen, listening

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.remote import Remote, install
 from tests.nodes.test_in_memory import call
-from twinshare.agent.images import gather
 from twinshare.agent.images.contract import pieces
 from twinshare.agent.images.share import SharedDisk
 from twinshare.agent.node import Node
@@ -21,12 +19,6 @@ MIB = 1 << 20
 DISK = random.Random(1).randbytes(5 * MIB) + bytes(3 * MIB) + random.Random(2).randbytes(MIB + 512)
 
 Pack = Callable[[SharedDisk, Sequence[int]], bytes]
-
-
-def no_registry(monkeypatch: pytest.MonkeyPatch) -> Remote:
-    """Nothing is at a registry, unless a test puts it there."""
-    monkeypatch.setattr(gather, "PAUSE", 0.01)
-    return install(monkeypatch)
 
 
 async def give(node: Node, name: str = "web:v1", disk: bytes = DISK) -> Image:

@@ -10,7 +10,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.agent.remote import Remote
-from tests.nodes.images import DISK, MIB, Sent, content, give, half, no_registry, pull
+from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
 from tests.nodes.test_in_memory import call, open_fleet
 from twinshare.agent.reach.fleet_images import FleetImages
 from twinshare.protocols.access import Role
@@ -22,15 +22,7 @@ from twinshare.protocols.errors import (
 )
 from twinshare.protocols.operation import OperationState
 
-
-@pytest.fixture(autouse=True)
-def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
-    return no_registry(monkeypatch)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    return Sent(monkeypatch)
+pytestmark = pytest.mark.usefixtures("remote")
 
 
 async def test_a_vm_starts_from_an_image_that_only_a_peer_has(tmp_path: Path) -> None:

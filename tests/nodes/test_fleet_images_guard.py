@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.agent.remote import Remote
-from tests.nodes.images import DISK, MIB, Sent, content, give, half, no_registry, pull
+from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
 from tests.nodes.test_in_memory import call, join, open_fleet, open_node_on
 from twinshare.agent.images import gather, share
 from twinshare.agent.node import Node
@@ -29,15 +28,7 @@ from twinshare.protocols.errors import (
 )
 from twinshare.protocols.tunnel import encode
 
-
-@pytest.fixture(autouse=True)
-def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
-    return no_registry(monkeypatch)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    return Sent(monkeypatch)
+pytestmark = pytest.mark.usefixtures("remote")
 
 
 HARM: dict[str, Callable[[bytes], bytes]] = {
