@@ -21,7 +21,7 @@ from .images.shelf import parse_new_name
 from .images.tiny.build import REF as TINY
 from .images.tiny.build import build_tiny
 from .journal.operations import Operations
-from .journal.run import Recipe, Release, Run
+from .journal.run import Recipe, Release, Run, nothing_claimed
 from .vm.captures import CaptureRequest, Captures
 from .vm.lifecycle import require_state
 from .vm.local import VmRoom
@@ -141,7 +141,7 @@ class LocalImages:
     async def remove_image(self, image: str) -> Image:
         async def admit(run: Run) -> Release:
             run.notes = {"ref": await self._room.whole_name(image)}
-            return _nothing
+            return nothing_claimed
 
         gone: Image = await self._room.operations.run(self._caller, "remove_image", image, ImageRequest(image), admit)
         return gone
@@ -167,7 +167,7 @@ class LocalImages:
 
     async def _operate(self, kind: str, target: str, request: msgspec.Struct) -> Any:
         async def admit(run: Run) -> Release:
-            return _nothing
+            return nothing_claimed
 
         return await self._room.operations.run(self._caller, kind, target, request, admit)
 
@@ -177,7 +177,7 @@ class LocalImages:
             require_state("capture_image", record.domain.name, record.domain.state)
             await self._check_free(name)
             run.notes = {"id": record.domain.id}
-            return _nothing
+            return nothing_claimed
 
         asked = CaptureRequest(vm=vm, name=name, reset_identity=reset_identity)
         made: Image = await self._room.operations.run(self._caller, "capture_image", vm, asked, admit)
@@ -208,10 +208,6 @@ async def _read(path: Path) -> AsyncIterator[bytes]:
     async with await trio.open_file(path, "rb") as file:
         while data := await file.read(CHUNK):
             yield data
-
-
-def _nothing() -> None:
-    """The release of an operation that claims nothing."""
 
 
 def _unheard(progress: Progress) -> None:

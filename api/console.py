@@ -11,9 +11,10 @@ import anyio
 import httpcore
 import httpx
 
+from ..protocols.console import SILENCE
 from .connection import Connection
 from .exchange import NodeUnreachable, below
-from .websocket import SILENCE, ClientSocket
+from .websocket import ClientSocket
 
 _READ = 1 << 16
 _LAST_WORD = 1.0

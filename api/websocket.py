@@ -16,8 +16,6 @@ from .exchange import NodeUnreachable
 
 LARGEST = 1 << 15
 """Bytes of one message that we send."""
-# The node pings every 20 s: silence for three times that is a dead connection.
-SILENCE = 65.0
 
 
 class ClientSocket:

@@ -24,6 +24,10 @@ CLOSED_BY_ERROR = 4000
 """How a websocket tells the end of a console: the VM has stopped; or this and the HTTP status of the error, whose code
 word then stands before its sentence."""
 MAX_REASON = 123
+HEARTBEAT = 20.0
+"""Seconds between two pings of the node."""
+SILENCE = 65.0
+"""Seconds after which each side takes the other, of which it has heard nothing, for gone: three pings."""
 
 
 class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -83,7 +83,7 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fault(StrEnum):
-    """What a check of the images finds. Those before `RESTORED` are damage, which only a new pull or import heals."""
+    """What a check of the images finds. The first three are damage, which only a new pull or import heals."""
 
     DAMAGED = "damaged"
     CUT_SHORT = "cut_short"

@@ -13,7 +13,7 @@ from .errors import InvalidRequest
 from .size import PATTERN as SIZE_PATTERN
 from .vm import NAME_PATTERN
 
-Record = TypeVar("Record", bound=msgspec.Struct)
+Query = TypeVar("Query", bound=msgspec.Struct)
 
 # What a pattern means to people.
 _MEANT = {
@@ -23,12 +23,12 @@ _MEANT = {
 _CHOICE = re.compile(r"\^\(([a-z|]+)\)\$")
 
 
-def convert_query(query: Mapping[str, str], kind: type[Record]) -> Record:
+def convert_query(query: Mapping[str, str], kind: type[Query]) -> Query:
     """A query string's parameters as a `kind`. A parameter cannot be null: it is left out instead.
 
     Raises: InvalidRequest, with the name of the parameter that is wrong.
     """
-    found: Record = convert(dict(query), kind, "query")
+    found: Query = convert(dict(query), kind, "query")
     if nothing := [name for name in query if getattr(found, name) is None]:
         raise InvalidRequest(f"{nothing[0]}: must not be null; leave it out instead", path=nothing[0])
     return found

@@ -34,7 +34,7 @@ from ...protocols.operation import Detached, Operation, OperationState, Progress
 from ..events import EventLog
 from ..state import State
 from .pace import Pace
-from .run import UNDO, Recipe, Release, Run
+from .run import UNDO, Recipe, Release, Run, nothing_claimed
 
 log = structlog.get_logger(__name__)
 
@@ -214,7 +214,7 @@ class Operations:
             log.info(
                 "taking up an operation again", operation=run.id, kind=run.kind, target=run.target, step=run.step_name
             )
-            self._launch(run, recipe.claim(run) if recipe.claim else lambda: None)
+            self._launch(run, recipe.claim(run) if recipe.claim else nothing_claimed)
         await self._state.execute(
             "DELETE FROM operations WHERE state IN ('done', 'failed', 'cancelled') AND id NOT IN "
             "(SELECT id FROM operations ORDER BY created_at DESC LIMIT ?)",

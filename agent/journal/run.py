@@ -16,6 +16,7 @@ from ...protocols.operation import Operation, OperationState, Progress
 PROGRESS_INTERVAL = 0.2
 
 Release = Callable[[], None]
+UNDO = "undo"
 
 
 class Journal(Protocol):
@@ -26,23 +27,14 @@ class Journal(Protocol):
     def tell(self, type: str, run: Run) -> None: ...
 
 
-UNDO = "undo"
-
-
 class Run:
     """One operation at work: what a recipe gets."""
 
     def __init__(
         self, journal: Journal, id: str, key: str, kind: str, target: str, principal: str, request: Any
     ) -> None:
-        self.id, self.key, self.kind, self.target, self.principal, self.request = (
-            id,
-            key,
-            kind,
-            target,
-            principal,
-            request,
-        )
+        self.id, self.key, self.principal = id, key, principal
+        self.kind, self.target, self.request = kind, target, request
         self.state = OperationState.PENDING
         self.step_name = ""
         # What the recipe must find again after a crash; written down with each step.
@@ -95,8 +87,7 @@ class Run:
 class Recipe:
     """How one kind of operation is done. `request` is the type of what it was asked, `result` of what it answers.
 
-    `do` runs again after a crash and finds what it did before. `undo` takes back whatever `do` did,
-    however far it came.
+    `do` runs again after a crash and finds what it did before. `undo` takes back what `do` did, however far it came.
     `claim` takes again, at once and without waiting, what `admit` had claimed before the crash.
     """
 
@@ -107,3 +98,7 @@ class Recipe:
     claim: Callable[[Run], Release] | None = None
     # It makes room: on a full disk it goes on although it cannot be written down, or nobody could ever delete a VM.
     frees: bool = False
+
+
+def nothing_claimed() -> None:
+    """The release of an operation that claims nothing."""

@@ -21,7 +21,7 @@ from ...protocols.table import methods
 from ...protocols.tunnel import TunnelAnswer, TunnelRequest
 from ...protocols.vm import Forward, ForwardSpec
 from ..journal.operations import Operations
-from ..journal.run import Recipe, Release, Run
+from ..journal.run import Recipe, Release, Run, nothing_claimed
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh import Mesh
 from ..p2p.running import stopped
@@ -215,7 +215,7 @@ class RemoteForwards:
                     f"port {forward.host_port} is forwarded to VM '{there.vm_name}'", port=forward.host_port
                 )
             run.notes = {"tunnel": msgspec.to_builtins(tunnel)}
-            return _nothing
+            return nothing_claimed
 
         change = TunnelChange(peer=self._peer, vm=vm, spec=forward)
         made: Forward = await self._tunnels.operations.run(self._caller, "add_tunnel", vm, change, admit)
@@ -228,7 +228,7 @@ class RemoteForwards:
             if not self._caller.may_change(tunnel.owner):
                 raise Forbidden(f"the tunnel belongs to {tunnel.owner}; this needs the role admin", role_needed="admin")
             run.notes = {"key": list(tunnel.key)}
-            return _nothing
+            return nothing_claimed
 
         tunnel = next((one for one in self._of(vm) if one.spec.host_port == host_port), None)
         spec = tunnel.spec if tunnel else ForwardSpec(host_port=host_port, guest_port=1)
@@ -243,7 +243,3 @@ async def _free_port(bind: str) -> int:
     for listener in listeners:
         await listener.aclose()
     return port
-
-
-def _nothing() -> None:
-    """The release of an operation that claims nothing."""

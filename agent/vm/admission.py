@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ...protocols.errors import InsufficientResources
 from ...protocols.node import Capacity, Room
+from ...protocols.size import GIB, MIB
 from ..config import HypervisorConfig
 
-MIB, GIB = 1 << 20, 1 << 30
 NOTHING = Room(memory=0, cpu=0, disk=0)
 
 

@@ -33,7 +33,7 @@ from ...protocols.vm import (
 from ..config import HypervisorConfig
 from ..hypervisor.port import Hypervisor, Observing
 from ..journal.operations import Operations
-from ..journal.run import Recipe, Release, Run
+from ..journal.run import Recipe, Release, Run, nothing_claimed
 from .admission import Ledger
 from .forwards import Forwards, check_bind
 from .guest import check_cloud_init
@@ -147,10 +147,6 @@ def _need(spec: VmSpec) -> Room:
     return Room(memory=spec.memory, cpu=spec.cpu_cores, disk=spec.disk_size)
 
 
-def _nothing() -> None:
-    """The release of an operation that claims nothing."""
-
-
 class LocalVms:
     """`VmService` for one caller."""
 
@@ -204,7 +200,7 @@ class LocalVms:
     async def start_vm(self, vm: str) -> Vm:
         def claim(record: Record) -> Release:
             if record.active:
-                return _nothing
+                return nothing_claimed
             need = Room(memory=record.domain.memory, cpu=record.domain.cpu_cores, disk=0)
             room = self._room
             return room.ledger.claim(need, self._inventory.running(), what=f"VM '{record.domain.name}' to run")
@@ -234,7 +230,7 @@ class LocalVms:
     def _check(kind: str) -> Callable[[Record], Release]:
         def check(record: Record) -> Release:
             require_state(kind, record.domain.name, record.domain.state)
-            return _nothing
+            return nothing_claimed
 
         return check
 
@@ -249,7 +245,7 @@ class LocalVms:
                 "digest": record.metadata.digest,
                 "vm": msgspec.to_builtins(self._inventory.view(record)),
             }
-            return claim(record) if claim else _nothing
+            return claim(record) if claim else nothing_claimed
 
         vm: Vm = await self._room.operations.run(self._caller, kind, request.vm, request, admit)
         return vm
@@ -303,7 +299,7 @@ class LocalVms:
             record = self._record(vm)
             check(record, asked)
             run.notes = {"id": record.domain.id}
-            return _nothing
+            return nothing_claimed
 
         done: Forward = await self._room.operations.run(self._caller, kind, vm, asked, admit)
         return done

@@ -23,13 +23,13 @@ from ...protocols.errors import (
 )
 from ...protocols.image import Image, PullRequest
 from ...protocols.reference import LOCAL, parse_reference
+from ...protocols.size import GIB
 from ...protocols.vm import VmSpec
 from ..events import EventLog
 from ..images.port import ImageExchange, ImageStore, Report
 
 log = structlog.get_logger(__name__)
 
-GIB = 1 << 30
 ATTEMPTS = 3
 
 

@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from urllib.parse import quote
 
+from ...protocols.console import SILENCE
 from ...protocols.vm import Vm
 from ..exchange import below
-from ..websocket import SILENCE, ClientSocket
+from ..websocket import ClientSocket
 from .link import Link
 from .output import say
 

@@ -13,7 +13,7 @@ import trio
 from ...agent.node import Node
 from ...agent.reach.consoles import Console
 from ...protocols.access import Caller, Role
-from ...protocols.console import CLOSED_NORMALLY
+from ...protocols.console import CLOSED_NORMALLY, HEARTBEAT, SILENCE
 from ...protocols.errors import (
     InvalidRequest,
     RequestTimeout,
@@ -26,18 +26,10 @@ from ...protocols.openapi import Endpoint, Media
 from ...protocols.peer import PeerRef
 from ...protocols.vm import VmRef
 from .answer import Answer
-from .request import Request
+from .request import NoQuery, Request
 from .router import Route
 
-HEARTBEAT = 20.0
-SILENCE = 65.0
-"""Seconds after which a client that answers no ping is gone."""
-
 Holds = Callable[[Caller], bool]
-
-
-class _NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The route takes none."""
 
 
 def routes(node: Node, holds: Holds) -> Iterator[Route]:
@@ -45,7 +37,7 @@ def routes(node: Node, holds: Holds) -> Iterator[Route]:
 
     async def view(request: Request) -> Answer | None:
         request.caller.require(Role.OPERATOR, "open_console")
-        request.fields(_NoQuery)
+        request.fields(NoQuery)
         vm = _checked(request, "vm", VmRef)
         peer = _checked(request, "peer", PeerRef) if "peer" in request.params else None
         if not request.websocket:

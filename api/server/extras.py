@@ -17,7 +17,7 @@ from ...protocols.image import Image, ImageRef
 from ...protocols.openapi import Endpoint, Media, document
 from .answer import Answer, told
 from .metrics import Metrics, exposition
-from .request import Request, Upload
+from .request import NoQuery, Request, Upload
 from .router import Route
 from .sessions import LINK_LIFE, Sessions
 
@@ -42,10 +42,6 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 class ImportQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: ImageRef
-
-
-class _NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """For routes that take none."""
 
 
 def root_body(node: Node) -> Root:
@@ -89,7 +85,7 @@ def fleet_route(node: Node) -> Route:
     """`GET /api/fleet/vm`: the VMs of every known peer."""
 
     async def view(request: Request) -> Answer:
-        request.fields(_NoQuery)
+        request.fields(NoQuery)
         return told(VmList(vms=await node.fleet_vms(request.caller)))
 
     endpoint = Endpoint(
@@ -119,7 +115,7 @@ def session_routes(sessions: Sessions, url: str, cookie: str) -> Iterator[Route]
     """`POST /api/session` hands out a link; opening it once within a minute lets that browser in."""
 
     async def invite(request: Request) -> Answer:
-        request.fields(_NoQuery)
+        request.fields(NoQuery)
         key = sessions.invite(request.caller, trio.current_time())
         expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=LINK_LIFE)
         return told(Session(link=f"{url}/enter/{key}", expires=expires))

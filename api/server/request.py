@@ -45,6 +45,10 @@ _SINGLE = frozenset(
 )
 
 
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For routes that take none."""
+
+
 class Request:
     """One request on one connection."""
 
