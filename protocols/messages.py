@@ -71,6 +71,8 @@ FOLLOW_EVENTS = "follow_events"
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
+    """The peer said hello; from now on there may be calls."""
+
     hello: Hello
 
 
@@ -99,12 +101,16 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
+    """A call of ours is done; `body` is its packed result."""
+
     id: int
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """A call of ours was refused or failed."""
+
     id: int
     error: TwinshareError
 

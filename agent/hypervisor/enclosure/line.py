@@ -28,6 +28,8 @@ class KeeperLeft(HypervisorDown):
 
 
 class Reply(msgspec.Struct, frozen=True):
+    """Any answer of the keeper; what it is not about stays as here. `error` and `errno` say why it refused."""
+
     pid: int = 0
     version: int = 0
     ended: bool = False

@@ -38,6 +38,8 @@ class Behaviour:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
+    """One domain. `metadata` is what it was given last; the plan keeps what it was defined with."""
+
     plan: DomainPlan
     metadata: str
     state: DomainState = DomainState.SHUTOFF

@@ -74,6 +74,8 @@ def _report(message: dict[str, Any]) -> None:
 
 
 class Keeper:
+    """One thread that waits for its socket and its children, until it has neither a connection nor a child."""
+
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._connections: dict[int, socket.socket] = {}

@@ -65,6 +65,8 @@ class Place(Protocol):
 
 
 class PrivateDaemon:
+    """Made ready by `prepare`, started by `ensure` when it is needed; one that a former agent left is used again."""
+
     def __init__(self, place: Place) -> None:
         self._place = place
         self._root = place.path / "hypervisor"

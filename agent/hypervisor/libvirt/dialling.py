@@ -41,6 +41,8 @@ Dial = Callable[[int, str], Awaitable[trio.SocketStream]]
 
 @dataclass(frozen=True, slots=True)
 class HostForward:
+    """A port on the guests' loopback that QEMU leads to a port of its guest."""
+
     host: str
     host_port: int
     guest_port: int

@@ -27,6 +27,8 @@ _OPEN_LOOPBACK = (
 
 @dataclass(frozen=True, slots=True)
 class Known:
+    """What was found out: `features` for whoever uses the hypervisor, `host` for the XML of domains."""
+
     features: Features
     host: HostFacts
 
