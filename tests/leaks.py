@@ -23,13 +23,10 @@ def held() -> Held:
     """What this process holds now. trio keeps idle worker threads for ten seconds: they are not counted."""
     gc.collect()
     names = [thread.name for thread in threading.enumerate()]
-    children = [
-        int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
-    ]
     return Held(
         files=tuple(sorted(_open_files())),
         threads=tuple(sorted(name for name in names if not name.lower().startswith("trio thread"))),
-        children=tuple(sorted(children)),
+        children=tuple(sorted(_children())),
     )
 
 
@@ -41,6 +38,15 @@ def _open_files() -> Iterator[str]:
         except FileNotFoundError:
             continue  # the listing's own
         yield target.partition(":[")[0]
+
+
+def _children() -> Iterator[int]:
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            listed = (thread / "children").read_text()
+        except FileNotFoundError:
+            continue  # an idle thread has just ended; its children are another thread's now
+        yield from map(int, listed.split())
 
 
 @contextmanager
