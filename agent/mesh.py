@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from ..protocols.access import Limits
+from ..protocols.access import Limits, Witness
 from ..protocols.errors import P2pStopped
 from ..protocols.table import Dispatcher
 from .config import Config, PeerConfig
@@ -43,6 +43,7 @@ async def open_node_mesh(
     state: State,
     events: EventLog,
     served: Mapping[str, Serve],
+    witness: Witness,
     other_network: HostFactory | None = None,
 ) -> AsyncIterator[Mesh]:
     """The mesh, switched on if `p2p.enabled` says so and its addresses are free.
@@ -82,6 +83,7 @@ async def open_node_mesh(
         bootstrap=config.p2p.bootstrap,
         silence=config.p2p.dead_peer_timeout,
         served=served,
+        witness=witness,
         start=False,
     ) as mesh:
         if config.p2p.enabled:

@@ -25,6 +25,8 @@ from ..protocols.services import ImageService, NodeService, OperationService, To
 from ..protocols.table import Dispatcher, Method
 from ..protocols.tunnel import PROTOCOL as TUNNEL
 from ..protocols.vm import Vm
+from .audit.log import SCHEMA as AUDIT_SCHEMA
+from .audit.log import AuditLog, open_audit
 from .config import Config, default_data_dir
 from .events import EventLog, open_events
 from .ground import Ground, open_ground
@@ -67,6 +69,7 @@ class Node:
         home: Home,
         identity: Identity,
         events: EventLog,
+        audit: AuditLog,
         operations: Operations,
         tokens: TokenStore,
         ground: Ground,
@@ -77,7 +80,7 @@ class Node:
         consoles: Consoles,
     ) -> None:
         self.config, self.home, self.identity = config, home, identity
-        self.events, self.operations, self.tokens = events, operations, tokens
+        self.events, self.audit, self.operations, self.tokens = events, audit, operations, tokens
         self.ground, self.vms, self.images, self.mesh, self.tunnels = ground, vms, images, mesh, tunnels
         self.consoles = consoles
         self.name = node_name(config)
@@ -91,6 +94,13 @@ class Node:
 
         Raises: what the operation raises; Detached when the caller does not wait for its end.
         """
+        if not method.mutates:
+            return await self._call(caller, method, arguments, peer)
+        there = "" if self.is_here(peer) else str(peer)
+        async with self.audit.witness(caller, method.name, method.about(arguments), at_peer=there):
+            return await self._call(caller, method, arguments, peer)
+
+    async def _call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None) -> Any:
         if self.is_here(peer):
             return await self.dispatcher.call(caller, method, arguments)
         if method.name in FORWARDING:
@@ -112,12 +122,14 @@ class Node:
         Raises: what `Consoles.attach` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
         """
         if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(str(peer))):
-            opening = self.consoles.attach(caller, vm)
-        else:
+            async with self.consoles.attach(caller, vm) as console:
+                yield console
+            return
+        asked = ConsoleRequest(vm=vm, role=caller.role)
+        async with self.audit.witness(caller, "open_console", vm, at_peer=peer_id):
             caller.require(Role.OPERATOR, "open_console")
-            opening = open_remote_console(self.mesh, peer_id, ConsoleRequest(vm=vm, role=caller.role))
-        async with opening as console:
-            yield console
+            async with open_remote_console(self.mesh, peer_id, asked) as console:
+                yield console
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
@@ -137,7 +149,8 @@ class Node:
         return list(running.host.addresses) if running else []
 
     async def import_image(self, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
-        return await LocalImages(self.images, caller).import_image(ref, content)
+        async with self.audit.witness(caller, "import_image", ref):
+            return await LocalImages(self.images, caller).import_image(ref, content)
 
     @property
     def uptime(self) -> int:
@@ -189,10 +202,11 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
     with locked_home(path.expanduser().absolute()) as home:
         identity = load_identity(home.identity_key)
         async with (
-            open_state(home.database, [MESH_SCHEMA]) as state,
+            open_state(home.database, [MESH_SCHEMA, AUDIT_SCHEMA]) as state,
             open_events(state) as events,
+            open_audit(state, identity.seed) as audit,
             open_ground(home.path, config) as ground,
-            _open_joined(config, home, identity, state, events, ground, other_network) as node,
+            _open_joined(config, home, identity, state, events, audit, ground, other_network) as node,
         ):
             yield node
 
@@ -204,6 +218,7 @@ async def _open_joined(
     identity: Identity,
     state: State,
     events: EventLog,
+    audit: AuditLog,
     ground: Ground,
     other_network: HostFactory | None,
 ) -> AsyncIterator[Node]:
@@ -211,7 +226,7 @@ async def _open_joined(
     name, limits = node_name(config), config.hypervisor
     async with (
         open_inventory(ground.hypervisor, events, name, limits.resync_interval) as inventory,
-        open_operations(state, events, name) as operations,
+        open_operations(state, events, name, audit.operation_ended) as operations,
         open_relays() as relays,
     ):
         forwards = Forwards(ground.hypervisor, inventory, relays, ground.admits)
@@ -230,7 +245,7 @@ async def _open_joined(
         watch = Watch(vms, events, home.path)
         tunnels = Tunnels(relays, StateShelf(state), operations)
         tunnels.add_recipes()
-        async with trio.open_nursery() as nursery, open_consoles(vms) as consoles:
+        async with trio.open_nursery() as nursery, open_consoles(vms, audit.witness) as consoles:
             nursery.start_soon(watch.run)
             await operations.recover()
             nursery.start_soon(start_after_boot, vms, state)
@@ -242,13 +257,34 @@ async def _open_joined(
                 BLOB: BlobServer(ground.images).serve,
             }
             async with open_node_mesh(
-                config, identity, name, __version__, Dispatcher(factories), state, events, served, other_network
+                config,
+                identity,
+                name,
+                __version__,
+                Dispatcher(factories),
+                state,
+                events,
+                served,
+                audit.witness,
+                other_network,
             ) as mesh:
                 fleet.join(mesh)
                 await tunnels.join(mesh)
                 nursery.start_soon(tunnels.tend)
                 node = Node(
-                    config, home, identity, events, operations, tokens, ground, vms, images, mesh, tunnels, consoles
+                    config,
+                    home,
+                    identity,
+                    events,
+                    audit,
+                    operations,
+                    tokens,
+                    ground,
+                    vms,
+                    images,
+                    mesh,
+                    tunnels,
+                    consoles,
                 )
                 yield node
                 with trio.CancelScope(shield=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -89,3 +90,19 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LOCAL_ADMIN = Caller(principal="local", role=Role.ADMIN)
+
+
+class Witness(Protocol):
+    """Writes down a call to `what`, about `on`: entered before anything is done, left with what came of it.
+
+    `request` are the packed arguments as a peer sent them.
+    """
+
+    def __call__(
+        self, caller: Caller, what: str, on: str = "", *, request: bytes = b""
+    ) -> AbstractAsyncContextManager[None]: ...
+
+
+def unwitnessed(caller: Caller, what: str, on: str = "", *, request: bytes = b"") -> AbstractAsyncContextManager[None]:
+    """Where nothing is written down."""
+    return nullcontext()

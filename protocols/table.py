@@ -108,6 +108,12 @@ class Method:
         given = _given(carried[self.body_param] if self.body_param else self.body(**carried))
         return path, {}, msgspec.json.encode(given) if given or self.body_required else b""
 
+    def about(self, arguments: Mapping[str, Any]) -> str:
+        """What the call is about, in a word: the first placeholder of its path, else what its body names, or ""."""
+        given = {**arguments, **(_fields(arguments[self.body_param]) if self.body_param else {})}
+        named = (*self.path_params, "vm", "name", "image", "peer_id")
+        return next((str(given[name]) for name in named if given.get(name)), "")
+
     def pack(self, arguments: Mapping[str, Any]) -> bytes:
         """The arguments as one msgpack map, for a peer."""
         return msgspec.msgpack.encode(self.args(**arguments))

@@ -55,9 +55,12 @@ class Operations:
     `patience` is how long, in seconds, closing waits for work that is under way.
     """
 
-    def __init__(self, state: State, events: EventLog, node: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, state: State, events: EventLog, node: str, ended: Callable[[Operation], object], nursery: trio.Nursery
+    ) -> None:
         self.recipes: dict[str, Recipe] = {}
         self._state, self._events, self._node, self._nursery = state, events, node, nursery
+        self._ended = ended
         self._running: dict[str, Run] = {}
         self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._pace = Pace()
@@ -166,6 +169,7 @@ class Operations:
         run.state = outcome
         with trio.CancelScope(shield=True):
             await self.save(run, patiently=True)
+        self._ended(run.view(self._node))
         self.tell("op.done", run)
 
     async def _undo(self, run: Run, undo: Callable[[Run], Awaitable[None]]) -> bool:
@@ -322,10 +326,15 @@ class Operations:
 
 
 @asynccontextmanager
-async def open_operations(state: State, events: EventLog, node: str) -> AsyncIterator[Operations]:
-    """The node's journal. Work that has not ended when this closes is taken up by the next start."""
+async def open_operations(
+    state: State, events: EventLog, node: str, ended: Callable[[Operation], object]
+) -> AsyncIterator[Operations]:
+    """The node's journal. Work that has not ended when this closes is taken up by the next start.
+
+    `ended` is told each operation that has ended, in this life or taken up from a former one.
+    """
     async with trio.open_nursery() as nursery:
-        operations = Operations(state, events, node, nursery)
+        operations = Operations(state, events, node, ended, nursery)
         try:
             yield operations
         finally:

@@ -73,7 +73,9 @@ class _Visit:
         membership = self._parts.membership
         membership.require_issuer()
         role, limits, proof = await self._parts.tickets.redeem(self._joiner, candidacy.ticket, candidacy.proof)
-        chain = await membership.issue(self._joiner, candidacy.name, role, limits)
+        stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
+        async with self._parts.witness(stranger, "join", f"{candidacy.name} as {role}"):
+            chain = await membership.issue(self._joiner, candidacy.name, role, limits)
         self._changed()
         # Whoever is online must know the new member before it knocks there.
         await self._gossip.spread_and_wait(News(members=[chain]), SPREAD_PATIENCE)

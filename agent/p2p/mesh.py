@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import Caller, Witness, unwitnessed
 from ...protocols.errors import AmbiguousName, Conflict, Forbidden, InvalidRequest, PeerNotFound
 from ...protocols.membership import Certificate
 from ...protocols.mesh import News
@@ -205,13 +205,14 @@ async def open_mesh(
     bootstrap: Sequence[str] = (),
     silence: float = 15.0,
     served: Mapping[str, Serve] | None = None,
+    witness: Witness = unwitnessed,
     rng: random.Random | None = None,
     start: bool = True,
 ) -> AsyncIterator[Mesh]:
     """The mesh of the node whose key `signer` has. `silence`: seconds after which a silent peer is gone.
 
-    `dispatcher` has the operations that peers may call, `served` further protocols for members; `now` is the time of
-    day in seconds of the epoch.
+    `dispatcher` has the operations that peers may call, `witness` writes down those that change something, `served`
+    are further protocols for members; `now` is the time of day in seconds of the epoch.
     Raises: what the host raises when it cannot listen.
     """
     parts = Parts(
@@ -225,6 +226,7 @@ async def open_mesh(
         now=now,
         silence=silence,
         served=served or {},
+        witness=witness,
         rng=rng or random.Random(),  # noqa: S311 - it spreads retries in time
         membership=await open_membership(shelf, signer, name, overrides or {}, now),
         directory=await open_directory(shelf, bootstrap, now),

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ...protocols.access import Caller, Role
+from ...protocols.access import Caller, Role, Witness, unwitnessed
 from ...protocols.errors import Forbidden
 from ...protocols.table import Dispatcher
 from .directory import Directory
@@ -45,6 +45,7 @@ class Parts:
     directory: Directory
     tickets: TicketBook
     served: Mapping[str, Serve] = field(default_factory=dict)
+    witness: Witness = unwitnessed
     courted: set[PeerId] = field(default_factory=set)
 
     def gate(self, peer: PeerId, direction: Direction) -> Admission:

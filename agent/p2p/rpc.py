@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Protocol, TypeAlias
 
 import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import Caller, Witness, unwitnessed
 from ...protocols.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -28,7 +28,7 @@ from ...protocols.event import Event as NodeEvent
 from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
 from ...protocols.operation import Detached
 from ...protocols.session import OwnerSession
-from ...protocols.table import Dispatcher
+from ...protocols.table import Dispatcher, Method
 from .host import PeerId, Stream
 from .pump import Pump
 
@@ -58,13 +58,18 @@ class Neighbours(Protocol):
 class PeerServer:
     """Hand `serve` to `Host.serve`. A peer's new line takes the place of its old one.
 
-    `events` is what a peer can follow, None for nothing. `silence` is in seconds.
+    `events` is what a peer can follow, None for nothing. `silence` is in seconds. `witness` gets all changes.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, neighbours: Neighbours, events: EventSource | None, silence: float
+        self,
+        dispatcher: Dispatcher,
+        neighbours: Neighbours,
+        events: EventSource | None,
+        silence: float,
+        witness: Witness = unwitnessed,
     ) -> None:
-        self.dispatcher, self.neighbours, self.events = dispatcher, neighbours, events
+        self.dispatcher, self.neighbours, self.events, self.witness = dispatcher, neighbours, events, witness
         self._silence = silence
         self._sessions: dict[PeerId, _Serving] = {}
         self.in_flight = 0
@@ -160,11 +165,20 @@ class _Serving:
         method = self._server.dispatcher.table.get(name)
         if method is None:
             raise Unsupported(f"this node does not know the operation '{name[:64]}'; its twinshare may be older")
-        if method.local:
-            raise Forbidden(f"{name} is for the node's own users; no peer can call it")
-        caller.require(method.role, method.name)  # before the arguments: who may not call learns nothing of them
-        result = await self._server.dispatcher.call(caller, method, method.unpack(bytes(request.arguments)))
-        return msgspec.msgpack.encode(result)
+        packed = bytes(request.arguments)
+        async with self._witnessed(caller, method, packed):
+            if method.local:
+                raise Forbidden(f"{name} is for the node's own users; no peer can call it")
+            caller.require(method.role, method.name)  # before the arguments: who may not call learns nothing of them
+            return msgspec.msgpack.encode(await self._server.dispatcher.call(caller, method, method.unpack(packed)))
+
+    def _witnessed(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
+        if not method.mutates:
+            return nullcontext()
+        on = ""
+        with suppress(InvalidRequest):
+            on = method.about(method.unpack(packed))
+        return self._server.witness(caller, method.name, on, request=packed)
 
     async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
         try:

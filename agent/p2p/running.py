@@ -48,7 +48,11 @@ class Running:
         self.calls = PeerCalls(self.links.line_to, parts.title)
         self.gossip = Gossip(parts, self.links, self.whereabouts, self.members_changed, nursery)
         self._server = PeerServer(
-            parts.dispatcher.extended({MeshService: self.gossip.bind}), self, parts.events, parts.line_silence
+            parts.dispatcher.extended({MeshService: self.gossip.bind}),
+            self,
+            parts.events,
+            parts.line_silence,
+            parts.witness,
         )
         host.serve(line.PROTOCOL, self._server.serve)
         for protocol, serve in parts.served.items():

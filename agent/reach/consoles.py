@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from ...protocols.access import Caller, Role
+from ...protocols.access import Caller, Role, Witness
 from ...protocols.errors import DeadlineExceeded, Overloaded, TwinshareError, Unavailable, Unsupported, WrongState
 from ..background import open_background
 from ..hypervisor.port import Dialling
@@ -156,8 +156,8 @@ class _Line:
 class Consoles:
     """Made by `open_consoles`."""
 
-    def __init__(self, vms: VmRoom, nursery: trio.Nursery) -> None:
-        self._vms, self._nursery = vms, nursery
+    def __init__(self, vms: VmRoom, witness: Witness, nursery: trio.Nursery) -> None:
+        self._vms, self._witness, self._nursery = vms, witness, nursery
         self._lines: dict[str, _Line] = {}
 
     @asynccontextmanager
@@ -166,6 +166,11 @@ class Consoles:
 
         Raises: VmNotFound, Forbidden, WrongState unless it runs, HypervisorDown, Unsupported, Overloaded.
         """
+        async with self._witness(caller, "open_console", vm), self._attach(caller, vm) as console:
+            yield console
+
+    @asynccontextmanager
+    async def _attach(self, caller: Caller, vm: str) -> AsyncIterator[Console]:
         caller.require(Role.OPERATOR, "open_console")
         record = self._vms.owned(caller, vm)
         require_state("open_console", record.domain.name, record.domain.state)
@@ -203,7 +208,7 @@ class Consoles:
 
 
 @asynccontextmanager
-async def open_consoles(vms: VmRoom) -> AsyncIterator[Consoles]:
-    """All consoles of a node; they end with the block."""
+async def open_consoles(vms: VmRoom, witness: Witness) -> AsyncIterator[Consoles]:
+    """All consoles of a node; they end with the block. `witness` writes down who listened to which."""
     async with open_background() as nursery:
-        yield Consoles(vms, nursery)
+        yield Consoles(vms, witness, nursery)

@@ -26,6 +26,7 @@ PLACES = {
     "peer": "peer:peer",
     "token": "token:token",
     "op": "op:op",
+    "audit": "audit:audit",
     "lab": "lab:lab",
     "completion": "completion:completion",
 }

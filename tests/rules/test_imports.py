@@ -22,8 +22,21 @@ OFFENCES = [
     ("libp2p stays behind its adapter", "agent/hypervisor/port.py", "import libp2p"),
     ("leaf rooms do not know each other", "agent/images/port.py", "from ..hypervisor import port as _"),
     ("leaf rooms do not know each other", "agent/p2p/__init__.py", "from .. import state"),
-    ("VMs on the journal, streams to peers on top", "agent/journal/run.py", "from ..vm import record"),
-    ("VMs on the journal, streams to peers on top", "agent/vm/record.py", "from ..reach import tunnel"),
+    (
+        "VMs on the journal, streams to peers on top, the audit log beside",
+        "agent/journal/run.py",
+        "from ..vm import record",
+    ),
+    (
+        "VMs on the journal, streams to peers on top, the audit log beside",
+        "agent/vm/record.py",
+        "from ..reach import tunnel",
+    ),
+    (
+        "VMs on the journal, streams to peers on top, the audit log beside",
+        "agent/audit/log.py",
+        "from ..journal import run",
+    ),
     ("the agent has no face", "agent/config.py", "import quart"),
 ]
 

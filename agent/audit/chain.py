@@ -1,0 +1,126 @@
+"""The chain of the audit log: every row carries the hash of the one before it and this node's signature.
+
+Pure: rows and keys in, rows and findings out. A row cannot be changed, left out, added or moved without breaking a hash
+or a signature. The head, signed with its number, shows that no row was cut from the end; the floor is the last of the
+rows that were dropped for their age, so that the first one kept has a row to follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ...protocols.base58 import public_key_of
+
+_ROW, _END = b"twinshare audit row\0", b"twinshare audit end\0"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one row says.
+
+    `at` is in seconds of the epoch. `call` is the same in the row that a call begins with, which has no `outcome`, and
+    in the one with its outcome: `done`, the code of an error, `interrupted`, or `operation ID` when it goes on as that
+    operation, whose own end is a row with that ID as its `call`. `principal` is the caller: `local`, `token:NAME`,
+    `oidc:SUBJECT` or a peer ID. `what` is the operation, `on` the name or ID that it is about, `at_peer` the peer that
+    was asked to do it, `request` the packed arguments as a peer sent them.
+    """
+
+    at: float
+    call: str
+    principal: str
+    what: str
+    on: str = ""
+    outcome: str = ""
+    at_peer: str = ""
+    request: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The place of a row in the chain; number 0 stands before the first one."""
+
+    number: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it is kept: `content` is a packed `Entry`."""
+
+    link: Link
+    content: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The signed head or floor of a chain."""
+
+    link: Link
+    signature: bytes
+
+
+BEGINNING = Link(0, bytes(32))
+
+
+class Broken(Exception):
+    """The chain is not what this node has written; the message says where."""
+
+
+class Pen:
+    """Writes a node's chain. `seed` is the secret of its identity."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+
+    def rows(self, after: Link, contents: Iterable[bytes]) -> Iterator[Row]:
+        for content in contents:
+            after = Link(after.number + 1, _hash(after, content))
+            yield Row(after, content, self._key.sign(_ROW + after.hash))
+
+    def end(self, name: str, link: Link) -> End:
+        """`name` is `head` or `floor`."""
+        return End(link, self._key.sign(_of_end(name, link)))
+
+
+def check(rows: Iterable[Row], peer_id: str, head: End | None, floor: End | None) -> Link:
+    """Follow the whole chain of the node `peer_id`; tells its last row. Raises: Broken."""
+    key = Ed25519PublicKey.from_public_bytes(public_key_of(peer_id))
+    for name, end in (("head", head), ("floor", floor)):
+        if end is not None and not _signed(key, end.signature, _of_end(name, end.link)):
+            raise Broken(f"the {name} was not signed by this node")
+    last = floor.link if floor else BEGINNING
+    for row in rows:
+        number = row.link.number
+        if number != last.number + 1:
+            raise Broken(f"row {last.number + 1} is missing: row {number} comes after row {last.number}")
+        if row.link.hash != _hash(last, row.content):
+            raise Broken(f"row {number} was changed, or is not in its place")
+        if not _signed(key, row.signature, _ROW + row.link.hash):
+            raise Broken(f"row {number} was not signed by this node")
+        last = row.link
+    if last != (head.link if head else BEGINNING):
+        wanted = head.link.number if head else 0
+        raise Broken(f"the log ends with row {last.number}, and should with row {wanted}")
+    return last
+
+
+def _hash(former: Link, content: bytes) -> bytes:
+    return hashlib.sha256(former.hash + (former.number + 1).to_bytes(8, "big") + content).digest()
+
+
+def _of_end(name: str, link: Link) -> bytes:
+    return _END + name.encode() + link.number.to_bytes(8, "big") + link.hash
+
+
+def _signed(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True

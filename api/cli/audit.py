@@ -1,0 +1,110 @@
+"""`twinshare audit`: who changed what on this node, read from its files, whether it runs or not."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...agent.audit.chain import Broken, Entry, Link
+from ...agent.audit.reading import newest
+from ...agent.audit.reading import verify as verify_log
+from ...agent.home import Home
+from ...agent.identity import IdentityError, load_identity
+from .locate import data_dirs
+from .output import Column, json_option, print_json, print_table
+
+Numbered = tuple[int, Entry]
+
+COLUMNS: list[Column] = [
+    ("ROW", lambda row: row[0]),
+    ("AT", lambda row: datetime.fromtimestamp(row[1].at, UTC)),
+    ("WHO", lambda row: row[1].principal),
+    ("WHAT", lambda row: row[1].what),
+    ("ON", lambda row: row[1].on),
+    ("AT PEER", lambda row: row[1].at_peer),
+    ("OUTCOME", lambda row: row[1].outcome or "(begins)"),
+    ("CALL", lambda row: row[1].call),
+]
+
+
+@contextmanager
+def _readable() -> Iterator[Home]:
+    """The node's directory, and what is wrong with it as an error of the command."""
+    homes = [Home(path) for path in map(Path, data_dirs())]
+    home = next((home for home in homes if home.database.exists()), homes[0])
+    try:
+        if not home.identity_key.exists():
+            raise FileNotFoundError
+        yield home
+    except (FileNotFoundError, sqlite3.OperationalError):
+        raise click.ClickException(
+            f"there is no node's audit log in {home.path}; name it by $TWINSHARE_DATA_DIR"
+        ) from None
+    except PermissionError as error:
+        raise click.ClickException(f"{error.filename} cannot be read by this user; its owner can, or root") from None
+    except (Broken, IdentityError, ValueError) as error:
+        raise click.ClickException(f"the audit log of {home.path} cannot be trusted: {error}") from None
+
+
+class _Seen(click.ParamType[Link]):
+    name = "number:hash"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Link:
+        if isinstance(value, Link):
+            return value
+        found = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", value)
+        if found is None:
+            self.fail(f"'{value}' is not what 'twinshare audit verify' prints: a number, ':' and 64 hex digits")
+        return Link(int(found[1]), bytes.fromhex(found[2]))
+
+
+@click.group()
+def audit() -> None:
+    """Who changed what on this node: a chain of rows that the node has signed.
+
+    \b
+    twinshare audit ls -n 20
+    twinshare audit verify
+    twinshare audit verify --seen 1042:9f2c...     # and it still has what was there then
+    """
+
+
+@audit.command("ls")
+@click.option("-n", "--newest", "count", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@json_option
+def list_rows(count: int, as_json: bool) -> None:
+    """List the newest rows, oldest first. Each call has one when it begins and one with its outcome."""
+    with _readable() as home:
+        rows = newest(home.database, count)
+    if as_json:
+        return print_json([{"row": number, **_shown(entry)} for number, entry in rows])
+    return print_table(rows, COLUMNS, as_json=False)
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    return fields | {"at": datetime.fromtimestamp(entry.at, UTC)}
+
+
+@audit.command("verify")
+@click.option("--seen", type=_Seen(), help="What an earlier verify printed: the log must go on from there.")
+@click.option("--peer-id", help="The node that must have signed it; by default the one whose key lies beside it.")
+@json_option
+def verify(seen: Link | None, peer_id: str | None, as_json: bool) -> None:
+    """Check that no row was changed, dropped, moved or cut off; exit 1 if one was."""
+    with _readable() as home:
+        peer_id = peer_id or load_identity(home.identity_key).peer_id
+        floor, last = verify_log(home.database, peer_id, seen)
+    told = f"{last.number}:{last.hash.hex()}"
+    if as_json:
+        return print_json({"first": floor.number + 1, "last": last.number, "seen": told, "peer_id": peer_id})
+    rows = last.number - floor.number
+    click.echo(f"{rows} rows are whole and signed by {peer_id}; keep this to check later that none was cut off:")
+    return click.echo(told)

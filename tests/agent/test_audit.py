@@ -1,0 +1,187 @@
+"""What a node's audit log holds of the calls that change something, and how long."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.agent.nodes import open_test_node, spec
+from twinshare.agent.audit import log as audit_log
+from twinshare.agent.audit.chain import Broken, Entry
+from twinshare.agent.audit.reading import newest, verify
+from twinshare.agent.node import Node
+from twinshare.agent.state import State
+from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
+from twinshare.protocols.errors import Forbidden, InsufficientResources, TwinshareError, VmNotFound
+from twinshare.protocols.node import TokenRequest
+from twinshare.protocols.operation import Detached
+from twinshare.protocols.peer import InviteRequest
+from twinshare.protocols.services import SERVICES
+from twinshare.protocols.table import all_methods
+
+TABLE = all_methods(SERVICES)
+VIEWER = Caller(principal="token:eyes", role=Role.VIEWER)
+PATIENT = Caller(principal="local", role=Role.ADMIN, detach=True)
+
+
+async def call(node: Node, name: str, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
+    return await node.call(caller, TABLE[name], arguments)
+
+
+def entries(folder: Path) -> list[Entry]:
+    return [entry for _, entry in newest(folder / "twinshare.db", 1000)]
+
+
+def told(folder: Path) -> list[tuple[str, str, str, str]]:
+    return [(entry.principal, entry.what, entry.on, entry.outcome) for entry in entries(folder)]
+
+
+async def until_told(folder: Path, count: int) -> list[tuple[str, str, str, str]]:
+    """An outcome is written behind its answer."""
+    with trio.fail_after(5):
+        while len(told(folder)) < count:
+            await trio.sleep(0.01)
+    return told(folder)
+
+
+async def test_each_change_has_a_beginning_and_an_outcome(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, _, _):
+        before = len(await until_told(tmp_path, 2))
+        await call(node, "create_vm", spec=spec("web"))
+        with pytest.raises(Forbidden):
+            await call(node, "delete_vm", VIEWER, vm="web")
+        with pytest.raises(VmNotFound):
+            await call(node, "start_vm", vm="none")
+        await call(node, "list_vms")
+        rows = (await until_told(tmp_path, before + 7))[before:]
+        assert rows[:2] == [("local", "create_vm", "web", ""), ("local", "create_vm", "web", "done")]
+        assert sorted(rows[2:]) == sorted([
+            ("local", "create_vm", "web", "done"),
+            ("token:eyes", "delete_vm", "web", ""),
+            ("token:eyes", "delete_vm", "web", "forbidden"),
+            ("local", "start_vm", "none", ""),
+            ("local", "start_vm", "none", "vm_not_found"),
+        ])  # fmt: skip
+        calls = [entry.call for entry in entries(tmp_path)[before:]]
+        assert len(set(calls)) == 4, "three calls, and the operation of one"
+    assert verify(tmp_path / "twinshare.db", node.peer_id)[1].number == before + 7
+
+
+async def test_a_detached_call_is_followed_to_its_end(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, _, _):
+        before = len(await until_told(tmp_path, 2))
+        with pytest.raises(Detached) as detached:
+            await call(node, "create_vm", PATIENT, spec=spec("web"))
+        id = detached.value.operation.id
+        await until_told(tmp_path, before + 3)
+        begun, *later = entries(tmp_path)[before:]
+        assert (begun.what, begun.on, begun.outcome) == ("create_vm", "web", "")
+        assert {(entry.call, entry.outcome) for entry in later} == {(begun.call, f"operation {id}"), (id, "done")}
+
+
+async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, hypervisor):
+        await vms.create_vm(spec("web"))
+        node.operations.patience = 0.05
+        hypervisor.behaviour.delay = 60
+        with trio.move_on_after(0.3):
+            await call(node, "start_vm", vm="web")
+    begun = told(tmp_path)
+    assert begun[-2:] == [("local", "start_vm", "web", ""), ("local", "start_vm", "web", "interrupted")]
+    async with open_test_node(tmp_path):
+        with trio.fail_after(5):
+            while not [row for row in told(tmp_path)[len(begun) :] if row[:3] == ("local", "start_vm", "web")]:
+                await trio.sleep(0.01)
+
+
+async def test_no_secret_is_kept_of_what_this_nodes_users_ask(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, _, _):
+        made = await call(node, "create_token", token=TokenRequest(name="ci"))
+        for name, more in (("invite_peer", {"invite": InviteRequest()}), ("join_fleet", {"ticket": "ts1-secret"})):
+            with pytest.raises(TwinshareError):
+                await call(node, name, **more)
+    rows = entries(tmp_path)
+    assert ("create_token", "ci") in {(entry.what, entry.on) for entry in rows}
+    assert {"invite_peer", "join_fleet"} <= {entry.what for entry in rows}
+    with sqlite3.connect(tmp_path / "twinshare.db") as db:
+        kept = b"".join(row[0] for row in db.execute("SELECT content FROM audit"))
+    db.close()
+    assert made.secret.encode() not in kept
+    assert b"ts1-secret" not in kept
+
+
+async def test_a_full_disk_delays_the_rows_and_hinders_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec("web"))
+        before = await until_told(tmp_path, 3)
+        real, full = State.transact, True
+
+        async def transact(self: State, work: Any) -> Any:
+            if full and "AuditLog" in work.__qualname__:
+                raise InsufficientResources("the disk of the node is full")
+            return await real(self, work)
+
+        monkeypatch.setattr(State, "transact", transact)
+        await call(node, "delete_vm", vm="web")
+        assert told(tmp_path) == before
+        full = False
+        await call(node, "prune_images", all=False)
+        rows = (await until_told(tmp_path, len(before) + 6))[len(before) :]
+        assert rows[0] == ("local", "delete_vm", "web", "")
+        assert ("local", "delete_vm", "web", "done") in rows
+    verify(tmp_path / "twinshare.db", node.peer_id)
+
+
+async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "MAX_ROWS", 10)
+    database = tmp_path / "twinshare.db"
+    async with open_test_node(tmp_path) as (node, _, _):
+        first = verify(database, node.peer_id)[1]
+        for number in range(6):
+            await call(node, "create_token", token=TokenRequest(name=f"t{number}"))
+    floor, last = verify(database, node.peer_id)
+    assert 0 < floor.number < last.number
+    assert last.number - floor.number <= 10
+    with pytest.raises(Broken, match="dropped for its age"):
+        verify(database, node.peer_id, first)
+    monkeypatch.setattr(audit_log, "MAX_ROWS", 1000)
+    monkeypatch.setattr(audit_log, "MAX_BYTES", 600)
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="more"))
+    later, _ = verify(database, node.peer_id, last)
+    assert later.number > floor.number
+
+
+async def test_a_log_that_was_put_back_is_found_by_what_was_seen(tmp_path: Path) -> None:
+    database = tmp_path / "twinshare.db"
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="one"))
+    old = database.read_bytes()
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="two"))
+    _, seen = verify(database, node.peer_id)
+    verify(database, node.peer_id, seen)
+    database.write_bytes(old)
+    verify(database, node.peer_id)
+    with pytest.raises(Broken, match="was replaced"):
+        verify(database, node.peer_id, seen)
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize("harm", ["DELETE FROM audit_ends", "DELETE FROM audit WHERE number > 2", "DELETE FROM audit"])
+async def test_a_node_goes_on_behind_a_log_that_was_tampered_with(tmp_path: Path, harm: str) -> None:
+    database = tmp_path / "twinshare.db"
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="one"))
+    with sqlite3.connect(database) as db:
+        db.execute(harm)
+    db.close()
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="two"))
+    assert told(tmp_path)[-1] == ("local", "create_token", "two", "done")
+    with pytest.raises(Broken):
+        verify(database, node.peer_id)

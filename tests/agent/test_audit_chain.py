@@ -1,0 +1,102 @@
+"""The chain of the audit log by itself: whatever is done to its rows is found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twinshare.agent.audit.chain import BEGINNING, Broken, End, Link, Pen, Row, check
+from twinshare.agent.identity import Identity
+
+SEED, OTHER = bytes(range(32)), bytes(range(1, 33))
+PEER_ID = Identity(SEED).peer_id
+PEN = Pen(SEED)
+Rows = list[Row]
+Chance = random.Random
+
+
+def whole(contents: list[bytes]) -> tuple[Rows, End]:
+    rows = list(PEN.rows(BEGINNING, contents))
+    return rows, PEN.end("head", rows[-1].link)
+
+
+def flip(data: bytes, chance: Chance) -> bytes:
+    at = chance.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+
+
+def put(rows: Rows, at: int, row: Row) -> Rows:
+    return [*rows[:at], row, *rows[at + 1 :]]
+
+
+def forged(rows: Rows, at: int, pen: Pen) -> Rows:
+    """Another content, and all after it hashed anew."""
+    former = rows[at - 1].link if at else BEGINNING
+    return [*rows[:at], *pen.rows(former, [b"forged", *(row.content for row in rows[at + 1 :])])]
+
+
+HARM: dict[str, Callable[[Rows, int, Chance], Rows]] = {
+    "a bit of a content": lambda rows, at, chance: put(
+        rows, at, replace(rows[at], content=flip(rows[at].content, chance))
+    ),
+    "a bit of a signature": lambda rows, at, chance: put(
+        rows, at, replace(rows[at], signature=flip(rows[at].signature, chance))
+    ),
+    "a bit of a hash": lambda rows, at, chance: put(
+        rows, at, replace(rows[at], link=Link(at + 1, flip(rows[at].link.hash, chance)))
+    ),
+    "a row dropped": lambda rows, at, chance: [*rows[:at], *rows[at + 1 :]],
+    "a row dropped, numbers moved up": lambda rows, at, chance: [
+        replace(row, link=Link(number, row.link.hash))
+        for number, row in enumerate([*rows[:at], *rows[at + 1 :]], start=1)
+    ],
+    "rows cut off the end": lambda rows, at, chance: rows[:at],
+    "a row twice": lambda rows, at, chance: [*rows[: at + 1], *rows[at:]],
+    "two rows changed about": lambda rows, at, chance: [*rows[:at], *reversed(rows[at : at + 2]), *rows[at + 2 :]],
+    "hashed anew, signed by another": lambda rows, at, chance: forged(rows, at, Pen(OTHER)),
+    "hashed anew, old signatures": lambda rows, at, chance: [
+        replace(new, signature=old.signature)
+        for new, old in zip(forged(rows, at, Pen(OTHER)), rows, strict=True)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARM)
+@settings(max_examples=25, deadline=None)
+@given(contents=st.lists(st.binary(min_size=1, max_size=30), min_size=2, max_size=6), seed=st.integers(0, 1 << 32))
+def test_every_harm_is_found(harm: str, contents: list[bytes], seed: int) -> None:
+    rows, head = whole(contents)
+    assert check(rows, PEER_ID, head, None) == rows[-1].link
+    chance = random.Random(seed)
+    last = len(rows) - 1 if "changed about" in harm else len(rows)
+    harmed = HARM[harm](rows, chance.randrange(last), chance)
+    with pytest.raises(Broken):
+        check(harmed, PEER_ID, head, None)
+
+
+def test_the_ends_are_signed_too() -> None:
+    rows, head = whole([b"one", b"two", b"three"])
+    floor = PEN.end("floor", rows[0].link)
+    assert check(rows[1:], PEER_ID, head, floor) == rows[2].link
+    for broken in (
+        (rows[1:], head, None),
+        (rows[1:], head, PEN.end("head", rows[0].link)),
+        (rows[2:], head, floor),
+        (rows[:2], Pen(OTHER).end("head", rows[1].link), None),
+        (rows[:2], replace(head, link=rows[1].link), None),
+        (rows, None, None),
+        ([], head, None),
+    ):
+        with pytest.raises(Broken):
+            check(broken[0], PEER_ID, broken[1], broken[2])
+    with pytest.raises(Broken, match="not signed by this node"):
+        check(rows, Identity(OTHER).peer_id, head, None)
+
+
+def test_a_log_without_rows_is_whole() -> None:
+    assert check([], PEER_ID, None, None) == BEGINNING
