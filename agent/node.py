@@ -257,35 +257,16 @@ async def _open_joined(
                 BLOB: BlobServer(ground.images).serve,
             }
             async with open_node_mesh(
-                config,
-                identity,
-                name,
-                __version__,
-                Dispatcher(factories),
-                state,
-                events,
-                served,
-                audit.witness,
+                config, identity, name, __version__, Dispatcher(factories), state, events, served, audit.witness,
                 other_network,
-            ) as mesh:
+            ) as mesh:  # fmt: skip
                 fleet.join(mesh)
                 await tunnels.join(mesh)
                 nursery.start_soon(tunnels.tend)
                 node = Node(
-                    config,
-                    home,
-                    identity,
-                    events,
-                    audit,
-                    operations,
-                    tokens,
-                    ground,
-                    vms,
-                    images,
-                    mesh,
-                    tunnels,
+                    config, home, identity, events, audit, operations, tokens, ground, vms, images, mesh, tunnels,
                     consoles,
-                )
+                )  # fmt: skip
                 yield node
                 with trio.CancelScope(shield=True):
                     await operations.close()

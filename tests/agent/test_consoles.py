@@ -126,13 +126,16 @@ async def test_who_reads_too_slowly_is_let_go_alone(tmp_path: Path) -> None:
 
 async def test_a_guest_that_does_not_read_holds_up_who_types_and_nobody_else(tmp_path: Path) -> None:
     async with running(tmp_path) as (node, _, hypervisor, id):
+        both = trio.Event()
 
         async def deaf(stream: trio.SocketStream) -> None:
+            await both.wait()
             await stream.send_all(b"hello")
             await trio.sleep_forever()
 
         hypervisor.serve_console(id, deaf)
         async with node.console(LOCAL_ADMIN, "one") as one, node.console(LOCAL_ADMIN, "one") as two:
+            both.set()
             assert [await hear(one, 5), await hear(two, 5)] == [b"hello", b"hello"]
             with trio.move_on_after(0.1) as scope:
                 await one.send(bytes(8 << 20))
