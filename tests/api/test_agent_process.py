@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
 
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
 from twinshare.protocols.errors import VmExists, WrongState
@@ -174,6 +175,24 @@ async def test_a_restart_under_load_loses_and_doubles_nothing(tmp_path: Path) ->
                     assert await agent.stop() == 0
                     await agent.start("--api", f"127.0.0.1:{port}")
             assert sorted(vm.name for vm in await client.list_vms()) == sorted(wanted)
+
+
+def thread_heaps(pid: int) -> list[int]:
+    """glibc takes 64 MiB of addresses, aligned, for each heap beside the first, and opens them bit by bit."""
+    spans = [line.split()[:2] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    found = [(int(span.partition("-")[0], 16), int(span.partition("-")[2], 16), mode) for span, mode in spans]
+    return [
+        start
+        for (start, _, mode), (_, end, closed) in pairwise(found)
+        if start % (64 << 20) == 0 and end - start == 64 << 20 and (mode, closed) == ("rw-p", "---p")
+    ]
+
+
+async def test_its_threads_share_one_heap(tmp_path: Path) -> None:
+    async with open_agent(tmp_path / "a", *FAKE) as agent, RESTClient(agent.url) as client:
+        await client.import_image("disk", pieces(raw_disk(1)))
+        await client.create_vm("web", "disk", memory=64, disk_size=1, cpu_cores=1)
+        assert thread_heaps(agent.pid) == []
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
