@@ -43,6 +43,7 @@ class Kind(IntEnum):
 
 _BULKY = frozenset({Kind.CALL, Kind.RESULT, Kind.DETACHED, Kind.ITEM})
 _KINDS = {int(kind): kind for kind in Kind}
+_TYPES = (int, int, str, bytes)
 
 
 class Frame(NamedTuple):
@@ -91,13 +92,12 @@ class FrameReader:
 
 
 def _check(value: object) -> Frame:
-    match value:
-        case (int(kind), int(id), str(method), bytes(body)) if kind in _KINDS and 0 <= id < 1 << 63:
-            if isinstance(kind, bool) or isinstance(id, bool):
-                raise PeerMisbehaved("the peer sent what is no frame: kind and id must be numbers")
-            frame = Frame(_KINDS[kind], id, method, body)
-        case _:
-            raise PeerMisbehaved("the peer sent what is no frame: it must be [kind, id, method, body]")
-    if len(body) > MAX_CONTROL_BODY and frame.kind not in _BULKY:
+    if type(value) is not tuple or tuple(map(type, value)) != _TYPES:
+        raise PeerMisbehaved("the peer sent what is no frame: it must be [kind, id, method, body]")
+    number, id, method, body = value
+    kind = _KINDS.get(number)
+    if kind is None or not 0 <= id < 1 << 63:
+        raise PeerMisbehaved("the peer sent what is no frame: it has no such kind, or no such id")
+    if len(body) > MAX_CONTROL_BODY and kind not in _BULKY:
         raise PeerMisbehaved(f"the peer sent a control frame of {len(body)} bytes; {MAX_CONTROL_BODY} are allowed")
-    return frame
+    return Frame(kind, id, method, body)

@@ -100,6 +100,17 @@ class Stream(trio.abc.HalfCloseableStream):
         """Send at most `room` bytes, waiting for nothing. Raises: trio.BusyResourceError when there are more."""
         raise trio.BusyResourceError(f"there is room for {self.room} bytes, not for {len(data)}")
 
+    def when_heard(self, heard: Callable[[], None]) -> None:
+        """Call `heard` when bytes arrive for a task that waits in `receive_some`, where the connection reads them.
+
+        What it takes by `receive_now` the task does not wake for. It must be quick and must not raise. A stream that
+        cannot do this never calls it.
+        """
+
+    def receive_now(self) -> bytes | bytearray:
+        """What has arrived, without waiting; nothing when nothing has, and also at the end and when it is broken."""
+        return b""
+
 
 Handler: TypeAlias = Callable[[Stream], Awaitable[None]]
 

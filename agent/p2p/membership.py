@@ -49,6 +49,9 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
 
 
+_NO_OVERRIDE = Override()
+
+
 @dataclass(slots=True)
 class _Member:
     """A chain whose signatures are good. `void` says that a certificate in it was revoked."""
@@ -79,20 +82,20 @@ class Membership:
     def standing(self, peer_id: PeerId) -> Certificate | None:
         """The certificate of a member in good standing; None for everybody else. Overrides lower it."""
         member = self._members.get(peer_id)
-        override = self._overrides.get(peer_id, Override())
+        override = self._overrides.get(peer_id, _NO_OVERRIDE)
         if member is None or member.void or override.deny:
             return None
         certificate = member.certificate
         if not certificate.iat - SKEW <= self._now() < certificate.exp:
             return None
-        if override.role is None and override.limits == Limits():
+        if override is _NO_OVERRIDE:
             return certificate
         role = certificate.role if override.role is None else certificate.role.at_most(override.role)
         return msgspec.structs.replace(certificate, role=role, limits=certificate.limits.lowered(override.limits))
 
     def denies(self, peer_id: PeerId) -> bool:
         """Whether our own configuration shuts a peer out."""
-        return self._overrides.get(peer_id, Override()).deny
+        return self._overrides.get(peer_id, _NO_OVERRIDE).deny
 
     def known(self, peer_id: PeerId) -> Certificate | None:
         """The certificate of anybody who is or was a member, good or not."""

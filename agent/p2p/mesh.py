@@ -100,10 +100,10 @@ class Mesh:
 
         Raises: PeerNotFound, AmbiguousName listing those that could be meant.
         """
-        membership = self.parts.membership
-        names = {peer.sub: peer.name for peer in membership.peers} | {self.peer_id: self.parts.name}
         if ref == "local":
             return self.peer_id
+        names = {peer.sub: peer.name for peer in self.parts.membership.peers}
+        names[self.peer_id] = self.parts.name
         if ref in names:
             return ref
         meant = [peer for peer, name in names.items() if name == ref]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 import trio
+from outcome import Error, capture
 
 from ...protocols.errors import PeerUnreachable, TwinshareError
 from ...protocols.frames import READ_SIZE
@@ -30,6 +31,7 @@ class Pump:
         self._rewound = trio.lowlevel.ParkingLot()
         self._writing = False
         self._wakes_at = inf
+        self._bug: Error | None = None
 
     def flush(self) -> None:
         """The session has something to send, or another time to keep.
@@ -53,10 +55,13 @@ class Pump:
         """Until the session is over; tells why. The stream is closed then, and also when this is cancelled."""
         try:
             with self._scope:
+                self._stream.when_heard(self._hear)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_time)
+            if self._bug is not None:
+                self._bug.unwrap()
             await self._say_farewell()
         finally:
             self._stream.reset()
@@ -70,8 +75,19 @@ class Pump:
                 data = await self._stream.receive_some(READ_SIZE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
-            self._take(self._session.receive(data, trio.current_time()))
-            self.flush()
+            self._digest(data)
+
+    def _hear(self) -> None:
+        """Read where the bytes arrive: the turn of the loop in which the reading task would wake is saved."""
+        if self._session.pending <= MAX_PENDING and (data := self._stream.receive_now()):
+            done = capture(self._digest, data)
+            if isinstance(done, Error):  # a bug of ours must not end the connection with all its streams
+                self._bug = done
+                self._scope.cancel()
+
+    def _digest(self, data: bytes | bytearray) -> None:
+        self._take(self._session.receive(data, trio.current_time()))
+        self.flush()
 
     async def _write(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What a session wants to send leaves in order, whether it goes at once or by the writer."""
+"""What a session wants to send leaves in order, at once or by the writer; what arrives is taken where it arrives."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from math import inf
 from typing import cast
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.pump import Pump
 from twinshare.protocols.errors import TwinshareError
-from twinshare.protocols.messages import Event
-from twinshare.protocols.session import Session
+from twinshare.protocols.messages import Event, Hello
+from twinshare.protocols.session import CallerSession, OwnerSession, Session
+
+from .pairs import open_pair
 
 
 class Wire(Stream):
@@ -108,3 +111,31 @@ async def test_nothing_overtakes_anything(autojump_clock: MockClock) -> None:
             assert wire.sent == said, seed
             nursery.cancel_scope.cancel()
     assert ways == {True, False}
+
+
+class Broken(Exception):
+    """A bug of ours."""
+
+
+async def test_a_bug_where_the_bytes_arrive_ends_the_pump_alone(autojump_clock: MockClock) -> None:
+    def handle(event: Event) -> None:
+        raise Broken
+
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        pump = Pump(far, OwnerSession(Hello(), trio.current_time(), 15.0), handle)
+        hello = CallerSession(Hello(), 0.0).data_to_send()
+
+        async def run() -> None:
+            with pytest.raises(Broken):
+                await pump.run()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await trio.testing.wait_all_tasks_blocked()
+            await near.send_all(hello)
+        with pytest.raises(trio.BrokenResourceError):
+            await near.receive_some()
+        near, far = await pair.streams()
+        await near.send_all(b"the connection lives")
+        assert await far.receive_some() == b"the connection lives"

@@ -82,6 +82,69 @@ async def test_what_does_not_fit_is_finished_by_the_writer(autojump_clock: trio.
             assert await far.receive_some() + await far.receive_some() == b"alone"
 
 
+@pytest.mark.parametrize("seed", range(10))
+async def test_what_is_heard_and_what_is_received_is_one_stream(
+    seed: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    rng, got, ways = random.Random(seed), bytearray(), set[str]()
+    said = rng.randbytes(200_000)
+
+    def hear() -> None:
+        if rng.random() < 0.5:
+            data = far.receive_now()
+            assert data
+            got.extend(data)
+            ways.add("heard")
+
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        far.when_heard(hear)
+
+        async def speak() -> None:
+            at = 0
+            while at < len(said):
+                size = rng.choice([1, 100, 30_000])
+                await near.send_all(said[at : at + size])
+                at += size
+                await trio.sleep(rng.choice([0, 0, 1]))
+            await near.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(speak)
+            while data := await far.receive_some(rng.choice([10, 5_000, None])):
+                got.extend(data)
+                ways.add("received")
+                await trio.sleep(rng.choice([0, 0, 1]))
+                got.extend(far.receive_now())
+    assert bytes(got) == said
+    assert ways == {"heard", "received"}
+
+
+async def test_only_bytes_for_a_waiting_task_are_heard(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        heard: list[bytes | bytearray] = []
+        far.when_heard(lambda: heard.append(far.receive_now()))
+        await near.send_all(b"nobody waits")
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == []
+        assert await far.receive_some() == b"nobody waits"
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(trio.BrokenResourceError):
+                    await far.receive_some()
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await near.send_all(b"one waits")
+            await trio.testing.wait_all_tasks_blocked()
+            assert heard == [b"one waits"]
+            near.reset()
+        assert heard == [b"one waits"]
+        assert far.receive_now() == b""
+
+
 async def echo(stream: YamuxStream) -> None:
     with suppress(trio.BrokenResourceError):
         while data := await stream.receive_some(65536):

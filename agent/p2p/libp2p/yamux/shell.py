@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class YamuxStream(Stream):
         self._receiving = _OneAtATime("receiving from")
         self._send_lot = trio.lowlevel.ParkingLot()
         self._receive_lot = trio.lowlevel.ParkingLot()
+        self._heard: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<stream {self._state.id} {self._protocol or '(no protocol)'} with {self.peer_id}>"
@@ -126,6 +128,12 @@ class YamuxStream(Stream):
                 await self._receive_lot.park()
             return self._take(max_bytes)
 
+    def when_heard(self, heard: Callable[[], None]) -> None:
+        self._heard = heard
+
+    def receive_now(self) -> bytes:
+        return self._take(None) if self._state.unread and not self._state.closed else b""
+
     async def aclose(self) -> None:
         if not self._state.closed:
             self._session.close(self._state)
@@ -139,7 +147,10 @@ class YamuxStream(Stream):
 
     def wake(self) -> None:
         """The state changed: let waiting tasks look again."""
-        self._receive_lot.unpark_all()
+        if self._heard is not None and self._state.unread and self._receive_lot:
+            self._heard()
+        if self._state.readable:
+            self._receive_lot.unpark_all()
         self._send_lot.unpark_all()
         if self._state.over:
             self._connection.forget(self)
