@@ -24,10 +24,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one row says.
 
     `at` is in seconds of the epoch. `call` is the same in the row that a call begins with, which has no `outcome`, and
-    in the one with its outcome: `done`, the code of an error, `interrupted`, or `operation ID` when it goes on as that
-    operation, whose own end is a row with that ID as its `call`. `principal` is the caller: `local`, `token:NAME`,
-    `oidc:SUBJECT` or a peer ID. `what` is the operation, `on` the name or ID that it is about, `at_peer` the peer that
-    was asked to do it, `request` the packed arguments as a peer sent them.
+    in the one with its outcome: `done`, the code of an error, `interrupted` when nobody waited for it any more, or
+    `operation ID` when it goes on as that operation, whose own end is a row with that ID as its `call`. `principal` is
+    the caller: `local`, `token:NAME`, `oidc:SUBJECT` or a peer ID. `what` is the operation, `on` the name or ID that it
+    is about, `at_peer` the peer that was asked to do it, `request` the packed arguments as a peer sent them.
     """
 
     at: float

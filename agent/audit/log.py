@@ -62,11 +62,14 @@ class AuditLog:
             at=time.time(), call=secrets.token_hex(8), principal=caller.principal, what=what, on=on,
             at_peer=at_peer, request=request,
         )  # fmt: skip
-        outcome = "interrupted"
+        outcome = TwinshareError.code  # of a bug
         try:
             await self.note(begun).wait()
             yield
             outcome = "done"
+        except trio.Cancelled:
+            outcome = "interrupted"
+            raise
         except TwinshareError as error:
             outcome = error.code
             raise

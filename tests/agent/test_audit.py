@@ -83,6 +83,22 @@ async def test_a_detached_call_is_followed_to_its_end(tmp_path: Path) -> None:
         assert {(entry.call, entry.outcome) for entry in later} == {(begun.call, f"operation {id}"), (id, "done")}
 
 
+async def test_a_bug_is_told_from_a_caller_who_left(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, _, _):
+        before = len(await until_told(tmp_path, 2))
+        with pytest.raises(ZeroDivisionError):
+            async with node.audit.witness(LOCAL_ADMIN, "stumble"):
+                raise ZeroDivisionError
+        with trio.CancelScope() as scope:
+            async with node.audit.witness(LOCAL_ADMIN, "leave"):
+                scope.cancel()
+                await trio.sleep_forever()
+        rows = (await until_told(tmp_path, before + 4))[before:]
+        assert [(what, outcome) for _, what, _, outcome in rows if outcome] == [
+            ("stumble", "internal"), ("leave", "interrupted"),
+        ]  # fmt: skip
+
+
 async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, hypervisor):
         await vms.create_vm(spec("web"))
@@ -134,6 +150,15 @@ async def test_a_full_disk_delays_the_rows_and_hinders_nobody(tmp_path: Path, mo
         assert rows[0] == ("local", "delete_vm", "web", "")
         assert ("local", "delete_vm", "web", "done") in rows
     verify(tmp_path / "twinshare.db", node.peer_id)
+
+
+@pytest.mark.expects_errors
+async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "MAX_WAITING", 0)
+    async with open_test_node(tmp_path) as (node, _, _):
+        made = await call(node, "create_token", token=TokenRequest(name="ci"))
+        assert made.secret
+        assert told(tmp_path) == []
 
 
 async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

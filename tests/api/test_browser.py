@@ -97,7 +97,7 @@ async def test_swagger_ui_shows_and_asks(address: str, root: str, asked: str, an
         assert await page.run("document.querySelectorAll('.errors-wrapper').length") == 0
         block = f".opblock-get:has([data-path='{asked}'])"
         table = shown(f"{block} .live-responses-table")
-        # The button is there before the page knows what it stands for, and pressed too early it never works again.
+        # Once, on a busy machine, the button was pressed before the page knew its operation, and stayed dead.
         known = shown(f"{block} .responses-table .highlight-code")
         await page.click(f"{block} .opblock-summary-control", f"{shown(f'{block} .execute')} && {known}")
         await page.click(f"{block} .execute", shown(f"{block} .live-responses-table .response-col_status"))
