@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -65,6 +66,28 @@ def setup(top: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["scripts/setup"], cwd=top, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@pytest.mark.system
+def test_its_own_environment_may_come_first_on_the_path(tmp_path: Path) -> None:
+    """As after the tour: the command's folder is on the path when the tests are to be set up."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(TOP / "scripts/setup", tmp_path / "scripts")
+    for name in ("packages.txt", "packages-dev.txt"):
+        (tmp_path / "scripts" / name).write_text("bash command bash\n")
+    for name in ("requirements.txt", "requirements-build.txt", "requirements-dev.txt"):
+        (tmp_path / name).touch()
+    made = []
+    for options in ([], ["--dev"]):
+        path = f"{tmp_path}/.venv/bin:{Path(sys.base_prefix, 'bin')}:/usr/bin:/bin"
+        done = subprocess.run(
+            ["scripts/setup", *options], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        made.append((tmp_path / ".venv/.python").read_text())
+        assert (tmp_path / ".venv/bin/python").exists()
+    assert made[0] == made[1], "the environment that was there is used"
 
 
 def test_whoever_may_not_install_gets_the_line(bare: Path) -> None:
