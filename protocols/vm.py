@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from .user_data import check_user_data
+
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _NAME = re.compile(NAME_PATTERN.removeprefix("^").removesuffix("$"))
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
@@ -52,7 +54,7 @@ class VmStatus(StrEnum):
 
 
 class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """First-boot configuration (NoCloud). `user_data` is content, never a path: a cloud-config or a script."""
+    """First-boot configuration (NoCloud). `user_data` is content in a form of cloud-init, never a path."""
 
     user_data: Annotated[str, Meta(max_length=65536)] = ""
     network_config: Annotated[str, Meta(max_length=65536)] = ""
@@ -62,8 +64,8 @@ class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         check_text(self.user_data, "user_data")
         check_text(self.network_config, "network_config")
-        if self.user_data and not self.user_data.startswith(("#cloud-config", "#!")):
-            raise ValueError("user_data must be content that begins with '#cloud-config' or '#!', not a path")
+        if self.user_data:
+            check_user_data(self.user_data)
         for key in self.ssh_authorized_keys:
             if "\n" in key or "\r" in key:
                 raise ValueError("each of ssh_authorized_keys must be one line")

@@ -7,14 +7,18 @@ Format: cloud-init documentation, "NoCloud" data source.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import uuid
 from typing import Any
 
 from ...protocols.errors import InvalidRequest
+from ...protocols.user_data import CLOUD_CONFIG, MIME_ARCHIVE, content_type, plain
 from ...protocols.vm import CloudInit
+from ..bounded_yaml import YamlError, load_yaml
 
-_CLOUD_CONFIG = "#cloud-config\n"
+_HEADER = "#cloud-config\n"
 _MAX_KEYS = 1000
 
 
@@ -23,8 +27,8 @@ def check_cloud_init(cloud_init: CloudInit) -> None:
 
     Raises: InvalidRequest.
     """
-    if cloud_init.user_data.startswith("#cloud-config"):
-        _load(cloud_init.user_data, "user_data")
+    if content_type(cloud_init.user_data) == CLOUD_CONFIG:
+        _load(plain(cloud_init.user_data), "user_data")
     if cloud_init.network_config:
         _load(cloud_init.network_config, "network_config")
 
@@ -41,15 +45,15 @@ def build_seed(vm_id: str, name: str, cloud_init: CloudInit) -> bytes:
 
 
 def user_data(hostname: str, cloud_init: CloudInit) -> str:
-    """The caller's user data with its keys and host name merged in; the caller's own words win."""
+    """Return the caller's user data with its keys and host name merged in; the caller's own words win."""
     ours: dict[str, Any] = {"hostname": hostname}
     if cloud_init.ssh_authorized_keys:
         ours["ssh_authorized_keys"] = list(cloud_init.ssh_authorized_keys)
-    theirs = cloud_init.user_data
+    theirs = plain(cloud_init.user_data)
     if not theirs:
         return _dump(ours)
-    if not theirs.startswith("#cloud-config"):
-        return theirs if len(ours) == 1 else _multipart(_dump(ours), theirs)
+    if (kind := content_type(theirs)) != CLOUD_CONFIG:
+        return theirs if len(ours) == 1 else _archive(_dump(ours), theirs, kind or "text/plain")
     document = _load(theirs, "user_data")
     keys = [*document.get("ssh_authorized_keys", []), *ours.pop("ssh_authorized_keys", [])]
     if not keys and "hostname" in document:
@@ -61,17 +65,14 @@ def user_data(hostname: str, cloud_init: CloudInit) -> str:
 def _dump(document: dict[str, Any]) -> str:
     import yaml
 
-    return _CLOUD_CONFIG + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def _load(text: str, what: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = str(error).replace("\n", " ")[:200]
-        raise InvalidRequest(f"{what} is not valid YAML: {where}", path=f"cloud_init.{what}") from None
+        document = load_yaml(text)
+    except YamlError as error:
+        raise InvalidRequest(f"{what} is not valid YAML: {error}", path=f"cloud_init.{what}") from None
     if document is None:
         return {}
     if not isinstance(document, dict) or len(document) > _MAX_KEYS:
@@ -81,15 +82,21 @@ def _load(text: str, what: str) -> dict[str, Any]:
     return document
 
 
-def _multipart(config: str, script: str) -> str:
-    """Both documents in one MIME archive, the form cloud-init has for that."""
-    from email.mime.multipart import MIMEMultipart
-    from email.mime.text import MIMEText
+def _archive(config: str, theirs: str, kind: str) -> str:
+    """Both documents in one MIME archive, the form cloud-init has for that.
 
-    archive = MIMEMultipart(boundary="==twinshare==")
-    for text, kind in ((config, "cloud-config"), (script, "x-shellscript")):
-        archive.attach(MIMEText(text, kind, "utf-8"))
-    return archive.as_string()
+    An archive of the caller's becomes a part as it is: it has headers of its own, and is not parsed here.
+    """
+    boundary = f"=={uuid.uuid5(uuid.NAMESPACE_OID, config + theirs).hex}=="
+    parts = [_part("text/cloud-config", config), theirs.lstrip() if kind == MIME_ARCHIVE else _part(kind, theirs)]
+    body = "".join(f"--{boundary}\n{part}\n" for part in parts)
+    return f'Content-Type: {MIME_ARCHIVE}; boundary="{boundary}"\nMIME-Version: 1.0\n\n{body}--{boundary}--\n'
+
+
+def _part(kind: str, text: str) -> str:
+    content = base64.encodebytes(text.encode()).decode()
+    headers = (f'Content-Type: {kind}; charset="utf-8"', "MIME-Version: 1.0", "Content-Transfer-Encoding: base64")
+    return "\n".join(headers) + f"\n\n{content}"
 
 
 def _iso(documents: dict[str, str]) -> bytes:

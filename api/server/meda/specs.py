@@ -13,6 +13,7 @@ import trio
 from ....protocols.errors import InvalidRequest
 from ....protocols.reference import LOCAL, parse_reference, vm_name_after
 from ....protocols.size import GIB, MIB, exact_size, parse_size
+from ....protocols.user_data import content_type
 from ....protocols.vm import CloudInit, VmSpec
 from .bodies import ImageRun, VmCreate
 
@@ -99,16 +100,16 @@ def _amount(text: str, field: str, least: int, most: int) -> int:
 
 async def read_user_data(text: str | None, allowed: str) -> str:
     """The content that `text` is or, below the directory `allowed`, names. Raises: InvalidRequest."""
-    if not text or text.startswith(("#cloud-config", "#!")):
+    if not text or content_type(text) is not None:
         return text or ""
     if not allowed:
         raise _wrong(
-            "give the content, which begins with '#cloud-config' or '#!'; a path on the node is read only where "
-            "api.allow_user_data_dir allows it"
+            "give the content, in a form of cloud-init ('#cloud-config', '#!' …); a path on the node is read only "
+            "where api.allow_user_data_dir allows it"
         )
     content = await trio.to_thread.run_sync(_read_below, Path(allowed), text)
-    if not content.startswith(("#cloud-config", "#!")):
-        raise _wrong("the file's content begins neither with '#cloud-config' nor with '#!'")
+    if content_type(content) is None:
+        raise _wrong("the file's content is in no form of cloud-init ('#cloud-config', '#!' …)")
     return content
 
 
