@@ -1,4 +1,4 @@
-"""The forms of user data that cloud-init recognises, told apart by how the text begins, as cloud-init does.
+"""The forms of user data that cloud-init recognises, distinguished by how the text begins, as cloud-init does.
 
 Source: cloud-init documentation, "User data formats"; cloudinit/handlers/__init__.py, INCLUSION_TYPES_MAP.
 """

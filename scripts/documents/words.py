@@ -1,0 +1,97 @@
+"""Finds retired words: `python -m scripts.documents.words [--shrink]`.
+
+The words are the last column of the table in docs/glossary.md; `retired_words.txt` names the files that still have one.
+`--shrink` removes from it what has been cleaned; it never adds a line. A file that is moved takes its line with it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+GLOSSARY = Path("docs/glossary.md")
+ALLOWED = Path("scripts/documents/retired_words.txt")
+# Decisions and the change log tell what was; the others are not ours to word.
+_NOT_CHECKED = ("docs/decisions", "docs/glossary.md", "docs/reference", "api/web/vendor", ALLOWED.as_posix())
+_FOLDERS = ("agent", "api", "protocols", "scripts", "tests", "examples", "docs", "configs")
+_SUFFIXES = {".py", ".md", ".js", ".html", ".toml", ".sh", ".go", ""}
+_TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+Found = Mapping[str, set[str]]
+
+
+def retired_words(glossary: str) -> dict[str, re.Pattern[str]]:
+    """Return each retired word of the table with what matches it: an identifier as it is, or a phrase among tokens."""
+    rows = [line.strip("|").split("|") for line in glossary.splitlines() if line.startswith("| ")]
+    cells = [word.strip() for row in rows[1:] for word in row[2].split(",") if word.strip()]
+    return {cell.strip("`"): _pattern(cell) for cell in cells}
+
+
+def _pattern(cell: str) -> re.Pattern[str]:
+    if cell.startswith("`"):
+        return re.compile(rf"\b{re.escape(cell.strip('`'))}\b")
+    return re.compile(rf" {re.escape(cell.lower())}s? ")
+
+
+def words_in(text: str, words: Mapping[str, re.Pattern[str]]) -> set[str]:
+    """Return the retired words that a text has, in prose or in identifiers of any case."""
+    tokens = f" {' '.join(_TOKEN.findall(text)).lower()} "
+    return {
+        word for word, pattern in words.items() if pattern.search(tokens if pattern.pattern.startswith(" ") else text)
+    }
+
+
+def search_tree(top: Path) -> dict[str, set[str]]:
+    """Return the retired words of each file of the checkout that has any; a file's own path counts."""
+    words = retired_words((top / GLOSSARY).read_text())
+    found = {path: words_in(f"{path}\n{(top / path).read_text()}", words) for path in _checked(top)}
+    return {path: hits for path, hits in found.items() if hits}
+
+
+def _checked(top: Path) -> Iterator[str]:
+    files = [*top.glob("*.md"), *(path for folder in _FOLDERS for path in (top / folder).rglob("*"))]
+    for file in sorted(files):
+        path = file.relative_to(top).as_posix()
+        known = file.suffix in _SUFFIXES and path != "CHANGELOG.md" and not path.startswith(_NOT_CHECKED)
+        if known and "__pycache__" not in path and file.is_file() and not file.is_symlink():
+            yield path
+
+
+def read_allowed(top: Path) -> dict[str, set[str]]:
+    lines = [line.partition(": ") for line in (top / ALLOWED).read_text().splitlines()]
+    return {path: set(words.split(", ")) for path, _, words in lines}
+
+
+def as_text(found: Found) -> str:
+    return "".join(f"{path}: {', '.join(sorted(words))}\n" for path, words in sorted(found.items()) if words)
+
+
+def new_faults(found: Found, allowed: Found) -> list[str]:
+    """Return a sentence for each file with retired words that are not on its list."""
+    return [
+        f"{path}: retired: {', '.join(sorted(words - allowed.get(path, set())))} (docs/glossary.md says what to write)"
+        for path, words in found.items()
+        if words - allowed.get(path, set())
+    ]
+
+
+def stale_lines(found: Found, allowed: Found) -> list[str]:
+    """Return the lines of the list that have something that was cleaned."""
+    return [f"{path}: {', '.join(words)}" for path, words in allowed.items() if words - found.get(path, set())]
+
+
+def main(arguments: list[str]) -> int:
+    top = Path()
+    found, allowed = search_tree(top), read_allowed(top)
+    if arguments == ["--shrink"]:
+        allowed = {path: words & found.get(path, set()) for path, words in allowed.items()}
+        (top / ALLOWED).write_text(as_text(allowed))
+    faults = new_faults(found, allowed)
+    print(*faults, sep="\n", end="\n" if faults else "")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
