@@ -125,7 +125,7 @@ class Node:
             async with self.consoles.attach(caller, vm) as console:
                 yield console
             return
-        asked = ConsoleRequest(vm=vm, role=caller.role)
+        asked = ConsoleRequest(vm=vm, role=caller.role, principal=caller.delegate)
         async with self.audit.witness(caller, "open_console", vm, at_peer=peer_id):
             caller.require(Role.OPERATOR, "open_console")
             async with open_remote_console(self.mesh, peer_id, asked) as console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
 from typing import Annotated, Protocol
@@ -9,7 +10,7 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import Meta
 
-from .errors import Forbidden
+from .errors import Forbidden, InvalidRequest
 
 Amount = Annotated[int, Meta(ge=0)]
 
@@ -62,11 +63,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 UNLIMITED = Limits()
 
 
+LOCAL = "local"
+"""The principal of a node's own user."""
+Delegate = Annotated[str, Meta(max_length=256)]
+"""How a node names to a peer whom it asks for: `token:<name>`, `oidc:<subject>`, or "" for the node's own user."""
+_DELEGATE = re.compile(r"[a-z]{1,16}:[^\x00-\x1f\x7f]{1,232}")
+
+
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """One call's caller, as the face that took the call has established it.
 
-    `principal` is `local`, `token:<name>` or a peer ID; it becomes the owner of what the call creates, and `limits`
-    bound what it may own.
+    `principal` is `local`, `token:<name>`, a peer ID, or `<peer ID>/token:<name>` for whom a peer asks; it becomes the
+    owner of what the call creates. `limits` bound what its account may own.
     `idempotency_key` makes a repeated mutation the same operation; None lets the operation make its own.
     `detach` asks for the operation instead of its result (`Prefer: respond-async`).
     `from_peer`: the call came from another node; what it opens on this machine concerns others than the caller.
@@ -85,11 +93,37 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
             raise Forbidden(f"{what} needs the role {needed}; this caller has {self.role}", role_needed=str(needed))
 
     def may_change(self, owner: str) -> bool:
-        """Operators change what they own; admins change everything."""
-        return self.role is Role.ADMIN or (self.role is Role.OPERATOR and owner == self.principal)
+        """Return whether an operator owns it; admins change everything.
+
+        A peer's own user also owns what that peer's tokens made; a token owns what it made itself, and no more.
+        """
+        return self.role is Role.ADMIN or (self.role is Role.OPERATOR and self.principal in (owner, account_of(owner)))
+
+    @property
+    def delegate(self) -> str:
+        """How this node names the caller to its peers."""
+        return "" if self.principal == LOCAL else self.principal
+
+    def acting_for(self, delegate: str, role: Role) -> Caller:
+        """Return this peer as the one it asks for, with the lower of both roles.
+
+        The peer vouches for its own users; whatever it says, the principal stays below its own name.
+        Raises: InvalidRequest for what is no principal's name.
+        """
+        lowered = self.role.at_most(role)
+        if not delegate:
+            return msgspec.structs.replace(self, role=lowered)
+        if not _DELEGATE.fullmatch(delegate):
+            raise InvalidRequest("principal: this is no name of a principal", path="principal")
+        return msgspec.structs.replace(self, principal=f"{self.principal}/{delegate}", role=lowered)
 
 
-LOCAL_ADMIN = Caller(principal="local", role=Role.ADMIN)
+def account_of(principal: str) -> str:
+    """Return the principal whose limits count: of all that a peer asks for others, the peer itself."""
+    return principal if ":" in principal.partition("/")[0] else principal.partition("/")[0]
+
+
+LOCAL_ADMIN = Caller(principal=LOCAL, role=Role.ADMIN)
 
 
 class Witness(Protocol):

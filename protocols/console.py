@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from .access import Role
+from .access import Delegate, Role
 from .errors import ErrorBody
 from .tunnel import MAX_FRAME
 from .vm import VmRef
@@ -31,10 +31,11 @@ SILENCE = 65.0
 
 
 class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose console. `role` is what the one who asks has on their own node: the owner allows no more than that."""
+    """Whose console. `principal` is whom the node asks for, `role` what that one has there, and no more is allowed."""
 
     vm: VmRef
     role: Role
+    principal: Delegate = ""
 
 
 class ConsoleFrame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .access import Role
+from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved, TwinshareError
 from .frames import MAX_CONTROL_BODY
 from .operation import Operation
@@ -47,7 +47,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     """A call's body: the header, then the arguments as `Method.pack` writes them. `timeout` is in seconds from now.
 
     `role` is what the caller has on its own node: the owner allows no more than that. `credit` above 0 asks for a
-    stream of items. Later versions append fields.
+    stream of items. `principal` is whom the node asks for. Later versions append fields.
     """
 
     timeout: float
@@ -56,6 +56,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     detach: bool
     credit: int
     arguments: msgspec.Raw
+    principal: Delegate = ""
 
 
 class Follow(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .access import Role
+from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved
 from .services import Port
 from .vm import VmRef
@@ -25,13 +25,14 @@ Frame = TypeVar("Frame", bound=msgspec.Struct)
 class TunnelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which port of which guest. A `probe` asks whether a tunnel would be allowed, and carries nothing.
 
-    `role` is what the one who asks has on their own node: the owner allows no more than that.
+    `principal` is whom the node asks for, `role` what that one has there: the owner allows no more.
     """
 
     vm: VmRef
     port: Port
     role: Role
     probe: bool = False
+    principal: Delegate = ""
 
 
 class TunnelAnswer(msgspec.Struct, frozen=True, kw_only=True):

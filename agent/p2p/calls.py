@@ -49,7 +49,7 @@ class PeerCalls:
         key = caller.idempotency_key or (uuid.uuid4().hex if method.mutates else None)
         seconds = timeout if timeout is not None else _default_timeout(method, arguments)
         packed = msgspec.Raw(method.pack(arguments))
-        request = Request(seconds, caller.role, key, caller.detach, 0, packed)
+        request = Request(seconds, caller.role, key, caller.detach, 0, packed, caller.delegate)
         with trio.move_on_after(seconds + GRACE):
             line = await self._line_to(peer)
             try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
 import structlog
 import trio
 
@@ -78,9 +77,9 @@ class ConsoleServer:
         try:
             with trio.fail_after(OPENING):
                 request = await receive_frame(stream, ConsoleRequest)
-            lowered = msgspec.structs.replace(caller, role=caller.role.at_most(request.role))
             try:
-                async with self._consoles.attach(lowered, request.vm) as console:
+                asker = caller.acting_for(request.principal, request.role)
+                async with self._consoles.attach(asker, request.vm) as console:
                     await _write(stream, ConsoleFrame())
                     why = await _carry(console, stream)
             except TwinshareError as error:

@@ -110,9 +110,9 @@ class TunnelServer:
         return None
 
     async def _reach(self, caller: Caller, request: TunnelRequest) -> tuple[TunnelAnswer, trio.SocketStream | None]:
-        caller = msgspec.structs.replace(caller, role=caller.role.at_most(request.role))
-        caller.require(Role.OPERATOR, "add_forward")
-        record = self._vms.owned(caller, request.vm)
+        asker = caller.acting_for(request.principal, request.role)
+        asker.require(Role.OPERATOR, "add_forward")
+        record = self._vms.owned(asker, request.vm)
         answer = TunnelAnswer(vm_id=record.domain.id, vm_name=record.domain.name)
         if self._open[caller.principal] > MAX_TUNNELS:
             raise Overloaded(f"{MAX_TUNNELS} connections through tunnels at once are allowed", retry_after=5)

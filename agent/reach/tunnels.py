@@ -112,9 +112,10 @@ class Tunnels:
             host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
         )
 
-    async def probe(self, peer: PeerId, vm: str, port: int, role: Role) -> TunnelAnswer:
+    async def probe(self, peer: PeerId, vm: str, port: int, caller: Caller) -> TunnelAnswer:
         """The owner's word that there may be a tunnel. Raises: what the owner raises; PeerUnreachable."""
-        answer, stream = await open_tunnel(self.mesh, peer, TunnelRequest(vm=vm, port=port, role=role, probe=True))
+        request = TunnelRequest(vm=vm, port=port, role=caller.role, principal=caller.delegate, probe=True)
+        answer, stream = await open_tunnel(self.mesh, peer, request)
         await trio.aclose_forcefully(stream)
         return answer
 
@@ -172,7 +173,8 @@ class Tunnels:
         await self.relays.open(tunnel.key, spec.bind, spec.host_port, partial(self._dial, tunnel))
 
     async def _dial(self, tunnel: Tunnel) -> Stream:
-        request = TunnelRequest(vm=tunnel.vm_id, port=tunnel.spec.guest_port, role=tunnel.role)
+        maker = Caller(principal=tunnel.owner, role=tunnel.role)
+        request = TunnelRequest(vm=tunnel.vm_id, port=tunnel.spec.guest_port, role=maker.role, principal=maker.delegate)
         try:
             _, stream = await open_tunnel(self.mesh, tunnel.peer, request)
         except VmNotFound:
@@ -204,7 +206,7 @@ class RemoteForwards:
                 raise Unsupported("only tcp can be forwarded")
             if len(tunnels.kept) >= MAX_KEPT:
                 raise Forbidden(f"this node keeps {MAX_KEPT} tunnels at most")
-            answer = await tunnels.probe(self._peer, vm, forward.guest_port, self._caller.role)
+            answer = await tunnels.probe(self._peer, vm, forward.guest_port, self._caller)
             tunnel = Tunnel(
                 peer=self._peer, vm_id=answer.vm_id, vm_name=answer.vm_name, spec=forward,
                 owner=run.principal, role=self._caller.role,

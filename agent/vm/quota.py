@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...protocols.access import Caller
+from ...protocols.access import Caller, account_of
 from ...protocols.errors import QuotaExceeded
 from ...protocols.vm import VmSpec
 from .record import Record
@@ -12,7 +12,8 @@ from .record import Record
 
 def check_quota(caller: Caller, records: Iterable[Record], asked: VmSpec) -> None:
     """Raises: QuotaExceeded, naming the limit and what is held of it."""
-    mine = [record for record in records if record.metadata.owner == caller.principal]
+    account = account_of(caller.principal)
+    mine = [record for record in records if account_of(record.metadata.owner) == account]
     held = {
         "vms": len(mine),
         "cpu": sum(record.domain.cpu_cores for record in mine),
@@ -24,6 +25,6 @@ def check_quota(caller: Caller, records: Iterable[Record], asked: VmSpec) -> Non
         limit: int | None = getattr(caller.limits, name)
         if limit is not None and held[name] + amount > limit:
             raise QuotaExceeded(
-                f"{caller.principal} may hold {limit} of {name} on this node, holds {held[name]} and asks for {amount}",
+                f"{account} may hold {limit} of {name} on this node, holds {held[name]} and asks for {amount}",
                 resource=name, limit=limit, held=held[name], asked=amount,
             )  # fmt: skip
