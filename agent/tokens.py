@@ -6,16 +6,21 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import trio
+
 from ..protocols.access import Caller, Role
-from ..protocols.errors import Conflict, TokenNotFound
+from ..protocols.errors import Conflict, TokenNotFound, Unauthenticated
 from ..protocols.node import Token, TokenRequest
 from .state import State
 
 USE_WRITTEN_EVERY = 60.0
+PREFIX = "token:"
 # The name under which the node's own command line appears; its token lies in a file, not in the table.
 OWN = "admin"
 
@@ -42,6 +47,7 @@ class TokenStore:
         self._rows = {row.name: row for row in rows}
         self._own = hashlib.sha256(own_secret.encode()).digest()
         self._unwritten: set[str] = set()
+        self._opened: defaultdict[str, set[trio.CancelScope]] = defaultdict(set)
 
     def authenticate(self, secret: str) -> Caller | None:
         """Who holds this token now; None for a token that is unknown, revoked or has ended.
@@ -55,9 +61,42 @@ class TokenStore:
         now = time.time()
         for row in self._rows.values():
             if hmac.compare_digest(digest, row.hash) and (row.expires_at is None or now < row.expires_at):
-                found = Caller(principal=f"token:{row.name}", role=row.role)
+                found = Caller(principal=PREFIX + row.name, role=row.role)
                 self._note_use(row, now)
         return found
+
+    def holds(self, principal: str) -> bool:
+        """Return whether a principal still exists: a token that is neither revoked nor at its end, or any other."""
+        if not principal.startswith(PREFIX):
+            return True
+        row = self._rows.get(principal.removeprefix(PREFIX))
+        return row is not None and (row.expires_at is None or time.time() < row.expires_at)
+
+    @contextmanager
+    def bound(self, caller: Caller) -> Iterator[None]:
+        """Run a block that lasts (a stream, a console) for as long as the token that opened it is good.
+
+        Revoking the token, and its end, cancel the block at once. Raises: Unauthenticated then.
+        """
+        if not caller.principal.startswith(PREFIX):
+            yield
+            return
+        name = caller.principal.removeprefix(PREFIX)
+        row = self._rows.get(name)
+        if row is None:
+            raise _ended()
+        left = float("inf") if row.expires_at is None else row.expires_at - time.time()
+        scope = trio.CancelScope(deadline=trio.current_time() + left)
+        self._opened[name].add(scope)
+        try:
+            with scope:
+                yield
+        finally:
+            self._opened[name].discard(scope)
+            if not self._opened[name]:
+                del self._opened[name]
+        if scope.cancelled_caught:
+            raise _ended()
 
     def _note_use(self, row: _Row, now: float) -> None:
         if row.last_used_at is None or now - row.last_used_at > USE_WRITTEN_EVERY:
@@ -88,15 +127,24 @@ class TokenStore:
         return _view(row, secret)
 
     async def revoke(self, name: str) -> Token:
-        """No request with this token succeeds once this returns. Raises: TokenNotFound."""
+        """Revoke a token: no request with it succeeds once this returns, and what it opened ends.
+
+        Raises: TokenNotFound.
+        """
         row = self._rows.pop(name, None)
         if row is None:
             raise TokenNotFound(f"no token named '{name}'", token=name)
+        for scope in self._opened.get(name, ()):
+            scope.cancel()
         await self._state.execute("DELETE FROM tokens WHERE name = ?", (name,))
         return _view(row)
 
     def list(self) -> Sequence[Token]:
         return [_view(row) for row in sorted(self._rows.values(), key=lambda row: row.name)]
+
+
+def _ended() -> Unauthenticated:
+    return Unauthenticated("the token that opened this was revoked or has expired")
 
 
 def _view(row: _Row, secret: str | None = None) -> Token:
