@@ -1,14 +1,14 @@
 """The chain of the audit log: every row carries the hash of the one before it and this node's signature.
 
 Pure: rows and keys in, rows and findings out. A row cannot be changed, left out, added or moved without breaking a hash
-or a signature. The head, signed with its number, shows that no row was cut from the end; the floor is the last of the
-rows that were dropped for their age, so that the first one kept has a row to follow.
+or a signature. The head, signed with its number, shows that no row was cut from the end; a gap, signed too, stands for
+rows that the node itself dropped for their age.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ...protocols.base58 import public_key_of
 
-_ROW, _END = b"twinshare audit row\0", b"twinshare audit end\0"
+_ROW, _HEAD, _GAP = b"twinshare audit row\0", b"twinshare audit end\0head", b"twinshare audit gap\0"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ChainEntry:
     """The place of a row in the chain; number 0 stands before the first one."""
 
     number: int
@@ -52,20 +52,29 @@ class Link:
 class Row:
     """A row as it is kept: `content` is a packed `Entry`."""
 
-    link: Link
+    link: ChainEntry
     content: bytes
     signature: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """The signed head or floor of a chain."""
+class Head:
+    """The signed last row of a chain."""
 
-    link: Link
+    link: ChainEntry
     signature: bytes
 
 
-BEGINNING = Link(0, bytes(32))
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Signed: the rows after `before` up to and including `last` were dropped by the node itself."""
+
+    before: ChainEntry
+    last: ChainEntry
+    signature: bytes
+
+
+BEGINNING = ChainEntry(0, bytes(32))
 
 
 class Broken(Exception):
@@ -78,23 +87,25 @@ class Pen:
     def __init__(self, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
 
-    def rows(self, after: Link, contents: Iterable[bytes]) -> Iterator[Row]:
+    def rows(self, after: ChainEntry, contents: Iterable[bytes]) -> Iterator[Row]:
         for content in contents:
-            after = Link(after.number + 1, _hash(after, content))
+            after = ChainEntry(after.number + 1, _hash(after, content))
             yield Row(after, content, self._key.sign(_ROW + after.hash))
 
-    def end(self, name: str, link: Link) -> End:
-        """`name` is `head` or `floor`."""
-        return End(link, self._key.sign(_of_end(name, link)))
+    def head(self, link: ChainEntry) -> Head:
+        return Head(link, self._key.sign(_of_head(link)))
+
+    def gap(self, before: ChainEntry, last: ChainEntry) -> Gap:
+        return Gap(before, last, self._key.sign(_of_gap(before, last)))
 
 
-def check(rows: Iterable[Row], peer_id: str, head: End | None, floor: End | None) -> Link:
-    """Follow the whole chain of the node `peer_id`; tells its last row. Raises: Broken."""
+def check(rows: Iterable[Row], peer_id: str, head: Head | None, gaps: Iterable[Gap] = ()) -> ChainEntry:
+    """Follow the whole chain of the node `peer_id` and return its last row. Raises: Broken."""
     key = Ed25519PublicKey.from_public_bytes(public_key_of(peer_id))
-    for name, end in (("head", head), ("floor", floor)):
-        if end is not None and not _signed(key, end.signature, _of_end(name, end.link)):
-            raise Broken(f"the {name} was not signed by this node")
-    last = floor.link if floor else BEGINNING
+    if head is not None and not _signed(key, head.signature, _of_head(head.link)):
+        raise Broken("the head was not signed by this node")
+    dropped = {gap.before: gap for gap in gaps}
+    last = _over(BEGINNING, dropped, key)
     for row in rows:
         number = row.link.number
         if number != last.number + 1:
@@ -103,19 +114,33 @@ def check(rows: Iterable[Row], peer_id: str, head: End | None, floor: End | None
             raise Broken(f"row {number} was changed, or is not in its place")
         if not _signed(key, row.signature, _ROW + row.link.hash):
             raise Broken(f"row {number} was not signed by this node")
-        last = row.link
+        last = _over(row.link, dropped, key)
     if last != (head.link if head else BEGINNING):
         wanted = head.link.number if head else 0
         raise Broken(f"the log ends with row {last.number}, and should with row {wanted}")
     return last
 
 
-def _hash(former: Link, content: bytes) -> bytes:
+def _over(entry: ChainEntry, gaps: Mapping[ChainEntry, Gap], key: Ed25519PublicKey) -> ChainEntry:
+    """The row that the next one follows: the last of a gap, if one begins after `entry`."""
+    gap = gaps.get(entry)
+    if gap is None:
+        return entry
+    if gap.last.number <= entry.number or not _signed(key, gap.signature, _of_gap(gap.before, gap.last)):
+        raise Broken(f"the gap after row {entry.number} was not signed by this node")
+    return gap.last
+
+
+def _hash(former: ChainEntry, content: bytes) -> bytes:
     return hashlib.sha256(former.hash + (former.number + 1).to_bytes(8, "big") + content).digest()
 
 
-def _of_end(name: str, link: Link) -> bytes:
-    return _END + name.encode() + link.number.to_bytes(8, "big") + link.hash
+def _of_head(link: ChainEntry) -> bytes:
+    return _HEAD + link.number.to_bytes(8, "big") + link.hash
+
+
+def _of_gap(before: ChainEntry, last: ChainEntry) -> bytes:
+    return _GAP + b"".join(entry.number.to_bytes(8, "big") + entry.hash for entry in (before, last))
 
 
 def _signed(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:

@@ -11,16 +11,19 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import LOCAL, Caller, account_of
 from ...protocols.errors import InsufficientResources, TwinshareError
 from ...protocols.operation import Detached, Operation
 from ..state import State
-from .chain import BEGINNING, End, Entry, Link, Pen
+from .chain import BEGINNING, ChainEntry, Entry, Pen
+from .gaps import convert_floor, drop_older_half
 
 log = structlog.get_logger(__name__)
 
@@ -31,23 +34,44 @@ CREATE TABLE IF NOT EXISTS audit (
 CREATE TABLE IF NOT EXISTS audit_ends (
     name TEXT PRIMARY KEY, number INTEGER NOT NULL, hash BLOB NOT NULL, signature BLOB NOT NULL, size INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS audit_accounts (
+    account TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (account, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audit_gaps (
+    before INTEGER PRIMARY KEY, before_hash BLOB NOT NULL, last INTEGER NOT NULL, last_hash BLOB NOT NULL,
+    signature BLOB NOT NULL
+) STRICT;
 """
-_ENDS = "SELECT name, number, hash, size FROM audit_ends"
+_ENDS = "SELECT name, number, hash FROM audit_ends"
 _NEWEST = "SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1"
-MAX_ROWS = 100_000
-MAX_BYTES = 256 << 20
-"""Of all rows. At either limit the older half gives way."""
+_SHARES = """
+SELECT account, count(*), sum(length(content)) FROM audit_accounts JOIN audit USING (number) GROUP BY account
+"""
 MAX_WAITING = 10_000
 """Rows that wait in memory while the disk is full."""
 
 
-class AuditLog:
-    """Made by `open_audit`. `last` and `floor` bound the rows that are kept, `size` is theirs in bytes."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one account may fill, in rows and in bytes. At either limit the older half of its own rows gives way."""
 
-    def __init__(self, state: State, pen: Pen, last: Link, floor: Link, size: int) -> None:
+    rows: int
+    size: int
+
+
+OWN_BOUNDS = Bounds(100_000, 256 << 20)
+"""Of the node's own user."""
+BOUNDS = Bounds(10_000, 16 << 20)
+"""Of every other account: a peer with all that it asks for others, a token."""
+
+
+class AuditLog:
+    """Made by `open_audit`. `last` is the newest row, `shares` tells how many rows and bytes each account has."""
+
+    def __init__(self, state: State, pen: Pen, last: ChainEntry, shares: dict[str, tuple[int, int]]) -> None:
         self._state, self._pen = state, pen
-        self._last, self._floor, self._size = last, floor, size
-        self._waiting: list[tuple[bytes, trio.Event]] = []
+        self._last, self._shares = last, shares
+        self._waiting: list[tuple[str, bytes, trio.Event]] = []
         self._wake = trio.Event()
 
     @asynccontextmanager
@@ -83,7 +107,7 @@ class AuditLog:
         """Write a row soon; the event is set when that was tried."""
         tried = trio.Event()
         if len(self._waiting) < MAX_WAITING:
-            self._waiting.append((msgspec.msgpack.encode(entry), tried))
+            self._waiting.append((account_of(entry.principal), msgspec.msgpack.encode(entry), tried))
             self._wake.set()
         else:
             log.error("the audit log cannot be written; a row is lost", what=entry.what, principal=entry.principal)
@@ -108,17 +132,23 @@ class AuditLog:
 
     async def _flush(self) -> None:
         batch = list(self._waiting)
-        rows = list(self._pen.rows(self._last, [content for content, _ in batch]))
+        rows = list(self._pen.rows(self._last, [content for _, content, _ in batch]))
         if not rows:
             return
-        last, size = rows[-1].link, self._size + sum(len(content) for content, _ in batch)
+        last = rows[-1].link
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany(
                 "INSERT INTO audit VALUES (?, ?, ?, ?)",
                 [(row.link.number, row.link.hash, row.content, row.signature) for row in rows],
             )
-            _put_end(db, "head", self._pen.end("head", last), size)
+            accounts = [(account, row.link.number) for (account, _, _), row in zip(batch, rows, strict=True)]
+            db.executemany("INSERT INTO audit_accounts VALUES (?, ?)", accounts)
+            head = self._pen.head(last)
+            db.execute(
+                "INSERT OR REPLACE INTO audit_ends VALUES ('head', ?, ?, ?, 0)",
+                (head.link.number, head.link.hash, head.signature),
+            )
 
         try:
             await self._state.transact(write)
@@ -126,45 +156,38 @@ class AuditLog:
             log.warning("the audit log waits for room on the disk", rows=len(rows), error=error.message)
         else:
             del self._waiting[: len(batch)]
-            self._last, self._size = last, size
-            await self._keep_bounds()
-        for _, tried in batch:
+            self._last = last
+            for account, content, _ in batch:
+                count, size = self._shares.get(account, (0, 0))
+                self._shares[account] = count + 1, size + len(content)
+            for account in {account for account, _, _ in batch}:
+                await self._keep_bounds(account)
+        for _, _, tried in batch:
             tried.set()
 
-    async def _keep_bounds(self) -> None:
-        """Drop the older half when there is too much."""
-        kept = self._last.number - self._floor.number
-        if kept <= MAX_ROWS and self._size <= MAX_BYTES:
-            return
-        cut = self._last.number - kept // 2
-
-        def drop(db: sqlite3.Connection) -> tuple[Link, int]:
-            floor = Link(cut, db.execute("SELECT hash FROM audit WHERE number = ?", (cut,)).fetchone()[0])
-            freed = db.execute("SELECT sum(length(content)) FROM audit WHERE number <= ?", (cut,)).fetchone()[0]
-            db.execute("DELETE FROM audit WHERE number <= ?", (cut,))
-            _put_end(db, "floor", self._pen.end("floor", floor), 0)
-            _put_end(db, "head", self._pen.end("head", self._last), self._size - freed)
-            return floor, self._size - freed
-
-        with suppress(InsufficientResources):  # the next row tries again
-            self._floor, self._size = await self._state.transact(drop)
-
-
-def _put_end(db: sqlite3.Connection, name: str, end: End, size: int) -> None:
-    row = (name, end.link.number, end.link.hash, end.signature, size)
-    db.execute("INSERT OR REPLACE INTO audit_ends VALUES (?, ?, ?, ?, ?)", row)
+    async def _keep_bounds(self, account: str) -> None:
+        """Drop the older half of an account's rows when it has too much; nobody else's are touched."""
+        (count, size), bounds = self._shares[account], OWN_BOUNDS if account == LOCAL else BOUNDS
+        if count > bounds.rows or size > bounds.size:
+            with suppress(InsufficientResources):  # the next row tries again
+                self._shares[account] = await self._state.transact(partial(drop_older_half, self._pen, account))
 
 
 @asynccontextmanager
 async def open_audit(state: State, seed: bytes) -> AsyncIterator[AuditLog]:
     """The log of the node whose identity has `seed`; what is unwritten at the end is written."""
-    ends = {name: (Link(number, hash), size) for name, number, hash, size in await state.query(_ENDS)}
-    head, size = ends.get("head", (BEGINNING, 0))
-    newest = next((Link(number, hash) for number, hash in await state.query(_NEWEST)), BEGINNING)
+    ends = {name: ChainEntry(number, hash) for name, number, hash in await state.query(_ENDS)}
+    head = ends.get("head", BEGINNING)
+    newest = next((ChainEntry(number, hash) for number, hash in await state.query(_NEWEST)), BEGINNING)
     if newest != head:
         log.error("the audit log is not what this node has written; see `twinshare audit verify`")
-        head = Link(max(newest.number, head.number) + 1, bytes(32))  # the gap stays, whatever is written behind it
-    audit = AuditLog(state, Pen(seed), head, ends.get("floor", (BEGINNING, 0))[0], size)
+        head = ChainEntry(
+            max(newest.number, head.number) + 1, bytes(32)
+        )  # the gap stays, whatever is written behind it
+    if floor := ends.get("floor"):
+        await state.transact(partial(convert_floor, Pen(seed), floor))
+    shares = {account: (count, size) for account, count, size in await state.query(_SHARES)}
+    audit = AuditLog(state, Pen(seed), head, shares)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(audit._write)

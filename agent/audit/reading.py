@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from .chain import BEGINNING, Broken, End, Entry, Link, Row, check
+from .chain import BEGINNING, Broken, ChainEntry, Entry, Gap, Head, Row, check
+from .gaps import read_gaps
 
 
 @contextmanager
@@ -29,21 +30,30 @@ def newest(database: Path, count: int) -> list[tuple[int, Entry]]:
     return [(number, msgspec.msgpack.decode(content, type=Entry)) for number, content in reversed(rows)]
 
 
-def verify(database: Path, peer_id: str, seen: Link | None = None) -> tuple[Link, Link]:
-    """Follow the whole log of the node `peer_id`; tells after which row it begins, and its last row.
+def verify(database: Path, peer_id: str, seen: ChainEntry | None = None) -> tuple[int, ChainEntry]:
+    """Follow the whole log of the node `peer_id`; return how many rows it has, and its last one.
 
-    `seen` is a row that was its last one once: the log must still have it. Raises: Broken.
+    `seen` is a row that was its last one once: the log must still go on from it. Raises: Broken.
     """
     with _opened(database) as db:
-        ends = {row[0]: End(Link(row[1], row[2]), row[3]) for row in db.execute("SELECT * FROM audit_ends")}
+        heads = db.execute("SELECT number, hash, signature FROM audit_ends WHERE name = 'head'").fetchall()
+        head = next((Head(ChainEntry(number, hash), signature) for number, hash, signature in heads), None)
         rows = db.execute("SELECT number, hash, content, signature FROM audit ORDER BY number")
-        links = (Row(Link(number, hash), content, signature) for number, hash, content, signature in rows)
-        last = check(links, peer_id, ends.get("head"), ends.get("floor"))
-        floor = ends["floor"].link if "floor" in ends else BEGINNING
-        if seen is not None and seen != floor:
-            kept = db.execute("SELECT hash FROM audit WHERE number = ?", (seen.number,)).fetchone()
-            if seen.number < floor.number:
-                raise Broken(f"row {seen.number} was dropped for its age: the log begins with row {floor.number + 1}")
-            if kept is None or kept[0] != seen.hash:
-                raise Broken(f"the log does not go on from row {seen.number} as it was seen: it was replaced")
-    return floor, last
+        links = (Row(ChainEntry(number, hash), content, signature) for number, hash, content, signature in rows)
+        gaps = read_gaps(db)
+        last = check(links, peer_id, head, gaps)
+        if seen is not None:
+            _look_for(db, gaps, seen)
+        count = db.execute("SELECT count(*) FROM audit").fetchone()[0]
+    return count, last
+
+
+def _look_for(db: sqlite3.Connection, gaps: list[Gap], seen: ChainEntry) -> None:
+    """Raises: Broken unless the row is in the log, or was the last one of those that were dropped together."""
+    if seen in {BEGINNING, *(gap.last for gap in gaps)}:
+        return
+    if any(gap.before.number < seen.number < gap.last.number for gap in gaps):
+        raise Broken(f"row {seen.number} was dropped for its age: check with a later one")
+    kept = db.execute("SELECT hash FROM audit WHERE number = ?", (seen.number,)).fetchone()
+    if kept is None or kept[0] != seen.hash:
+        raise Broken(f"the log does not go on from row {seen.number} as it was seen: it was replaced")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ...agent.audit.chain import Broken, Entry, Link
+from ...agent.audit.chain import Broken, ChainEntry, Entry
 from ...agent.audit.reading import newest
 from ...agent.audit.reading import verify as verify_log
 from ...agent.home import Home
@@ -53,16 +53,16 @@ def _readable() -> Iterator[Home]:
         raise click.ClickException(f"the audit log of {home.path} cannot be trusted: {error}") from None
 
 
-class _Seen(click.ParamType[Link]):
+class _Seen(click.ParamType[ChainEntry]):
     name = "number:hash"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Link:
-        if isinstance(value, Link):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ChainEntry:
+        if isinstance(value, ChainEntry):
             return value
         found = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", value)
         if found is None:
             self.fail(f"'{value}' is not what 'twinshare audit verify' prints: a number, ':' and 64 hex digits")
-        return Link(int(found[1]), bytes.fromhex(found[2]))
+        return ChainEntry(int(found[1]), bytes.fromhex(found[2]))
 
 
 @click.group()
@@ -97,14 +97,13 @@ def _shown(entry: Entry) -> dict[str, Any]:
 @click.option("--seen", type=_Seen(), help="What an earlier verify printed: the log must go on from there.")
 @click.option("--peer-id", help="The node that must have signed it; by default the one whose key lies beside it.")
 @json_option
-def verify(seen: Link | None, peer_id: str | None, as_json: bool) -> None:
+def verify(seen: ChainEntry | None, peer_id: str | None, as_json: bool) -> None:
     """Check that no row was changed, dropped, moved or cut off; exit 1 if one was."""
     with _readable() as home:
         peer_id = peer_id or load_identity(home.identity_key).peer_id
-        floor, last = verify_log(home.database, peer_id, seen)
+        rows, last = verify_log(home.database, peer_id, seen)
     told = f"{last.number}:{last.hash.hex()}"
     if as_json:
-        return print_json({"first": floor.number + 1, "last": last.number, "seen": told, "peer_id": peer_id})
-    rows = last.number - floor.number
+        return print_json({"rows": rows, "last": last.number, "seen": told, "peer_id": peer_id})
     click.echo(f"{rows} rows are whole and signed by {peer_id}; keep this to check later that none was cut off:")
     return click.echo(told)

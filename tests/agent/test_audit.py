@@ -162,23 +162,59 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
 
 
 async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_log, "MAX_ROWS", 10)
+    monkeypatch.setattr(audit_log, "OWN_BOUNDS", audit_log.Bounds(10, 1 << 20))
     database = tmp_path / "twinshare.db"
     async with open_test_node(tmp_path) as (node, _, _):
         first = verify(database, node.peer_id)[1]
-        for number in range(6):
+        for number in range(12):
             await call(node, "create_token", token=TokenRequest(name=f"t{number}"))
-    floor, last = verify(database, node.peer_id)
-    assert 0 < floor.number < last.number
-    assert last.number - floor.number <= 10
+    rows, last = verify(database, node.peer_id)
+    assert 0 < rows <= 10 < last.number
     with pytest.raises(Broken, match="dropped for its age"):
         verify(database, node.peer_id, first)
-    monkeypatch.setattr(audit_log, "MAX_ROWS", 1000)
-    monkeypatch.setattr(audit_log, "MAX_BYTES", 600)
+    monkeypatch.setattr(audit_log, "OWN_BOUNDS", audit_log.Bounds(1000, 600))
     async with open_test_node(tmp_path) as (node, _, _):
         await call(node, "create_token", token=TokenRequest(name="more"))
-    later, _ = verify(database, node.peer_id, last)
-    assert later.number > floor.number
+    fewer, _ = verify(database, node.peer_id, last)
+    assert fewer < rows
+
+
+async def test_an_account_that_floods_the_log_drops_only_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "BOUNDS", audit_log.Bounds(20, 1 << 20))
+    database = tmp_path / "twinshare.db"
+
+    async def refused(node: Node, caller: Caller, vm: str) -> None:
+        with pytest.raises(Forbidden):
+            await call(node, "delete_vm", caller, vm=vm)
+
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="kept"))
+        other = Caller(principal="token:other", role=Role.VIEWER)
+        for number in range(30):
+            if number % 5 == 0:
+                await refused(node, other, "others")
+            await refused(node, VIEWER, "flood")
+        await until_told(tmp_path, 1)
+    verify(database, node.peer_id)
+    rows = told(tmp_path)
+    assert sum(row[0] == "token:eyes" for row in rows) <= 20
+    assert sum(row[0] == "token:other" for row in rows) == 12
+    assert ("local", "create_token", "kept", "done") in rows
+
+
+async def test_all_that_a_peer_asks_for_others_is_its_own_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "BOUNDS", audit_log.Bounds(20, 1 << 20))
+    async with open_test_node(tmp_path) as (node, _, _):
+        for number in range(30):
+            caller = Caller(principal=f"12D3KooWpeer/token:t{number}", role=Role.VIEWER, from_peer=True)
+            with pytest.raises(Forbidden):
+                await call(node, "delete_vm", caller, vm="flood")
+    assert sum(row[0].startswith("12D3") for row in told(tmp_path)) <= 20
+    verify(tmp_path / "twinshare.db", node.peer_id)
 
 
 async def test_a_log_that_was_put_back_is_found_by_what_was_seen(tmp_path: Path) -> None:

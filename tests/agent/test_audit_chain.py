@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinshare.agent.audit.chain import BEGINNING, Broken, End, Link, Pen, Row, check
+from twinshare.agent.audit.chain import BEGINNING, Broken, ChainEntry, Head, Pen, Row, check
 from twinshare.agent.identity import Identity
 
 SEED, OTHER = bytes(range(32)), bytes(range(1, 33))
@@ -20,9 +20,9 @@ Rows = list[Row]
 Chance = random.Random
 
 
-def whole(contents: list[bytes]) -> tuple[Rows, End]:
+def whole(contents: list[bytes]) -> tuple[Rows, Head]:
     rows = list(PEN.rows(BEGINNING, contents))
-    return rows, PEN.end("head", rows[-1].link)
+    return rows, PEN.head(rows[-1].link)
 
 
 def flip(data: bytes, chance: Chance) -> bytes:
@@ -48,11 +48,11 @@ HARM: dict[str, Callable[[Rows, int, Chance], Rows]] = {
         rows, at, replace(rows[at], signature=flip(rows[at].signature, chance))
     ),
     "a bit of a hash": lambda rows, at, chance: put(
-        rows, at, replace(rows[at], link=Link(at + 1, flip(rows[at].link.hash, chance)))
+        rows, at, replace(rows[at], link=ChainEntry(at + 1, flip(rows[at].link.hash, chance)))
     ),
     "a row dropped": lambda rows, at, chance: [*rows[:at], *rows[at + 1 :]],
     "a row dropped, numbers moved up": lambda rows, at, chance: [
-        replace(row, link=Link(number, row.link.hash))
+        replace(row, link=ChainEntry(number, row.link.hash))
         for number, row in enumerate([*rows[:at], *rows[at + 1 :]], start=1)
     ],
     "rows cut off the end": lambda rows, at, chance: rows[:at],
@@ -71,32 +71,39 @@ HARM: dict[str, Callable[[Rows, int, Chance], Rows]] = {
 @given(contents=st.lists(st.binary(min_size=1, max_size=30), min_size=2, max_size=6), seed=st.integers(0, 1 << 32))
 def test_every_harm_is_found(harm: str, contents: list[bytes], seed: int) -> None:
     rows, head = whole(contents)
-    assert check(rows, PEER_ID, head, None) == rows[-1].link
+    assert check(rows, PEER_ID, head) == rows[-1].link
     chance = random.Random(seed)
     last = len(rows) - 1 if "changed about" in harm else len(rows)
     harmed = HARM[harm](rows, chance.randrange(last), chance)
     with pytest.raises(Broken):
-        check(harmed, PEER_ID, head, None)
+        check(harmed, PEER_ID, head)
 
 
-def test_the_ends_are_signed_too() -> None:
-    rows, head = whole([b"one", b"two", b"three"])
-    floor = PEN.end("floor", rows[0].link)
-    assert check(rows[1:], PEER_ID, head, floor) == rows[2].link
+def test_the_head_and_the_gaps_are_signed_too() -> None:
+    rows, head = whole([b"one", b"two", b"three", b"four"])
+    first, second = PEN.gap(BEGINNING, rows[0].link), PEN.gap(rows[1].link, rows[2].link)
+    kept = [rows[1], rows[3]]
+    assert check(kept, PEER_ID, head, [first, second]) == rows[3].link
+    assert check(rows[:3], PEER_ID, head, [PEN.gap(rows[2].link, rows[3].link)]) == rows[3].link
+    other = Pen(OTHER)
     for broken in (
-        (rows[1:], head, None),
-        (rows[1:], head, PEN.end("head", rows[0].link)),
-        (rows[2:], head, floor),
-        (rows[:2], Pen(OTHER).end("head", rows[1].link), None),
-        (rows[:2], replace(head, link=rows[1].link), None),
-        (rows, None, None),
-        ([], head, None),
+        (kept, head, [first]),
+        (kept, head, [second]),
+        (kept, head, [first, other.gap(rows[1].link, rows[2].link)]),
+        (kept, head, [first, replace(second, last=rows[3].link)]),
+        (kept, head, [first, PEN.gap(rows[1].link, rows[1].link)]),
+        (kept, head, [first, PEN.gap(rows[1].link, BEGINNING)]),
+        (rows[1:], head, []),
+        (rows[:2], other.head(rows[1].link), []),
+        (rows[:2], replace(head, link=rows[1].link), []),
+        (rows, None, []),
+        ([], head, []),
     ):
         with pytest.raises(Broken):
             check(broken[0], PEER_ID, broken[1], broken[2])
     with pytest.raises(Broken, match="not signed by this node"):
-        check(rows, Identity(OTHER).peer_id, head, None)
+        check(rows, Identity(OTHER).peer_id, head)
 
 
 def test_a_log_without_rows_is_whole() -> None:
-    assert check([], PEER_ID, None, None) == BEGINNING
+    assert check([], PEER_ID, None) == BEGINNING
