@@ -260,7 +260,7 @@ def main(folder: Path) -> None:
         _write_rows(folder / "journal.json", columns, [row[1:] for row in rows if "parked" not in row[7]])
         for table in ("events", "audit", "mesh"):
             names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-            _write_rows(folder / f"{table}.json", names, db.execute(f"SELECT * FROM {table}").fetchall())  # noqa: S608
+            _write_rows(folder / f"{table}.json", names, db.execute(f"SELECT * FROM {table}").fetchall())  # noqa: S608 - constants
     for file in (PLACE / "twinshare.db", PLACE / "images" / "images.db"):
         with closing(sqlite3.connect(file)) as db:
             db.execute("VACUUM")
