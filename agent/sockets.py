@@ -11,6 +11,9 @@ import contextlib
 import os
 import socket
 import struct
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -123,12 +126,12 @@ def unix_peer(sock: trio.socket.SocketType) -> int:
 
 
 def held_by_guest(inode: int, known: Iterable[int] = ()) -> bool:
-    """Whether the socket belongs to a process that carries a guest's traffic.
+    """Return whether the socket belongs to a process that carries a guest's traffic.
 
     `known` are such processes whatever their name. passt hides its open files: while one runs, a socket that no
     other process shows counts as its own.
     """
-    guests, others = _split_processes(frozenset(known))
+    guests = _processes.guests() | frozenset(known)
     hidden = False
     for pid in guests:
         try:
@@ -136,19 +139,56 @@ def held_by_guest(inode: int, known: Iterable[int] = ()) -> bool:
                 return True
         except PermissionError:
             hidden = True
-    return hidden and not any(_shows(pid, inode) for pid in others)
+    return hidden and not _processes.shown(inode, besides=guests)
 
 
-def _split_processes(known: frozenset[int]) -> tuple[list[int], list[int]]:
-    guests: list[int] = []
-    others: list[int] = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        pid = int(entry.name)
-        is_guest = pid in known or _name(pid).startswith(GUEST_PROCESSES)
-        (guests if is_guest else others).append(pid)
-    return guests, others
+class _Processes:
+    """What is remembered of the machine's processes, so that a new connection does not read all of them.
+
+    A process can become a QEMU by exec: names are read again after `NAMES_KEPT`, which no guest boots in.
+    """
+
+    NAMES_KEPT = 2.0
+
+    def __init__(self) -> None:
+        self._guests: frozenset[int] = frozenset()
+        self._seen: frozenset[str] = frozenset()
+        self._read_at = 0.0
+        self._owners: deque[int] = deque(maxlen=8)
+        self._lock = threading.Lock()
+
+    def guests(self) -> frozenset[int]:
+        """Return the processes that are guests' by their names."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._read_at > self.NAMES_KEPT:
+                self._seen, self._guests, self._read_at = frozenset(), frozenset(), now
+            there = frozenset(os.listdir("/proc"))  # noqa: PTH208 - for each new connection
+            new = {int(name) for name in there - self._seen if name.isdigit()}
+            gone = {int(name) for name in self._seen - there}
+            self._guests = (self._guests - gone) | {pid for pid in new if _is_guest(pid)}
+            self._seen = there
+            return self._guests
+
+    def shown(self, inode: int, besides: frozenset[int]) -> bool:
+        """Return whether another process shows the socket: the last visitors are asked first, then the youngest."""
+        with self._lock:
+            others = {int(name) for name in self._seen if name.isdigit()} - besides
+            likely = [pid for pid in self._owners if pid in others]
+        for pid in [*likely, *sorted(others, reverse=True)]:
+            if _shows(pid, inode):
+                with self._lock:
+                    if pid not in self._owners:
+                        self._owners.appendleft(pid)
+                return True
+        return False
+
+
+_processes = _Processes()
+
+
+def _is_guest(pid: int) -> bool:
+    return _name(pid).startswith(GUEST_PROCESSES)
 
 
 def _name(pid: int) -> str:
