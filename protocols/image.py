@@ -95,6 +95,7 @@ class Fault(StrEnum):
     ROW = "row"
     PERMISSIONS = "permissions"
     TEMPORARY = "temporary"
+    UNKNOWN = "unknown"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved, TwinshareError
 from .frames import MAX_CONTROL_BODY
 from .operation import Operation
+from .tolerant import decode_tolerantly
 
 VERSIONS = (1,)
 """The versions of the peer protocol that we speak, best last."""
@@ -163,6 +164,7 @@ def unpack_error(body: bytes) -> TwinshareError:
 def decode(body: bytes, kind: type[Kept]) -> Kept:
     """Raises: PeerMisbehaved when `body` is no `kind`."""
     try:
-        return msgspec.msgpack.decode(body, type=kind)
+        found: Kept = decode_tolerantly(body, kind)
+        return found
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerMisbehaved(f"the peer sent what is no {kind.__name__}: {error}") from None

@@ -15,13 +15,17 @@ OperationId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class OperationState(StrEnum):
-    """`pending` is in the journal and has not begun; the last three are for ever."""
+    """`pending` is in the journal and has not begun; `done`, `failed` and `cancelled` are final.
+
+    `unknown` is a state that a later version of twinshare wrote.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
 
     @property
     def ended(self) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from .errors import InvalidRequest
 from .size import PATTERN as SIZE_PATTERN
+from .tolerant import decode_tolerantly
 from .vm import NAME_PATTERN
 
 Query = TypeVar("Query", bound=msgspec.Struct)
@@ -51,9 +52,9 @@ def decode_json(body: bytes, kind: Any) -> Any:
 
 
 def decode_msgpack(data: bytes, kind: Any) -> Any:
-    """Decode one msgpack value. Raises: InvalidRequest with the field's path."""
+    """Decode one msgpack value of a peer of any version. Raises: InvalidRequest with the field's path."""
     try:
-        return msgpack_decoder(kind).decode(data)
+        return decode_tolerantly(data, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(error) from None
 
@@ -61,11 +62,6 @@ def decode_msgpack(data: bytes, kind: Any) -> Any:
 @functools.lru_cache(maxsize=256)
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
-
-
-@functools.lru_cache(maxsize=256)
-def msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(kind)
 
 
 def _invalid(error: Exception, name: str | None = None) -> InvalidRequest:

@@ -17,7 +17,8 @@ import msgspec
 
 from .access import Caller, Role
 from .errors import InvalidRequest, PeerMisbehaved
-from .reading import convert, convert_query, decode_json, decode_msgpack, msgpack_decoder
+from .reading import convert, convert_query, decode_json, decode_msgpack
+from .tolerant import decode_tolerantly
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -125,7 +126,7 @@ class Method:
     def unpack_result(self, data: bytes) -> Any:
         """What a peer answered. Raises: PeerMisbehaved."""
         try:
-            return msgpack_decoder(self.result).decode(data)
+            return decode_tolerantly(data, self.result)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise PeerMisbehaved(f"the peer's answer to {self.name} is not understood: {error}") from None
 

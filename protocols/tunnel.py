@@ -13,6 +13,7 @@ import msgspec
 from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved
 from .services import Port
+from .tolerant import decode_tolerantly
 from .vm import VmRef
 
 PROTOCOL = "/twinshare/tunnel/1.0.0"
@@ -62,6 +63,7 @@ def length_of(head: bytes) -> int:
 def decode(body: bytes, kind: type[Frame]) -> Frame:
     """Raises: PeerMisbehaved."""
     try:
-        return msgspec.msgpack.decode(body, type=kind)
+        found: Frame = decode_tolerantly(body, kind)
+        return found
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerMisbehaved(f"the peer's words on a stream are not understood: {error}") from None

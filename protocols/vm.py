@@ -39,7 +39,11 @@ def check_text(text: str, what: str) -> None:
 
 
 class VmStatus(StrEnum):
-    """What a VM is doing. The last five are told while an operation is at work on it; `migrating` by later versions."""
+    """What a VM is doing.
+
+    `creating` to `migrating` while an operation is at work on it; `migrating` only by later versions. `unknown` is a
+    status that only the version of the VM's node knows.
+    """
 
     RUNNING = "running"
     STOPPED = "stopped"
@@ -51,6 +55,7 @@ class VmStatus(StrEnum):
     STOPPING = "stopping"
     DELETING = "deleting"
     MIGRATING = "migrating"
+    UNKNOWN = "unknown"
 
 
 class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

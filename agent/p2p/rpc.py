@@ -164,7 +164,11 @@ class _Serving:
     async def _call(self, caller: Caller, name: str, request: Request) -> bytes:
         method = self._server.dispatcher.table.get(name)
         if method is None:
-            raise Unsupported(f"this node does not know the operation '{name[:64]}'; its twinshare may be older")
+            agent = self._server.neighbours.hello().agent
+            raise Unsupported(
+                f"this node runs {agent} and does not know the method '{name[:64]}'; its twinshare may be older",
+                method=name[:64], agent=agent,
+            )  # fmt: skip
         packed = bytes(request.arguments)
         async with self._witnessed(caller, method, packed):
             if method.local:

@@ -223,7 +223,7 @@ CALL = body(request())
         [Frame(Kind.CALL, 1, "m", body(request(timeout=1e12)))],
         [Frame(Kind.CALL, 1, "m", body(request(key="k" * 256)))],
         [Frame(Kind.CALL, 1, "m", body(request(credit=MAX_CREDIT + 1)))],
-        [Frame(Kind.CALL, 1, "m", body([30.0, "emperor", None, False, 0, {}]))],
+        [Frame(Kind.CALL, 1, "m", body([30.0, 7, None, False, 0, {}]))],
         [Frame(Kind.CALL, 1, "m", CALL), Frame(Kind.CREDIT, 1, "", body(0))],
         [Frame(Kind.CALL, 1, "m", CALL), Frame(Kind.CREDIT, 1, "", body("many"))],
         [Frame(Kind.CALL, number, "m", CALL) for number in range(1, MAX_CALLS + 2)],
