@@ -62,7 +62,7 @@ class HypervisorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     uri: str = ""
     accelerator: Literal["auto", "kvm", "qemu"] = "auto"
     allow_emulation: bool = True
-    enclosure: Literal["auto", "namespaces", "plain"] = "auto"
+    sandbox: Literal["auto", "namespaces", "plain"] = "auto"
     user: str = "twinshare"
     stop_timeout: Annotated[int, Meta(ge=1, le=3600)] = 60
     cpu_overcommit: Annotated[float, Meta(gt=0, le=1024)] = 32.0

@@ -27,9 +27,9 @@ from ..protocols.tunnel import PROTOCOL as TUNNEL
 from ..protocols.vm import Vm
 from .audit.log import SCHEMA as AUDIT_SCHEMA
 from .audit.log import AuditLog, open_audit
+from .backends import Backends, open_backends
 from .config import Config, default_data_dir
 from .events import EventLog, open_events
-from .ground import Ground, open_ground
 from .home import Home, locked_home
 from .identity import Identity, load_identity
 from .journal.operations import Operations, open_operations
@@ -72,7 +72,7 @@ class Node:
         audit: AuditLog,
         operations: Operations,
         tokens: TokenStore,
-        ground: Ground,
+        backends: Backends,
         vms: VmRoom,
         images: ImageRoom,
         mesh: Mesh,
@@ -81,7 +81,7 @@ class Node:
     ) -> None:
         self.config, self.home, self.identity = config, home, identity
         self.events, self.audit, self.operations, self.tokens = events, audit, operations, tokens
-        self.ground, self.vms, self.images, self.mesh, self.tunnels = ground, vms, images, mesh, tunnels
+        self.backends, self.vms, self.images, self.mesh, self.tunnels = backends, vms, images, mesh, tunnels
         self.consoles = consoles
         self.name = node_name(config)
         self.peer_id = identity.peer_id
@@ -159,14 +159,14 @@ class Node:
 
     def guest_pids(self) -> list[int]:
         """Processes that speak for guests: no connection of theirs is this user's."""
-        return list(self.ground.guest_pids())
+        return list(self.backends.guest_pids())
 
     def capacity(self) -> Capacity:
         return self.vms.ledger.capacity(self.vms.inventory.running())
 
     def health(self) -> Health:
         features = self.vms.hypervisor.features
-        problems = list(features.problems) + list(self.ground.problems())
+        problems = list(features.problems) + list(self.backends.problems())
         if self.config.p2p.enabled and self.mesh.running is None:
             problems.append("P2P services are not running: this node is alone; see `twinshare peer` and p2p.listen")
         problems += self.mesh.problems
@@ -205,8 +205,8 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
             open_state(home.database, [MESH_SCHEMA, AUDIT_SCHEMA]) as state,
             open_events(state) as events,
             open_audit(state, identity.seed) as audit,
-            open_ground(home.path, config) as ground,
-            _open_joined(config, home, identity, state, events, audit, ground, other_network) as node,
+            open_backends(home.path, config) as backends,
+            _open_joined(config, home, identity, state, events, audit, backends, other_network) as node,
         ):
             yield node
 
@@ -219,26 +219,26 @@ async def _open_joined(
     state: State,
     events: EventLog,
     audit: AuditLog,
-    ground: Ground,
+    backends: Backends,
     other_network: HostFactory | None,
 ) -> AsyncIterator[Node]:
-    """The rooms that stand on the ground, joined; then what was under way is taken up again."""
-    name, limits = node_name(config), config.hypervisor
+    """The rooms on top of the backends, joined; then what was under way is taken up again."""
+    name, limits, hypervisor = node_name(config), config.hypervisor, backends.hypervisor
     async with (
-        open_inventory(ground.hypervisor, events, name, limits.resync_interval) as inventory,
+        open_inventory(hypervisor, events, name, limits.resync_interval) as inventory,
         open_operations(state, events, name, audit.operation_ended) as operations,
         open_relays() as relays,
     ):
-        forwards = Forwards(ground.hypervisor, inventory, relays, ground.admits)
-        fleet = FleetImages(ground.images)
-        supply = Supply(ground.images, ground.exchange, fleet, events)
+        forwards = Forwards(hypervisor, inventory, relays, backends.admits)
+        fleet = FleetImages(backends.images)
+        supply = Supply(backends.images, backends.exchange, fleet, events)
         recipes = VmRecipes(
-            ground.hypervisor, ground.images, supply, inventory, ground.vms, ground.own, forwards, limits.stop_timeout
+            hypervisor, backends.images, supply, inventory, backends.vms, backends.chown, forwards, limits.stop_timeout
         )
         ledger = Ledger(limits, partial(look_at_host, home.path))
-        vms = VmRoom(ground.hypervisor, supply, inventory, operations, recipes, forwards, ledger, limits)
-        captures = Captures(ground.images, vms)
-        images = ImageRoom(ground.images, ground.exchange, operations, events, vms, ground.scratch, captures)
+        vms = VmRoom(hypervisor, supply, inventory, operations, recipes, forwards, ledger, limits)
+        captures = Captures(backends.images, vms)
+        images = ImageRoom(backends.images, backends.exchange, operations, events, vms, backends.scratch, captures)
         vms.add_recipes()
         images.add_recipes()
         tokens = await open_tokens(state, home.ensure_admin_token())
@@ -254,7 +254,7 @@ async def _open_joined(
             served = {
                 TUNNEL: TunnelServer(vms).serve,
                 CONSOLE: ConsoleServer(consoles).serve,
-                BLOB: BlobServer(ground.images).serve,
+                BLOB: BlobServer(backends.images).serve,
             }
             async with open_node_mesh(
                 config, identity, name, __version__, Dispatcher(factories), state, events, served, audit.witness,
@@ -264,7 +264,7 @@ async def _open_joined(
                 await tunnels.join(mesh)
                 nursery.start_soon(tunnels.tend)
                 node = Node(
-                    config, home, identity, events, audit, operations, tokens, ground, vms, images, mesh, tunnels,
+                    config, home, identity, events, audit, operations, tokens, backends, vms, images, mesh, tunnels,
                     consoles,
                 )  # fmt: skip
                 yield node

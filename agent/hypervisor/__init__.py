@@ -1,1 +1,1 @@
-"""Virtual machines on this machine: the port, its in-memory twin, and libvirt."""
+"""Virtual machines on this machine: the port, its in-memory adapter, and the libvirt adapter."""

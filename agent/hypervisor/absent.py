@@ -1,4 +1,4 @@
-"""The hypervisor of a machine that has none: the agent runs, and every refusal says what to install."""
+"""The hypervisor port of a machine without a hypervisor: every call says what to install."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .port import Change, Domain, DomainPlan, Features
 
 
 class AbsentHypervisor:
-    """`problem` is the sentence that says what is missing and what to do."""
+    """Refuses every call; `problem` says what is missing and what to do."""
 
     def __init__(self, problem: str) -> None:
         self._problem = problem

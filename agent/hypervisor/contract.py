@@ -1,4 +1,4 @@
-"""What every hypervisor keeps, as a check that anybody may run on theirs: the twin passes it, and so does libvirt."""
+"""The contract of the hypervisor port, as a check that every adapter passes: in memory and libvirt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from uuid import uuid4
 import trio
 
 from ...protocols.errors import TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
-from .port import ChangeKind, Dialling, Domain, DomainPlan, DomainState, Hypervisor, Observing, Viewing
+from .port import ChangeKind, DiskExport, Domain, DomainPlan, DomainState, GuestInspection, GuestStreams, Hypervisor
 
 MakePlan = Callable[[str], Awaitable[DomainPlan]]
 
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 _AWKWARD = '{"text": "<a>&amp;]]>\\u0000\\r \'é🦀\'", "tab":\t1,\n "nested": {"x": null}}  '
 _BEYOND_XML = '{"text": "\uffff\x7f\r"}'
 
@@ -30,13 +30,13 @@ async def check_hypervisor(hypervisor: Hypervisor, make_plan: MakePlan) -> None:
     """
     _check_features(hypervisor)
     prefix = f"check-{uuid4().hex[:8]}"
-    for number, part in enumerate(_PARTS):
+    for number, check in enumerate(_CHECKS):
         plans = [await make_plan(f"{prefix}-{number}-{letter}") for letter in "ab"]
         try:
-            with trio.fail_after(_PATIENCE):
-                await part(hypervisor, *plans)
+            with trio.fail_after(_TIMEOUT):
+                await check(hypervisor, *plans)
         finally:
-            with trio.move_on_after(_PATIENCE, shield=True):
+            with trio.move_on_after(_TIMEOUT, shield=True):
                 for plan in plans:
                     await hypervisor.destroy(plan.id)
                     await hypervisor.undefine(plan.id)
@@ -54,9 +54,9 @@ def _check_features(hypervisor: Hypervisor) -> None:
     assert features.host_cpus >= 1
 
 
-async def _a_definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+async def _definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     await hypervisor.define(replace(plan, metadata=_AWKWARD))
-    await _told(hypervisor, ChangeKind.DEFINED, plan)
+    await _wait_for(hypervisor, ChangeKind.DEFINED, plan)
     expected = Domain(
         id=plan.id,
         name=plan.name,
@@ -73,11 +73,11 @@ async def _a_definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: Dom
     await hypervisor.define(replace(plan, memory=plan.memory + 16, metadata="{}"))
     assert await hypervisor.get_domain(plan.id) == replace(expected, memory=plan.memory + 16, metadata="{}")
     await hypervisor.undefine(plan.id)
-    await _told(hypervisor, ChangeKind.UNDEFINED, plan)
+    await _wait_for(hypervisor, ChangeKind.UNDEFINED, plan)
 
 
-async def _what_is_not_there(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    """Stopping and deleting it is done already; all else is refused."""
+async def _missing_domain(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    """Stopping and deleting it succeeds; all other calls are refused."""
     calls = (hypervisor.get_domain, hypervisor.start, hypervisor.shutdown, hypervisor.pause, hypervisor.resume)
     for call in calls:
         with _refused(VmNotFound):
@@ -88,7 +88,7 @@ async def _what_is_not_there(hypervisor: Hypervisor, plan: DomainPlan, _: Domain
     await hypervisor.undefine(plan.id)
 
 
-async def _a_name_is_given_once(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
+async def _names_are_unique(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
     await hypervisor.define(plan)
     with _refused(VmExists):
         await hypervisor.define(replace(other, name=plan.name))
@@ -104,12 +104,12 @@ async def _a_name_is_given_once(hypervisor: Hypervisor, plan: DomainPlan, other:
     assert len(winners) == 1
 
 
-async def _a_life(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+async def _lifecycle(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     await hypervisor.define(plan)
     await _check_off(hypervisor, plan)
     before = datetime.now(UTC) - timedelta(seconds=2)
     await hypervisor.start(plan.id)
-    await _told(hypervisor, ChangeKind.STATE, plan)
+    await _wait_for(hypervisor, ChangeKind.STATE, plan)
     started = await hypervisor.get_domain(plan.id)
     assert started.state is DomainState.RUNNING
     assert started.started_at is not None
@@ -134,7 +134,7 @@ async def _a_life(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> No
     assert again.started_at > started.started_at
 
 
-async def _changes_while_it_runs(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+async def _redefinition_while_running(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     await hypervisor.define(plan)
     await hypervisor.start(plan.id)
     before = await hypervisor.get_domain(plan.id)
@@ -151,8 +151,8 @@ async def _changes_while_it_runs(hypervisor: Hypervisor, plan: DomainPlan, _: Do
     assert (await hypervisor.get_domain(plan.id)).metadata == ""
 
 
-async def _everybody_at_once(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
-    """Callers race: all succeed, and the state is the one that each wanted."""
+async def _concurrent_calls(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
+    """All concurrent calls succeed, and the state is the wanted one."""
     await hypervisor.define(plan)
     await hypervisor.define(other)
     both = (plan.id, other.id)
@@ -168,8 +168,8 @@ async def _everybody_at_once(hypervisor: Hypervisor, plan: DomainPlan, other: Do
     assert await _all_at_once([partial(hypervisor.undefine, vm) for vm in both * 3]) == {"done": 6}
 
 
-async def _a_caller_who_leaves(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    """A call that is cancelled does its work or does not; the next one finds everything in order."""
+async def _cancelled_calls(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    """A cancelled call does its work or does not; the next one finds a consistent state."""
     await hypervisor.define(plan)
     for delay in (0.0, 0.001, 0.02):
         with trio.move_on_after(delay):
@@ -183,8 +183,8 @@ async def _a_caller_who_leaves(hypervisor: Hypervisor, plan: DomainPlan, _: Doma
     assert (await hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
 
 
-async def _what_can_be_seen(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, Observing):
+async def _inspection(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, GuestInspection):
         return
     await hypervisor.define(plan)
     looks: tuple[Callable[[str], Awaitable[object]], ...] = (
@@ -205,8 +205,8 @@ async def _what_can_be_seen(hypervisor: Hypervisor, plan: DomainPlan, _: DomainP
     assert (await hypervisor.screenshot(plan.id)).startswith(b"\x89PNG\r\n\x1a\n")
 
 
-async def _a_guest_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, Dialling):
+async def _guest_port_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, GuestStreams):
         return
     await hypervisor.define(plan)
     with _refused(WrongState):
@@ -223,8 +223,8 @@ async def _a_guest_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Domai
         await hypervisor.destroy(plan.id)
 
 
-async def _a_screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, Dialling):
+async def _screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, GuestStreams):
         return
     await hypervisor.define(plan)
     with _refused(WrongState):
@@ -238,8 +238,8 @@ async def _a_screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Doma
         assert (await stream.receive_some(12)).startswith(b"RFB 003.")
 
 
-async def _a_console_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, Dialling):
+async def _console_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, GuestStreams):
         return
     await hypervisor.define(plan)
     with _refused(WrongState):
@@ -267,45 +267,45 @@ async def _a_console_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Dom
                 pass
 
 
-async def _a_disk_is_viewed(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, Viewing):
+async def _disk_is_exported(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, DiskExport):
         return
     await hypervisor.define(plan)
     with _refused(WrongState, Unsupported):
-        async with hypervisor.view_disk(plan.id, plan.directory):
-            raise AssertionError("a domain that is off has no view")
+        async with hypervisor.export_disk(plan.id, plan.directory):
+            raise AssertionError("a domain that is off has no export")
     await hypervisor.start(plan.id)
     with suppress(Unsupported):  # a driver without QEMU
         async with (
-            # As a killed agent leaves one: it gives way to the next.
-            hypervisor.view_disk(plan.id, plan.directory) as left,
-            hypervisor.view_disk(plan.id, plan.directory) as view,
+            # As a killed agent leaves one: the next replaces it.
+            hypervisor.export_disk(plan.id, plan.directory) as left,
+            hypervisor.export_disk(plan.id, plan.directory) as export,
         ):
-            async with await trio.open_unix_socket(str(view.socket)) as stream:
+            async with await trio.open_unix_socket(str(export.socket)) as stream:
                 assert await stream.receive_some(8) == b"NBDMAGIC"
             assert (await hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
             await hypervisor.pause(plan.id)
             await hypervisor.resume(plan.id)
-        for gone in (left, view):
-            assert not await trio.Path(gone.socket).exists(), "a view leaves nothing behind"
-        async with hypervisor.view_disk(plan.id, plan.directory):
+        for gone in (left, export):
+            assert not await trio.Path(gone.socket).exists(), "an export leaves nothing behind"
+        async with hypervisor.export_disk(plan.id, plan.directory):
             await hypervisor.destroy(plan.id)
     assert (await hypervisor.get_domain(plan.id)).state in (DomainState.SHUTOFF, DomainState.RUNNING)
 
 
-_PARTS = (
-    _a_definition_is_kept,
-    _what_is_not_there,
-    _a_name_is_given_once,
-    _a_life,
-    _changes_while_it_runs,
-    _everybody_at_once,
-    _a_caller_who_leaves,
-    _what_can_be_seen,
-    _a_guest_is_dialled,
-    _a_screen_is_dialled,
-    _a_console_is_dialled,
-    _a_disk_is_viewed,
+_CHECKS = (
+    _definition_is_kept,
+    _missing_domain,
+    _names_are_unique,
+    _lifecycle,
+    _redefinition_while_running,
+    _concurrent_calls,
+    _cancelled_calls,
+    _inspection,
+    _guest_port_is_dialled,
+    _screen_is_dialled,
+    _console_is_dialled,
+    _disk_is_exported,
 )
 
 
@@ -319,8 +319,8 @@ async def _check_off(hypervisor: Hypervisor, plan: DomainPlan) -> None:
     await hypervisor.destroy(plan.id)
 
 
-async def _told(hypervisor: Hypervisor, kind: ChangeKind, plan: DomainPlan) -> None:
-    """Wait until the change comes by; others are dropped."""
+async def _wait_for(hypervisor: Hypervisor, kind: ChangeKind, plan: DomainPlan) -> None:
+    """Wait for a change; others are dropped."""
     async for change in hypervisor.changes:
         if (change.kind, change.id) == (kind, plan.id):
             return
@@ -337,7 +337,7 @@ def _refused(*kinds: type[TwinshareError]) -> Iterator[None]:
 
 
 async def _all_at_once(calls: list[Callable[[], Awaitable[None]]]) -> Counter[str]:
-    """Run all calls together; how many were done, and how many ended in which error."""
+    """Run all calls concurrently; count those done, and the others by their error."""
     outcome: Counter[str] = Counter()
 
     async def run(call: Callable[[], Awaitable[None]]) -> None:

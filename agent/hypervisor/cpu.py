@@ -1,4 +1,4 @@
-"""Whether this machine's CPU can virtualize; needs no libvirt, so that `doctor` can tell before there is one."""
+"""Whether this machine's CPU can virtualize; without libvirt, for `doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cpu_can_virtualize() -> bool:
-    """On x86 the CPU says so; elsewhere libvirt's word must do."""
+    """Return whether the CPU has vmx or svm; True on other architectures, where libvirt must know."""
     if platform.machine() != "x86_64":
         return True
     with suppress(OSError):

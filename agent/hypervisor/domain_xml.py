@@ -1,6 +1,6 @@
-"""From a plan to libvirt's domain XML and back: pure conversion, no policy but the one written here, no I/O.
+"""Converts a plan to libvirt's domain XML and back; no I/O.
 
-Everything is built by ElementTree from typed values; no text of a user or a peer is ever spliced into XML or into
+Everything is built by ElementTree from typed values; no text of a user or a peer is ever inserted into XML or into
 QEMU's command line.
 """
 
@@ -38,7 +38,7 @@ class NetworkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a network's name stands for; `source` is libvirt's network or the host's bridge."""
+    """What a network's name means; `source` is libvirt's network or the host's bridge."""
 
     kind: NetworkKind
     source: str = ""
@@ -52,7 +52,7 @@ USER_NETWORKS: Mapping[str, Network] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """What the XML depends on besides the plan. `domain_type` is libvirt's word for the accelerator, if another."""
+    """What the XML depends on besides the plan. `domain_type` is for libvirt's test driver."""
 
     arch: str = "x86_64"
     domain_type: str | None = None
@@ -60,8 +60,8 @@ class HostFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptDomain:
-    """What changes only with a domain's definition. `netdev` is QEMU's name of a user-mode network."""
+class DomainDefinition:
+    """What changes only when a domain is defined anew. `netdev` is QEMU's name of a user-mode network."""
 
     name: str
     cpu_cores: int
@@ -74,7 +74,7 @@ class KeptDomain:
 
 
 def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
-    """The definition of a domain. Raises: KeyError for a network not in `facts`, ValueError for a bad MAC."""
+    """Return the XML of a plan. Raises: KeyError for a network not in `facts`, ValueError for a bad MAC."""
     kvm = plan.accelerator == "kvm"
     domain = ET.Element("domain", {"type": facts.domain_type or plan.accelerator})
     _text(domain, "name", plan.name)
@@ -91,26 +91,26 @@ def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
         _text(domain, f"on_{event}", action)
     devices = ET.SubElement(domain, "devices")
     _disks(devices, plan)
-    _controls(devices, plan)
+    _other_devices(devices, plan)
     _network(domain, devices, plan, facts.networks[plan.network])
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")
 
 
 def metadata_element(metadata: str) -> str:
-    """The element for libvirt's setMetadata, which adds the namespace itself."""
+    """Return the element for libvirt's setMetadata, which adds the namespace itself."""
     element = ET.Element("vm")
     _write_opaque(element, metadata)
     return ET.tostring(element, encoding="unicode")
 
 
-def read_domain(xml: str) -> KeptDomain:
-    """What libvirt says of a domain, ours or not."""
+def parse_domain(xml: str) -> DomainDefinition:
+    """Parse a domain's XML, ours or not."""
     domain = ET.fromstring(xml)  # noqa: S314 - from our own libvirt
     memory = domain.find("memory")
     metadata = domain.find(f"metadata/{{{METADATA_URI}}}vm")
     serial = domain.find("devices/serial/source[@path]")
-    return KeptDomain(
+    return DomainDefinition(
         name=domain.findtext("name", ""),
         cpu_cores=int(domain.findtext("vcpu", "1")),
         memory=0 if memory is None else _mebibytes(memory),
@@ -122,8 +122,8 @@ def read_domain(xml: str) -> KeptDomain:
     )
 
 
-def read_screen(xml: str) -> str | None:
-    """The unix socket of a running domain's VNC."""
+def parse_screen(xml: str) -> str | None:
+    """Return the unix socket of a running domain's VNC server."""
     listen = ET.fromstring(xml).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - as above
     return None if listen is None else listen.get("socket")
 
@@ -133,14 +133,14 @@ def _features(*, kvm: bool) -> ET.Element:
     ET.SubElement(features, "acpi")
     ET.SubElement(features, "apic")
     if not kvm:
-        # QEMU would set a quarter of its memory limit aside for translated code; guests boot no slower with this.
+        # By default QEMU reserves a quarter of its memory limit for translated code; guests boot no slower with this.
         _text(ET.SubElement(features, "tcg"), "tb-cache", "64", unit="MiB")
     return features
 
 
 def _metadata(text: str) -> ET.Element:
     metadata = ET.Element("metadata")
-    # The namespace must stand on this very element: libvirt keeps the element alone.
+    # The namespace must be declared on this element: libvirt keeps the element alone.
     element = ET.SubElement(metadata, f"{METADATA_PREFIX}:vm", {f"xmlns:{METADATA_PREFIX}": METADATA_URI})
     _write_opaque(element, text)
     return metadata
@@ -163,7 +163,7 @@ def _disks(devices: ET.Element, plan: DomainPlan) -> None:
         ET.SubElement(seed, "readonly")
 
 
-def _controls(devices: ET.Element, plan: DomainPlan) -> None:
+def _other_devices(devices: ET.Element, plan: DomainPlan) -> None:
     """Serial console, guest agent, screen, entropy, balloon; every socket in the VM's own directory."""
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     serial = ET.SubElement(devices, "serial", {"type": "unix"})
@@ -186,7 +186,7 @@ def _network(domain: ET.Element, devices: ET.Element, plan: DomainPlan, network:
     if not _MAC.fullmatch(plan.mac):
         raise ValueError(f"{plan.mac!r} is not a MAC address in lower case")
     if network.kind is NetworkKind.RESTRICTED:
-        # libvirt has no word for restrict=on, and its JSON netdevs refuse -set: the one use of the raw command line.
+        # libvirt has no element for restrict=on, and its JSON netdevs refuse -set: the one use of the raw command line.
         domain.set("xmlns:qemu", QEMU_URI)
         commandline = ET.SubElement(domain, "qemu:commandline")
         device = f"virtio-net-pci,netdev={RESTRICTED_NETDEV},mac={plan.mac},romfile=,bus=pcie.0,addr=0x10"
@@ -219,7 +219,7 @@ def _mac(domain: ET.Element) -> str | None:
 
 
 def _mebibytes(memory: ET.Element) -> int:
-    """libvirt always answers in KiB; what it was given may have another unit."""
+    """Convert to MiB: libvirt writes KiB, but a definition by hand may have another unit."""
     factor = {"b": 1 / (1 << 20), "KiB": 1 / 1024, "MiB": 1, "GiB": 1024}[memory.get("unit", "KiB")]
     return int(int(memory.text or "0") * factor)
 
@@ -229,7 +229,7 @@ def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
 
 
 def _write_opaque(element: ET.Element, text: str) -> None:
-    """Any text at all: XML has no word for some characters, such as U+FFFF, which a label may well hold."""
+    """Write any text: XML cannot hold some characters, such as U+FFFF, which a label may contain."""
     if _NOT_XML.search(text):
         element.set("encoding", "base64")
         element.text = b64encode(text.encode("utf-8", "surrogatepass")).decode()
@@ -240,6 +240,6 @@ def _write_opaque(element: ET.Element, text: str) -> None:
 def _read_opaque(element: ET.Element) -> str:
     text = element.text or ""
     if element.get("encoding") == "base64":
-        with suppress(ValueError):  # somebody wrote there by hand: what it says is its reader's to judge
+        with suppress(ValueError):  # written by hand: its reader validates it
             return b64decode(text, validate=True).decode("utf-8", "surrogatepass")
     return text

@@ -1,19 +1,17 @@
-"""Choose a hypervisor by its URI: the private libvirtd, any other libvirt, or the twin."""
+"""Opens the hypervisor that a URI names: the private libvirtd, any other libvirt, or the one in memory."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...protocols.errors import HypervisorDown
-from .fake import Behaviour, open_fake_hypervisor
+from .memory import Behaviour, open_memory_hypervisor
 from .port import Hypervisor
-
-if TYPE_CHECKING:
-    from .libvirt.daemon import Place
+from .sandbox.port import SandboxPort
 
 _NO_BINDING = (
     "the Python module `libvirt` is missing; run: apt-get install --no-install-recommends"
@@ -23,39 +21,39 @@ _NO_BINDING = (
 
 @asynccontextmanager
 async def open_hypervisor(
-    uri: str = "", *, place: Place | None = None, accelerator: Literal["auto", "kvm", "qemu"] = "auto"
+    uri: str = "", *, sandbox: SandboxPort | None = None, accelerator: Literal["auto", "kvm", "qemu"] = "auto"
 ) -> AsyncIterator[Hypervisor]:
-    """The hypervisor at `uri`; with an empty one a private libvirtd in `place` (an enclosure).
+    """Open the hypervisor at `uri`; with an empty one a private libvirtd in `sandbox`.
 
-    `fake://` is the twin, `fake:///path` keeps its domains in that file; `?shutdown_after=SECONDS|never`, `boots_in`
-    and `delay` set how it behaves.
+    `fake://` is the one in memory, `fake:///path` keeps its domains in that file; `?shutdown_after=SECONDS|never`,
+    `boots_in` and `delay` set how it behaves.
     Raises: HypervisorDown, with what to install where something is missing; ValueError for a URI that means nothing.
     """
     if uri.startswith("fake:"):
-        behaviour, path = parse_fake(uri)
+        behaviour, path = parse_memory_uri(uri)
         kvm = "kvm" if accelerator == "kvm" else "qemu"
-        async with open_fake_hypervisor(behaviour=behaviour, path=path, accelerator=kvm) as fake:
-            yield fake
+        async with open_memory_hypervisor(behaviour=behaviour, path=path, accelerator=kvm) as memory:
+            yield memory
         return
     try:
         # Only here: an agent without libvirt starts all the same, and without the cost of loading it.
-        from .libvirt import open_private, open_uri
+        from .libvirt import open_libvirt_uri, open_private_libvirt
     except ImportError as error:
         if not (error.name or "").startswith("libvirt"):
             raise
         raise HypervisorDown(_NO_BINDING) from error
     if uri:
-        async with open_uri(uri, accelerator=accelerator) as hypervisor:
+        async with open_libvirt_uri(uri, accelerator=accelerator) as hypervisor:
             yield hypervisor
-    elif place is not None:
-        async with open_private(place, accelerator=accelerator) as hypervisor:
+    elif sandbox is not None:
+        async with open_private_libvirt(sandbox, accelerator=accelerator) as hypervisor:
             yield hypervisor
     else:
-        raise ValueError("a private libvirtd needs a place to live in")
+        raise ValueError("a private libvirtd needs a sandbox")
 
 
-def parse_fake(uri: str) -> tuple[Behaviour, Path | None]:
-    """Raises: ValueError."""
+def parse_memory_uri(uri: str) -> tuple[Behaviour, Path | None]:
+    """Parse a `fake:` URI. Raises: ValueError."""
     parts = urlsplit(uri)
     behaviour = Behaviour()
     for key, value in parse_qsl(parts.query, keep_blank_values=True):

@@ -1,8 +1,8 @@
-"""What the agent asks of a hypervisor. `fake` and `libvirt` implement it; `agent.testing` holds both to it.
+"""The hypervisor port. `memory` and `libvirt` implement it; `contract` checks both.
 
 Identity is the domain's UUID everywhere. All calls are safe to repeat: the agent repeats them after a crash.
 Raises, where nothing else is said: `HypervisorDown` when the hypervisor cannot be asked (it reconnects by itself),
-`VmNotFound` for an unknown id, `DeadlineExceeded` when a call hangs past its lane's patience.
+`VmNotFound` for an unknown id, `DeadlineExceeded` when a call exceeds its lane's timeout.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DomainPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """A domain as the hypervisor sees it. `reason` is a word such as `crashed`, `disk_full`, `user`, or None.
+    """A domain as the hypervisor reports it. `reason` is `crashed`, `disk_full`, `user`, …, or None.
 
     `metadata` is None for a domain that is not ours. `started_at` is None unless the domain is active.
     """
@@ -80,14 +80,14 @@ class DomainStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """`source` says where they were learnt: `agent`, `lease`, `none`."""
+    """The guest's IP addresses. `source` is `agent`, `lease` or `none`."""
 
     addresses: Sequence[str]
     source: str
 
 
 class ChangeKind(StrEnum):
-    """`RESYNC`: events may have been lost (connection lost and back, or the channel was full): list again."""
+    """`RESYNC`: changes may have been lost (the connection broke, or the channel was full): list again."""
 
     DEFINED = "defined"
     UNDEFINED = "undefined"
@@ -101,7 +101,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Something that happened to a domain; `id` is None for `DOWN` and `RESYNC`."""
+    """A change of a domain; `id` is None for `DOWN` and `RESYNC`."""
 
     kind: ChangeKind
     id: str | None = None
@@ -109,7 +109,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What this hypervisor can do here. `accelerator` is `kvm` only where KVM truly works."""
+    """What this hypervisor can do here. `accelerator` is `kvm` only where KVM works."""
 
     name: str
     version: str
@@ -121,28 +121,30 @@ class Features:
 
 
 class Hypervisor(Protocol):
-    """Life and death of domains."""
+    """Lists, defines, starts and stops domains."""
 
     @property
     def features(self) -> Features:
-        """As they were found when it was opened."""
+        """What it can do, as found when it was opened."""
         ...
 
     @property
     def connected(self) -> bool:
-        """Whether it can be asked now; `DOWN` and `RESYNC` among the changes tell when that ends and begins."""
+        """Whether it can be asked now; `DOWN` and `RESYNC` among the changes mark the end and the return."""
         ...
 
     @property
     def changes(self) -> trio.MemoryReceiveChannel[Change]:
-        """One bounded channel; when it is full the oldest changes give way and a `RESYNC` takes their place."""
+        """One bounded channel; when it is full a `RESYNC` replaces the oldest changes."""
         ...
 
     async def list_domains(self) -> Sequence[Domain]:
-        """All domains, ours and others. Never blocks on a hung guest."""
+        """List all domains, ours and others. Never blocks on a hung guest."""
         ...
 
-    async def get_domain(self, id: str) -> Domain: ...
+    async def get_domain(self, id: str) -> Domain:
+        """Return one domain."""
+        ...
 
     async def define(self, plan: DomainPlan) -> None:
         """Define, or redefine the same id; a running domain goes on as it was started.
@@ -152,7 +154,7 @@ class Hypervisor(Protocol):
         ...
 
     async def undefine(self, id: str) -> None:
-        """Forget an inactive domain and what hangs on it; no error if it is gone. Raises: WrongState if active."""
+        """Remove an inactive domain and its snapshots; no error if it is gone. Raises: WrongState if active."""
         ...
 
     async def start(self, id: str) -> None:
@@ -164,15 +166,15 @@ class Hypervisor(Protocol):
         ...
 
     async def destroy(self, id: str) -> None:
-        """Pull the plug; no error if it is off. Works on a hung QEMU."""
+        """Force it off; no error if it is off. Works on a hung QEMU, and during a shutdown."""
         ...
 
     async def pause(self, id: str) -> None:
-        """Hold the CPUs; no error if they are held. Raises: WrongState when it is off."""
+        """Pause it; no error if it is paused. Raises: WrongState when it is off."""
         ...
 
     async def resume(self, id: str) -> None:
-        """Let a paused or suspended one go on; no error if it runs. Raises: WrongState when it is off."""
+        """Resume a paused or suspended one; no error if it runs. Raises: WrongState when it is off."""
         ...
 
     async def set_metadata(self, id: str, metadata: str) -> None:
@@ -181,28 +183,28 @@ class Hypervisor(Protocol):
 
 
 @runtime_checkable
-class Observing(Protocol):
-    """Optional power: look at a running domain. Each raises WrongState when it is not running."""
+class GuestInspection(Protocol):
+    """Optional power: inspect a running domain. Each call raises WrongState when it is not running."""
 
     async def stats(self, id: str) -> DomainStats:
-        """What the guest has used since its start."""
+        """Return what the guest has used since its start."""
         ...
 
     async def addresses(self, id: str) -> Addresses:
-        """The guest's IP addresses, those of its own card and IPv4 first; none while none is known."""
+        """Return the guest's IP addresses, those of its network card and IPv4 first; none while none is known."""
         ...
 
     async def screenshot(self, id: str) -> bytes:
-        """A PNG."""
+        """Return the screen as PNG."""
         ...
 
 
 @runtime_checkable
-class Dialling(Protocol):
-    """Optional power: reach into a running guest from this process. Each raises WrongState when it is not running."""
+class GuestStreams(Protocol):
+    """Optional power: open streams to a running guest. Each call raises WrongState when it is not running."""
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
-        """A TCP port of the guest, whatever network it is on.
+        """Connect to a TCP port of the guest, whatever network it is on.
 
         QEMU's own NAT accepts at once, and closes soon after when nothing listens in the guest.
         Raises: Unsupported when its network cannot be reached, OSError when nothing answers.
@@ -210,36 +212,36 @@ class Dialling(Protocol):
         ...
 
     async def dial_screen(self, id: str) -> trio.SocketStream:
-        """The guest's screen, which speaks RFB (VNC). Raises: Unsupported when it has none, OSError."""
+        """Connect to the guest's screen, which speaks RFB (VNC). Raises: Unsupported when it has none, OSError."""
         ...
 
     async def dial_console(self, id: str) -> trio.SocketStream:
-        """The guest's first serial line, whose output also goes on into `tty.log`; it ends when the domain is off.
+        """Connect to the guest's serial console, whose output also goes into `tty.log`; it ends when the domain is off.
 
-        It has one connection at a time: whoever comes second hears nothing until the first is closed. What is not read
-        from it holds up the guest.
+        It serves one connection at a time: a second one gets nothing until the first is closed. Unread output blocks
+        the guest.
         Raises: Unsupported when it has none, OSError.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiskView:
-    """A disk as it was at one instant: a raw one, served by NBD on a unix socket under the name `export`."""
+class ExportedDisk:
+    """A raw disk as of one instant, served by NBD on a unix socket under the name `export`."""
 
     socket: Path
     export: str
 
 
 @runtime_checkable
-class Viewing(Protocol):
-    """Optional power: read a running domain's disk while the guest goes on."""
+class DiskExport(Protocol):
+    """Optional power: read a running domain's disk while the guest runs on."""
 
-    def view_disk(self, id: str, directory: Path) -> AbstractAsyncContextManager[DiskView]:
-        """The first disk as it is on entering, until the block is left; one view of a domain at a time.
+    def export_disk(self, id: str, directory: Path) -> AbstractAsyncContextManager[ExportedDisk]:
+        """Export the first disk as it is on entering, until the block is left; one export of a domain at a time.
 
-        The guest's file systems are settled for that instant where an agent in it listens. What is needed for the view
-        is put into the domain's own `directory`, and taken away. When the domain stops, reading the view fails.
+        The guest agent, where there is one, freezes the file systems for that instant. Scratch files are put into the
+        domain's own `directory`, and removed. When the domain stops, reading the export fails.
         Raises: WrongState when it is off, Unsupported.
         """
         ...

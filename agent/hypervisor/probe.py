@@ -1,4 +1,4 @@
-"""What this machine has and lacks for keeping virtual machines apart from itself: only looked at, never changed."""
+"""Finds out what sandbox this machine allows, for `doctor`; it changes nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .enclosure.place import barrier, is_mapped
-from .enclosure.refusal import remedy
-from .enclosure.start import PATH, program
+from .sandbox.identity import blocking_directory, is_mapped
+from .sandbox.policy import namespaces_remedy
+from .sandbox.spawn import PATH, program
 
 TUN = Path("/dev/net/tun")
 
@@ -34,30 +34,30 @@ class Finding:
     unsafe: bool = False
 
 
-def probe_enclosure(
+def probe_sandbox(
     data_dir: Path, *, kind: Literal["auto", "namespaces", "plain"] = "auto", user: str = "twinshare"
 ) -> Iterator[Finding]:
-    """What an enclosure in `data_dir` would be like. Takes some 50 ms: it tries in a process of its own."""
+    """Yield what a sandbox in `data_dir` has and lacks. Takes some 50 ms: it tries namespaces in another process."""
     refusal = None if kind == "plain" else _refusal()
-    walled = kind != "plain" and refusal is None
-    if walled:
-        yield Finding("enclosure", True, "private namespaces: guests reach nothing of this machine")
+    namespaced = kind != "plain" and refusal is None
+    if namespaced:
+        yield Finding("sandbox", True, "private namespaces: guests reach nothing of this machine")
     else:
-        reason = "hypervisor.enclosure is plain" if refusal is None else f"no private namespaces: {refusal}"
-        cure = "set hypervisor.enclosure to auto" if refusal is None else remedy()
+        reason = "hypervisor.sandbox is plain" if refusal is None else f"no private namespaces: {refusal}"
+        cure = "set hypervisor.sandbox to auto" if refusal is None else namespaces_remedy()
         message = f"{reason}; guests can reach services on this machine's loopback"
-        yield Finding("enclosure", False, message, cure, fatal=kind == "namespaces", unsafe=True)
+        yield Finding("sandbox", False, message, cure, fatal=kind == "namespaces", unsafe=True)
     if os.geteuid() == 0:
         yield _user(user)
-        if not walled:
-            yield _way(data_dir, user)
-    if walled:
-        yield _outlet()
+        if not namespaced:
+            yield _data_dir_access(data_dir, user)
+    if namespaced:
+        yield _egress()
 
 
 def _refusal() -> str | None:
     try:
-        done = subprocess.run(program("trial", []), capture_output=True, timeout=10, check=False)
+        done = subprocess.run(program("programs", "try_namespaces", []), capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return None if done.returncode == 0 else done.stdout.decode(errors="replace") or "it ended in an error"
@@ -77,22 +77,22 @@ def _user(name: str) -> Finding:
     return Finding("user", True, f"VMs run as {name}")
 
 
-def _way(data_dir: Path, name: str) -> Finding:
-    """Without a mount namespace that user has to walk to the data directory."""
+def _data_dir_access(data_dir: Path, name: str) -> Finding:
+    """Without a mount namespace that user needs search permission on every folder above the data directory."""
     try:
         account = pwd.getpwnam(name)
         uid, gid = account.pw_uid, account.pw_gid
     except KeyError:
         uid = gid = -1
     folder = next(parent for parent in data_dir.absolute().parents if parent.exists())
-    wall = barrier(folder, uid, {gid})
-    if wall is None:
-        return Finding("way to the data directory", True, str(data_dir))
+    blocking = blocking_directory(folder, uid, {gid})
+    if blocking is None:
+        return Finding("access to the data directory", True, str(data_dir))
     cure = "start the agent with --data-dir /var/lib/twinshare"
-    return Finding("way to the data directory", False, f"user {name} may not pass {wall}", cure, fatal=True)
+    return Finding("access to the data directory", False, f"user {name} may not pass {blocking}", cure, fatal=True)
 
 
-def _outlet() -> Finding:
+def _egress() -> Finding:
     if shutil.which("pasta", path=PATH) is None:
         lack = "no passt: guests reach nothing outside; port forwards work"
         return Finding("network for guests", False, lack, "apt-get install passt", package="passt")

@@ -1,4 +1,4 @@
-"""Makes a raw disk of a qcow2 file from outside: looked at first, in an enclosure, by the tools of QEMU."""
+"""Makes a raw disk of a qcow2 file from outside: looked at first, in a sandbox, by the tools of QEMU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Takes out of a guest's disk what makes it one machine among others: its machine id and its SSH host keys.
 
-The disk is a guest's and nobody vouches for it: its file system is touched by the tools of ext alone, in the enclosure,
+The disk is a guest's and nobody vouches for it: its file system is touched by the tools of ext alone, in the sandbox,
 and on a copy of the partition, for a journal that was not played back is played back first. What the tools did is
 looked at before it is believed.
 """

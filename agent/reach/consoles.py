@@ -16,7 +16,7 @@ import trio
 from ...protocols.access import Caller, Role, Witness
 from ...protocols.errors import DeadlineExceeded, Overloaded, TwinshareError, Unavailable, Unsupported, WrongState
 from ..background import open_background
-from ..hypervisor.port import Dialling
+from ..hypervisor.port import GuestStreams
 from ..vm.lifecycle import require_state
 from ..vm.local import VmRoom
 from ..vm.record import Record
@@ -99,7 +99,7 @@ class _Line:
         self._stream: trio.SocketStream | None = None
         self._typing = trio.Lock()
 
-    async def run(self, dialling: Dialling) -> None:
+    async def run(self, dialling: GuestStreams) -> None:
         """From the dialling to the end, which all listeners are told."""
         why: TwinshareError = Unavailable("the node is stopping; listen again when it is back")
         try:
@@ -111,7 +111,7 @@ class _Line:
             for listener in self.listeners:
                 listener.end(why)
 
-    async def _serve(self, dialling: Dialling) -> TwinshareError:
+    async def _serve(self, dialling: GuestStreams) -> TwinshareError:
         """Returns why it ended."""
         try:
             with trio.fail_after(DIAL_WITHIN):
@@ -193,7 +193,7 @@ class Consoles:
     def _line(self, record: Record) -> _Line:
         """The open line to a guest, or a new one."""
         hypervisor = self._vms.hypervisor
-        if not isinstance(hypervisor, Dialling):
+        if not isinstance(hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{hypervisor.features.name}' cannot reach its guests' consoles")
         line = self._lines.get(record.domain.id)
         if line is None or line.over is not None:

@@ -11,7 +11,7 @@ import trio
 
 from ...protocols.errors import InvalidRequest, Unsupported, WrongState
 from ...protocols.image import Image
-from ..hypervisor.port import Viewing
+from ..hypervisor.port import DiskExport
 from ..images.port import Export, ImageStore, Overlay
 from ..journal.run import Run
 from .lifecycle import require_state
@@ -56,10 +56,10 @@ class Captures:
     async def _of_running(self, run: Run, record: Record) -> Image:
         """Its lock is not held: whoever wants to stop it need not wait, and the capture then fails."""
         hypervisor, id = self.vms.hypervisor, record.domain.id
-        if not isinstance(hypervisor, Viewing):
+        if not isinstance(hypervisor, DiskExport):
             raise Unsupported(f"the hypervisor '{hypervisor.features.name}' cannot read a running VM's disk; stop it")
         try:
-            async with hypervisor.view_disk(id, self._directory(record)) as view:
+            async with hypervisor.export_disk(id, self._directory(record)) as view:
                 return await self._keep(run, record, Export(view.socket, view.export, record.metadata.digest))
         except InvalidRequest:
             now = await self.vms.recipes.record(id)

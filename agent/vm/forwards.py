@@ -13,7 +13,7 @@ import trio
 from ...protocols.access import Caller, Role
 from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
 from ...protocols.vm import Forward, ForwardSpec
-from ..hypervisor.port import Dialling, Hypervisor
+from ..hypervisor.port import GuestStreams, Hypervisor
 from ..journal.run import Run
 from ..relays import Admits, Dial, Relays, listen
 from .inventory import Inventory
@@ -51,7 +51,7 @@ class Forwards:
         """Refuse what cannot be. Raises: PortTaken, Unsupported, Forbidden."""
         if spec.protocol != "tcp":
             raise Unsupported("only tcp can be forwarded")
-        if not isinstance(self._hypervisor, Dialling):
+        if not isinstance(self._hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
         if len(record.metadata.forwards) >= MAX_FORWARDS:
             raise Forbidden(f"a VM can have {MAX_FORWARDS} forwards")
@@ -122,7 +122,7 @@ class Forwards:
 
     async def _reconcile_screen(self, record: Record) -> None:
         id = record.domain.id
-        if record.active and isinstance(self._hypervisor, Dialling):
+        if record.active and isinstance(self._hypervisor, GuestStreams):
             dial = partial(self._hypervisor.dial_screen, id)
             self._inventory.vnc_ports[id] = await self._relays.open((id, "vnc"), "127.0.0.1", 0, dial, self._admits)
         else:
@@ -139,7 +139,7 @@ class Forwards:
 
     async def dial(self, record: Record, port: int) -> trio.SocketStream:
         """A connection to the guest's port. Raises: WrongState, Unsupported, OSError when nothing answers."""
-        if not isinstance(self._hypervisor, Dialling):
+        if not isinstance(self._hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
         return await self._hypervisor.dial_guest(record.domain.id, port)
 

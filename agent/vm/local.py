@@ -31,7 +31,7 @@ from ...protocols.vm import (
     VmStats,
 )
 from ..config import HypervisorConfig
-from ..hypervisor.port import Hypervisor, Observing
+from ..hypervisor.port import GuestInspection, Hypervisor
 from ..journal.operations import Operations
 from ..journal.run import Recipe, Release, Run, nothing_claimed
 from .admission import Ledger
@@ -277,8 +277,8 @@ class LocalVms:
         path = self._room.recipes.directory(id) / "tty.log"
         return await trio.to_thread.run_sync(_read_log, path, offset, limit)
 
-    def _observing(self) -> Observing:
-        if isinstance(self._room.hypervisor, Observing):
+    def _observing(self) -> GuestInspection:
+        if isinstance(self._room.hypervisor, GuestInspection):
             return self._room.hypervisor
         raise Unsupported(f"the hypervisor '{self._room.hypervisor.features.name}' cannot look into running VMs")
 

@@ -13,7 +13,7 @@ import trio
 from ...protocols.access import LOCAL_ADMIN
 from ...protocols.errors import TwinshareError
 from ..events import EventLog
-from ..hypervisor.port import Change, ChangeKind, DomainState, Hypervisor, Observing
+from ..hypervisor.port import Change, ChangeKind, DomainState, GuestInspection, Hypervisor
 from ..state import State
 from .inventory import Inventory
 from .local import LocalVms, VmRoom
@@ -76,7 +76,7 @@ class Watch:
                 await self._learn_address(id)
 
     async def _learn_address(self, id: str) -> None:
-        if not isinstance(self._hypervisor, Observing):
+        if not isinstance(self._hypervisor, GuestInspection):
             return
         try:
             with trio.move_on_after(2):

@@ -53,7 +53,7 @@ def check_machine(config: Config, data_dir: Path) -> Iterator[Check]:
     if not config.hypervisor.uri:
         yield from _own_hypervisor()
         yield _acceleration(config)
-        yield from _enclosure(config, data_dir)
+        yield from _sandbox(config, data_dir)
     else:
         yield Check(name="hypervisor", state=State.NOTE, found=f"{config.hypervisor.uri}; not looked into")
     yield _room(config, data_dir)
@@ -114,11 +114,11 @@ def _acceleration(config: Config) -> Check:
     )
 
 
-def _enclosure(config: Config, data_dir: Path) -> Iterator[Check]:
-    from ...agent.hypervisor.probe import probe_enclosure  # costs half a second, which only `doctor` may spend
+def _sandbox(config: Config, data_dir: Path) -> Iterator[Check]:
+    from ...agent.hypervisor.probe import probe_sandbox  # costs half a second, which only `doctor` may spend
 
     settings = config.hypervisor
-    for finding in probe_enclosure(data_dir, kind=settings.enclosure, user=settings.user):
+    for finding in probe_sandbox(data_dir, kind=settings.sandbox, user=settings.user):
         bad = State.BROKEN if finding.fatal else State.UNSAFE if finding.unsafe else State.NOTE
         state = State.OK if finding.ok else bad
         yield Check(finding.name, state, finding.message, cure=finding.remedy, package=finding.package)

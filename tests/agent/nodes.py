@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
 from twinshare.agent.vm.local import LocalVms
@@ -25,12 +25,12 @@ def config(data_dir: Path, **limits: Any) -> Config:
 
 
 @asynccontextmanager
-async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[Node, LocalVms, FakeHypervisor]]:
+async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[Node, LocalVms, MemoryHypervisor]]:
     """A node with the image `disk`, its VMs for an admin, and the twin under it."""
     async with open_node(config(data_dir, **limits)) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
         hypervisor = node.vms.hypervisor
-        assert isinstance(hypervisor, FakeHypervisor)
+        assert isinstance(hypervisor, MemoryHypervisor)
         yield node, LocalVms(node.vms, LOCAL_ADMIN), hypervisor
 
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.reach import consoles
 from twinshare.agent.reach.consoles import BUFFER, MAX_LISTENERS, Console
@@ -31,7 +31,7 @@ OPERATOR = Caller(principal="token:ci", role=Role.OPERATOR)
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, FakeHypervisor, str]]:
+async def running(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, MemoryHypervisor, str]]:
     """A node with the running VM `one`, and its id."""
     async with open_test_node(folder) as (node, vms, hypervisor):
         made = await vms.create_vm(spec(start=True))

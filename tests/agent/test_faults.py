@@ -92,7 +92,7 @@ async def test_kvm_that_is_not_there(tmp_path: Path) -> None:
 async def test_a_guest_that_does_not_listen(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (_, vms, hypervisor):
         made = await vms.create_vm(spec(start=True))
-        hypervisor.obey_shutdown(made.id, None)
+        hypervisor.set_shutdown(made.id, None)
         with pytest.raises(DeadlineExceeded, match="force"):
             await vms.stop_vm("one", timeout=1)
         assert (await vms.get_vm("one")).status is VmStatus.RUNNING
@@ -228,7 +228,7 @@ async def test_a_node_stops_while_work_goes_on_and_the_next_finishes_it(tmp_path
     async def interrupted() -> AsyncIterator[Node]:
         async with open_test_node(tmp_path, uri=uri) as (node, vms, hypervisor):
             made = await vms.create_vm(spec(start=True))
-            hypervisor.obey_shutdown(made.id, None)
+            hypervisor.set_shutdown(made.id, None)
             caller = Caller(principal="local", role=Role.ADMIN, detach=True, idempotency_key="stop")
             with pytest.raises(Detached):
                 await LocalVms(node.vms, caller).stop_vm("one", timeout=30)

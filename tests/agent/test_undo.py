@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.journal import operations
 from twinshare.agent.node import Node
 from twinshare.agent.vm.local import LocalVms
@@ -17,7 +17,7 @@ from twinshare.protocols.operation import OperationState
 from .nodes import open_test_node, spec
 
 
-def goes_down_at_start(hypervisor: FakeHypervisor) -> None:
+def goes_down_at_start(hypervisor: MemoryHypervisor) -> None:
     """The next start finds it gone, and so does whoever wants to take back what was made."""
 
     async def start(id: str) -> None:
@@ -28,7 +28,7 @@ def goes_down_at_start(hypervisor: FakeHypervisor) -> None:
 
 
 @asynccontextmanager
-async def a_node(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, FakeHypervisor]]:
+async def a_node(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, MemoryHypervisor]]:
     """A node whose next start of a VM fails; what was made for it cannot be taken back yet."""
     async with open_test_node(folder, uri=f"fake://{folder}/fake.json") as (node, vms, hypervisor):
         goes_down_at_start(hypervisor)
@@ -91,7 +91,7 @@ async def test_a_hypervisor_that_is_too_slow_is_asked_again(tmp_path: Path) -> N
         assert await vms.list_vms() == []
 
 
-def comes_up_late(hypervisor: FakeHypervisor) -> None:
+def comes_up_late(hypervisor: MemoryHypervisor) -> None:
     """A start that was given up comes up between the plug's being pulled and the end of the domain."""
     start, undefine, late = hypervisor.start, hypervisor.undefine, [True]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.hypervisor.port import Domain
 from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import open_node
@@ -21,14 +21,14 @@ async def test_vms_that_nobody_told_of_are_not_taken_for_none(tmp_path: Path, mo
     uri = f"fake://{tmp_path}/fake.json"
     async with open_test_node(tmp_path, uri=uri) as (_, vms, _):
         made = await vms.create_vm(spec())
-    real, hangs = FakeHypervisor.list_domains, [True]
+    real, hangs = MemoryHypervisor.list_domains, [True]
 
-    async def list_domains(self: FakeHypervisor) -> Sequence[Domain]:
+    async def list_domains(self: MemoryHypervisor) -> Sequence[Domain]:
         if hangs:
             raise DeadlineExceeded("it hangs")
         return await real(self)
 
-    monkeypatch.setattr(FakeHypervisor, "list_domains", list_domains)
+    monkeypatch.setattr(MemoryHypervisor, "list_domains", list_domains)
     async with open_node(config(tmp_path, uri=uri)) as node:
         vms, images = LocalVms(node.vms, LOCAL_ADMIN), LocalImages(node.images, LOCAL_ADMIN)
         asked = (
@@ -52,10 +52,10 @@ async def test_vms_that_nobody_told_of_are_not_taken_for_none(tmp_path: Path, mo
 
 
 async def test_images_can_go_from_a_machine_without_vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def list_domains(self: FakeHypervisor) -> Sequence[Domain]:
+    async def list_domains(self: MemoryHypervisor) -> Sequence[Domain]:
         raise DeadlineExceeded("it hangs")
 
-    monkeypatch.setattr(FakeHypervisor, "list_domains", list_domains)
+    monkeypatch.setattr(MemoryHypervisor, "list_domains", list_domains)
     async with open_test_node(tmp_path) as (node, _, _):
         images = LocalImages(node.images, LOCAL_ADMIN)
         assert (await images.remove_image("disk")).name == "disk"

@@ -20,7 +20,7 @@ from tests.agent.test_consoles import hear
 from tests.api.served import SPEC, Served, served, talk
 from tests.nodes.test_in_memory import TABLE
 from tests.nodes.test_tunnels import pair
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.reach.consoles import MAX_LISTENERS
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.api.server import console as console_route
@@ -46,12 +46,12 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
 @asynccontextmanager
-async def running(folder: Path, **api: Any) -> AsyncIterator[tuple[Served, FakeHypervisor, str]]:
+async def running(folder: Path, **api: Any) -> AsyncIterator[tuple[Served, MemoryHypervisor, str]]:
     """A served node with the running VM `one`, and its id."""
     async with served(folder, **api) as node:
         made = await node.node.call(LOCAL_ADMIN, TABLE["create_vm"], {"spec": spec(start=True)})
         hypervisor = node.node.vms.hypervisor
-        assert isinstance(hypervisor, FakeHypervisor)
+        assert isinstance(hypervisor, MemoryHypervisor)
         yield node, hypervisor, made.id
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import trio
 
 from tests.api.served import SPEC, served_in_a_fleet
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 
 
 async def test_a_far_operation_shows_how_far_it_is(tmp_path: Path) -> None:
     async with served_in_a_fleet(tmp_path) as (api, far):
         slow = far.vms.hypervisor
-        assert isinstance(slow, FakeHypervisor)
+        assert isinstance(slow, MemoryHypervisor)
         slow.behaviour.delay = 0.1
         wishes = {"prefer": "respond-async", "idempotency-key": "k"}
         begun = await api.client.post("/api/remote/far/vm", json={**SPEC, "start": True}, headers=wishes)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tests.agent.remote import install
 from tests.api.served import served
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.images.contract import raw_disk
 from twinshare.api.server.meda import vms as meda_vms
 from twinshare.api.server.meda.words import WORDS
@@ -250,7 +250,7 @@ async def test_a_change_can_be_watched_as_an_operation(tmp_path: Path) -> None:
 async def test_a_guest_that_boots_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served(tmp_path) as api:
         hypervisor = api.node.vms.hypervisor
-        assert isinstance(hypervisor, FakeHypervisor)
+        assert isinstance(hypervisor, MemoryHypervisor)
         await api.client.post("/api/v1/images/run", json={"image": "disk", "name": "slow", **SMALL})
         hypervisor.behaviour = dataclasses.replace(hypervisor.behaviour, boots_in=None)
         monkeypatch.setattr(meda_vms.MedaVms, "patience", 0.2)

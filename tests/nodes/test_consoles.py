@@ -12,7 +12,7 @@ from tests.agent.nodes import spec
 from tests.agent.test_consoles import end_of, hear
 from tests.nodes.test_in_memory import call, open_fleet
 from tests.nodes.test_tunnels import pair
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.reach import remote_console
 from twinshare.agent.reach.consoles import Console
@@ -31,9 +31,9 @@ from twinshare.protocols.errors import (
 from twinshare.protocols.tunnel import HEAD, encode
 
 
-def twin(node: Node) -> FakeHypervisor:
+def twin(node: Node) -> MemoryHypervisor:
     hypervisor = node.vms.hypervisor
-    assert isinstance(hypervisor, FakeHypervisor)
+    assert isinstance(hypervisor, MemoryHypervisor)
     return hypervisor
 
 

@@ -15,7 +15,7 @@ import trio.testing
 
 from tests.agent.nodes import config, spec
 from twinshare.agent.config import P2pConfig
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
@@ -186,7 +186,7 @@ async def test_a_mutation_whose_answer_is_lost_is_done_once(tmp_path: Path, end:
     async with open_fleet(tmp_path, Role.ADMIN) as (network, (a, b)):
         errors: list[TwinshareError] = []
         hypervisor = b.vms.hypervisor
-        assert isinstance(hypervisor, FakeHypervisor)
+        assert isinstance(hypervisor, MemoryHypervisor)
         hypervisor.behaviour.delay = 0.5  # the answer must not be there before the line is cut
 
         async def create() -> None:

@@ -12,7 +12,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import TABLE, call, eventually, join, keyed, open_fleet, open_node_on
-from twinshare.agent.hypervisor.fake import FakeHypervisor
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.reach import tunnels
@@ -63,7 +63,7 @@ async def pair(folder: Path, role: Role = Role.ADMIN) -> AsyncIterator[tuple[Nod
 
 def listener(node: Node, port: int, serve: Any) -> None:
     hypervisor = node.vms.hypervisor
-    assert isinstance(hypervisor, FakeHypervisor)
+    assert isinstance(hypervisor, MemoryHypervisor)
     [record] = node.vms.inventory.records()
     hypervisor.serve_in_guest(record.domain.id, port, serve)
 

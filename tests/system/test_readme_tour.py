@@ -54,7 +54,7 @@ def walk(tour: str, place: Path, scratch: Path) -> None:
         )
     assert done.returncode == 0, done.stdout + done.stderr
     places = [link for link in Path("/run/twinshare").glob("*") if link.is_symlink()]
-    assert not [link for link in places if link.readlink().is_relative_to(scratch)], "the enclosure is still there"
+    assert not [link for link in places if link.readlink().is_relative_to(scratch)], "the sandbox is still there"
 
 
 @pytest.mark.skipif(not shutil.which("pasta"), reason="needs passt (pasta)")

@@ -1,6 +1,6 @@
-"""libvirt: the adapter, the only room that imports it."""
+"""The hypervisor port on libvirt; the only package that imports it."""
 
 from .adapter import LibvirtHypervisor
-from .opening import open_private, open_uri
+from .factory import open_libvirt_uri, open_private_libvirt
 
-__all__ = ["LibvirtHypervisor", "open_private", "open_uri"]
+__all__ = ["LibvirtHypervisor", "open_libvirt_uri", "open_private_libvirt"]

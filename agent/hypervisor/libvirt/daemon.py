@@ -1,6 +1,6 @@
-"""The node's own libvirtd: unprivileged, in the node's directory, outliving the agent while guests run.
+"""The node's own libvirtd: unprivileged, in the node's directory; it outlives the agent while guests run.
 
-Below its one folder: `r` runtime (sockets, live state), `c` configuration (definitions), `k` cache, `d` data.
+Below its folder: `r` runtime (sockets, live state), `c` configuration (definitions), `k` cache, `d` data.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import shutil
 import signal
 import socket
 import struct
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 import trio
 
 from ....protocols.errors import HypervisorDown
-from .acting import acting_as
+from ..sandbox.port import ProcessHandle, SandboxPort
+from .fsuid import as_fs_user
 
 log = structlog.get_logger(__name__)
 
 INSTALL = "apt-get install --no-install-recommends libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The default of five requests at once would let five calls to hung guests shut out the sixth, even `destroy`.
+# With the default of five concurrent requests, five calls to hung guests would block the sixth, even `destroy`.
 _DAEMON_CONF = """\
 max_client_requests = 64
 max_workers = 32
@@ -38,41 +37,18 @@ stdio_handler = "file"
 security_driver = "none"
 seccomp_sandbox = 1
 """
-_STOP_PATIENCE = 5.0
-
-
-class Process(Protocol):
-    """A process somebody started for us; `poll` is its exit code, None while it runs. `close` only lets go of it."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def poll(self) -> int | None: ...
-
-    def close(self) -> None: ...
-
-
-class Place(Protocol):
-    """Where daemon and guests live. `path` is short, and the same for us and for them; `user` None is our own."""
-
-    path: Path
-    user: str | None
-    kind: str  # "namespaces" where guests have a loopback of their own
-
-    async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path) -> Process: ...
-
-    async def dial(self, port: int, host: str) -> trio.SocketStream: ...
+_STOP_TIMEOUT = 5.0
 
 
 class PrivateDaemon:
-    """Made ready by `prepare`, started by `ensure` when it is needed; one that a former agent left is used again."""
+    """Configured by `prepare`, started by `ensure` when needed; the running daemon of a former agent is used again."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._root = place.path / "hypervisor"
+    def __init__(self, sandbox: SandboxPort) -> None:
+        self._sandbox = sandbox
+        self._root = sandbox.path / "hypervisor"
         self._socket = self._root / "r/libvirt/libvirt-sock"
-        self._process: Process | None = None
-        self.is_new = False  # started by us, and nobody was connected yet
+        self._process: ProcessHandle | None = None
+        self.is_new = False  # started by us, not connected to yet
 
     @property
     def uri(self) -> str:
@@ -84,15 +60,15 @@ class PrivateDaemon:
             if not any(shutil.which(name, path=_PATH) for name in names):
                 raise HypervisorDown(f"{names[-1]} is not installed; run: {INSTALL}")
         try:
-            await trio.to_thread.run_sync(self._lay_out)
+            await trio.to_thread.run_sync(self._make_folders)
             await trio.to_thread.run_sync(self.sweep)
         except OSError as error:
             reason = error.strerror or error
-            raise HypervisorDown(f"the folder of the private libvirtd cannot be made ready: {reason}") from error
+            raise HypervisorDown(f"the folder of the private libvirtd cannot be prepared: {reason}") from error
 
     @property
     def user(self) -> str | None:
-        return self._place.user
+        return self._sandbox.user
 
     @property
     def uid(self) -> int:
@@ -100,7 +76,7 @@ class PrivateDaemon:
 
     def sweep(self) -> None:
         """Remove what libvirt leaves of domains that are gone: QEMU's log. Blocks."""
-        with acting_as(self.user, self._root) as root:
+        with as_fs_user(self.user, self._root) as root:
             for log_file in (root / "k/libvirt/qemu/log").glob("*.log"):
                 definition = f"libvirt/qemu/{log_file.stem}.xml"
                 live = f"libvirt/qemu/run/{log_file.stem}.xml"
@@ -110,13 +86,13 @@ class PrivateDaemon:
     async def ensure(self) -> None:
         """Start the daemon unless one listens. Raises: HypervisorDown when it ended at once."""
         if self._process is not None and (code := self._process.poll()) is not None:
-            self.forget()
-            log.warning("the private libvirtd ended", code=code, words=self._last_words())
+            self.detach()
+            log.warning("the private libvirtd ended", code=code, output=self._last_output())
         if self._process is None and self.listener() is None:
             await self._spawn()
 
     def listener(self) -> int | None:
-        """The pid of whoever listens on the socket, as the kernel tells it; None when nobody does."""
+        """Return the pid of the process that listens on the socket, from the kernel; None when none does."""
         with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
             probe.connect(str(self._socket))
@@ -125,19 +101,19 @@ class PrivateDaemon:
                 return int(pid)
         return None
 
-    def forget(self) -> None:
-        """Let go of the process without ending it."""
+    def detach(self) -> None:
+        """Close the process handle without ending the process."""
         if self._process is not None:
             self._process.close()
             self._process = None
 
     async def kill(self) -> None:
-        """End a daemon that hangs. Its guests live on and the next daemon finds them."""
+        """Kill a daemon that hangs. Its guests run on and the next daemon finds them."""
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Ask it to end; insist after a while."""
-        with trio.move_on_after(_STOP_PATIENCE):
+        """Terminate it, and kill it after a timeout."""
+        with trio.move_on_after(_STOP_TIMEOUT):
             await self._end(signal.SIGTERM)
             return
         await self._end(signal.SIGKILL)
@@ -148,21 +124,21 @@ class PrivateDaemon:
             return
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-            while not _has_ended(pid, self._process):  # noqa: ASYNC110 - a process of a former agent sends no event
+            while not _has_ended(pid, self._process):  # noqa: ASYNC110 - the end of a former agent's process sends no event
                 await trio.sleep(0.01)
-        self.forget()
+        self.detach()
 
-    def _lay_out(self) -> None:
+    def _make_folders(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._place.user is not None:
-            account = pwd.getpwnam(self._place.user)
+        if self._sandbox.user is not None:
+            account = pwd.getpwnam(self._sandbox.user)
             os.chown(self._root, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        with acting_as(self.user, self._root) as root:
+        with as_fs_user(self.user, self._root) as root:
             root.chmod(0o700)
             boot = Path("/proc/sys/kernel/random/boot_id").read_text()
             mark = root / "r/boot"
             if not mark.exists() or mark.read_text() != boot:
-                # After a reboot nothing in there is alive; libvirt would take it for guests that crashed.
+                # After a reboot nothing recorded there runs; libvirt would take it for guests that crashed.
                 shutil.rmtree(root / "r", ignore_errors=True)
             for folder in ("r", "c/libvirt", "k", "d"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
@@ -187,18 +163,18 @@ class PrivateDaemon:
             "--pid-file",
             str(self._root / "r/daemon.pid"),
         ]
-        with acting_as(self.user, self._root) as root:
+        with as_fs_user(self.user, self._root) as root:
             (root / "daemon.log").write_bytes(b"")
-        self._process = await self._place.spawn(argv, env=environment, stderr=self._root / "daemon.log")
+        self._process = await self._sandbox.spawn(argv, env=environment, stderr=self._root / "daemon.log")
         self.is_new = True
 
-    def _last_words(self) -> str:
-        with suppress(OSError), acting_as(self.user, self._root) as root:
+    def _last_output(self) -> str:
+        with suppress(OSError), as_fs_user(self.user, self._root) as root:
             return (root / "daemon.log").read_text(errors="replace")[-500:]
         return ""
 
 
-def _has_ended(pid: int, process: Process | None) -> bool:
+def _has_ended(pid: int, process: ProcessHandle | None) -> bool:
     if process is not None and process.pid == pid:
         return process.poll() is not None
     return not Path(f"/proc/{pid}").exists()

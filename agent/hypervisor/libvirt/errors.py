@@ -1,6 +1,6 @@
-"""libvirt's errors, renamed: the one place that knows its codes and the texts by which QEMU's failures are told apart.
+"""Maps libvirt's errors to ours: the one module that knows its codes and the texts of QEMU's failures.
 
-Our sentences hold no path and no text of libvirt: a peer may read them. libvirt's own words go to the log.
+Our messages hold no path and no text of libvirt, because a peer may read them; libvirt's own text goes to the log.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 _LOST = "the connection to libvirt is lost; the agent restores it by itself"
 _UNREADABLE = "a disk of the VM or the image below it is missing or cannot be read"
-# QEMU's own last words follow the colon; without any it was killed, and a kill by SIGTERM is all that it would say.
+# QEMU's last output follows the colon. Without any it was killed; killed by SIGTERM it prints that alone.
 _QEMU_ENDED = (
     r"(exited while connecting to|unexpectedly closed the) monitor(:?\s*$|[\s\S]*terminating on signal)"
     r"|(read from|write to|file from( qemu)?) monitor|send monitor command|domain is no longer running"
@@ -64,7 +64,7 @@ _BY_TEXT: tuple[tuple[str, type[TwinshareError], str], ...] = (
         Unsupported,
         "this machine cannot run the VM with KVM",
     ),
-    # libvirt calls some of it unsupported: a VM that stops has no powers any more.
+    # libvirt reports some calls on a stopped domain as unsupported.
     (r"inactive domain", WrongState, "the VM is not running"),
     (_QEMU_ENDED, WrongState, "its QEMU ended meanwhile; look at its state, and try again"),
 )
@@ -89,12 +89,12 @@ _BY_CODE: dict[int, tuple[type[TwinshareError], str]] = {
 
 
 def qemu_ended(error: libvirt.libvirtError) -> bool:
-    """Whether the VM's QEMU ended during the call without a word of why: somebody killed it."""
+    """Return whether the VM's QEMU ended during the call without a reason of its own: it was killed."""
     return re.search(_QEMU_ENDED, str(error)) is not None
 
 
-def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:
-    """The error of ours that stands for libvirt's. A text is more exact than a code, and comes first."""
+def map_error(error: libvirt.libvirtError, doing: str) -> TwinshareError:
+    """Return our error for libvirt's. The text is more exact than the code, so it is matched first."""
     code, text = error.get_error_code(), str(error)
     level = logging.DEBUG if code == libvirt.VIR_ERR_NO_DOMAIN else logging.INFO
     log.log(level, "libvirt refused", doing=doing, code=code, domain=error.get_error_domain(), text=text)
@@ -108,21 +108,21 @@ def rename(error: libvirt.libvirtError, doing: str) -> TwinshareError:
         return HypervisorDown(f"cannot {doing}: {_LOST}")
     if error.get_error_domain() == libvirt.VIR_FROM_STORAGE:
         return ImageDamaged(f"cannot {doing}: {_UNREADABLE}")
-    return TwinshareError(f"cannot {doing}: libvirt failed with code {code}; the agent's log has its words")
+    return TwinshareError(f"cannot {doing}: libvirt failed with code {code}; the agent's log has its text")
 
 
 @contextmanager
-def renamed(doing: str) -> Iterator[None]:
-    """`doing` completes the sentence "cannot …"."""
+def mapped_errors(doing: str) -> Iterator[None]:
+    """Map the body's libvirt errors; `doing` completes the sentence "cannot …"."""
     try:
         yield
     except libvirt.libvirtError as error:
-        raise rename(error, doing) from error
+        raise map_error(error, doing) from error
 
 
 @contextmanager
-def passing_over(*codes: int) -> Iterator[None]:
-    """These codes are an answer: what was wanted is so already, or this driver knows nothing of it."""
+def ignoring(*codes: int) -> Iterator[None]:
+    """Ignore these error codes: the wanted state is reached already, or the driver lacks the call."""
     try:
         yield
     except libvirt.libvirtError as error:

@@ -1,7 +1,7 @@
-"""A connection for each call that is under way.
+"""A pool of libvirt connections: one for each call in progress.
 
 libvirt's client before 10.0 loses wake-ups between threads that share a connection: while one call waits for a hung
-guest, or for a start, others on the same connection stand still for seconds, whatever VM they are about.
+guest or for a start, others on the same connection are delayed for seconds, whatever VM they are about.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 
 import libvirt
 
-_MOST_IDLE = 8
+_MAX_IDLE = 8
 
 
-class Pool:
-    """Used in worker threads. `shared` is lent to all instead, where libvirt runs in our own process."""
+class ConnectionPool:
+    """Used in worker threads. `shared`, where libvirt runs in our own process, is used by all calls instead."""
 
     def __init__(self, uri: str, shared: libvirt.virConnect | None) -> None:
         self._uri = uri
@@ -26,8 +26,8 @@ class Pool:
         self._closed = False
 
     @contextmanager
-    def lend(self) -> Iterator[libvirt.virConnect]:
-        """Raises: libvirt.libvirtError when no connection can be made."""
+    def connection(self) -> Iterator[libvirt.virConnect]:
+        """Yield a connection of the pool. Raises: libvirt.libvirtError when none can be made."""
         if self._shared is not None:
             yield self._shared
             return
@@ -38,10 +38,10 @@ class Pool:
         try:
             yield connection
         finally:
-            self._take_back(connection)
+            self._return(connection)
 
     def close(self) -> None:
-        """Close what is idle, and what is lent when it comes back."""
+        """Close the idle connections, and the others when they are returned."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -49,11 +49,11 @@ class Pool:
             with suppress(libvirt.libvirtError):
                 connection.close()
 
-    def _take_back(self, connection: libvirt.virConnect) -> None:
+    def _return(self, connection: libvirt.virConnect) -> None:
         with suppress(libvirt.libvirtError):
             alive = connection.isAlive()
             with self._lock:
-                if alive and not self._closed and len(self._idle) < _MOST_IDLE:
+                if alive and not self._closed and len(self._idle) < _MAX_IDLE:
                     self._idle.append(connection)
                     return
             connection.close()

@@ -15,14 +15,14 @@ import trio
 
 from tests.agent.hypervisor.guests import PlanMaker
 from twinshare.agent.hypervisor.contract import check_hypervisor
-from twinshare.agent.hypervisor.libvirt import open_uri
+from twinshare.agent.hypervisor.libvirt import open_libvirt_uri
 
 
 async def check(folder: Path) -> None:
     uri = f"qemu:///embed?root={folder / 'root'}"
-    async with open_uri(uri) as hypervisor:
+    async with open_libvirt_uri(uri) as hypervisor:
         await check_hypervisor(hypervisor, PlanMaker(folder))
-    async with open_uri(uri) as hypervisor:  # the root may be opened again
+    async with open_libvirt_uri(uri) as hypervisor:  # the root may be opened again
         assert await hypervisor.list_domains() == []
 
 

@@ -1,4 +1,4 @@
-"""A hypervisor with its enclosure, and what a test does behind its back."""
+"""A hypervisor with its sandbox, and what a test does behind its back."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 import trio
 
 from tests.agent.hypervisor.guests import PlanMaker, ticks_past
-from tests.agent.hypervisor.private import new_enclosure
-from twinshare.agent.hypervisor.enclosure import Enclosure
-from twinshare.agent.hypervisor.libvirt import LibvirtHypervisor, open_private
+from tests.agent.hypervisor.private import new_sandbox
+from twinshare.agent.hypervisor.libvirt import LibvirtHypervisor, open_private_libvirt
 from twinshare.agent.hypervisor.libvirt.lanes import Lane
 from twinshare.agent.hypervisor.port import ChangeKind, DomainPlan, DomainState
+from twinshare.agent.hypervisor.sandbox.sandbox import Sandbox
 from twinshare.protocols.errors import TwinshareError
 
 
 @dataclass
 class Lab:
     hypervisor: LibvirtHypervisor
-    enclosure: Enclosure
+    sandbox: Sandbox
     make_plan: PlanMaker
 
     async def running(self, name: str, **changes: object) -> DomainPlan:
@@ -57,7 +57,7 @@ class Lab:
 
     @property
     def hypervisor_folder(self) -> Path:
-        return self.enclosure.path / "hypervisor"
+        return self.sandbox.path / "hypervisor"
 
     def qemu(self, plan: DomainPlan) -> int:
         """The pid of a domain's QEMU, as we see it."""
@@ -84,12 +84,12 @@ def _pid_with(text: str) -> int:
 
 
 @asynccontextmanager
-async def open_lab(enclosure: Enclosure) -> AsyncIterator[Lab]:
+async def open_lab(sandbox: Sandbox) -> AsyncIterator[Lab]:
     patience = {Lane.MONITOR: 1.5}
-    async with open_private(enclosure, patience=patience) as hypervisor:
-        make_plan = PlanMaker(enclosure.path / "vms", enclosure.own)
+    async with open_private_libvirt(sandbox, patience=patience) as hypervisor:
+        make_plan = PlanMaker(sandbox.path / "vms", sandbox.chown)
         try:
-            yield Lab(hypervisor, enclosure, make_plan)
+            yield Lab(hypervisor, sandbox, make_plan)
         finally:
             with trio.move_on_after(60, shield=True):
                 for domain in await hypervisor.list_domains():
@@ -99,5 +99,5 @@ async def open_lab(enclosure: Enclosure) -> AsyncIterator[Lab]:
 
 @asynccontextmanager
 async def new_lab() -> AsyncIterator[Lab]:
-    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
+    async with new_sandbox() as sandbox, open_lab(sandbox) as lab:
         yield lab

@@ -1,4 +1,4 @@
-"""A private libvirtd in a real enclosure, for tests with real guests."""
+"""A private libvirtd in a real sandbox, for tests with real guests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from twinshare.agent.hypervisor.enclosure import Enclosure, open_enclosure
+from twinshare.agent.hypervisor.sandbox.sandbox import Sandbox, open_sandbox
 
 needs_libvirt = pytest.mark.skipif(
     shutil.which("libvirtd", path="/usr/sbin:/usr/bin") is None or shutil.which("qemu-system-x86_64") is None,
@@ -20,7 +20,7 @@ needs_libvirt = pytest.mark.skipif(
 
 @contextmanager
 def data_directory() -> Iterator[Path]:
-    """Not below pytest's own folder: that is closed to the enclosure's user."""
+    """Not below pytest's own folder: that is closed to the sandbox's user."""
     path = Path(tempfile.mkdtemp(prefix="twinshare-"))
     path.chmod(0o711)
     try:
@@ -30,7 +30,7 @@ def data_directory() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def new_enclosure(kind: str = "plain") -> AsyncIterator[Enclosure]:
+async def new_sandbox(kind: str = "plain") -> AsyncIterator[Sandbox]:
     with data_directory() as data_dir:
-        async with open_enclosure(data_dir, kind=kind) as enclosure:
-            yield enclosure
+        async with open_sandbox(data_dir, kind=kind) as sandbox:
+            yield sandbox

@@ -36,7 +36,7 @@ async def _disk_missing(lab: Lab, plan: DomainPlan) -> None:
 async def _base_missing(lab: Lab, plan: DomainPlan) -> None:
     base = plan.directory / "base.raw"
     base.write_bytes(bytes(1 << 20))
-    lab.enclosure.own(base)
+    lab.sandbox.chown(base)
     plan.disk.unlink()
     await lab.make_plan.overlay(plan.disk, base)
     base.unlink()
@@ -122,7 +122,7 @@ async def test_a_full_disk_pauses_the_guest_until_there_is_room() -> None:
         try:
             plan = replace(plan, disk=small / "disk.qcow2")
             await lab.make_plan.overlay(plan.disk, lab.make_plan.filler())
-            lab.enclosure.own(small)
+            lab.sandbox.chown(small)
             await lab.hypervisor.define(plan)
             await lab.hypervisor.start(plan.id)
             await lab.told(ChangeKind.DISK_FULL, plan.id)
@@ -215,7 +215,7 @@ async def test_what_virsh_does_behind_our_back_is_seen() -> None:
 
 async def test_a_domain_that_is_not_ours_is_listed_and_left_alone() -> None:
     async with new_lab() as lab:
-        xml = lab.enclosure.path / "vms" / "foreign.xml"
+        xml = lab.sandbox.path / "vms" / "foreign.xml"
         xml.write_text(
             "<domain type='qemu'><name>foreign</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
         )

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.agent.hypervisor.guests import PlanMaker
-from tests.agent.hypervisor.private import data_directory, needs_libvirt, new_enclosure
+from tests.agent.hypervisor.private import data_directory, needs_libvirt, new_sandbox
 from twinshare.agent.hypervisor.contract import check_hypervisor
 from twinshare.agent.hypervisor.open import open_hypervisor
 from twinshare.agent.hypervisor.port import DomainPlan
@@ -50,8 +50,8 @@ async def test_without_guests(uri: str, tmp_path: Path) -> None:
 @needs_libvirt
 @pytest.mark.parametrize("kind", ["plain", "namespaces"])
 async def test_with_guests_in_a_private_libvirtd(kind: str) -> None:
-    async with new_enclosure(kind) as enclosure, open_hypervisor(place=enclosure) as hypervisor:
-        await check_hypervisor(hypervisor, PlanMaker(enclosure.path / "vms", enclosure.own))
+    async with new_sandbox(kind) as sandbox, open_hypervisor(sandbox=sandbox) as hypervisor:
+        await check_hypervisor(hypervisor, PlanMaker(sandbox.path / "vms", sandbox.chown))
 
 
 @pytest.mark.system

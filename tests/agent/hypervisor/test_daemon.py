@@ -14,8 +14,8 @@ import trio
 
 from tests.agent.hypervisor.guests import PlanMaker, last_tick, ticks_past
 from tests.agent.hypervisor.lab import Lab, new_lab, open_lab
-from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
-from twinshare.agent.hypervisor.libvirt import open_private
+from tests.agent.hypervisor.private import needs_libvirt, new_sandbox
+from twinshare.agent.hypervisor.libvirt import open_private_libvirt
 from twinshare.agent.hypervisor.port import ChangeKind, DomainState
 from twinshare.protocols.errors import HypervisorDown
 
@@ -94,32 +94,32 @@ class NoRoom:
 
 async def test_a_daemon_that_cannot_be_started_is_down_and_no_crash(tmp_path: Path) -> None:
     with pytest.raises(HypervisorDown, match="No space left"):
-        async with open_private(NoRoom(tmp_path)):
+        async with open_private_libvirt(NoRoom(tmp_path)):
             pass
 
 
 async def test_the_next_agent_finds_the_guests_of_the_last() -> None:
-    async with new_enclosure() as enclosure:
-        async with open_private(enclosure) as first:
-            plan = await PlanMaker(enclosure.path / "vms", enclosure.own)("survivor")
+    async with new_sandbox() as sandbox:
+        async with open_private_libvirt(sandbox) as first:
+            plan = await PlanMaker(sandbox.path / "vms", sandbox.chown)("survivor")
             await first.define(plan)
             await first.start(plan.id)
             counted = await ticks_past(plan, 0)
             before = await first.list_domains()
-        async with open_lab(enclosure) as lab:
+        async with open_lab(sandbox) as lab:
             assert await lab.hypervisor.list_domains() == before
             await ticks_past(plan, counted)
             await lab.hypervisor.destroy(plan.id)
         with pytest.raises(AssertionError, match="no process"):
-            Lab(lab.hypervisor, enclosure, lab.make_plan).daemon()
+            Lab(lab.hypervisor, sandbox, lab.make_plan).daemon()
 
 
 async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
-    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
+    async with new_sandbox() as sandbox, open_lab(sandbox) as lab:
         plan = await lab.running("survivor")
         before = await lab.hypervisor.list_domains()
         os.kill(lab.daemon(), signal.SIGSTOP)
-        async with open_lab(enclosure) as second:
+        async with open_lab(sandbox) as second:
             with trio.fail_after(20):
                 assert await second.hypervisor.list_domains() == before
             await ticks_past(plan, last_tick(plan))
@@ -128,14 +128,14 @@ async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
 
 async def test_a_daemon_takes_nothing_over_from_before_a_boot_of_the_machine() -> None:
     """libvirt starts what virsh marked once, and knows by a file of its own that it has."""
-    async with new_enclosure() as enclosure:
-        async with open_private(enclosure) as hypervisor:
-            lab = Lab(hypervisor, enclosure, PlanMaker(enclosure.path / "vms", enclosure.own))
+    async with new_sandbox() as sandbox:
+        async with open_private_libvirt(sandbox) as hypervisor:
+            lab = Lab(hypervisor, sandbox, PlanMaker(sandbox.path / "vms", sandbox.chown))
             plan = await lab.make_plan("early")
             await hypervisor.define(plan)
             await lab.virsh("autostart", plan.name)
-        async with open_private(enclosure) as hypervisor:
+        async with open_private_libvirt(sandbox) as hypervisor:
             assert [domain.state for domain in await hypervisor.list_domains()] == [DomainState.SHUTOFF]
-        (enclosure.path / "hypervisor/r/boot").write_text("another boot\n")
-        async with open_lab(enclosure) as lab:
+        (sandbox.path / "hypervisor/r/boot").write_text("another boot\n")
+        async with open_lab(sandbox) as lab:
             await lab.becomes(plan, DomainState.RUNNING, None)

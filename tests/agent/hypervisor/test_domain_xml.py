@@ -11,13 +11,13 @@ import pytest
 
 from twinshare.agent.hypervisor.domain_xml import (
     METADATA_URI,
+    DomainDefinition,
     HostFacts,
-    KeptDomain,
     Network,
     NetworkKind,
     build_domain,
     metadata_element,
-    read_domain,
+    parse_domain,
 )
 from twinshare.agent.hypervisor.port import DomainPlan
 
@@ -73,7 +73,7 @@ def test_the_xml_is_the_golden_one(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_what_was_written_is_read_back(name: str) -> None:
     plan, facts = CASES[name]
-    assert read_domain(build_domain(plan, facts)) == KeptDomain(
+    assert parse_domain(build_domain(plan, facts)) == DomainDefinition(
         name=plan.name,
         cpu_cores=plan.cpu_cores,
         memory=plan.memory,
@@ -97,9 +97,9 @@ def test_text_never_becomes_markup() -> None:
 
 @pytest.mark.parametrize("text", ["\0", "a\x1b[0m", "\r", "\ud800", "\x0b", "\uffff"])
 def test_text_that_xml_cannot_hold_is_kept_all_the_same(text: str) -> None:
-    assert read_domain(build_domain(replace(PLAN, metadata=text), HostFacts())).metadata == text
+    assert parse_domain(build_domain(replace(PLAN, metadata=text), HostFacts())).metadata == text
     element = metadata_element(text).replace("<vm ", f"<vm xmlns='{METADATA_URI}' ")
-    assert read_domain(f"<domain><metadata>{element}</metadata></domain>").metadata == text
+    assert parse_domain(f"<domain><metadata>{element}</metadata></domain>").metadata == text
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_an_unknown_network_is_a_key_error() -> None:
 def test_broken_metadata_is_handed_on_as_it_is() -> None:
     for text in ("%%%", "/w==", "é"):
         element = f"<vm xmlns='{METADATA_URI}' encoding='base64'>{text}</vm>"
-        assert read_domain(f"<domain><metadata>{element}</metadata></domain>").metadata == text
+        assert parse_domain(f"<domain><metadata>{element}</metadata></domain>").metadata == text
 
 
 def test_a_foreign_domain_is_read_too() -> None:
-    kept = read_domain(
+    kept = parse_domain(
         "<domain type='kvm'><name>x</name><memory unit='GiB'>2</memory><vcpu>3</vcpu><devices/></domain>"
     )
-    assert kept == KeptDomain(
+    assert kept == DomainDefinition(
         name="x", cpu_cores=3, memory=2048, accelerator="kvm", metadata=None, serial=None, netdev=None, mac=None
     )

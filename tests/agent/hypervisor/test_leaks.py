@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.agent.hypervisor.lab import new_lab, open_lab
-from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
+from tests.agent.hypervisor.private import needs_libvirt, new_sandbox
 from tests.leaks import nothing_leaks
 from twinshare.agent.hypervisor.open import open_hypervisor
 from twinshare.agent.hypervisor.port import ChangeKind
@@ -77,7 +77,7 @@ async def test_a_hard_life() -> None:
 @pytest.mark.system
 @needs_libvirt
 async def test_thirty_machines_come_and_go() -> None:
-    async with new_enclosure() as enclosure, open_lab(enclosure) as lab:
+    async with new_sandbox() as sandbox, open_lab(sandbox) as lab:
 
         async def cycle(number: int) -> None:
             plan = await lab.make_plan(f"cycle-{number}")
@@ -93,7 +93,7 @@ async def test_thirty_machines_come_and_go() -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(30):
                     nursery.start_soon(cycle, number)
-            return {path for path in enclosure.path.rglob("*") if not path.is_dir()}
+            return {path for path in sandbox.path.rglob("*") if not path.is_dir()}
 
         files = await thirty()  # and some idle connections to libvirt, which stay
         with nothing_leaks():

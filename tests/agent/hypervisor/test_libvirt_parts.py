@@ -12,15 +12,15 @@ import pytest
 import trio
 import trio.testing
 
-from twinshare.agent.hypervisor.domain_xml import KeptDomain
-from twinshare.agent.hypervisor.libvirt import verbs
-from twinshare.agent.hypervisor.libvirt.console_log import KEPT, LONGEST, cut
-from twinshare.agent.hypervisor.libvirt.dialling import HostForward, parse_forwards
-from twinshare.agent.hypervisor.libvirt.errors import rename
-from twinshare.agent.hypervisor.libvirt.facts import choose_accelerator
+from twinshare.agent.hypervisor.domain_xml import DomainDefinition
+from twinshare.agent.hypervisor.libvirt import domain_ops
+from twinshare.agent.hypervisor.libvirt.capabilities import choose_accelerator
+from twinshare.agent.hypervisor.libvirt.console_log import KEPT_SIZE, MAX_LOG_SIZE, truncate
+from twinshare.agent.hypervisor.libvirt.domain_cache import CACHED_FOR, DomainCache
+from twinshare.agent.hypervisor.libvirt.errors import map_error
+from twinshare.agent.hypervisor.libvirt.guest_streams import HostForward, parse_forwards
+from twinshare.agent.hypervisor.libvirt.inspection import usable_addresses
 from twinshare.agent.hypervisor.libvirt.lanes import Lane, Lanes
-from twinshare.agent.hypervisor.libvirt.observing import usable_addresses
-from twinshare.agent.hypervisor.libvirt.reading import KEPT_FOR, Memory
 from twinshare.protocols import errors
 
 # What libvirt 9.0 and QEMU 7.2 were heard to say.
@@ -83,7 +83,7 @@ def libvirt_error(code: int, domain: int, text: str) -> libvirt.libvirtError:
 def test_each_error_has_its_name_and_keeps_the_host_to_itself(
     code: int, domain: int, text: str, kind: type[errors.TwinshareError]
 ) -> None:
-    renamed = rename(libvirt_error(code, domain, text), "start the VM")
+    renamed = map_error(libvirt_error(code, domain, text), "start the VM")
     assert type(renamed) is kind
     assert renamed.message.startswith("cannot start the VM: ")
     assert "/" not in renamed.message
@@ -111,7 +111,7 @@ KILLED = "internal error: process exited while connecting to monitor"
 
 def test_a_start_whose_qemu_was_killed_is_begun_once_more() -> None:
     domain = Reluctant(KILLED)
-    verbs.start(domain)  # type: ignore[arg-type]  # of a domain what a start needs
+    domain_ops.start(domain)  # type: ignore[arg-type]  # of a domain what a start needs
     assert domain.begun == 2
 
 
@@ -119,7 +119,7 @@ def test_a_start_whose_qemu_was_killed_is_begun_once_more() -> None:
 def test_no_start_is_begun_for_ever_or_in_vain(words: list[str], begun: int) -> None:
     domain = Reluctant(*words)
     with pytest.raises(libvirt.libvirtError):
-        verbs.start(domain)  # type: ignore[arg-type]  # of a domain what a start needs
+        domain_ops.start(domain)  # type: ignore[arg-type]  # of a domain what a start needs
     assert domain.begun == begun
 
 
@@ -187,58 +187,58 @@ def test_the_guests_word_on_its_addresses_is_read_with_care() -> None:
 def test_a_long_log_is_cut_while_it_is_written(tmp_path: Path) -> None:
     log = tmp_path / "tty.log"
     with log.open("ab") as qemu:
-        qemu.write(b"x" * LONGEST)
+        qemu.write(b"x" * MAX_LOG_SIZE)
         qemu.flush()
-        cut(log)
-        assert log.stat().st_size == LONGEST
+        truncate(log)
+        assert log.stat().st_size == MAX_LOG_SIZE
         qemu.write(b"end")
         qemu.flush()
-        cut(log)
+        truncate(log)
         qemu.write(b" and on")
         qemu.flush()
-    assert log.stat().st_size == KEPT + len(b" and on")
+    assert log.stat().st_size == KEPT_SIZE + len(b" and on")
     assert log.read_bytes().endswith(b"xend and on")
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
-    precious.write_bytes(b"x" * (LONGEST + 1))
+    precious.write_bytes(b"x" * (MAX_LOG_SIZE + 1))
     (tmp_path / "tty.log").symlink_to(precious)
-    cut(tmp_path / "tty.log")
-    assert precious.stat().st_size == LONGEST + 1
+    truncate(tmp_path / "tty.log")
+    assert precious.stat().st_size == MAX_LOG_SIZE + 1
 
 
-KEPT_DOMAIN = KeptDomain(
+DEFINITION = DomainDefinition(
     name="a", cpu_cores=1, memory=64, accelerator="qemu", metadata="", serial=None, netdev=None, mac=None
 )
 
 
-def test_a_definition_that_changes_during_a_pass_is_read_again() -> None:
-    memory = Memory()
-    look = memory.begin()
-    look.newly_kept["a"] = look.newly_kept["b"] = KEPT_DOMAIN
-    memory.forget("a")
-    memory.learn(look, whole=False)
-    assert set(memory.begin().known) == {"b"}
-    memory.forget_all()
-    assert not memory.begin().known
+def test_a_definition_that_changes_during_a_scan_is_read_again() -> None:
+    cache = DomainCache()
+    scan = cache.begin_scan()
+    scan.new_definitions["a"] = scan.new_definitions["b"] = DEFINITION
+    cache.forget("a")
+    cache.merge(scan, complete=False)
+    assert set(cache.begin_scan().definitions) == {"b"}
+    cache.forget_all()
+    assert not cache.begin_scan().definitions
 
 
-def test_what_is_kept_grows_old_and_what_is_gone_is_forgotten() -> None:
+def test_cached_definitions_expire_and_missing_domains_are_dropped() -> None:
     now = 0.0
-    memory = Memory(lambda: now)
-    look = memory.begin()
-    look.newly_kept["a"] = KEPT_DOMAIN
-    look.newly_born["a", 1] = datetime.now(UTC)
-    memory.learn(look, whole=False)
-    now = KEPT_FOR - 1
-    assert "a" in memory.begin().known
-    now = KEPT_FOR + 1
-    again = memory.begin()
-    assert not again.known
-    assert again.born
-    memory.learn(again, whole=True)
-    assert not memory.begin().born
+    cache = DomainCache(lambda: now)
+    scan = cache.begin_scan()
+    scan.new_definitions["a"] = DEFINITION
+    scan.new_start_times["a", 1] = datetime.now(UTC)
+    cache.merge(scan, complete=False)
+    now = CACHED_FOR - 1
+    assert "a" in cache.begin_scan().definitions
+    now = CACHED_FOR + 1
+    again = cache.begin_scan()
+    assert not again.definitions
+    assert again.start_times
+    cache.merge(again, complete=True)
+    assert not cache.begin_scan().start_times
 
 
 async def test_a_guest_that_hangs_costs_one_thread_and_is_barred_until_it_answers() -> None:

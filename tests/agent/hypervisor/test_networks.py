@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.agent.hypervisor.lab import Lab, open_lab
-from tests.agent.hypervisor.private import needs_libvirt, new_enclosure
+from tests.agent.hypervisor.private import needs_libvirt, new_sandbox
 from tests.guest.disks import tiny_disk
 from twinshare.agent.hypervisor.port import DomainPlan, DomainState
 from twinshare.agent.vm.guest import build_seed
@@ -32,17 +32,17 @@ echo "probe: end" >/dev/console
 
 async def tiny(lab: Lab, name: str, network: str, script: str = "") -> DomainPlan:
     """A tiny guest, started."""
-    base = lab.enclosure.path / "images" / "tiny.raw"
+    base = lab.sandbox.path / "images" / "tiny.raw"
     if not base.exists():
         await trio.to_thread.run_sync(shutil.copyfile, await tiny_disk(), base)
-        lab.enclosure.own(base)
+        lab.sandbox.chown(base)
     plan = await lab.make_plan(name, memory=128, network=network)
     plan = replace(plan, seed=plan.directory / "seed.iso")
     plan.disk.unlink()
     await lab.make_plan.overlay(plan.disk, base, "1G")
     assert plan.seed is not None
     plan.seed.write_bytes(build_seed(plan.id, name, CloudInit(user_data=script)))
-    lab.enclosure.own(plan.directory)
+    lab.sandbox.chown(plan.directory)
     await lab.hypervisor.define(plan)
     await lab.hypervisor.start(plan.id)
     return plan
@@ -71,7 +71,7 @@ async def said(plan: DomainPlan, text: str) -> str:
 
 
 async def test_a_guest_with_an_agent_is_found_and_powers_off() -> None:
-    async with new_enclosure("namespaces") as enclosure, open_lab(enclosure) as lab:
+    async with new_sandbox("namespaces") as sandbox, open_lab(sandbox) as lab:
         plan = await tiny(lab, "open", "default")
         assert (await page_of(lab, plan)).endswith(b"open\n")
         with trio.fail_after(60):
@@ -87,7 +87,7 @@ async def test_a_guest_with_an_agent_is_found_and_powers_off() -> None:
 
 
 async def test_an_isolated_guest_reaches_nobody_and_is_reached() -> None:
-    async with new_enclosure("namespaces") as enclosure, open_lab(enclosure) as lab:
+    async with new_sandbox("namespaces") as sandbox, open_lab(sandbox) as lab:
         plan = await tiny(lab, "closed", "isolated", PROBE)
         assert (await page_of(lab, plan)).endswith(b"closed\n")
         assert "probe: reached" not in await said(plan, "probe: end")

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from twinshare.agent.hypervisor.open import open_hypervisor, parse_fake
-from twinshare.agent.hypervisor.picture import png_from_ppm
+from twinshare.agent.hypervisor.open import open_hypervisor, parse_memory_uri
+from twinshare.agent.hypervisor.png import png_from_ppm
 from twinshare.protocols.errors import HypervisorDown
 
 
 def test_a_fake_uri_tells_path_and_behaviour() -> None:
-    behaviour, path = parse_fake("fake:///a%20b/domains.json?shutdown_after=never&delay=0.5")
+    behaviour, path = parse_memory_uri("fake:///a%20b/domains.json?shutdown_after=never&delay=0.5")
     assert (path, behaviour.shutdown_after, behaviour.delay) == (Path("/a b/domains.json"), None, 0.5)
-    assert parse_fake("fake://")[1] is None
+    assert parse_memory_uri("fake://")[1] is None
     for uri in ("fake://?delay=never", "fake://?hang=1", "fake://?boots_in=x"):
         with pytest.raises(ValueError, match=r"."):
-            parse_fake(uri)
+            parse_memory_uri(uri)
 
 
 async def test_without_the_binding_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,0 @@
-"""What runs inside an enclosure: standard library only, started by `python -I -S`, up in milliseconds."""
