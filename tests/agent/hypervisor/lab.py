@@ -85,8 +85,8 @@ def _pid_with(text: str) -> int:
 
 @asynccontextmanager
 async def open_lab(sandbox: Sandbox) -> AsyncIterator[Lab]:
-    patience = {Lane.MONITOR: 1.5}
-    async with open_private_libvirt(sandbox, patience=patience) as hypervisor:
+    timeouts = {Lane.MONITOR: 1.5}
+    async with open_private_libvirt(sandbox, timeouts=timeouts) as hypervisor:
         make_plan = PlanMaker(sandbox.path / "vms", sandbox.chown)
         try:
             yield Lab(hypervisor, sandbox, make_plan)

@@ -32,7 +32,7 @@ QEMU = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-qmp", f"tcp:12
 
 
 class Agent:
-    """Another process with a sandbox open, told what to do over its pipes."""
+    """Another process with an open sandbox, which takes commands over its pipes."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process

@@ -142,7 +142,7 @@ async def test_the_machines_loopback_is_out_of_reach_and_the_inner_one_is_dialle
                     assert await stream.receive_some(100) == b"SECRET"
 
 
-async def test_a_crowd_at_a_narrow_door_waits_no_longer_than_it_must(tmp_path: Path) -> None:
+async def test_dialling_a_full_listener_is_retried_soon(tmp_path: Path) -> None:
     """QEMU serves one connection and queues one or two; the kernel would have the next wait for a second."""
     async with open_sandbox(tmp_path) as sandbox, spawned(sandbox, QEMU):
         assert "QMP" in await greeting(partial(heard, sandbox, QMP_PORT))

@@ -100,7 +100,7 @@ async def test_refused_namespaces_are_an_error_for_who_insists(nobodys: Path) ->
             pass
 
 
-async def test_a_root_who_is_alone_is_told_so(tmp_path: Path) -> None:
+async def test_a_container_with_root_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="root cannot become twinshare"):
         async with agent(tmp_path, prefix=("unshare", "--user", "--map-root-user")):
             pass

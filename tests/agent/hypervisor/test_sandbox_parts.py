@@ -55,7 +55,7 @@ async def test_what_no_supervisor_says_is_not_believed(words: bytes, pair: tuple
         await request(ours, {"do": "hello"})
 
 
-async def test_a_supervisor_that_left_is_told_apart(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_a_closed_connection_is_supervisor_gone(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     theirs.close()
     with pytest.raises(SupervisorGone):
@@ -89,7 +89,7 @@ def test_a_barrier_is_the_first_folder_that_a_user_may_not_pass(tmp_path: Path) 
     assert blocking_directory(deep, stranger, {group}) == (blocking_directory(tmp_path.parent, stranger, {group}))
 
 
-def test_processes_are_told_by_their_start() -> None:
+def test_processes_are_identified_by_their_start_time() -> None:
     own = os.getpid()
     assert processes.alive((own, processes.start_time(own) or 0))
     assert not processes.alive((own, 1))

@@ -40,7 +40,7 @@ async def tidy(data_dir: Path) -> None:
 
 
 async def end(pid: int) -> None:
-    """As QEMU ends when it is told to; a daemon's handle died with its agent."""
+    """Terminate it as QEMU is; a daemon's handle died with its agent."""
     os.kill(pid, signal.SIGTERM)
     await gone(pid)
 
