@@ -40,7 +40,7 @@ async def write_as_a_guest(disk: Path, command: str) -> None:
 
 
 async def content(node: Node, image: Image) -> Path:
-    return node.ground.vms.parent / "images" / "raw" / f"{image.digest.partition(':')[2]}.raw"
+    return node.backends.vms.parent / "images" / "raw" / f"{image.digest.partition(':')[2]}.raw"
 
 
 async def test_an_image_is_what_the_guest_saw(tmp_path: Path) -> None:

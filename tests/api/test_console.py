@@ -251,7 +251,7 @@ async def test_strange_frames_end_it_and_nothing_else(tmp_path: Path, capsys: py
 async def test_bytes_before_the_handshake_is_answered(tmp_path: Path) -> None:
     async with running(tmp_path) as (api, hypervisor, id):
         hypervisor.hang(id)
-        hypervisor.behaviour.patience = 0.2
+        hypervisor.behaviour.timeout = 0.2
         heard = await trio.to_thread.run_sync(talk, api.address, handshake() + b"\x82\x81\x00\x00\x00\x00x", 0.5)
         assert heard.startswith(b"HTTP/1.1 400")
         assert b'"code":"invalid_request"' in heard

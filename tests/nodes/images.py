@@ -31,12 +31,12 @@ async def pull(node: Node, ref: str = "web:v1", name: str = "") -> Image:
 
 
 def content(node: Node, image: Image) -> bytes:
-    return node.ground.images.base_path(image.digest).read_bytes()
+    return node.backends.images.base_path(image.digest).read_bytes()
 
 
 def half(node: Node) -> list[Path]:
     """What is left of fetches that broke off."""
-    return list(node.ground.images.partials.iterdir())
+    return list(node.backends.images.partials.iterdir())
 
 
 class Sent:

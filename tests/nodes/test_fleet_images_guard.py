@@ -60,7 +60,7 @@ async def test_a_peer_that_sends_nonsense_writes_no_byte(
 
 async def test_a_disk_that_rotted_there_is_not_sent(tmp_path: Path) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
-        path = a.ground.images.base_path((await give(a)).digest)
+        path = a.backends.images.base_path((await give(a)).digest)
         path.chmod(0o644)
         with path.open("r+b") as file:
             file.seek(2 * MIB)
@@ -96,7 +96,7 @@ async def test_a_limit_of_image_bytes_holds(tmp_path: Path) -> None:
 async def test_a_disk_larger_than_this_node_takes_is_not_fetched(tmp_path: Path, sent: Sent) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a)
-        b.ground.images.max_size = 4 * MIB
+        b.backends.images.max_size = 4 * MIB
         with pytest.raises(ImageNotFound):
             await pull(b)
         assert sent.chunks == 0
