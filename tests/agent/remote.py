@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from twinshare.agent import ground
+from twinshare.agent import backends
 from twinshare.agent.images.fake import FakeImageExchange
 from twinshare.agent.images.port import Report
 from twinshare.protocols.errors import TwinshareError
@@ -58,5 +58,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Remote:
     async def open_exchange(store: Any, **_settings: Any) -> AsyncIterator[SlowExchange]:
         yield SlowExchange(store, remote)
 
-    monkeypatch.setattr(ground, "open_image_exchange", open_exchange)
+    monkeypatch.setattr(backends, "open_image_exchange", open_exchange)
     return remote
