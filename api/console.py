@@ -12,16 +12,16 @@ import httpcore
 import httpx
 
 from ..protocols.console import SILENCE
-from .connection import Connection
+from .async_client import AsyncApiClient
 from .exchange import NodeUnreachable, below
 from .websocket import ClientSocket
 
-_READ = 1 << 16
-_LAST_WORD = 1.0
+_READ_SIZE = 1 << 16
+_CLOSE_TIMEOUT = 1.0
 
 
 class Console:
-    """`async for data in console` gives what the guest says until the VM stops; `end` is then the node's sentence.
+    """`async for data in console` yields the guest's output until the VM stops; `end` is then the node's reason.
 
     Raises, from every method: what the node raises, Overloaded when this client reads too slowly, PeerUnreachable when
     the peer is lost, NodeUnreachable when the node is.
@@ -36,33 +36,33 @@ class Console:
         return self._socket.end
 
     async def receive(self) -> bytes:
-        """What the guest says next; b"" once the VM has stopped."""
+        """Return the guest's next output; b"" once the VM has stopped."""
         while self._socket.end is None:
             if self._socket.error is not None:
                 raise self._socket.error
             try:
-                data = await self._stream.read(_READ, SILENCE)
+                data = await self._stream.read(_READ_SIZE, SILENCE)
             except (httpcore.NetworkError, httpcore.TimeoutException):
                 data = b""
-            said = self._socket.feed(data)
+            output = self._socket.feed(data)
             with suppress(NodeUnreachable):
                 await self._write(self._socket.replies())
-            if said:
-                return said
+            if output:
+                return output
         return b""
 
     async def send(self, data: bytes) -> None:
-        """Type. It waits while the guest does not read."""
+        """Send input to the guest; waits while the guest does not read."""
         await self._write(self._socket.messages(data))
 
     def __aiter__(self) -> Console:
         return self
 
     async def __anext__(self) -> bytes:
-        said = await self.receive()
-        if not said:
+        output = await self.receive()
+        if not output:
             raise StopAsyncIteration
-        return said
+        return output
 
     async def _write(self, data: bytes) -> None:
         if not data:
@@ -72,29 +72,29 @@ class Console:
                 await self._stream.write(data)
             except (httpcore.NetworkError, httpcore.TimeoutException) as error:
                 if self._socket.end is None:
-                    raise NodeUnreachable(f"the connection with the node was lost: {error}") from None
+                    raise NodeUnreachable(f"the connection with the node was lost: {error}", "lost") from None
 
     async def aclose(self) -> None:
-        """Leave; the VM goes on."""
+        """Close the connection; the VM goes on."""
         with suppress(NodeUnreachable):
-            with anyio.move_on_after(_LAST_WORD, shield=True):
+            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await self._write(self._socket.close())
 
 
 @asynccontextmanager
-async def open_console(connection: Connection, vm: str, peer: str | None) -> AsyncIterator[Console]:
-    """The console until the block is left. Raises: what the node raises; NodeUnreachable."""
+async def open_console(client: AsyncApiClient, vm: str, peer: str | None) -> AsyncIterator[Console]:
+    """Open the console for as long as the block lasts. Raises: what the node raises; NodeUnreachable."""
     socket = ClientSocket()
-    answer: httpx.Response = await connection.stream(
+    response: httpx.Response = await client.stream(
         below(f"/vm/{quote(vm, safe='')}/console", peer), socket.headers, SILENCE
     )
     try:
-        socket.check(answer.status_code, answer.headers.get("sec-websocket-accept", ""))
-        console = Console(answer.extensions["network_stream"], socket)
+        socket.check(response.status_code, response.headers.get("sec-websocket-accept", ""))
+        console = Console(response.extensions["network_stream"], socket)
         try:
             yield console
         finally:
             await console.aclose()
     finally:
         with anyio.CancelScope(shield=True):
-            await answer.aclose()
+            await response.aclose()

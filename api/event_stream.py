@@ -12,33 +12,34 @@ import httpx
 
 from ..protocols.event import Event
 from ..protocols.sse import EventReader
-from .connection import Connection, pause
-from .exchange import Backoff, NodeUnreachable
+from .async_client import AsyncApiClient, sleep
+from .exchange import NodeUnreachable
+from .retry import Backoff
 
-# The server writes a comment every 15 s: silence for three times that is a dead connection.
-SILENCE = 45.0
+READ_TIMEOUT = 45.0
+"""Seconds without a byte after which the connection is dead: the server writes a comment every 15 s."""
 
 
 class EventStream:
     """`async for event in stream`: each event once, in order, across lost connections and restarts of the node.
 
     It starts after the event `after` (None: with what happens from now on) and resumes by Last-Event-ID.
-    Use it as a context manager, or call `aclose`, to let go of the connection at once.
+    Use it as a context manager, or call `aclose`, to close the connection at once.
 
     Raises: NodeUnreachable when the node stays away, and whatever the node raises.
     """
 
-    def __init__(self, connection: Connection, target: str, after: int | None) -> None:
-        self._connection = connection
+    def __init__(self, client: AsyncApiClient, target: str, after: int | None) -> None:
+        self._client = client
         self._target = target
         self._last = after
         self._ready: deque[Event] = deque()
-        self._answer: httpx.Response | None = None
+        self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._reader = EventReader()
 
     async def __aenter__(self) -> Self:
-        """The stream is open then: what happens from here on is told."""
+        """Open the stream: every event from here on is in it."""
         await self._connect()
         return self
 
@@ -48,11 +49,11 @@ class EventStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        answer, chunks, self._answer, self._chunks = self._answer, self._chunks, None, None
-        if answer is None or chunks is None:
+        response, chunks, self._response, self._chunks = self._response, self._chunks, None, None
+        if response is None or chunks is None:
             return
-        await answer.aclose()
-        # httpx nests generators and closes the outermost alone; reading on from a closed answer ends every one of them.
+        await response.aclose()
+        # httpx nests generators and closes the outermost alone; reading on from a closed response ends them all.
         with suppress(httpx.HTTPError, httpx.StreamError, StopAsyncIteration):
             await anext(chunks)
 
@@ -71,23 +72,23 @@ class EventStream:
         if self._last is not None:
             headers["Last-Event-ID"] = str(self._last)
         self._reader = EventReader()
-        self._answer = await self._connection.stream(self._target, headers, SILENCE)
-        self._chunks = self._answer.aiter_bytes()
+        self._response = await self._client.stream(self._target, headers, READ_TIMEOUT)
+        self._chunks = self._response.aiter_bytes()
 
     async def _read(self) -> None:
-        """Take in what comes next; reconnect when the connection is gone."""
+        """Read the next bytes; reconnect when the connection is lost."""
         assert self._chunks is not None  # noqa: S101 - for the type checker: _connect has just set it
         try:
             self._ready.extend(self._reader.feed(await anext(self._chunks)))
             self._last = self._last if self._reader.position is None else self._reader.position
         except (httpx.HTTPError, StopAsyncIteration):
             await self.aclose()
-            await self._come_back()
+            await self._reconnect()
 
-    async def _come_back(self) -> None:
+    async def _reconnect(self) -> None:
         backoff = Backoff()
-        while (delay := backoff.next()) is not None:
-            await pause(delay)
+        while (seconds := backoff.next()) is not None:
+            await sleep(seconds)
             try:
                 return await self._connect()
             except NodeUnreachable:

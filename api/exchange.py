@@ -1,50 +1,41 @@
-"""One REST exchange without a socket: a call of the table becomes a request, an answer its result or its error.
+"""One REST exchange without a socket: a call of the table becomes a request, a response its result or its error.
 
-The Python client and the command line differ only in how they carry bytes.
+The asynchronous and the blocking client differ only in how they carry bytes.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from ..protocols.bodies import body_type
-from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError, Unavailable
+from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError
 from ..protocols.image import Image
 from ..protocols.operation import Operation
 from ..protocols.services import SERVICES
-from ..protocols.table import Method, all_methods
+from ..protocols.table import Method, find_method
 from ..protocols.vm import Blob
 
 ROOT = "/api"
-# How long a node that was there may be away, in seconds: an agent that is killed is back in two.
-RETURN_WITHIN = 10.0
-TABLE = all_methods(SERVICES)
 
 
 class NodeUnreachable(TwinshareError):
-    """No twinshare node answers at the address; raised on the caller's side alone."""
+    """No twinshare node answers at the address; raised on the caller's side alone.
+
+    `reason` is `connect` when no connection was made, `lost` when one broke (the node may have done what it was asked),
+    `protocol` when something else than a node of this version answers.
+    """
 
     code = "node_unreachable"
 
-
-class Backoff:
-    """The pauses between tries, in seconds: 0.1, 0.2, 0.4… up to 2, until RETURN_WITHIN is over."""
-
-    def __init__(self) -> None:
-        self._ends_at = time.monotonic() + RETURN_WITHIN
-        self._next = 0.1
-
-    def next(self) -> float | None:
-        """How long to wait before one more try; None when there is no time for one."""
-        now, self._next = self._next, min(2 * self._next, 2.0)
-        return now if time.monotonic() + now <= self._ends_at else None
+    def __init__(self, message: str, reason: Literal["connect", "lost", "protocol"] = "protocol") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +53,14 @@ class Request:
 def below(path: str, peer: str | None) -> str:
     """The path of a route on the node that is asked, or on `peer` through it."""
     return f"{ROOT}{path}" if peer is None else f"{ROOT}/remote/{quote(peer, safe='')}{path}"
+
+
+def method_named(name: str) -> Method:
+    """Raises: KeyError when the table has no such operation."""
+    method = find_method(SERVICES, name)
+    if method is None:
+        raise KeyError(name)
+    return method
 
 
 def compose(
@@ -83,7 +82,7 @@ def compose(
     if body:
         headers["Content-Type"] = "application/json"
     if method.mutates:
-        headers["Idempotency-Key"] = idempotency_key or secrets.token_hex(16)
+        headers["Idempotency-Key"] = idempotency_key or os.urandom(16).hex()
     if detach:
         headers["Prefer"] = "respond-async"
     return Request(
@@ -134,17 +133,9 @@ def read_error(status: int, body: bytes) -> TwinshareError:
     return TwinshareError.from_wire(found, status)
 
 
-def says_it_stops(error: Exception) -> bool:
-    """Whether a node answered that it is going down: it is worth waiting for as one that is away.
-
-    What is missing for longer (`HypervisorDown`, `P2pStopped`, `Overloaded`) has a class of its own.
-    """
-    return type(error) is Unavailable
-
-
 def outcome(operation: Operation) -> Any:
     """What an ended operation returned, as its method's own type. Raises: the error that ended it."""
     if operation.error is not None:
         raise TwinshareError.from_wire(operation.error)
-    method = TABLE.get(operation.kind)
+    method = find_method(SERVICES, operation.kind)
     return operation.result if method is None else msgspec.convert(operation.result, method.result)

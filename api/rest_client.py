@@ -32,16 +32,16 @@ from ..protocols.services import (
 )
 from ..protocols.table import Method, stub
 from ..protocols.vm import Vm, VmSpec
-from .connection import Connection
+from .async_client import AsyncApiClient
 from .event_stream import EventStream
-from .exchange import TABLE, NodeUnreachable, below, compose, outcome, plain, upload
+from .exchange import NodeUnreachable, below, compose, method_named, outcome, plain, upload
 
 if TYPE_CHECKING:
     from .console import Console
 
 __all__ = ["NodeUnreachable", "RESTClient"]
 
-# One request of a wait, in seconds: short of every time-out on the way.
+# Seconds of one request of a wait: less than every timeout on the way.
 _WAIT_STEP = 10.0
 _CHUNK = 1 << 18
 
@@ -49,8 +49,8 @@ _CHUNK = 1 << 18
 class RESTClient:
     """A client of one node; use it with `async with`.
 
-    `timeout` bounds a read, `patience` a mutation, in seconds. Each mutation carries an idempotency key and is repeated
-    under it when the connection is lost, so that it happens once.
+    `timeout` bounds a read, `mutation_timeout` a mutation, in seconds. Each mutation carries an idempotency key and is
+    repeated under it when the connection is lost, so that it happens once.
 
     Raises, from every method: the class of protocols/errors.py that the node raised; `NodeUnreachable` when no node
     answers; `DeadlineExceeded` when it does not answer in time.
@@ -62,20 +62,20 @@ class RESTClient:
         token: str | None = None,
         timeout: float = 30.0,
         *,
-        patience: float = 900.0,
+        mutation_timeout: float = 900.0,
         verify: Any = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._connection = Connection(base_url, token, timeout, patience, verify=verify, transport=transport)
+        self._client = AsyncApiClient(base_url, token, timeout, mutation_timeout, verify=verify, transport=transport)
 
     async def __aenter__(self) -> Self:
-        await self._connection.__aenter__()
+        await self._client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._connection.__aexit__(kind, error, trace)
+        await self._client.__aexit__(kind, error, trace)
 
     # Any operation of the table
 
@@ -99,9 +99,9 @@ class RESTClient:
         idempotency_key: str | None = None,
     ) -> Operation:
         """Start a mutation and return its operation at once; `wait` gives its result."""
-        found = TABLE[method] if isinstance(method, str) else method
+        found = method_named(method) if isinstance(method, str) else method
         request = compose(found, arguments or {}, peer, idempotency_key=idempotency_key, detach=True)
-        return cast("Operation", await self._connection.send(request))
+        return cast("Operation", await self._client.send(request))
 
     async def wait(self, operation: Operation | str, peer: str | None = None, timeout: float | None = None) -> Any:
         """Wait until an operation ends and return its result; None waits as long as it takes.
@@ -141,22 +141,22 @@ class RESTClient:
 
     def events(self, after: int | None = None) -> EventStream:
         """The node's events as an async iterator: those after the id `after`, else what happens from now on."""
-        return EventStream(self._connection, below("/events", None), after)
+        return EventStream(self._client, below("/events", None), after)
 
     def console(self, vm: str, peer: str | None = None) -> AbstractAsyncContextManager[Console]:
         """The serial console of a running VM, on the node or on `peer`, for as long as the block lasts."""
         from .console import open_console
 
-        return open_console(self._connection, vm, peer)
+        return open_console(self._client, vm, peer)
 
     async def import_image(self, name: str, content: Path | AsyncIterator[bytes]) -> Image:
         """Send a qcow2 or raw disk to the node as the image `name` (`name` or `name:tag`)."""
         sent = _read_file(content) if isinstance(content, Path) else content
-        return cast("Image", await self._connection.send(upload(name), sent))
+        return cast("Image", await self._client.send(upload(name), sent))
 
     async def list_fleet_vms(self) -> list[Vm]:
         """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""
-        return cast("list[Vm]", restore(await self._connection.send(plain("GET", "/fleet/vm", VmList))))
+        return cast("list[Vm]", restore(await self._client.send(plain("GET", "/fleet/vm", VmList))))
 
     # The guide: local VMs
 
@@ -225,8 +225,8 @@ class RESTClient:
         peer: str | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        found = TABLE[method] if isinstance(method, str) else method
-        return await self._connection.send(compose(found, arguments, peer, idempotency_key=idempotency_key))
+        found = method_named(method) if isinstance(method, str) else method
+        return await self._client.send(compose(found, arguments, peer, idempotency_key=idempotency_key))
 
 
 def _spec(name: str, image: str, fields: Mapping[str, Any]) -> VmSpec:

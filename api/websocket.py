@@ -1,4 +1,4 @@
-"""A websocket as its client sees it: bytes in, messages out, no socket (RFC 6455). What ends it becomes our errors."""
+"""The client's end of a websocket (RFC 6455) without a socket: bytes in, messages out, its end as our errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from ..protocols.console import CLOSED_BY_ERROR, CLOSED_NORMALLY
 from ..protocols.errors import ErrorBody, TwinshareError
 from .exchange import NodeUnreachable
 
-LARGEST = 1 << 15
-"""Bytes of one message that we send."""
+MAX_MESSAGE = 1 << 15
+"""Bytes of one message that is sent."""
 
 
 class ClientSocket:
-    """One websocket. When it has ended, `end` is the sentence with which the node ended it normally, or `error` why.
+    """One websocket.
 
-    That is what the node says, or NodeUnreachable when the connection was lost.
+    When it has ended, `end` is the reason of a normal close, else `error` is what the node closed it with, or
+    NodeUnreachable when the connection was lost.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class ClientSocket:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the handshake asks with."""
+        """The headers of the handshake."""
         return {
             "Connection": "Upgrade",
             "Upgrade": "websocket",
@@ -42,20 +43,23 @@ class ClientSocket:
         }
 
     def check(self, status: int, accept: str) -> None:
-        """Whether a websocket has begun. Raises: NodeUnreachable."""
+        """Check the response to the handshake. Raises: NodeUnreachable."""
         if status != 101 or accept.encode() != generate_accept_token(self._key):
             raise NodeUnreachable("what answers there is not a twinshare node of this version: it opens no websocket")
 
     def feed(self, data: bytes) -> bytes:
-        """What the node said; `data` is b"" when the connection has ended. Look at `end` and `error` then."""
-        said = bytearray()
+        """Return the data in the messages that these bytes complete; b"" says that the connection was lost.
+
+        Look at `end` and `error` after it.
+        """
+        received = bytearray()
         try:
             if not data:
-                raise NodeUnreachable("the connection with the node was lost")
+                raise NodeUnreachable("the connection with the node was lost", "lost")
             self._connection.receive_data(data)
             for event in self._connection.events():
                 if isinstance(event, BytesMessage | TextMessage):
-                    said += event.data if isinstance(event, BytesMessage) else event.data.encode()
+                    received += event.data if isinstance(event, BytesMessage) else event.data.encode()
                 elif isinstance(event, Ping):
                     self._replies += self._connection.send(event.response())
                 elif isinstance(event, CloseConnection):
@@ -64,31 +68,31 @@ class ClientSocket:
             self.error = NodeUnreachable(f"what answers there is not a twinshare node of this version: {error}")
         except TwinshareError as error:
             self.error = error
-        return bytes(said)
+        return bytes(received)
 
     def replies(self) -> bytes:
-        """What has to be sent because of what was fed."""
+        """Return the bytes to send because of what was fed: pongs, the answer to a close."""
         replies, self._replies = self._replies, b""
         return replies
 
     def messages(self, data: bytes) -> bytes:
-        """`data` as messages, ready to be sent; nothing once it has ended. Raises: `error`, if there is one."""
+        """Return `data` as the bytes of messages; nothing once it has ended. Raises: `error`, if there is one."""
         if self.error is not None:
             raise self.error
         if self.end is not None:
             return b""
-        starts = range(0, len(data), LARGEST)
-        return b"".join(self._connection.send(BytesMessage(data=data[at : at + LARGEST])) for at in starts)
+        starts = range(0, len(data), MAX_MESSAGE)
+        return b"".join(self._connection.send(BytesMessage(data=data[at : at + MAX_MESSAGE])) for at in starts)
 
     def close(self) -> bytes:
-        """A last word, ready to be sent."""
+        """Return the bytes of a normal close."""
         try:
             return self._connection.send(CloseConnection(code=CloseReason.NORMAL_CLOSURE))
         except LocalProtocolError:
             return b""
 
     def _closed(self, event: CloseConnection) -> None:
-        """Raises: the error that it stands for."""
+        """Record a normal end. Raises: the error that the code stands for."""
         reason = event.reason or ""
         if event.code == CLOSED_NORMALLY:
             self.end = reason or "the console has ended"

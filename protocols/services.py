@@ -67,7 +67,7 @@ class VmService(Protocol):
 
     @rest("POST", "/vm/<vm>/stop", Role.OPERATOR)
     async def stop_vm(self, vm: VmRef, force: bool = False, timeout: Seconds | None = None) -> Vm:
-        """Shut a VM down: by the guest agent, else by ACPI; `force` pulls the plug.
+        """Shut a VM down: by the guest agent, else by ACPI; `force` powers it off.
 
         Raises: DeadlineExceeded when the guest does not stop in `timeout` seconds.
         """
@@ -80,12 +80,12 @@ class VmService(Protocol):
 
     @rest("POST", "/vm/<vm>/pause", Role.OPERATOR)
     async def pause_vm(self, vm: VmRef) -> Vm:
-        """Hold a VM's CPUs."""
+        """Pause a VM."""
         ...
 
     @rest("POST", "/vm/<vm>/resume", Role.OPERATOR)
     async def resume_vm(self, vm: VmRef) -> Vm:
-        """Let a paused VM go on."""
+        """Resume a paused VM."""
         ...
 
     @rest("DELETE", "/vm/<vm>", Role.OPERATOR)
@@ -232,12 +232,12 @@ class NodeService(Protocol):
 
     @rest("GET", "/health", Role.VIEWER)
     async def health(self) -> Health:
-        """Tell how the node is."""
+        """Show node health."""
         ...
 
     @rest("GET", "/capacity", Role.VIEWER)
     async def capacity(self) -> Capacity:
-        """Tell what room the node has."""
+        """Show free capacity."""
         ...
 
 
@@ -290,7 +290,7 @@ class PeerService(Protocol):
 
     @rest("DELETE", "/p2p/peers/<peer>", Role.ADMIN, local=True)
     async def revoke_peer(self, peer: PeerRef) -> PeerInfo:
-        """Put a peer out of the fleet."""
+        """Revoke a peer's membership."""
         ...
 
     @rest("POST", "/p2p/start", Role.ADMIN, local=True)

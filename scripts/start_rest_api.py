@@ -148,7 +148,7 @@ def data_dir() -> Path:
     """Where the agent keeps its things, by its own rules; without an environment, only a variable can tell."""
     if "TWINSHARE_DATA_DIR" in os.environ or not PYTHON.exists():
         return Path(os.environ.get("TWINSHARE_DATA_DIR", Path.home() / ".local/share/twinshare")).resolve()
-    code = "from twinshare.api.cli.locate import data_dirs; print(data_dirs()[0])"
+    code = "from twinshare.api.cli.node import data_dirs; print(data_dirs()[0])"
     found = subprocess.run([str(PYTHON), "-c", code], check=True, capture_output=True, text=True, env=environment())
     return Path(found.stdout.strip()).resolve()
 

@@ -1,39 +1,41 @@
 """The `twinshare` command.
 
-Its parts are imported when they are asked for: a list must not pay for the agent. Exit codes: 0 done, 1 refused or
-failed, 2 wrong usage, 3 something must be installed, 4 the node or a peer cannot be reached.
+Its commands are imported when they are called: a list must not pay for the agent. Exit codes: 0 done, 1 refused or
+failed, 2 wrong usage, 3 something must be installed, 4 the node or a peer cannot be reached, 130 ended by Ctrl-C.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ... import __version__
-from ...protocols.errors import P2pStopped, PeerUnreachable, TwinshareError
-from ..exchange import NodeUnreachable
+from .lazy import LazyGroup
 
-# Where each command is: the module beside this one, and the name in it.
-PLACES = {
-    "agent": "agent:agent",
-    "serve": "agent:agent",
-    "status": "status:status",
-    "doctor": "doctor:doctor",
-    "vm": "vm:vm",
-    "image": "image:image",
-    "peer": "peer:peer",
-    "token": "token:token",
-    "op": "op:op",
-    "audit": "audit:audit",
-    "lab": "lab:lab",
-    "completion": "completion:completion",
+if TYPE_CHECKING:
+    from ...protocols.errors import TwinshareError
+
+INTERRUPTED = 130
+
+COMMANDS = {
+    "agent": ("agent:agent", "Start a node on this machine and serve until SIGTERM or Ctrl-C."),
+    "serve": ("agent:agent", "Start a node on this machine and serve until SIGTERM or Ctrl-C."),
+    "status": ("status:status", "Show the node's health and its free capacity."),
+    "doctor": ("doctor:doctor", "Check this machine; exit 0 if a VM could run here."),
+    "vm": ("vm:vm", "Virtual machines."),
+    "image": ("image:image", "Images: the disks that VMs start from."),
+    "peer": ("peer:peer", "Other nodes of the fleet."),
+    "token": ("token:token", "Tokens for programs and for other people."),
+    "op": ("op:op", "Operations: mutations under way and ended."),
+    "audit": ("audit:audit", "Who changed what on this node."),
+    "lab": ("lab:lab", "Several nodes on this machine."),
+    "completion": ("completion:completion", "Print the completion script for a shell."),
 }
 
 
 class Failure(click.ClickException):
-    """An error of the tree as the command line tells it: in one line."""
+    """An expected error, shown in one line."""
 
     def __init__(self, error: TwinshareError) -> None:
         super().__init__(" ".join(error.message.split()))
@@ -43,40 +45,39 @@ class Unreachable(Failure):
     exit_code = 4
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports the one that is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(PLACES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in PLACES:
-            return None
-        module, _, name = PLACES[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(f".{module}", __package__), name)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.exceptions.NoSuchCommand as error:
-            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=PLACES, ctx=ctx) from None
+class _Main(LazyGroup):
+    """The error border of the command: whatever a user can cause ends in one line and its exit code."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run under its own name however it was started: usage lines and completion go by it."""
         return super().__call__(*args, **{"prog_name": "twinshare", **options})
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Whoever imports it later has it: the help of the command must not pay for it.
+        from ...protocols.errors import TwinshareError
+
         try:
             return super().invoke(ctx)
         except TwinshareError as error:
-            kind = Unreachable if isinstance(error, NodeUnreachable | PeerUnreachable | P2pStopped) else Failure
-            raise kind(error) from error
+            raise _failure(error) from error
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _failure(error: TwinshareError) -> Failure:
+    from ...protocols.errors import P2pStopped, PeerUnreachable
+    from ..exchange import NodeUnreachable
+
+    kind = Unreachable if isinstance(error, NodeUnreachable | PeerUnreachable | P2pStopped) else Failure
+    return kind(error)
+
+
+@click.group(
+    cls=_Main,
+    commands_at=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="twinshare")
 def main() -> None:
     """One pool of virtual machines out of several people's machines.
@@ -84,7 +85,7 @@ def main() -> None:
     \b
     twinshare agent                                start a node on this machine
     twinshare image build-tiny                     make a first image, a few MB
-    twinshare vm create web --image tiny --memory 128 --disk 1 --start
+    twinshare vm create web --image tiny --memory 128M --disk 1G --start
     twinshare vm ls
 
     The node is found by $TWINSHARE_API (a URL), else in $TWINSHARE_DATA_DIR or the default data directory. A token is

@@ -17,20 +17,20 @@ from ...agent.audit.reading import newest
 from ...agent.audit.reading import verify as verify_log
 from ...agent.home import Home
 from ...agent.identity import IdentityError, load_identity
-from .locate import data_dirs
-from .output import Column, json_option, print_json, print_table
-
-Numbered = tuple[int, Entry]
+from .listing import Listing, listing_options
+from .node import data_dirs
+from .output import Column, print_json
+from .parameters import json_option
 
 COLUMNS: list[Column] = [
-    ("ROW", lambda row: row[0]),
-    ("AT", lambda row: datetime.fromtimestamp(row[1].at, UTC)),
-    ("WHO", lambda row: row[1].principal),
-    ("WHAT", lambda row: row[1].what),
-    ("ON", lambda row: row[1].on),
-    ("AT PEER", lambda row: row[1].at_peer),
-    ("OUTCOME", lambda row: row[1].outcome or "(begins)"),
-    ("CALL", lambda row: row[1].call),
+    ("ROW", lambda row: row["row"]),
+    ("AT", lambda row: row["at"]),
+    ("WHO", lambda row: row["principal"]),
+    ("WHAT", lambda row: row["what"]),
+    ("ON", lambda row: row["on"]),
+    ("AT PEER", lambda row: row["at_peer"]),
+    ("OUTCOME", lambda row: row["outcome"] or "(begins)"),
+    ("CALL", lambda row: row["call"]),
 ]
 
 
@@ -67,7 +67,9 @@ class _Seen(click.ParamType[ChainEntry]):
 
 @click.group()
 def audit() -> None:
-    """Who changed what on this node: a chain of rows that the node has signed.
+    """Who changed what on this node.
+
+    The audit log is a chain of rows that the node has signed.
 
     \b
     twinshare audit ls -n 20
@@ -78,17 +80,15 @@ def audit() -> None:
 
 @audit.command("ls")
 @click.option("-n", "--newest", "count", type=click.IntRange(1, 100_000), default=50, show_default=True)
-@json_option
-def list_rows(count: int, as_json: bool) -> None:
+@listing_options
+def list_rows(count: int, listing: Listing) -> None:
     """List the newest rows, oldest first. Each call has one when it begins and one with its outcome."""
     with _readable() as home:
         rows = newest(home.database, count)
-    if as_json:
-        return print_json([{"row": number, **_shown(entry)} for number, entry in rows])
-    return print_table(rows, COLUMNS, as_json=False)
+    listing.show([{"row": number, **_fields(entry)} for number, entry in rows], COLUMNS)
 
 
-def _shown(entry: Entry) -> dict[str, Any]:
+def _fields(entry: Entry) -> dict[str, Any]:
     fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
     return fields | {"at": datetime.fromtimestamp(entry.at, UTC)}
 
@@ -102,8 +102,8 @@ def verify(seen: ChainEntry | None, peer_id: str | None, as_json: bool) -> None:
     with _readable() as home:
         peer_id = peer_id or load_identity(home.identity_key).peer_id
         rows, last = verify_log(home.database, peer_id, seen)
-    told = f"{last.number}:{last.hash.hex()}"
+    seen_now = f"{last.number}:{last.hash.hex()}"
     if as_json:
-        return print_json({"rows": rows, "last": last.number, "seen": told, "peer_id": peer_id})
+        return print_json({"rows": rows, "last": last.number, "seen": seen_now, "peer_id": peer_id})
     click.echo(f"{rows} rows are whole and signed by {peer_id}; keep this to check later that none was cut off:")
-    return click.echo(told)
+    return click.echo(seen_now)

@@ -15,7 +15,7 @@ import msgspec
 
 from ...agent.config import Config
 from ...agent.hypervisor.cpu import cpu_can_virtualize
-from .locate import running_card
+from .node import running_card
 
 # Daemons live in sbin, which is not on an ordinary user's PATH.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"

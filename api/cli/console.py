@@ -18,9 +18,9 @@ from urllib.parse import quote
 
 from ...protocols.console import SILENCE
 from ...protocols.vm import Vm
+from ..blocking_client import ApiClient
 from ..exchange import below
 from ..websocket import ClientSocket
-from .link import Link
 from .output import say
 
 LEAVE = b"\x1d"
@@ -29,27 +29,30 @@ QUIET = 1.0
 """Seconds of silence after which the console is left when the input was no terminal and has ended."""
 AHEAD = 1 << 17
 """Bytes of input that may wait for a guest which does not read."""
-_LAST_WORD = 2.0
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_CLOSE_TIMEOUT = 2.0
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-def visit(link: Link, vm: Vm, peer: str | None, seconds: float | None) -> None:
-    """From the first word to the last. Raises: what the node raises; NodeUnreachable."""
+def run_console(client: ApiClient, vm: Vm, peer: str | None, seconds: float | None) -> None:
+    """Connect stdin and stdout with a VM's console until either side ends it.
+
+    Raises: what the node raises; NodeUnreachable.
+    """
     websocket = ClientSocket()
-    # By its id: it is the console of the very VM that is named here.
-    connection, opening = link.upgrade(below(f"/vm/{quote(vm.id, safe='')}/console", peer), websocket)
+    # By id, so that it is the console of the VM whose name is shown.
+    connection, opening = client.upgrade(below(f"/vm/{quote(vm.id, safe='')}/console", peer), websocket)
     on_terminal = sys.stdin.isatty()
     # A raw terminal does not begin its lines by itself.
     how = "; Ctrl-] leaves, Enter may show a prompt\r" if on_terminal else ""
     with raw_terminal(on_terminal):
         say(f"console of VM '{vm.name}' on node '{vm.node}'{how}")
-        ended = _Visit(connection, websocket, seconds, on_terminal=on_terminal).run(opening)
+        ended = _ConsoleSession(connection, websocket, seconds, on_terminal=on_terminal).run(opening)
     say(("\n" if on_terminal else "") + (ended or f"left the console of VM '{vm.name}'"))
 
 
 @contextmanager
 def raw_terminal(on_terminal: bool) -> Iterator[None]:
-    """Every key goes to the guest; the terminal is as before when the block ends, by a signal too."""
+    """Send every key to the guest; restore the terminal when the block ends, by a signal too."""
     if not on_terminal:
         yield
         return
@@ -68,8 +71,8 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-class _Visit:
-    """Carries bytes between the terminal, or the pipes, and the websocket, and waits for none of them."""
+class _ConsoleSession:
+    """Carries bytes between the terminal, or pipes, and the websocket; no side blocks another."""
 
     def __init__(
         self, connection: socket.socket, peer: ClientSocket, seconds: float | None, *, on_terminal: bool
@@ -79,12 +82,12 @@ class _Visit:
         self._input = sys.stdin.fileno()
         self._input_open = True
         self._unsent = bytearray()
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         self._leave_at = time.monotonic() + seconds if on_terminal and seconds is not None else None
         self._left = False
 
     def run(self, opening: bytes) -> str | None:
-        """Until either side ends it; the node's sentence, or None when we have left.
+        """Run until either side ends it; return the node's reason, or None when the user has left.
 
         Raises: what the node raises; NodeUnreachable.
         """
@@ -94,17 +97,17 @@ class _Visit:
         while not self._left and self._peer.end is None:
             if self._peer.error is not None:
                 raise self._peer.error
-            self._turn()
-        self._say_goodbye()
+            self._step()
+        self._close()
         return self._peer.end
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         now = time.monotonic()
-        until = min(self._heard_at + SILENCE, self._leave_at or now + SILENCE)
+        until = min(self._received_at + SILENCE, self._leave_at or now + SILENCE)
         # A terminal is always read: Ctrl-] must leave whatever the guest does.
         reads = self._input_open and (self._on_terminal or len(self._unsent) < AHEAD)
         inputs = [self._connection, *([self._input] if reads else [])]
-        # What TLS has read of the socket already, select does not know of.
+        # select does not see what TLS has read already.
         held = isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
         wait = 0.0 if held else max(0.0, until - now)
         readable, writable, _ = select.select(inputs, [self._connection] if self._unsent else [], [], wait)
@@ -113,35 +116,35 @@ class _Visit:
         if self._input in readable:
             self._read_input()
         if writable:
-            with suppress(*_LATER):
+            with suppress(*_WOULD_BLOCK):
                 del self._unsent[: self._connection.send(self._unsent)]
-        self._look_at_the_clock()
+        self._check_deadlines()
 
-    def _look_at_the_clock(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         if self._leave_at is not None and now >= self._leave_at and not self._unsent:
             self._left = True
-        elif now >= self._heard_at + SILENCE:
+        elif now >= self._received_at + SILENCE:
             self._show(self._peer.feed(b""))
 
     def _receive(self) -> None:
         try:
             data = self._connection.recv(1 << 16)
-        except _LATER:
+        except _WOULD_BLOCK:
             return
         except OSError:
             data = b""
-        self._heard_at = time.monotonic()
-        said = self._peer.feed(data)
+        self._received_at = time.monotonic()
+        output = self._peer.feed(data)
         self._unsent += self._peer.replies()
-        if said and not self._input_open and self._seconds is None:
-            self._leave_at = self._heard_at + QUIET
-        self._show(said)
+        if output and not self._input_open and self._seconds is None:
+            self._leave_at = self._received_at + QUIET
+        self._show(output)
 
-    def _show(self, said: bytes) -> None:
+    def _show(self, output: bytes) -> None:
         sys.stdout.flush()
-        while said:
-            said = said[os.write(sys.stdout.fileno(), said) :]
+        while output:
+            output = output[os.write(sys.stdout.fileno(), output) :]
 
     def _read_input(self) -> None:
         try:
@@ -157,7 +160,7 @@ class _Visit:
             self._input_open = False
             self._leave_at = time.monotonic() + (QUIET if self._seconds is None else self._seconds)
 
-    def _say_goodbye(self) -> None:
+    def _close(self) -> None:
         with suppress(OSError):
-            self._connection.settimeout(_LAST_WORD)
+            self._connection.settimeout(_CLOSE_TIMEOUT)
             self._connection.sendall(self._unsent + self._peer.close())

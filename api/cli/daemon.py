@@ -22,11 +22,11 @@ from ...agent.node import Node, open_node
 from ..server.listen import CannotListen
 from ..server.serve import open_api
 from .logs import configure_logs
-from .supervisor import Supervisor
+from .systemd import SystemdNotifier
 
 log = structlog.get_logger(__name__)
 
-# Seconds from the first signal to the end. Whatever is not finished by then is taken up by the next start.
+# Seconds from the first signal to the end. The next start resumes what is not finished by then.
 STOP_WITHIN = 10.0
 _M_ARENA_MAX = -8  # <malloc.h>
 
@@ -103,23 +103,23 @@ def _give_up() -> None:
 
 async def _serve(config: Config, stop: _Stop) -> None:
     stop.install()
-    supervisor = Supervisor(os.environ)
+    notifier = SystemdNotifier(os.environ)
     with stop.starting:
         async with open_node(config) as node, open_api(node) as url:
             # From here on a signal ends the wait below, and the contexts close in their order.
             stop.starting = trio.CancelScope()
-            _tell_ready(node, url, supervisor)
+            _announce_ready(node, url, notifier)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(supervisor.keep_alive)
+                nursery.start_soon(notifier.keep_alive)
                 await stop.asked.wait()
                 nursery.cancel_scope.cancel()
             node.home.card.unlink(missing_ok=True)
-            supervisor.stopping()
+            notifier.stopping()
             log.info("stopping")
     log.info("stopped")
 
 
-def _tell_ready(node: Node, url: str, supervisor: Supervisor) -> None:
+def _announce_ready(node: Node, url: str, notifier: SystemdNotifier) -> None:
     node.home.write_card(
         {
             "pid": os.getpid(),
@@ -132,5 +132,5 @@ def _tell_ready(node: Node, url: str, supervisor: Supervisor) -> None:
             "hypervisor": node.health().hypervisor,
         }
     )
-    supervisor.ready(f"{node.name} at {url}")
+    notifier.ready(f"{node.name} at {url}")
     log.info("ready", name=node.name, url=url, peer_id=node.peer_id)

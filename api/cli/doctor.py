@@ -10,21 +10,24 @@ import click
 from ...agent.config import ConfigError, load_config
 from ...protocols.errors import TwinshareError
 from .checks import Check, State, check_machine
-from .link import open_link
-from .locate import data_dirs
-from .output import json_option, print_json, say
+from .node import data_dirs, open_client
+from .output import print_json, say
+from .parameters import json_option
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Look at this machine; exit 0 if a VM could run here, 3 if something must be installed first."""
+    """Check this machine; exit 0 if a VM could run here.
+
+    Exit code 3 says that something must be installed first.
+    """
     try:
         config = load_config()
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
     checks = list(check_machine(config, Path(data_dirs()[0])))
-    checks += _told_by_node(checks)
+    checks += _reported_by_node(checks)
     if as_json:
         print_json(checks)
     else:
@@ -41,13 +44,13 @@ def doctor(as_json: bool) -> None:
         raise click.exceptions.Exit(3 if State.MISSING in states else 1)
 
 
-def _told_by_node(checks: list[Check]) -> list[Check]:
-    """What the running node misses; it sees things as the user it runs as."""
+def _reported_by_node(checks: list[Check]) -> list[Check]:
+    """Return the problems that the running node reports; it sees things as the user it runs as."""
     if not any(check.name == "agent" and check.state is State.OK for check in checks):
         return []
     try:
-        with open_link() as link:
-            health = link.call("health")
+        with open_client() as client:
+            health = client.call("health")
     except TwinshareError as error:
         return [Check("agent", State.BROKEN, error.message)]
     return [Check("agent", State.NOTE, problem) for problem in health.problems]

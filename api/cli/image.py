@@ -8,10 +8,12 @@ import click
 
 from ...protocols.image import Image
 from ..exchange import upload
-from .image_remote import called, catalogue, pull, push, run_image, told
-from .link import open_link
-from .names import IMAGE_NAME, VM_NAME
-from .output import Column, json_option, peer_option, print_fields, print_json, print_table, say, size
+from .bulk import do_each
+from .image_registry import catalogue, full_name, print_image, pull, push, run_image
+from .listing import Listing, listing_options
+from .node import open_client
+from .output import Column, print_fields, print_json, say, size
+from .parameters import IMAGE_NAME, VM_NAME, json_option, peer_option
 from .progress import counted, run
 
 COLUMNS: list[Column] = [
@@ -24,7 +26,7 @@ COLUMNS: list[Column] = [
     ("USED BY", lambda image: image.used_by),
 ]
 FIELDS: list[Column] = [
-    ("name", called),
+    ("name", full_name),
     ("registry", lambda image: image.registry),
     ("digest", lambda image: image.digest),
     ("size", lambda image: size(image.size)),
@@ -55,11 +57,11 @@ for _part in (pull, push, catalogue, run_image):
 
 @image.command("ls")
 @peer_option
-@json_option
-def list_images(peer: str | None, as_json: bool) -> None:
+@listing_options
+def list_images(peer: str | None, listing: Listing) -> None:
     """List images."""
-    with open_link() as link:
-        print_table(link.call("list_images", {}, peer), COLUMNS, as_json=as_json)
+    with open_client() as client:
+        listing.show(client.call("list_images", {}, peer), COLUMNS)
 
 
 @image.command("show")
@@ -68,8 +70,8 @@ def list_images(peer: str | None, as_json: bool) -> None:
 @json_option
 def show_image(name: str, peer: str | None, as_json: bool) -> None:
     """Show one image."""
-    with open_link() as link:
-        print_fields(link.call("get_image", {"image": name}, peer), FIELDS, as_json=as_json)
+    with open_client() as client:
+        print_fields(client.call("get_image", {"image": name}, peer), FIELDS, as_json=as_json)
 
 
 @image.command("import")
@@ -78,8 +80,8 @@ def show_image(name: str, peer: str | None, as_json: bool) -> None:
 @json_option
 def import_image(file: BinaryIO, name: str, as_json: bool) -> None:
     """Send a qcow2 or raw disk of this machine to the node; - reads stdin."""
-    with open_link() as link:
-        told(cast("Image", link.send(upload(name), counted(file, name))), as_json=as_json)
+    with open_client() as client:
+        print_image(cast("Image", client.send(upload(name), counted(file, name))), as_json=as_json)
 
 
 @image.command("build-tiny")
@@ -87,8 +89,8 @@ def import_image(file: BinaryIO, name: str, as_json: bool) -> None:
 @json_option
 def build_tiny(peer: str | None, as_json: bool) -> None:
     """Make tiny:latest from the distribution's packages: a few MB, boots in seconds, answers HTTP."""
-    with open_link() as link:
-        told(run(link, "build_tiny", {}, peer), as_json=as_json)
+    with open_client() as client:
+        print_image(run(client, "build_tiny", {}, peer), as_json=as_json)
 
 
 @image.command("create")
@@ -100,24 +102,24 @@ def build_tiny(peer: str | None, as_json: bool) -> None:
 def create_image(name: str, vm: str, reset_identity: bool, peer: str | None, as_json: bool) -> None:
     """Make an image of a VM's disk."""
     wanted = {"vm": vm, "name": name, "reset_identity": reset_identity}
-    with open_link() as link:
-        told(run(link, "capture_image", wanted, peer), as_json=as_json)
+    with open_client() as client:
+        print_image(run(client, "capture_image", wanted, peer), as_json=as_json)
 
 
 @image.command("prune")
 @click.option("--all", "everything", is_flag=True, help="Named images too; without it, those that lost their names.")
-@click.option("--dry-run", is_flag=True, help="Tell what would go.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed.")
 @peer_option
 @json_option
 def prune_images(everything: bool, dry_run: bool, peer: str | None, as_json: bool) -> None:
-    """Remove images that no VM stands on."""
-    with open_link() as link:
-        gone = run(link, "prune_images", {"all": everything, "dry_run": dry_run}, peer)
+    """Remove images that no VM uses."""
+    with open_client() as client:
+        gone = run(client, "prune_images", {"all": everything, "dry_run": dry_run}, peer)
     if as_json:
         print_json(gone)
         return
     for image in gone.images:
-        click.echo(f"{called(image)} {size(image.allocated)}")
+        click.echo(f"{full_name(image)} {size(image.allocated)}")
     say(f"{size(gone.freed)} {'would be' if dry_run else 'are'} free")
 
 
@@ -125,9 +127,9 @@ def prune_images(everything: bool, dry_run: bool, peer: str | None, as_json: boo
 @peer_option
 @json_option
 def fsck_images(peer: str | None, as_json: bool) -> None:
-    """Read every image again, mend what is kept beside them, and tell what is damaged (then exit 1)."""
-    with open_link() as link:
-        checked = run(link, "fsck_images", {}, peer)
+    """Check every image, repair what is kept beside them, and exit 1 if one is damaged."""
+    with open_client() as client:
+        checked = run(client, "fsck_images", {}, peer)
     if as_json:
         print_json(checked)
     else:
@@ -141,9 +143,13 @@ def fsck_images(peer: str | None, as_json: bool) -> None:
 @image.command("rm")
 @click.argument("names", nargs=-1, required=True, type=IMAGE_NAME)
 @peer_option
-def remove_image(names: tuple[str, ...], peer: str | None) -> None:
-    """Remove images that no VM stands on."""
-    with open_link() as link:
-        for name in names:
-            gone = run(link, "remove_image", {"image": name}, peer)
-            click.echo(f"{called(gone)} removed")
+@json_option
+def remove_image(names: tuple[str, ...], peer: str | None, as_json: bool) -> None:
+    """Remove images that no VM uses."""
+    with open_client() as client:
+        do_each(
+            names,
+            lambda name: run(client, "remove_image", {"image": name}, peer),
+            lambda image: f"{full_name(image)} removed",
+            as_json=as_json,
+        )

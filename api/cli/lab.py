@@ -16,8 +16,7 @@ import click
 
 from ...protocols.access import Role
 from ...protocols.peer import InviteRequest
-from .link import Link
-from .locate import Card, running_card
+from .node import Card, NodeClient, running_card
 from .output import print_json, print_table, say
 
 READY_WITHIN = 60.0
@@ -62,7 +61,7 @@ def up(count: int, folder: Path, hypervisor: str | None, as_json: bool) -> None:
             print_json(cards)
         else:
             print_table(cards, [("NAME", lambda card: card.name), ("URL", lambda card: card.api_url),
-                                ("DATA", lambda card: card.data_dir)], as_json=False)  # fmt: skip
+                                ("DATA", lambda card: card.data_dir)])  # fmt: skip
             say("Ctrl-C ends them; their VMs run on.")
         sys.stdout.flush()
         while not stop.asked:
@@ -151,45 +150,45 @@ def _ready(process: subprocess.Popen[bytes], place: Path, stop: _Stop) -> Card:
     raise click.Abort
 
 
-def _link(card: Card) -> Link:
+def _client(card: Card) -> NodeClient:
     token = (Path(card.data_dir) / "admin.token").read_text().strip()
-    return Link(card.api_url, token)
+    return NodeClient(card.api_url, token)
 
 
 def _join(cards: Sequence[Card]) -> None:
     """The first invites, the others join; who is a member already stays what it is."""
-    first = _link(cards[0])
+    first = _client(cards[0])
     known = {peer.id for peer in first.call("list_peers")}
     for card in cards[1:]:
         if card.peer_id in known:
             continue
         request = InviteRequest(role=Role.ADMIN, expires=TICKET_LIFE, uses=1)
         ticket = first.call("invite_peer", {"invite": request})
-        link = _link(card)
-        link.call("join_fleet", {"ticket": ticket.ticket})
-        link.close()
+        client = _client(card)
+        client.call("join_fleet", {"ticket": ticket.ticket})
+        client.close()
     first.close()
 
 
 def _wait_for_fleet(cards: Sequence[Card], stop: _Stop) -> None:
     """Until every node lists every other one as online."""
-    links = {card.peer_id: _link(card) for card in cards}
+    clients = {card.peer_id: _client(card) for card in cards}
     ends = time.monotonic() + FLEET_WITHIN
     while not stop.asked:
         missing = {
             f"{card.name} does not see {other.name}"
             for card in cards
             for other in cards
-            if other is not card and other.peer_id not in _online(links[card.peer_id])
+            if other is not card and other.peer_id not in _online(clients[card.peer_id])
         }
         if not missing:
             break
         if time.monotonic() > ends:
             raise click.ClickException(f"the nodes do not find each other: {min(missing)}")
         time.sleep(0.05)
-    for link in links.values():
-        link.close()
+    for client in clients.values():
+        client.close()
 
 
-def _online(link: Link) -> set[str]:
-    return {peer.id for peer in link.call("list_peers") if peer.status == "online"}
+def _online(client: NodeClient) -> set[str]:
+    return {peer.id for peer in client.call("list_peers") if peer.status == "online"}

@@ -1,13 +1,14 @@
-"""`twinshare op`: work that goes on, or went."""
+"""`twinshare op`: operations under way and ended."""
 
 from __future__ import annotations
 
 import click
 
 from ...protocols.operation import Operation, OperationState
-from .link import open_link
-from .names import STATE
-from .output import Column, json_option, peer_option, print_fields, print_table, say
+from .listing import Listing, listing_options
+from .node import open_client
+from .output import Column, print_fields, say
+from .parameters import OPERATION_ID, STATE, json_option, peer_option
 from .progress import follow
 
 COLUMNS: list[Column] = [
@@ -34,49 +35,49 @@ FIELDS: list[Column] = [
 
 @click.group()
 def op() -> None:
-    """Operations: what was asked of the node, and how far it is."""
+    """Operations: mutations under way and ended."""
 
 
 @op.command("ls")
 @click.option("--state", type=STATE, help="Only those in this state.")
 @peer_option
-@json_option
-def list_operations(state: OperationState | None, peer: str | None, as_json: bool) -> None:
+@listing_options
+def list_operations(state: OperationState | None, peer: str | None, listing: Listing) -> None:
     """List operations, newest first."""
-    with open_link() as link:
-        print_table(link.call("list_operations", {"state": state}, peer), COLUMNS, as_json=as_json)
+    with open_client() as client:
+        listing.show(client.call("list_operations", {"state": state}, peer), COLUMNS)
 
 
 @op.command("show")
-@click.argument("id")
+@click.argument("id", type=OPERATION_ID)
 @peer_option
 @json_option
 def show_operation(id: str, peer: str | None, as_json: bool) -> None:
     """Show one operation."""
-    with open_link() as link:
-        print_fields(link.call("get_operation", {"id": id}, peer), FIELDS, as_json=as_json)
+    with open_client() as client:
+        print_fields(client.call("get_operation", {"id": id}, peer), FIELDS, as_json=as_json)
 
 
 @op.command("wait")
-@click.argument("id")
+@click.argument("id", type=OPERATION_ID)
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Give up after so long; exit code 1.")
 @peer_option
 def wait_operation(id: str, timeout: float | None, peer: str | None) -> None:
     """Wait for an operation to end; fail as it failed."""
-    with open_link() as link:
-        found = follow(link, link.call("get_operation", {"id": id}, peer), peer, timeout)
+    with open_client() as client:
+        found = follow(client, client.call("get_operation", {"id": id}, peer), peer, timeout)
     if isinstance(found, Operation):
         raise click.ClickException(f"operation {id} still goes on after {timeout:g} s")
     click.echo(f"{id} done")
 
 
 @op.command("cancel")
-@click.argument("id")
+@click.argument("id", type=OPERATION_ID)
 @peer_option
 def cancel_operation(id: str, peer: str | None) -> None:
-    """Cancel an operation: what it did is undone."""
-    with open_link() as link:
-        found = link.call("cancel_operation", {"id": id}, peer)
+    """Cancel an operation and undo what it did."""
+    with open_client() as client:
+        found = client.call("cancel_operation", {"id": id}, peer)
     click.echo(f"{found.id} {found.state}")
     if found.state is OperationState.DONE:
         say("it had already ended")

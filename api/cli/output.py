@@ -1,63 +1,72 @@
-"""What goes to stdout (data) and to stderr (all else), and how values look to people."""
+"""Output: data on stdout, all else on stderr; tables, fields and values as people read them."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 
 Column = tuple[str, Callable[[Any], Any]]
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
-
-
-def peer_option(command: Command) -> Command:
-    return click.option(
-        "--on", "peer", metavar="PEER", help="Work on a peer: its name, its ID or the beginning of it."
-    )(command)
+_MIN_WIDTH = 8
+_GAP = "  "
 
 
 def say(message: str) -> None:
-    """A message for the person at the terminal."""
+    """Print a message for the person at the terminal."""
     click.echo(message, err=True)
+
+
+def on_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def print_json(value: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def print_table(rows: Iterable[Any], columns: Sequence[Column], *, as_json: bool) -> None:
-    """One line a row under one line of headings; with `as_json`, the rows as they are."""
-    rows = list(rows)
-    if as_json:
-        return print_json(rows)
-    lines = [[heading for heading, _ in columns], *([_cell(show(row)) for _, show in columns] for row in rows)]
+def print_table(rows: Iterable[Any], columns: Sequence[Column]) -> None:
+    """Print one line a row under one line of headings, cut to the terminal's width where there is one."""
+    lines = [[heading for heading, _ in columns], *([cell(show(row)) for _, show in columns] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    if sys.stdout.isatty():
+        widths = fit(widths, shutil.get_terminal_size().columns)
     for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    return None
+        click.echo(_GAP.join(_cut(text, width).ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def fit(widths: Sequence[int], limit: int) -> list[int]:
+    """Return column widths that fit into `limit` characters: the widest column is cut first, none below a minimum."""
+    fitted = list(widths)
+    excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - limit
+    while excess > 0 and (widest := max(fitted)) > _MIN_WIDTH:
+        at = fitted.index(widest)
+        fitted[at] -= 1
+        excess -= 1
+    return fitted
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def print_fields(value: Any, fields: Sequence[Column], *, as_json: bool) -> None:
-    """One line a field, the ones that say nothing left out."""
+    """Print one line a field; those without a value are left out."""
     if as_json:
         return print_json(value)
-    shown = [(name, _cell(show(value))) for name, show in fields]
+    shown = [(name, cell(show(value))) for name, show in fields]
     width = max(len(name) for name, _ in shown) + 1
-    for name, cell in shown:
-        if cell != "-":
-            click.echo(f"{name + ':':<{width}} {cell}")
+    for name, text in shown:
+        if text != "-":
+            click.echo(f"{name + ':':<{width}} {text}")
     return None
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     if value is None or value in ("", [], {}):
         return "-"
     if isinstance(value, datetime):
@@ -72,7 +81,7 @@ def _cell(value: Any) -> str:
 
 
 def size(amount: float | None) -> str | None:
-    """A size in bytes as people read it."""
+    """Return a size in bytes as people read it."""
     if amount is None:
         return None
     units = iter(("B", "KiB", "MiB", "GiB", "TiB"))
@@ -83,7 +92,7 @@ def size(amount: float | None) -> str | None:
 
 
 def duration(seconds: int | None) -> str | None:
-    """A duration as people read it: its two largest units."""
+    """Return a duration as people read it: its two largest units."""
     if seconds is None:
         return None
     minutes, second = divmod(seconds, 60)
@@ -94,7 +103,3 @@ def duration(seconds: int | None) -> str | None:
     if hours:
         return f"{hours}h {minute}m"
     return f"{minutes}m {second}s" if minutes else f"{second}s"
-
-
-def on_terminal() -> bool:
-    return sys.stderr.isatty()

@@ -9,9 +9,10 @@ import click
 
 from ...protocols.access import Role
 from ...protocols.peer import InviteRequest, Message
-from .link import open_link
-from .names import DURATION, PEER_NAME, ROLE
-from .output import Column, json_option, print_fields, print_json, print_table, say
+from .listing import Listing, listing_options
+from .node import open_client
+from .output import Column, print_fields, print_json, say
+from .parameters import DURATION, PEER_NAME, ROLE, json_option
 from .qr import draw_qr
 
 COLUMNS: list[Column] = [
@@ -47,11 +48,11 @@ def peer() -> None:
 
 
 @peer.command("ls")
-@json_option
-def list_peers(as_json: bool) -> None:
+@listing_options
+def list_peers(listing: Listing) -> None:
     """List the peers of the fleet."""
-    with open_link() as link:
-        print_table(link.call("list_peers"), COLUMNS, as_json=as_json)
+    with open_client() as client:
+        listing.show(client.call("list_peers"), COLUMNS)
 
 
 @peer.command("show")
@@ -59,20 +60,20 @@ def list_peers(as_json: bool) -> None:
 @json_option
 def show_peer(name: str, as_json: bool) -> None:
     """Show one peer."""
-    with open_link() as link:
-        print_fields(link.call("get_peer", {"peer": name}), FIELDS, as_json=as_json)
+    with open_client() as client:
+        print_fields(client.call("get_peer", {"peer": name}), FIELDS, as_json=as_json)
 
 
 @peer.command("invite")
 @click.option("--role", type=ROLE, default="operator", show_default=True)
-@click.option("--expires", type=DURATION, default="10m", show_default=True, help="How long the ticket is good.")
+@click.option("--expires", type=DURATION, default="10m", show_default=True, help="How long the ticket is valid.")
 @click.option("--uses", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many nodes may use it.")
 @click.option("--qr", "as_qr", is_flag=True, help="Show the ticket as a QR code, too.")
 @json_option
 def invite(role: Role, expires: int, uses: int, as_qr: bool, as_json: bool) -> None:
     """Make a ticket with which another node can join the fleet."""
-    with open_link() as link:
-        made = link.call("invite_peer", {"invite": InviteRequest(role=role, expires=expires, uses=uses)})
+    with open_client() as client:
+        made = client.call("invite_peer", {"invite": InviteRequest(role=role, expires=expires, uses=uses)})
     if as_json:
         return print_json(made)
     say("on the other machine: twinshare peer join TICKET, with this ticket:")
@@ -86,8 +87,8 @@ def invite(role: Role, expires: int, uses: int, as_qr: bool, as_json: bool) -> N
 @json_option
 def join(ticket: str, as_json: bool) -> None:
     """Join the fleet that a ticket comes from."""
-    with open_link() as link:
-        found = link.call("join_fleet", {"ticket": ticket})
+    with open_client() as client:
+        found = client.call("join_fleet", {"ticket": ticket})
     if as_json:
         print_json(found)
     else:
@@ -97,9 +98,9 @@ def join(ticket: str, as_json: bool) -> None:
 @peer.command("revoke")
 @click.argument("name", metavar="PEER", type=PEER_NAME)
 def revoke(name: str) -> None:
-    """Put a peer out of the fleet."""
-    with open_link() as link:
-        gone = link.call("revoke_peer", {"peer": name})
+    """Revoke a peer's membership."""
+    with open_client() as client:
+        gone = client.call("revoke_peer", {"peer": name})
     click.echo(f"{gone.name} ({gone.id}) revoked")
 
 
@@ -108,8 +109,8 @@ def revoke(name: str) -> None:
 @json_option
 def ping(name: str, as_json: bool) -> None:
     """Measure the round trip to a peer."""
-    with open_link() as link:
-        found = link.call("ping_peer", {"peer": name})
+    with open_client() as client:
+        found = client.call("ping_peer", {"peer": name})
     if as_json:
         print_json(found)
     else:
@@ -140,9 +141,9 @@ def message(name: str, message_type: str, data: dict[str, Any], as_json: bool) -
     \b
     twinshare peer message alice HELLO '{"message": "hi"}'
     """
-    with open_link() as link:
+    with open_client() as client:
         wanted = Message(peer_id=name, message_type=message_type, data=data)
-        found = link.call("send_message", {"message": wanted})
+        found = client.call("send_message", {"message": wanted})
     if as_json:
         print_json(found)
     else:

@@ -11,39 +11,40 @@ import click
 
 from ...protocols.operation import Operation, Progress
 from ..exchange import outcome
-from .link import Link
+from .node import NodeClient
 from .output import on_terminal, say, size
 
 _CHUNK = 1 << 18
-# Seconds between two looks: often where somebody watches, else as long as a request may take.
-_LOOK, _STEP = 0.4, 20.0
+# Seconds between two requests for an operation: often where somebody watches, else as long as a request may take.
+_POLL, _STEP = 0.4, 20.0
 _WIDTH = 20
 
 
-def run(link: Link, name: str, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
-    """Do a mutation and return its result; Ctrl-C stops the waiting, not the work.
+def run(client: NodeClient, name: str, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
+    """Do a mutation and return its result. Ctrl-C ends the waiting; the operation goes on.
 
     Raises: what the operation raises.
     """
-    return follow(link, link.begin(name, arguments, peer), peer)
+    operation, at = client.begin(name, arguments, peer)
+    return follow(client, operation, at)
 
 
-def follow(link: Link, operation: Operation, peer: str | None = None, timeout: float | None = None) -> Any:
+def follow(client: NodeClient, operation: Operation, peer: str | None = None, timeout: float | None = None) -> Any:
     """Wait for an operation and return its result. With `timeout`, seconds, an operation that goes on is returned.
 
     Raises: the error that ended it.
     """
     with _line() as show:
-        left, tell = timeout, Teller()
+        left, describe = timeout, ProgressText()
         while not operation.state.ended:
-            show(tell(operation))
-            step = min(_LOOK if on_terminal() else _STEP, _STEP if left is None else left)
+            show(describe(operation))
+            step = min(_POLL if on_terminal() else _STEP, _STEP if left is None else left)
             try:
-                operation = link.call("wait_operation", {"id": operation.id, "timeout": step}, peer)
+                operation = client.call("wait_operation", {"id": operation.id, "timeout": step}, peer)
             except KeyboardInterrupt:
                 show("")
                 say(f"operation {operation.id} goes on; see it with 'twinshare op wait {operation.id}'")
-                raise click.exceptions.Exit(1) from None
+                raise click.exceptions.Exit(130) from None
             left = None if left is None else left - step
             if left is not None and left <= 0 and not operation.state.ended:
                 return operation
@@ -52,7 +53,7 @@ def follow(link: Link, operation: Operation, peer: str | None = None, timeout: f
 
 @contextmanager
 def _line() -> Iterator[Callable[[str], None]]:
-    """A function that rewrites one line of the terminal; where there is none, it says nothing."""
+    """Yield a function that rewrites one line of the terminal; without a terminal it prints nothing."""
     watched = on_terminal()
 
     def show(text: str) -> None:
@@ -65,8 +66,8 @@ def _line() -> Iterator[Callable[[str], None]]:
         show("")
 
 
-class Teller:
-    """Words for how far an operation is. Where it counts bytes, also how fast they come, since it began to count."""
+class ProgressText:
+    """Describes an operation's progress; where it counts bytes, also their rate since it began to count."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -86,7 +87,7 @@ class Teller:
             self._since = (progress.message.partition(";")[0], self._clock(), progress.done)
             return ""
         seconds = self._clock() - began
-        return f"{size((progress.done - first) / seconds)}/s" if seconds >= _LOOK and progress.done > first else ""
+        return f"{size((progress.done - first) / seconds)}/s" if seconds >= _POLL and progress.done > first else ""
 
 
 def _amount(progress: Progress) -> str:
@@ -101,7 +102,7 @@ def _bar(progress: Progress) -> str:
 
 
 def counted(file: BinaryIO, what: str) -> Iterator[bytes]:
-    """The file in chunks, with a line that tells how much has gone."""
+    """Yield the file in chunks, and show how much was sent."""
     sent = 0
     with _line() as show:
         while chunk := file.read(_CHUNK):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from ..exchange import plain
-from .link import open_link
-from .output import Column, duration, json_option, peer_option, print_fields, print_json, say
+from .node import open_client
+from .output import Column, duration, print_fields, print_json, say
+from .parameters import json_option, peer_option
 
 FIELDS: list[Column] = [
     ("name", lambda health: health.name),
@@ -25,19 +26,19 @@ FIELDS: list[Column] = [
 @peer_option
 @json_option
 def status(page: bool, peer: str | None, as_json: bool) -> None:
-    """Show how the node is and what room it has."""
-    with open_link() as link:
+    """Show the node's health and its free capacity."""
+    with open_client() as client:
         if page:
-            return click.echo(link.send(plain("POST", "/session", dict[str, str]))["link"])
-        health = link.call("health", {}, peer)
-        room = link.call("capacity", {}, peer)
+            return click.echo(client.send(plain("POST", "/session", dict[str, str]))["link"])
+        health = client.call("health", {}, peer)
+        capacity = client.call("capacity", {}, peer)
     if as_json:
-        return print_json({"health": health, "capacity": room})
+        return print_json({"health": health, "capacity": capacity})
     print_fields(health, FIELDS, as_json=False)
-    free, all_ = room.available, room.total
+    free, total = capacity.available, capacity.total
     click.echo(
-        f"free:       {free.cpu} of {all_.cpu} virtual CPUs, {free.memory} of {all_.memory} MiB memory, "
-        f"{free.disk} of {all_.disk} GiB disk"
+        f"free:       {free.cpu} of {total.cpu} virtual CPUs, {free.memory} of {total.memory} MiB memory, "
+        f"{free.disk} of {total.disk} GiB disk"
     )
     for problem in health.problems:
         say(f"problem: {problem}")

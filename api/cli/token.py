@@ -6,9 +6,11 @@ import click
 
 from ...protocols.access import Role
 from ...protocols.node import TokenRequest
-from .link import open_link
-from .names import DURATION, ROLE, TOKEN_NAME
-from .output import Column, json_option, print_json, print_table, say
+from .bulk import do_each
+from .listing import Listing, listing_options
+from .node import open_client
+from .output import Column, print_json, say
+from .parameters import DURATION, ROLE, TOKEN_NAME, json_option
 
 COLUMNS: list[Column] = [
     ("NAME", lambda token: token.name),
@@ -21,7 +23,7 @@ COLUMNS: list[Column] = [
 
 @click.group()
 def token() -> None:
-    """Tokens for programs and people that are not this user on this machine.
+    """Tokens for programs and for other people.
 
     \b
     twinshare token create ci --role operator --expires 30d
@@ -35,27 +37,32 @@ def token() -> None:
 @click.option("--expires", type=DURATION, help="Such as 12h or 30d; without it the token does not expire.")
 @json_option
 def create_token(name: str, role: Role, expires: int | None, as_json: bool) -> None:
-    """Make a token and print its secret, which is told this once."""
-    with open_link() as link:
-        made = link.call("create_token", {"token": TokenRequest(name=name, role=role, expires_in=expires)})
+    """Make a token and print its secret, which is shown this once."""
+    with open_client() as client:
+        made = client.call("create_token", {"token": TokenRequest(name=name, role=role, expires_in=expires)})
     if as_json:
         return print_json(made)
-    say(f"{made.name} ({made.role}); keep the secret, it is not told again:")
+    say(f"{made.name} ({made.role}); keep the secret, it is not shown again:")
     return click.echo(made.secret)
 
 
 @token.command("ls")
-@json_option
-def list_tokens(as_json: bool) -> None:
+@listing_options
+def list_tokens(listing: Listing) -> None:
     """List tokens, without their secrets."""
-    with open_link() as link:
-        print_table(link.call("list_tokens"), COLUMNS, as_json=as_json)
+    with open_client() as client:
+        listing.show(client.call("list_tokens"), COLUMNS)
 
 
 @token.command("revoke")
 @click.argument("names", nargs=-1, required=True, type=TOKEN_NAME)
-def revoke_token(names: tuple[str, ...]) -> None:
+@json_option
+def revoke_token(names: tuple[str, ...], as_json: bool) -> None:
     """Revoke tokens at once."""
-    with open_link() as link:
-        for name in names:
-            click.echo(f"{link.call('revoke_token', {'name': name}).name} revoked")
+    with open_client() as client:
+        do_each(
+            names,
+            lambda name: client.call("revoke_token", {"name": name}),
+            lambda token: f"{token.name} revoked",
+            as_json=as_json,
+        )

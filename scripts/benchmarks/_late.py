@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from twinshare.api.cli import main
-from twinshare.api.cli.supervisor import Supervisor
+from twinshare.api.cli.systemd import SystemdNotifier
 
 NAP = 0.005
 
@@ -39,13 +39,13 @@ if __name__ == "__main__":
     target.write_text("reset")
     if len(sys.argv) == 2:
         trio.run(alone, target)
-    keep_alive = Supervisor.keep_alive
+    keep_alive = SystemdNotifier.keep_alive
 
-    async def watched(self: Supervisor) -> None:
+    async def watched(self: SystemdNotifier) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_alive, self)
             nursery.start_soon(note_lateness, target)
 
-    Supervisor.keep_alive = watched  # type: ignore[method-assign]  # to look over its shoulder
+    SystemdNotifier.keep_alive = watched  # type: ignore[method-assign]  # to measure each turn of its loop
     sys.argv = ["twinshare", "agent", *sys.argv[2:]]
     main()

@@ -4,11 +4,13 @@ import json
 import socket
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from tests.api.recorded import VM, Answer, RecordedNode, operation, recorded_node
-from twinshare.api.cli import PLACES, main
+from twinshare.api.cli import COMMANDS, main
+from twinshare.api.cli.lazy import LazyGroup
 
 IMAGE = {
     "name": "tiny",
@@ -298,13 +300,19 @@ def test_a_picture_goes_to_a_file(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help() -> None:
-    def walk(command: object, *path: str) -> None:
+    def walk(command: click.Command, *path: str) -> int:
         result = CliRunner().invoke(main, [*path, "--help"])
         assert result.exit_code == 0, path
-        for name, below in getattr(command, "commands", {}).items():
-            assert below.help or below.short_help, (*path, name)
-            walk(below, *path, name)
+        context, seen = click.Context(command), 1
+        if not isinstance(command, click.Group):
+            return seen
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            assert below.help, (*path, name)
+            if isinstance(command, LazyGroup):
+                assert command.commands_at[name][1] == below.get_short_help_str(200), (*path, name)
+            seen += walk(below, *path, name)
+        return seen
 
-    walk(main)
-    for place in PLACES:
-        walk(main.get_command(None, place), place)  # type: ignore[arg-type]  # it needs no context
+    assert walk(main) > len(COMMANDS) + 40

@@ -8,7 +8,7 @@ import msgspec
 
 from tests.api.recorded import VM, Answer, operation, recorded_node
 from tests.api.test_cli import IMAGE, twinshare
-from twinshare.api.cli.progress import Teller
+from twinshare.api.cli.progress import ProgressText
 from twinshare.protocols.operation import Operation, Progress
 
 LOST = IMAGE | {"name": "", "tag": "", "digest": "blake3:11"}
@@ -96,7 +96,7 @@ def test_run_makes_a_vm_and_prints_its_address() -> None:
 
 def test_progress_has_a_bar_and_a_rate() -> None:
     now = 0.0
-    tell = Teller(lambda: now)
+    tell = ProgressText(lambda: now)
     mib = 1 << 20
 
     def at(done: int, message: str = "fetching; 5 bytes were here already", total: int | None = 100 * mib) -> str:

@@ -174,5 +174,5 @@ def test_ctrl_c_stops_the_waiting_and_not_the_work() -> None:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, "twinshare op wait op-1" in said) == (1, True)
+    assert (process.returncode, "twinshare op wait op-1" in said) == (130, True)
     assert not any(seen.verb == "DELETE" for seen in node.seen)

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.api.recorded import Answer, recorded_node
-from twinshare.api import exchange
+from twinshare.api import retry
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.protocols.errors import Unauthenticated
 from twinshare.protocols.event import Event
@@ -84,7 +84,7 @@ def test_a_refusal_is_raised(run: Run) -> None:
 
 
 def test_a_node_that_stays_away_ends_the_stream(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "RETURN_WITHIN", 0.4)
+    monkeypatch.setattr(retry, "RETURN_WITHIN", 0.4)
     with recorded_node({STREAM: [stream(told(1)), Answer(cut=0)]}) as node, pytest.raises(NodeUnreachable):
         collect(run, node.url, 2)
 

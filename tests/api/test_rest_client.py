@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.api.recorded import STARTED, VM, Answer, operation, recorded_node
-from twinshare.api import exchange
+from twinshare.api import retry
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.protocols.bodies import VmStarted
 from twinshare.protocols.errors import (
@@ -199,7 +199,7 @@ def test_what_is_down_for_longer_is_told_at_once(run: Run) -> None:
 
 
 def test_a_node_that_stays_away_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "RETURN_WITHIN", 0.4)
+    monkeypatch.setattr(retry, "RETURN_WITHIN", 0.4)
     with recorded_node({"GET /api/vm": [Answer(cut=0)]}) as node, pytest.raises(NodeUnreachable):
         ask(run, node.url, lambda client: client.list_vms())
     assert len(node.seen) == 3

@@ -1,4 +1,4 @@
-"""What systemd is told over its notify socket: ready, alive, stopping. Without systemd nothing is sent."""
+"""Messages to systemd over its notify socket: ready, alive, stopping. Without systemd nothing is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import trio
 
 
-class Supervisor:
+class SystemdNotifier:
     """Reads `$NOTIFY_SOCKET` and `$WATCHDOG_USEC` once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -25,7 +25,7 @@ class Supervisor:
         self._send("STOPPING=1")
 
     async def keep_alive(self) -> None:
-        """Show at half the watchdog's interval that the loop turns; for ever."""
+        """Send a keepalive at half the watchdog's interval, until cancelled."""
         while self._interval is not None:
             self._send("WATCHDOG=1")
             await trio.sleep(self._interval)

@@ -13,39 +13,41 @@ from ...protocols.errors import TwinshareError
 from ...protocols.image import Image, PullRequest, PushRequest
 from ...protocols.reference import LOCAL, vm_name_after
 from ...protocols.vm import ForwardSpec, Vm
-from .link import open_link
-from .names import IMAGE_NAME
-from .output import Column, json_option, peer_option, print_json, print_table, say
+from .listing import Listing, listing_options
+from .node import open_client
+from .output import Column, print_json, say
+from .parameters import IMAGE_NAME, IMAGE_SOURCE, json_option, peer_option
 from .progress import run
-from .specs import read_spec, spec_options
-from .vm_look import wait_for_ip
+from .vm_access import wait_for_ip
+from .vm_create import read_spec, spec_options
+from .vm_list import print_warnings
 
 CATALOGUE: list[Column] = [
     ("NAME", lambda entry: entry.name),
     ("USER", lambda entry: entry.user),
     ("ABOUT", lambda entry: entry.about or entry.source),
 ]
-# Seconds that a guest may take to boot before nobody waits for its address any more.
-BOOT_WITHIN = 300
+BOOT_TIMEOUT = 300
+"""Seconds that `image run` waits for a guest's address."""
 
 
-def called(image: Image) -> str:
-    """An image's whole name here; one that lost its name is its digest."""
-    place = "" if image.registry == LOCAL else f"{image.registry}/"
-    return f"{place}{image.name}:{image.tag}" if image.name else image.digest
+def full_name(image: Image) -> str:
+    """Return an image's whole name here; one that lost its name is its digest."""
+    registry = "" if image.registry == LOCAL else f"{image.registry}/"
+    return f"{registry}{image.name}:{image.tag}" if image.name else image.digest
 
 
-def told(made: Image, *, as_json: bool) -> None:
-    """What a command that makes an image prints."""
+def print_image(made: Image, *, as_json: bool) -> None:
+    """Print the image that a command made."""
     if as_json:
         print_json(made)
     else:
-        click.echo(f"{called(made)} {made.digest}")
+        click.echo(f"{full_name(made)} {made.digest}")
 
 
 @click.command("pull")
-@click.argument("source", metavar="IMAGE")
-@click.option("--name", default="", metavar="NAME[:TAG]", help="What it is called here (as it is there).")
+@click.argument("source", metavar="IMAGE", type=IMAGE_SOURCE)
+@click.option("--name", default="", metavar="NAME[:TAG]", help="Its name here (as it is there).")
 @click.option("--sha256", default="", metavar="HEX", help="The digest of a disk that is fetched by https.")
 @peer_option
 @json_option
@@ -58,21 +60,21 @@ def pull(source: str, name: str, sha256: str, peer: str | None, as_json: bool) -
     twinshare image pull https://example.org/disk.qcow2 --sha256 5891b5b5...
     """
     wanted = PullRequest(image=source, name=name, sha256=sha256)
-    with open_link() as link:
-        told(run(link, "pull_image", {"request": wanted}, peer), as_json=as_json)
+    with open_client() as client:
+        print_image(run(client, "pull_image", {"request": wanted}, peer), as_json=as_json)
 
 
 @click.command("push")
 @click.argument("name", type=IMAGE_NAME)
 @click.argument("target", metavar="REGISTRY/NAME[:TAG]")
-@click.option("--dry-run", is_flag=True, help="Only try whether the registry would take it.")
+@click.option("--dry-run", is_flag=True, help="Only check whether the registry would accept it.")
 @peer_option
 @json_option
 def push(name: str, target: str, dry_run: bool, peer: str | None, as_json: bool) -> None:
     """Send an image to a registry."""
     wanted = PushRequest(image=name, target=target, dry_run=dry_run)
-    with open_link() as link:
-        pushed = run(link, "push_image", {"request": wanted}, peer)
+    with open_client() as client:
+        pushed = run(client, "push_image", {"request": wanted}, peer)
     if as_json:
         print_json(pushed)
     elif pushed.manifest:
@@ -83,15 +85,15 @@ def push(name: str, target: str, dry_run: bool, peer: str | None, as_json: bool)
 
 @click.command("catalogue")
 @peer_option
-@json_option
-def catalogue(peer: str | None, as_json: bool) -> None:
+@listing_options
+def catalogue(peer: str | None, listing: Listing) -> None:
     """List the short names that can be pulled and run."""
-    with open_link() as link:
-        print_table(link.call("list_catalogue", {}, peer), CATALOGUE, as_json=as_json)
+    with open_client() as client:
+        listing.show(client.call("list_catalogue", {}, peer), CATALOGUE)
 
 
 @click.command("run")
-@click.argument("image", type=IMAGE_NAME)
+@click.argument("image", type=IMAGE_SOURCE)
 @click.option("--name", metavar="NAME", help="The VM's name (made of the image's).")
 @spec_options
 @peer_option
@@ -102,20 +104,19 @@ def run_image(
     """Make a VM from an image, fetched if need be, start it, and print its name and IP address.
 
     \b
-    twinshare image run tiny --memory 128 --disk 1
+    twinshare image run tiny --memory 128M --disk 1G
     twinshare image run debian-12 --name db --ssh-key ~/.ssh/id_ed25519.pub --forward 2222:22
     """
     spec = read_spec(name or vm_name_after(image, secrets.token_hex(3)), {**given, "image": image, "start": True})
-    with open_link() as link:
-        made: Vm = run(link, "create_vm", {"spec": spec}, peer)
-        for warning in made.warnings:
-            say(f"warning: {warning}")
+    with open_client() as client:
+        made: Vm = run(client, "create_vm", {"spec": spec}, peer)
+        print_warnings(made)
         for port in ports:
-            link.call("add_forward", {"vm": made.id, "forward": port}, peer)
+            client.call("add_forward", {"vm": made.id, "forward": port}, peer)
         say(f"{made.name} runs; waiting for its address")
-        found = wait_for_ip(link, made.id, peer, time.monotonic() + BOOT_WITHIN)
+        found = wait_for_ip(client, made.id, peer, time.monotonic() + BOOT_TIMEOUT)
     if found.ip is None:
-        raise TwinshareError(f"VM '{made.name}' runs, and has no address that the node knows of after {BOOT_WITHIN} s")
+        raise TwinshareError(f"VM '{made.name}' runs, and has no address that the node knows of after {BOOT_TIMEOUT} s")
     if as_json:
         print_json(msgspec.structs.replace(made, ip=found.ip))
     else:
