@@ -22,9 +22,8 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from ..rest.connection_info import ConnectionInfo
 from .framing import StrictH11
-from .link import Link
-from .request import Message, Receive, Send
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +39,6 @@ _ABORT = struct.pack("ii", 1, 0)
 # Messages that wait for a view which does not read.
 QUEUE = 8
 
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
@@ -48,7 +46,7 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 class Serving:
     """What all connections of a server share."""
 
-    app: Application
+    app: Any
     config: Config
     context: WorkerContext
     idle_timeout: float
@@ -57,10 +55,10 @@ class Serving:
 class Connection:
     """Serve requests on `stream` until either side has had enough."""
 
-    def __init__(self, serving: Serving, stream: Stream, link: Link) -> None:
+    def __init__(self, serving: Serving, stream: Stream, info: ConnectionInfo) -> None:
         self._serving = serving
         self._stream = stream
-        self._link = link
+        self._info = info
         self._writing = trio.Lock()
         self._reading = trio.CancelScope()
         self._idle_since = trio.current_time()
@@ -74,27 +72,26 @@ class Connection:
                 await self._serve(views)
         except* Exception:
             # Whatever a stranger's bytes do to the parser or a view, it ends this connection and nothing else.
-            log.exception("a connection failed by a bug", address=self._link.address)
+            log.exception("a connection failed by a bug", address=self._info.address)
         finally:
             await trio.aclose_forcefully(self._stream)
 
     async def _serve(self, views: trio.Nursery) -> None:
         serving = self._serving
         self._protocol = StrictH11(
-            serving.app, serving.config, serving.context, _Views(views), ConnectionState({"link": self._link}),
-            self._link.secure, (self._link.address, 0), (self._link.served, 0), self._send,
+            serving.app, serving.config, serving.context, _Views(views), ConnectionState({"connection": self._info}),
+            self._info.secure, (self._info.address, 0), (self._info.served, 0), self._send,
         )  # fmt: skip
         with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             await self._read()
-        self._link.hang_up()
         await self._protocol.handle(Closed())
+        # The client is gone, or has its answer: what still runs has no reader.
+        views.cancel_scope.cancel()
 
     def stop(self, *, now: bool = False) -> None:
         """The server ends: an idle or endless connection is cut, a busy one is answered first, unless it is `now`."""
-        if self._protocol.idle:
+        if self._protocol.idle or ((now or self._info.endless) and not self._info.interrupt()):
             self._reading.cancel()
-        elif now or self._link.endless:
-            self._link.stop()
 
     async def _read(self) -> None:
         """Hand over what arrives until the client is gone, idle for too long, or done with."""
@@ -105,7 +102,7 @@ class Connection:
                 break
             if not data:
                 return
-            self._link.heard_at = trio.current_time()
+            self._info.heard_at = trio.current_time()
             await self._protocol.handle(RawData(bytes(data)))
         if self._ending:
             await self._linger()
@@ -145,7 +142,6 @@ class Connection:
                     with trio.fail_after(WRITE_TIME):
                         await self._stream.send_all(data[start : start + WRITE_SIZE])
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-                self._link.hang_up()
                 # What a client does not read must not stay in the kernel's memory either.
                 with contextlib.suppress(OSError):
                     self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
@@ -164,22 +160,27 @@ class _Views:
     async def spawn_app(self, app: Any, _config: Config, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
         to_view, messages = trio.open_memory_channel[Any](QUEUE)
 
+        async def receive() -> Any:
+            try:
+                return await messages.receive()
+            except trio.EndOfChannel:
+                return {"type": f"{scope['type']}.disconnect"}
+
         async def run() -> None:
             with messages:
                 try:
-                    await app(scope, messages.receive, send)
+                    await app(scope, receive, send)
                 finally:
                     with trio.CancelScope(shield=True):
                         await send(None)
 
         async def put(message: Any) -> None:
-            with contextlib.suppress(trio.BrokenResourceError):
-                if message["type"] not in {"http.disconnect", "websocket.disconnect"}:
-                    await to_view.send(message)
-                    return
-                # The view itself may be who ends the stream: it must not wait for itself.
-                with contextlib.suppress(trio.WouldBlock):
-                    to_view.send_nowait(message)
+            if message["type"] in {"http.disconnect", "websocket.disconnect"}:
+                # Never waits: the view itself may be who ends the stream.
+                to_view.close()
+                return
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await to_view.send(message)
 
         self._nursery.start_soon(run)
         return put

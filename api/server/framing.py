@@ -20,7 +20,7 @@ from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 
 from ...protocols.errors import InvalidRequest, TooLarge, TwinshareError
-from .answer import failure
+from ..rest.errors import closing_response
 from .websocket import StrictWebsocket
 
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -99,10 +99,11 @@ class StrictH11(H11Protocol):
         )
 
     async def _send_error_response(self, status_code: int) -> None:
-        answer = failure(_refusal(status_code))
-        headers = [*answer.head()["headers"], (b"connection", b"close"), *self.config.response_headers("h11")]
-        await self._send_h11_event(h11.Response(status_code=answer.status, headers=headers))
-        await self._send_h11_event(h11.Data(data=answer.body))
+        error = _refusal(status_code)
+        headers, body = closing_response(error)
+        headers += self.config.response_headers("h11")
+        await self._send_h11_event(h11.Response(status_code=error.status, headers=headers))
+        await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
 
     async def _send_h11_event(self, event: Any) -> None:

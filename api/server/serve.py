@@ -14,13 +14,15 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 
 from ...agent.node import Node
+from ...protocols.console import HEARTBEAT
 from ...protocols.errors import Overloaded
-from .answer import failure
-from .app import App, make_app
-from .arrival import meet
+from ..app import make_app
+from ..rest.application import RestApp
+from ..rest.connection_info import ConnectionInfo
+from ..rest.errors import closing_response
 from .connection import Connection, Serving, Stream
-from .limits import Shares
-from .link import Link
+from .connection_limit import ConnectionLimit
+from .far_end import identify
 from .listen import Listening, listening
 from .websocket import MAX_MESSAGE
 
@@ -28,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds that requests under way have to finish when the node stops, and then to be told that it does.
 GRACE = 3.0
-LAST_WORDS = 1.0
+ANSWER_TIME = 1.0
 HANDSHAKE_TIME = 10.0
 # Of all connections, one source may hold this part.
 SOURCE_SHARE = 0.75
@@ -60,7 +62,7 @@ async def _serving(node: Node, at: Listening) -> AsyncIterator[None]:
 class _Server:
     """Accepts connections, within bounds, and sees them out."""
 
-    def __init__(self, app: App, node: Node, context: ssl.SSLContext | None) -> None:
+    def __init__(self, app: RestApp, node: Node, context: ssl.SSLContext | None) -> None:
         config = node.config.api
         self._guests = node.guest_pids
         self._tls = context
@@ -70,8 +72,9 @@ class _Server:
         hypercorn.include_server_header = False
         hypercorn.keep_alive_max_requests = 1_000_000
         hypercorn.websocket_max_message_size = MAX_MESSAGE
-        self._serving = Serving(app.face, hypercorn, WorkerContext(None), config.idle_timeout)
-        self._shares = Shares(config.max_connections, max(1, int(config.max_connections * SOURCE_SHARE)))
+        hypercorn.websocket_ping_interval = HEARTBEAT
+        self._serving = Serving(app, hypercorn, WorkerContext(None), config.idle_timeout)
+        self._limit = ConnectionLimit(config.max_connections, max(1, int(config.max_connections * SOURCE_SHARE)))
         self._open: set[Connection] = set()
         self._changed = trio.Event()
 
@@ -92,29 +95,29 @@ class _Server:
     async def _welcome(self, stream: trio.SocketStream) -> None:
         """One connection from its first moment to its last."""
         try:
-            link = await meet(stream.socket, self._guests, tokenless=self._tokenless, secure=self._tls is not None)
+            info = await identify(stream.socket, self._guests, tokenless=self._tokenless, secure=self._tls is not None)
         except OSError:
             # It is gone already.
             await trio.aclose_forcefully(stream)
             return
-        if not self._shares.take(link.source):
-            await _turn_away(stream, secure=link.secure)
+        if not self._limit.take(info.source):
+            await _turn_away(stream, secure=info.secure)
             return
         self._metrics.connections += 1
         try:
-            await self._hold(stream, link)
+            await self._hold(stream, info)
         finally:
             self._metrics.connections -= 1
-            self._shares.give(link.source)
+            self._limit.give(info.source)
 
-    async def _hold(self, stream: trio.SocketStream, link: Link) -> None:
+    async def _hold(self, stream: trio.SocketStream, info: ConnectionInfo) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         secured: Stream = stream
         if self._tls is not None:
             secured = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
             if not await _handshake(secured):
                 return
-        connection = Connection(self._serving, secured, link)
+        connection = Connection(self._serving, secured, info)
         self._open.add(connection)
         try:
             await connection.run()
@@ -125,7 +128,7 @@ class _Server:
     async def close(self) -> None:
         """See the open connections out: the idle ones at once, the others after their answer, none after the grace."""
         await self._serving.context.terminated.set()
-        for patience, now in ((GRACE, False), (LAST_WORDS, True)):
+        for patience, now in ((GRACE, False), (ANSWER_TIME, True)):
             for connection in list(self._open):
                 connection.stop(now=now)
             with trio.move_on_after(patience):
@@ -144,13 +147,11 @@ async def _handshake(stream: trio.SSLStream[trio.SocketStream]) -> bool:
 
 async def _turn_away(stream: trio.SocketStream, *, secure: bool) -> None:
     """One connection too many: say so, if that can be said without a handshake, and close."""
-    answer = failure(Overloaded("too many connections are open; try again later", retry_after=1))
-    head = b"".join(b"%s: %s\r\n" % header for header in answer.head()["headers"])
+    headers, body = closing_response(Overloaded("too many connections are open; try again later", retry_after=1))
+    head = b"".join(b"%s: %s\r\n" % header for header in headers)
     with trio.move_on_after(1), contextlib.suppress(OSError, trio.BrokenResourceError):
         if not secure:
-            await stream.send_all(
-                b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n%s\r\n" % head + answer.body
-            )
+            await stream.send_all(b"HTTP/1.1 503 Service Unavailable\r\n%s\r\n" % head + body)
             await stream.send_eof()
             await stream.receive_some(1 << 16)
     await trio.aclose_forcefully(stream)

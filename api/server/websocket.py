@@ -1,20 +1,18 @@
 """Websockets on our connections: Hypercorn's, without what a stranger could use against us.
 
 No compression (a small frame would unfold to a large one), no message beyond `MAX_MESSAGE`, errors before the handshake
-is accepted as JSON, and an end to every connection whose client breaks the protocol. A view can send pings.
+is accepted as JSON, and an end to every connection whose client breaks the protocol.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
-from wsproto.events import Ping
 
 from ...protocols.errors import InvalidRequest
-from .answer import failure
+from ..rest.errors import closing_response
 
 MAX_MESSAGE = 1 << 16
 _EXTENSIONS = b"sec-websocket-extensions"
@@ -40,18 +38,12 @@ class StrictWebsocket(WSStream):
             # It was told; what it says from now on is of no interest.
             await self.send(StreamClosed(stream_id=self.stream_id))
 
-    async def app_send(self, message: Any) -> None:
-        if message is None or message["type"] != "websocket.ping":
-            await super().app_send(message)
-        elif self.state is ASGIWebsocketState.CONNECTED and not self.closed:
-            await self._send_wsproto_event(Ping())
-
     async def _send_error_response(self, status_code: int) -> None:
         if self.state is not ASGIWebsocketState.HANDSHAKE:
             return
         self.state = ASGIWebsocketState.HTTPCLOSED
-        answer = failure(InvalidRequest("this is not a valid websocket handshake"))
-        headers = [*answer.head()["headers"], (b"connection", b"close")]
-        await self.send(Response(stream_id=self.stream_id, status_code=answer.status, headers=headers))
-        await self.send(Body(stream_id=self.stream_id, data=answer.body))
+        error = InvalidRequest("this is not a valid websocket handshake")
+        headers, body = closing_response(error)
+        await self.send(Response(stream_id=self.stream_id, status_code=error.status, headers=headers))
+        await self.send(Body(stream_id=self.stream_id, data=body))
         await self.send(EndBody(stream_id=self.stream_id))

@@ -14,7 +14,8 @@ import trio
 
 from tests.api.served import Served, served
 from tests.leaks import nothing_leaks
-from twinshare.api.server import connection, request, serve
+from twinshare.api.rest import requests
+from twinshare.api.server import connection, serve
 from twinshare.protocols.errors import ImageExists
 
 HOST = b"Host: localhost\r\n"
@@ -164,7 +165,7 @@ async def test_the_largest_body_is_configured(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "BODY_TIME", 0.2)
+    monkeypatch.setattr(requests, "BODY_TIME", 0.2)
     async with served(tmp_path) as api:
         sent = b"POST /api/vm HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         heard = await trio.to_thread.run_sync(api.raw, sent)
@@ -173,7 +174,7 @@ async def test_a_body_that_does_not_come(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_an_upload_that_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "UPLOAD_IDLE", 0.2)
+    monkeypatch.setattr(requests, "UPLOAD_IDLE", 0.2)
     async with served(tmp_path) as api:
         sent = (
             b"POST /api/image/import?name=x HTTP/1.1\r\n" + HOST

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.api.served import SPEC, Served, served
-from twinshare.api.server import events
+from twinshare.api.twinshare import events
 from twinshare.protocols.access import Role
 from twinshare.protocols.event import Event
 from twinshare.protocols.node import TokenRequest

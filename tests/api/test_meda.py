@@ -16,8 +16,8 @@ from tests.agent.remote import install
 from tests.api.served import served
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.images.contract import raw_disk
-from twinshare.api.server.meda import vms as meda_vms
-from twinshare.api.server.meda.words import WORDS
+from twinshare.api.meda import vms as meda_vms
+from twinshare.api.meda.words import WORDS
 from twinshare.protocols.errors import RegistryFailed
 
 SMALL = {"memory": "64M", "cpus": 1, "disk": "1G"}

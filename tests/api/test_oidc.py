@@ -13,7 +13,7 @@ from joserfc.jwk import ECKey, OctKey
 
 from tests.api.served import served
 from twinshare.agent.config import ConfigError, OidcConfig
-from twinshare.api.server.oidc import Authority
+from twinshare.api.rest.oidc import Authority
 from twinshare.protocols.access import Role
 
 KEY = ECKey.generate_key("P-256", {"kid": "one"})

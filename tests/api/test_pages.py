@@ -59,10 +59,16 @@ def test_vendored_files_are_what_they_were() -> None:
         assert hashlib.sha256(there[name].read_bytes()).hexdigest() == digest, name
 
 
-def test_a_server_that_nobody_looks_at_does_not_load_quart() -> None:
-    code = "import sys, twinshare.api.server; print([name for name in %r if name in sys.modules])"
-    lazy = ("quart", "prometheus_client", "httpx", "libp2p")
-    done = subprocess.run(
-        [sys.executable, "-c", code % (lazy,)], capture_output=True, text=True, check=True, timeout=30
-    )
-    assert done.stdout.strip() == "[]"
+def test_what_a_server_that_nobody_looks_at_does_not_load() -> None:
+    assert loaded("twinshare.api.server", ("prometheus_client", "httpx", "libp2p", "joserfc")) == "[]"
+
+
+def test_the_command_line_does_not_load_the_server() -> None:
+    assert loaded("twinshare.api.cli", ("quart", "hypercorn", "prometheus_client", "libp2p")) == "[]"
+
+
+def loaded(module: str, names: tuple[str, ...]) -> str:
+    """Which of the modules `names` an interpreter has after it has imported `module`."""
+    code = f"import sys, {module}; print([name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()

@@ -15,7 +15,6 @@ MAX_FUNCTION = 60
 BORDERS = {
     "agent/journal/operations.py": "the operation runner: a bug in one operation is recorded in its row",
     "agent/p2p/rpc.py": "the RPC dispatch: a bug in one call is answered `internal`",
-    "api/server/face.py": "the REST view: a bug in one request is answered 500",
     "api/server/connection.py": "whatever a stranger's bytes do to the parser ends their connection and nothing else",
     "agent/p2p/memory/host.py": "what a stream's handler raises is logged and ends that stream alone, as the port says",
     "agent/p2p/libp2p/serving.py": "any exception in a stream handler would end the whole libp2p host",

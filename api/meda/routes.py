@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ....agent.node import Node
-from ....protocols.openapi import Endpoint, Media, document, endpoint
-from ....protocols.table import Dispatcher, Method
-from ..answer import Answer, told
-from ..request import Request
-from ..router import Route
-from ..wishes import wishing
+from quart import Response
+
+from ...agent.node import Node
+from ...protocols.openapi import Endpoint, Media, document, endpoint
+from ...protocols.table import Dispatcher, Method
+from ..rest.requests import current_request, request_options
+from ..rest.responses import json_response
+from ..rest.routes import Route
 from .bodies import ApiError
 from .images import MedaImages
 from .system import MedaSystem
 from .vms import MedaVms
-from .words import refuse_in
 
 ROOT = "/api/v1"
 _TAGS: dict[type, str] = {MedaVms: "VMs", MedaImages: "Images", MedaSystem: "System"}
@@ -47,16 +47,17 @@ def routes(node: Node) -> Iterator[Route]:
 def _route(dispatcher: Dispatcher, method: Method) -> Route:
     status = 201 if method.name in _CREATED else 200
 
-    async def view(request: Request) -> Answer:
-        arguments = method.arguments(request.params, request.arguments(), await request.body())
-        return told(await dispatcher.call(wishing(request, method), method, arguments), status)
+    async def view(**params: str) -> Response:
+        request = current_request()
+        arguments = method.arguments(params, request.arguments(), await request.json_body())
+        return json_response(await dispatcher.call(request_options(request, method), method, arguments), status)
 
     path, answer, example = ROOT + method.path, Media(method.result), _EXAMPLES.get(method.name)
     described = endpoint(
         method, path, answer,
         operation_id=method.name, tag=_TAGS[method.service], status=status, example=example,
     )  # fmt: skip
-    return Route(method.verb, path, f"meda_{method.name}", view, described, refuse=refuse_in(method.name))
+    return Route(method.verb, path, method.name, view, described)
 
 
 def describe(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ....agent.node import Node
-from ....protocols.access import Caller, Role
-from ....protocols.table import rest
+from ...agent.node import Node
+from ...protocols.access import Caller, Role
+from ...protocols.table import rest
 from .bodies import CapacityInfo, HealthInfo
 from .room import capacity_info
 from .vms import TABLE

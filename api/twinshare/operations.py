@@ -1,14 +1,15 @@
-"""The twinshare dialect: every operation of the table under `/api`, and again under `/api/remote/<peer>` for peers.
+"""Every operation of the table under `/api`, and again under `/api/remote/<peer>` for peers.
 
-The documented bodies are made in `protocols/bodies.py`; here an operation becomes a route and an answer.
+The documented bodies are made in `protocols/bodies.py`; here an operation becomes a route and a response.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
+from quart import Response
 
 from ...agent.node import Node
 from ...protocols.bodies import body_type, present
@@ -18,41 +19,49 @@ from ...protocols.peer import PeerRef
 from ...protocols.services import SERVICES
 from ...protocols.table import Method, all_methods
 from ...protocols.vm import Blob
-from .answer import Answer, told
-from .request import Request
-from .router import Route, View
-from .wishes import wishing
+from ..rest.requests import current_request, request_options
+from ..rest.responses import EncodedList, json_response
+from ..rest.routes import Route, View
 
 ROOT = "/api"
 REMOTE = "/api/remote/<peer>"
 TABLE = all_methods(SERVICES)
 
+# Long lists, whose rows rarely change between two requests; each with the one key of its body.
+_KEPT_LISTS = {"list_vms": "vms", "list_operations": "operations"}
+
 
 def routes(node: Node) -> Iterator[Route]:
-    """One route for each operation, and one more for each that peers offer too."""
+    """Yield one route for each operation, and one more for each that peers offer too."""
     for method in TABLE.values():
-        yield Route(method.verb, ROOT + method.path, method.name, _view(node, method), _told(method))
+        yield Route(method.verb, ROOT + method.path, method.name, _view(node, method), _endpoint(method))
     for method in TABLE.values():
         if not method.local:
-            told_as = _told(method, remote=True)
-            yield Route(method.verb, REMOTE + method.path, told_as.operation_id, _remote_view(node, method), told_as)
+            described = _endpoint(method, remote=True)
+            yield Route(
+                method.verb, REMOTE + method.path, described.operation_id, _remote_view(node, method), described
+            )
 
 
 def _view(node: Node, method: Method) -> View:
-    async def view(request: Request) -> Answer:
-        arguments = method.arguments(request.params, request.arguments(), await request.body())
-        return _answer(method, await node.call(wishing(request, method), method, arguments), None)
+    encode = EncodedList(_KEPT_LISTS[method.name]).encode if method.name in _KEPT_LISTS else None
+
+    async def view(**params: str) -> Response:
+        request = current_request()
+        arguments = method.arguments(params, request.arguments(), await request.json_body())
+        result = await node.call(request_options(request, method), method, arguments)
+        return _response(method, result, None, encode)
 
     return view
 
 
 def _remote_view(node: Node, method: Method) -> View:
-    async def view(request: Request) -> Answer:
-        peer = request.params.pop("peer")
+    async def view(peer: str, **params: str) -> Response:
         _check_peer(peer)
-        arguments = method.arguments(request.params, request.arguments(), await request.body())
-        result = await node.call(wishing(request, method), method, arguments, peer)
-        return _answer(method, result, node.peer_id_of(peer))
+        request = current_request()
+        arguments = method.arguments(params, request.arguments(), await request.json_body())
+        result = await node.call(request_options(request, method), method, arguments, peer)
+        return _response(method, result, node.peer_id_of(peer))
 
     return view
 
@@ -65,10 +74,10 @@ def _check_peer(peer: str) -> None:
         raise InvalidRequest(f"peer: {error}", path="peer") from None
 
 
-def _answer(method: Method, result: Any, peer: str | None) -> Answer:
+def _response(method: Method, result: Any, peer: str | None, encode: Callable[[Any], bytes] | None = None) -> Response:
     if isinstance(result, Blob):
-        return Answer(200, result.data, result.media_type.encode())
-    return told(present(method, result, peer))
+        return Response(result.data, content_type=result.media_type)
+    return json_response(encode(result) if encode is not None else present(method, result, peer))
 
 
 _SPEC = {"name": "new-vm", "image": "ubuntu-20.04", "cpu_cores": 2, "memory": 2048, "disk_size": 20}
@@ -83,7 +92,7 @@ _EXAMPLES: dict[str, Any] = {
 }
 
 
-def _told(method: Method, *, remote: bool = False) -> Endpoint:
+def _endpoint(method: Method, *, remote: bool = False) -> Endpoint:
     answer = (
         Media({"type": "string", "format": "binary"}, "image/png", "The picture.")
         if method.result is Blob

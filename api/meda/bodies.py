@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ....protocols.image import ImageRef
-from ....protocols.size import SizeText
-from ....protocols.vm import Forward, VmName, VmRef, check_name
+from ...protocols.image import ImageRef
+from ...protocols.size import SizeText
+from ...protocols.vm import Forward, VmName, VmRef, check_name
 
 Cpus = Annotated[int, Meta(ge=1, le=1024)]
 Registry = Annotated[str, Meta(min_length=1, max_length=255, description="host, or host:port")]

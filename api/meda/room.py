@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ....protocols.errors import InsufficientResources
-from ....protocols.node import Capacity, Room
-from ....protocols.vm import Vm, VmSpec, VmStatus
+from ...protocols.errors import InsufficientResources
+from ...protocols.node import Capacity, Room
+from ...protocols.vm import Vm, VmSpec, VmStatus
 from .bodies import Amount, CapacityInfo
 
 _MIB_PER_GIB = 1024

@@ -4,6 +4,6 @@
 """
 
 from .routes import ROOT, describe, routes
-from .words import refuse
+from .words import render_error
 
-__all__ = ["ROOT", "describe", "refuse", "routes"]
+__all__ = ["ROOT", "describe", "render_error", "routes"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import msgspec
 import trio
 
-from ....agent.node import Node
-from ....agent.vm.record import mac_of, vm_id
-from ....protocols.access import Caller, Role
-from ....protocols.errors import ImageNotFound, VmNotFound, WrongState
-from ....protocols.image import Image, PullRequest
-from ....protocols.services import SERVICES, Port
-from ....protocols.size import GIB, MIB, exact_size
-from ....protocols.table import all_methods, rest
-from ....protocols.vm import ForwardSpec, Vm, VmRef, VmSpec, VmStatus
+from ...agent.node import Node
+from ...agent.vm.record import mac_of, vm_id
+from ...protocols.access import Caller, Role
+from ...protocols.errors import ImageNotFound, VmNotFound, WrongState
+from ...protocols.image import Image, PullRequest
+from ...protocols.services import SERVICES, Port
+from ...protocols.size import GIB, MIB, exact_size
+from ...protocols.table import all_methods, rest
+from ...protocols.vm import ForwardSpec, Vm, VmRef, VmSpec, VmStatus
 from .bodies import NO_IP, NONE, Done, ForwardList, VmAddress, VmCreate, VmDetail, VmFacts, VmInfo, VmList
 from .room import check_replacement
 from .specs import read_user_data, vm_spec

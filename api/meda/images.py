@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ....agent.node import Node
-from ....protocols.access import Caller, Role
-from ....protocols.image import Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
-from ....protocols.size import short_size
-from ....protocols.table import rest
-from ....protocols.vm import Vm
+from ...agent.node import Node
+from ...protocols.access import Caller, Role
+from ...protocols.image import Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
+from ...protocols.size import short_size
+from ...protocols.table import rest
+from ...protocols.vm import Vm
 from .bodies import Done, ImageCreate, ImageInfo, ImageList, ImagePull, ImagePush, ImageRun
 from .specs import image_ref, name_after, push_target, read_user_data, tagged, vm_spec
 from .vms import TABLE, size_of, vm_info

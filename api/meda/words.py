@@ -8,9 +8,11 @@ capitals.
 from __future__ import annotations
 
 import msgspec
+from quart import Response
 
-from ....protocols.errors import InsufficientResources, TwinshareError, VmNotFound
-from ..answer import Answer, Refuse, error_headers, told
+from ...protocols.errors import InsufficientResources, TwinshareError, VmNotFound
+from ..rest.errors import error_headers
+from ..rest.responses import json_response
 from .bodies import ApiError
 
 VM_NOT_FOUND = "VM_NOT_FOUND"
@@ -42,28 +44,22 @@ RETRY_AFTER = 30
 _FIELDS = {"disk_size": "disk", "cpu_cores": "cpus", "cloud_init.user_data": "user_data"}
 
 
-def refuse(error: TwinshareError) -> Answer:
-    """An error outside of all routes."""
-    return _answer(error, error.code.upper())
+def render_error(error: TwinshareError, name: str | None) -> Response:
+    """Answer an error of the route `name`; None stands for what comes before a route is found and a caller let in."""
+    if name is None:
+        return _response(error, error.code.upper())
+    if isinstance(error, InsufficientResources) and name in _TAKES_ROOM:
+        return _response(
+            error, EXHAUSTED[error.details.get("resource", "disk")], 503, {"retry-after": str(RETRY_AFTER)}
+        )
+    if isinstance(error, VmNotFound):
+        return _response(error, VM_NOT_FOUND)
+    return _response(error, WORDS.get(name, error.code.upper()))
 
 
-def refuse_in(name: str) -> Refuse:
-    """How the route `name` tells errors."""
-
-    def refuse_here(error: TwinshareError) -> Answer:
-        if isinstance(error, InsufficientResources) and name in _TAKES_ROOM:
-            word = EXHAUSTED[error.details.get("resource", "disk")]
-            return _answer(error, word, 503, [(b"retry-after", b"%d" % RETRY_AFTER)])
-        if isinstance(error, VmNotFound):
-            return _answer(error, VM_NOT_FOUND)
-        return _answer(error, WORDS.get(name, error.code.upper()))
-
-    return refuse_here
-
-
-def _answer(
-    error: TwinshareError, word: str, status: int | None = None, headers: list[tuple[bytes, bytes]] | None = None
-) -> Answer:
+def _response(
+    error: TwinshareError, word: str, status: int | None = None, headers: dict[str, str] | None = None
+) -> Response:
     message, details = error.message, dict(error.details)
     field = details.get("path")
     if field in _FIELDS:
@@ -71,4 +67,4 @@ def _answer(
         message = message.replace(f"{field}:", f"{_FIELDS[field]}:")
     details = {**details, "message": message, "reason": error.code}
     body = ApiError(error=message, code=word, details=msgspec.to_builtins(details))
-    return told(body, status or error.status, [*error_headers(error), *(headers or [])])
+    return json_response(body, status or error.status, {**error_headers(error), **(headers or {})})

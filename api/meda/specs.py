@@ -10,11 +10,11 @@ from pathlib import Path
 
 import trio
 
-from ....protocols.errors import InvalidRequest
-from ....protocols.reference import LOCAL, parse_reference, vm_name_after
-from ....protocols.size import GIB, MIB, exact_size, parse_size
-from ....protocols.user_data import content_type
-from ....protocols.vm import CloudInit, VmSpec
+from ...protocols.errors import InvalidRequest
+from ...protocols.reference import LOCAL, parse_reference, vm_name_after
+from ...protocols.size import GIB, MIB, exact_size, parse_size
+from ...protocols.user_data import content_type
+from ...protocols.vm import CloudInit, VmSpec
 from .bodies import ImageRun, VmCreate
 
 # What Meda gives a VM of which nothing is said.

@@ -1,11 +1,11 @@
-"""Token buckets and connection shares: pure accounting, time is an argument."""
+"""Token buckets: pure accounting, time is an argument."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 
-class Buckets:
+class TokenBuckets:
     """One token bucket per key: `burst` tokens at most, `rate` of them come back each second.
 
     At most `keys` buckets are kept; the ones unused for the longest are forgotten, which only fills them.
@@ -37,27 +37,3 @@ class Buckets:
         self._state.move_to_end(key)
         if len(self._state) > self._keys:
             self._state.popitem(last=False)
-
-
-class Shares:
-    """How many connections are open, in all and by source."""
-
-    def __init__(self, total: int, per_source: int) -> None:
-        self._total = total
-        self._per_source = per_source
-        self._open: Counter[str] = Counter()
-        self.count = 0
-
-    def take(self, source: str) -> bool:
-        """Whether one more may be opened; if so it is counted until `give`n back."""
-        if self.count >= self._total or self._open[source] >= self._per_source:
-            return False
-        self.count += 1
-        self._open[source] += 1
-        return True
-
-    def give(self, source: str) -> None:
-        self.count -= 1
-        self._open[source] -= 1
-        if not self._open[source]:
-            del self._open[source]

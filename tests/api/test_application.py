@@ -49,7 +49,7 @@ async def test_a_bug_in_the_middle_of_a_stream_ends_the_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(tmp_path) as api:
-        monkeypatch.setattr("twinshare.api.server.events.encode_event", lambda _: 1 / 0)
+        monkeypatch.setattr("twinshare.api.twinshare.events.encode_event", lambda _: 1 / 0)
         async with api.client.stream("GET", "/api/events") as stream:
             api.node.events.publish("test.x", {})
             with pytest.raises(httpx.RemoteProtocolError):

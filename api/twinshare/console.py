@@ -1,0 +1,131 @@
+"""`GET /api/vm/<vm>/console`, and the same of a peer: the serial console of a running VM as a websocket.
+
+Messages are the console's bytes, both ways; a text message is typed as UTF-8. The close frame says why it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import msgspec
+import trio
+from quart import Response
+
+from ...agent.node import Node
+from ...agent.reach.consoles import Console
+from ...protocols.access import Caller, Role
+from ...protocols.console import CLOSED_NORMALLY, HEARTBEAT, SILENCE
+from ...protocols.errors import (
+    InvalidRequest,
+    RequestTimeout,
+    TwinshareError,
+    Unauthenticated,
+    UpgradeRequired,
+    WrongState,
+)
+from ...protocols.openapi import Endpoint, Media
+from ...protocols.peer import PeerRef
+from ...protocols.vm import VmRef
+from ..rest.requests import Incoming, NoQuery, RestWebsocket, current_request, current_websocket
+from ..rest.routes import Route
+
+
+def routes(node: Node, may_still_enter: Callable[[Caller], bool]) -> Iterator[Route]:
+    """Yield the route here and the route to peers."""
+
+    async def refuse(vm: str, peer: str | None = None) -> Response:
+        _check(current_request(), vm, peer)
+        raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
+
+    async def serve(vm: str, peer: str | None = None) -> None:
+        websocket = current_websocket()
+        _check(websocket, vm, peer)
+        async with node.console(websocket.caller, vm, peer) as console:
+            await websocket.accept()
+            websocket.connection.endless = True
+            try:
+                await _Session(websocket, console, may_still_enter).run()
+            except WrongState as stopped:
+                await websocket.end(stopped, CLOSED_NORMALLY)
+
+    for path, name, more in (
+        ("/api/vm/<vm>/console", "open_console", {}),
+        ("/api/remote/<peer>/vm/<vm>/console", "remote_open_console", {"peer": PeerRef}),
+    ):
+        endpoint = Endpoint(
+            verb="GET",
+            path=path,
+            operation_id=name,
+            summary="Use the serial console of a running VM: a websocket of binary messages, both ways.",
+            tag="remote" if more else "vm",
+            answers={101: Media(None, description="The console, until the VM stops or the client leaves.")},
+            role=Role.OPERATOR,
+            path_params={**more, "vm": VmRef},
+        )
+        yield Route("GET", path, name, refuse, endpoint, websocket=serve)
+
+
+def _check(incoming: Incoming, vm: str, peer: str | None) -> None:
+    """Raises: InvalidRequest."""
+    incoming.query_as(NoQuery)
+    names: list[tuple[str, str | None, Any]] = [("vm", vm, VmRef), ("peer", peer, PeerRef)]
+    for name, value, kind in names:
+        try:
+            if value is not None:
+                msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"{name}: {error}", path=name) from None
+
+
+class _Session:
+    """One client at a console."""
+
+    def __init__(self, websocket: RestWebsocket, console: Console, may_still_enter: Callable[[Caller], bool]) -> None:
+        self._websocket, self._console, self._may_still_enter = websocket, console, may_still_enter
+        self._error: TwinshareError | None = None
+        self._typing = False
+
+    async def run(self) -> None:
+        """Relay until either side ends it. Raises: why the console ended."""
+        async with trio.open_nursery() as nursery:
+            for part in (self._relay_output, self._relay_input, self._watch_client):
+                nursery.start_soon(self._until_it_ends, part, nursery.cancel_scope)
+        if self._error is not None:
+            raise self._error
+
+    async def _until_it_ends(self, part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        """No domain error leaves this task."""
+        try:
+            await part()
+        except TwinshareError as error:
+            self._error = self._error or error
+        scope.cancel()
+
+    async def _relay_output(self) -> None:
+        while True:
+            output = await self._console.receive()
+            self._check_token()
+            await self._websocket.send(output)
+
+    async def _relay_input(self) -> None:
+        while True:
+            # Quart gives an empty message as None.
+            typed = await self._websocket.receive() or b""
+            self._check_token()
+            self._typing = True
+            await self._console.send(typed.encode() if isinstance(typed, str) else typed)
+            self._typing = False
+
+    async def _watch_client(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT)
+            self._check_token()
+            # While a guest does not read what is typed, we do not read on either.
+            if not self._typing and trio.current_time() - self._websocket.connection.heard_at > SILENCE:
+                raise RequestTimeout("the client answers no ping")
+
+    def _check_token(self) -> None:
+        """Raises: Unauthenticated."""
+        if not self._may_still_enter(self._websocket.caller):
+            raise Unauthenticated("the token was revoked or has expired")
