@@ -160,7 +160,7 @@ class HealthInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Amount(msgspec.Struct, frozen=True, kw_only=True):
-    """GiB in whole numbers, rounded so that no more is promised than there is."""
+    """GiB in whole numbers, rounded so that no more is offered than there is."""
 
     mem_gb: int
     cpu: int

@@ -67,7 +67,7 @@ class MedaImages:
 
     @rest("POST", "/images/run", Role.OPERATOR)
     async def run_image(self, request: ImageRun) -> Done:
-        """Create a VM from an image, which is fetched if need be, and start it unless told otherwise."""
+        """Create a VM from an image, which is fetched if need be, and start it unless `no_start` is set."""
         image = image_ref(request.image, request.registry, request.org)
         user_data = await read_user_data(request.user_data, self._node.config.api.allow_user_data_dir)
         name = request.name or name_after(image, self._caller.idempotency_key)

@@ -19,7 +19,7 @@ from .bodies import ImageRun, VmCreate
 
 # What Meda gives a VM of which nothing is said.
 MEMORY, CPUS, DISK = "1G", 2, "10G"
-# Where Meda looks for an image when it is told only half of the place.
+# Where Meda looks for an image when it is given only half of the place.
 REGISTRY, ORG = "ghcr.io", "cirunlabs"
 _LEAST_MEMORY, _MOST_MEMORY = 64 * MIB, (1 << 30) * MIB
 _MOST_DISK = (1 << 20) * GIB
@@ -27,7 +27,7 @@ _MAX_USER_DATA = 65536
 
 
 def image_ref(image: str, registry: str | None, org: str | None) -> str:
-    """The whole name of an image that is told in parts; a part that the name has itself stands.
+    """Return the whole name of an image that is given in parts; a part that the name has itself stands.
 
     Raises: InvalidRequest.
     """

@@ -8,7 +8,7 @@ from ...agent.node import Node
 from ...protocols.access import Caller, Role
 from ...protocols.table import rest
 from .bodies import CapacityInfo, HealthInfo
-from .room import capacity_info
+from .capacity import capacity_info
 from .vms import TABLE
 
 
@@ -20,12 +20,12 @@ class MedaSystem:
 
     @rest("GET", "/health", Role.VIEWER)
     async def health(self) -> HealthInfo:
-        """Tell how the node is."""
+        """Show the health of the node."""
         found = await self._node.call(self._caller, TABLE["health"], {})
         status = "healthy" if found.status == "ok" else found.status
         return HealthInfo(status=status, version=found.version, timestamp=datetime.now(UTC))
 
     @rest("GET", "/capacity", Role.VIEWER)
     async def capacity(self) -> CapacityInfo:
-        """Tell what room the node has."""
+        """Show the free capacity of the node."""
         return capacity_info(await self._node.call(self._caller, TABLE["capacity"], {}))

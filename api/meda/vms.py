@@ -15,12 +15,12 @@ from ...protocols.size import GIB, MIB, exact_size
 from ...protocols.table import all_methods, rest
 from ...protocols.vm import ForwardSpec, Vm, VmRef, VmSpec, VmStatus
 from .bodies import NO_IP, NONE, Done, ForwardList, VmAddress, VmCreate, VmDetail, VmFacts, VmInfo, VmList
-from .room import check_replacement
+from .capacity import check_replacement
 from .specs import read_user_data, vm_spec
 
 TABLE = all_methods(SERVICES)
 # How long, in seconds, a guest that is booting is waited for before its address is refused.
-PATIENCE = 20.0
+IP_TIMEOUT = 20.0
 _LOOK_EVERY = 0.5
 
 
@@ -49,7 +49,7 @@ async def size_of(node: Node, caller: Caller, image: str) -> int:
 class MedaVms:
     """For one caller."""
 
-    patience = PATIENCE
+    ip_timeout = IP_TIMEOUT
 
     def __init__(self, node: Node, caller: Caller) -> None:
         self._node, self._caller = node, caller
@@ -113,7 +113,7 @@ class MedaVms:
 
     @rest("POST", "/vms/<name>/stop", Role.OPERATOR)
     async def stop_vm(self, name: VmRef, force: bool = False) -> Done:
-        """Shut a VM down; `force` pulls the plug."""
+        """Shut a VM down; `force` powers it off."""
         vm = await self._do("stop_vm", vm=name, force=force)
         return Done(message=f"Successfully stopped VM: {vm.name}", vm=vm_info(vm))
 
@@ -125,8 +125,8 @@ class MedaVms:
 
     @rest("GET", "/vms/<name>/ip", Role.VIEWER)
     async def get_vm_ip(self, name: VmRef) -> VmAddress:
-        """Tell the guest's address; a guest that boots is waited for."""
-        with trio.move_on_after(self.patience):
+        """Show the guest's address; a guest that boots is waited for."""
+        with trio.move_on_after(self.ip_timeout):
             while True:
                 vm = await self._do("get_vm", vm=name)
                 if vm.status is not VmStatus.RUNNING:

@@ -1,4 +1,4 @@
-"""Meda's code words, and its error body: which word a refusal is told with.
+"""Meda's code words, and its error body: which word answers which error.
 
 Each route but `health` has a word for whatever goes wrong in it. A VM that is not there and a machine that is full
 have their own, everywhere. What is refused before a route is found (no such path, no such caller) keeps our word, in

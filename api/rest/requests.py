@@ -65,7 +65,7 @@ class RequestBody:
             await self._changed.park()
 
     def cut_off(self) -> None:
-        """The client has left: whoever waits for the rest is told so."""
+        """The client has left: whoever waits for the rest gets an error."""
         self._cut_off = not self.complete
         self._changed.unpark_all()
 
@@ -116,7 +116,7 @@ class Incoming:
 
     @cached_property
     def fields(self) -> dict[bytes, bytes]:
-        """The headers by their names in small letters."""
+        """The headers by their lower-case names."""
         return dict(self.scope["headers"])
 
     @property

@@ -3,7 +3,7 @@
 Hypercorn's own shell never closes a connection after a cancelled send, lets a slow reader hold its task for ever, hangs
 when an answer comes before the whole body, and resets a client that is still sending when it is refused.
 Here a write is whole or the end of the connection, an idle client is dropped, and the end first lets the client
-read what it was told.
+read its answer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ READ_SIZE = 1 << 16
 WRITE_SIZE = 1 << 17
 WRITE_TIME = 20.0
 # After the last answer the client may still be sending: this much is read and thrown away.
-LINGER_BYTES = 4 << 20
-LINGER_TIME = 2.0
+DISCARD_BYTES = 4 << 20
+DISCARD_TIME = 2.0
 # SO_LINGER with no time: closing throws away what is unsent.
 _ABORT = struct.pack("ii", 1, 0)
 # Messages that wait for a view which does not read.
@@ -96,7 +96,7 @@ class Connection:
     async def _read(self) -> None:
         """Hand over what arrives until the client is gone, idle for too long, or done with."""
         while not self._ending:
-            with trio.CancelScope(deadline=self._patience()) as self._reading:
+            with trio.CancelScope(deadline=self._idle_deadline()) as self._reading:
                 data = await self._stream.receive_some(READ_SIZE)
             if self._reading.cancelled_caught:
                 break
@@ -105,16 +105,16 @@ class Connection:
             self._info.heard_at = trio.current_time()
             await self._protocol.handle(RawData(bytes(data)))
         if self._ending:
-            await self._linger()
+            await self._discard_rest()
 
-    def _patience(self) -> float:
+    def _idle_deadline(self) -> float:
         """Until when bytes are waited for. A request under way has deadlines of its own."""
         return self._idle_since + self._serving.idle_timeout if self._protocol.idle else float("inf")
 
-    async def _linger(self) -> None:
+    async def _discard_rest(self) -> None:
         """Closing while bytes are unread resets the connection, and the client loses the answer that it has."""
-        left = LINGER_BYTES
-        with trio.move_on_after(LINGER_TIME):
+        left = DISCARD_BYTES
+        with trio.move_on_after(DISCARD_TIME):
             if isinstance(self._stream, trio.SocketStream):
                 async with self._writing:
                     await self._stream.send_eof()
@@ -129,7 +129,7 @@ class Connection:
         elif isinstance(event, Updated):
             if event.idle:
                 self._idle_since = trio.current_time()
-                self._reading.deadline = self._patience()
+                self._reading.deadline = self._idle_deadline()
         elif isinstance(event, Closed):
             # The answer is out and none will follow: `_read` sees the rest out.
             self._ending = True

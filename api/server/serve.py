@@ -128,10 +128,10 @@ class _Server:
     async def close(self) -> None:
         """See the open connections out: the idle ones at once, the others after their answer, none after the grace."""
         await self._serving.context.terminated.set()
-        for patience, now in ((GRACE, False), (ANSWER_TIME, True)):
+        for seconds, now in ((GRACE, False), (ANSWER_TIME, True)):
             for connection in list(self._open):
                 connection.stop(now=now)
-            with trio.move_on_after(patience):
+            with trio.move_on_after(seconds):
                 while self._open:
                     self._changed = trio.Event()
                     await self._changed.wait()

@@ -71,8 +71,8 @@ async def test_websockets_are_refused(tmp_path: Path) -> None:
 
 async def test_options_and_head(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
-        told = await api.client.options("/api/vm")
-        assert (told.status_code, told.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
+        answered = await api.client.options("/api/vm")
+        assert (answered.status_code, answered.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
         head = await api.client.head("/api/vm")
         assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "10")
         assert (await api.client.head("/api/vm/nope")).status_code == 404
@@ -115,15 +115,15 @@ async def test_the_bodies_of_remote_operations(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         listed = await api.get("/api/remote/near/vm")
         assert [vm["id"] for vm in listed["vms"]] == ["vm-789"]
-        told = {"success": True, "peer_id": "near", "vm_id": "vm-789", "name": "remote-vm"}
+        answered = {"success": True, "peer_id": "near", "vm_id": "vm-789", "name": "remote-vm"}
         made = (await api.client.post("/api/remote/near/vm", json=SPEC)).json()
-        assert made.items() >= (told | {"status": "running"}).items()
+        assert made.items() >= (answered | {"status": "running"}).items()
         started = (await api.client.post("/api/remote/near/vm/vm-789/start")).json()
-        assert started.items() >= (told | {"status": "running"}).items()
+        assert started.items() >= (answered | {"status": "running"}).items()
         stopped = (await api.client.post("/api/remote/near/vm/vm-789/stop", json={"force": False})).json()
-        assert stopped.items() >= told.items()
+        assert stopped.items() >= answered.items()
         gone = (await api.client.request("DELETE", "/api/remote/near/vm/vm-789", json={"delete_disk": True})).json()
-        assert gone.items() >= told.items()
+        assert gone.items() >= answered.items()
         away = await api.client.get("/api/remote/gone/vm")
         assert (away.status_code, away.json()["code"]) == (502, "peer_unreachable")
 

@@ -253,7 +253,7 @@ async def test_a_guest_that_boots_is_waited_for(tmp_path: Path, monkeypatch: pyt
         assert isinstance(hypervisor, MemoryHypervisor)
         await api.client.post("/api/v1/images/run", json={"image": "disk", "name": "slow", **SMALL})
         hypervisor.behaviour = dataclasses.replace(hypervisor.behaviour, boots_in=None)
-        monkeypatch.setattr(meda_vms.MedaVms, "patience", 0.2)
+        monkeypatch.setattr(meda_vms.MedaVms, "ip_timeout", 0.2)
         got = await api.client.get("/api/v1/vms/slow/ip")
         assert (got.status_code, got.json()["code"]) == (409, "VM_IP_ERROR")
         assert "booting" in got.json()["error"]

@@ -1,4 +1,4 @@
-"""What there is room for, in Meda's numbers: GiB without fractions."""
+"""The node's capacity in Meda's numbers: GiB without fractions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def capacity_info(capacity: Capacity) -> CapacityInfo:
     )
 
 
-def _taken(room: Room) -> Amount:
-    return Amount(mem_gb=-(-room.memory // _MIB_PER_GIB), cpu=room.cpu, disk_gb=room.disk)
+def _taken(amount: Room) -> Amount:
+    return Amount(mem_gb=-(-amount.memory // _MIB_PER_GIB), cpu=amount.cpu, disk_gb=amount.disk)
 
 
 def check_replacement(capacity: Capacity, there: Vm, spec: VmSpec) -> None:
