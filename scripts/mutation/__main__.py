@@ -1,0 +1,137 @@
+"""`scripts/mutate`: runs a room's tests on each mutant in a copy of the checkout, and reports the survivors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from scripts.mutation.mutants import Mutant, mutants
+from scripts.mutation.rooms import ROOMS, Room
+
+TOP = Path(__file__).resolve().parents[2]
+# What every run imports and no mutant is in: loaded once, in the process that the runs are forked from.
+PRELOADED = (
+    "pytest", "trio", "msgspec", "msgpack", "structlog", "cryptography.hazmat.primitives",
+    "joserfc.jws", "httpx", "blake3",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Exit 1 when a mutant survived."""
+    parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__)
+    parser.add_argument("rooms", nargs="*", help="the rooms to look at; all of them by default")
+    parser.add_argument("--list", action="store_true", help="name the rooms")
+    parser.add_argument("--sample", type=int, help="so many mutants of each room, chosen by chance")
+    parser.add_argument("--seed", type=int, default=0, help="of that chance")
+    parser.add_argument("--only", default="", help="only files whose path has this in it")
+    asked = parser.parse_args()
+    if asked.list:
+        print("\n".join(ROOMS))
+        return 0
+    if unknown := sorted({*asked.rooms} - {*ROOMS}):
+        parser.error(f"no room is called {unknown[0]}; there are: {', '.join(ROOMS)}")
+    for module in PRELOADED:
+        __import__(module)
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = _copy(Path(folder) / "copy")
+        for name in asked.rooms or ROOMS:
+            survived += _look_at(name, ROOMS[name], copy, asked)
+    return 1 if survived else 0
+
+
+def _copy(target: Path) -> Path:
+    """The files that git knows, links as links."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=TOP,
+        capture_output=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if os.path.lexists(TOP / name):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(TOP / name, target / name, follow_symlinks=False)
+    return target
+
+
+def _look_at(name: str, room: Room, copy: Path, asked: argparse.Namespace) -> int:
+    tests = room.test_paths(TOP)
+    began = time.monotonic()
+    if _run(copy, tests, 600) != 0:
+        raise SystemExit(f"{name}: its tests fail without any change")
+    baseline = time.monotonic() - began
+    found = [each for each in _mutants(room) if asked.only in str(each[0])]
+    if asked.sample and asked.sample < len(found):
+        found = random.Random(asked.seed).sample(found, asked.sample)  # noqa: S311 - it must repeat
+        found.sort(key=lambda each: (each[0], each[1].line))
+    survivors = 0
+    for path, mutant in found:
+        if _survives(copy, path, mutant, tests, 10 + 5 * baseline):
+            survivors += 1
+            print(f"{path}:{mutant.line}: {_short(mutant.before)}  ->  {_short(mutant.after)}", flush=True)
+    print(f"{name}: {len(found)} mutants, {len(found) - survivors} killed, {survivors} survived", flush=True)
+    return survivors
+
+
+def _short(code: str) -> str:
+    line = " ".join(code.split())
+    return line if len(line) <= 100 else f"{line[:97]}..."
+
+
+def _mutants(room: Room) -> Iterator[tuple[Path, Mutant]]:
+    for path in room.paths(TOP):
+        for mutant in mutants((TOP / path).read_text()):
+            yield path, mutant
+
+
+def _survives(copy: Path, path: Path, mutant: Mutant, tests: list[str], timeout: float) -> bool:
+    (copy / path).write_text(mutant.text)
+    try:
+        return _run(copy, tests, timeout) == 0
+    finally:
+        shutil.copy2(TOP / path, copy / path)
+
+
+def _run(copy: Path, tests: list[str], timeout: float) -> int:
+    """The exit code of pytest in a fork of its own, 1 when it took longer than `timeout` seconds."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_test(copy, tests))
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return 1
+
+
+def _test(copy: Path, tests: list[str]) -> int:
+    import pytest
+
+    os.setsid()
+    os.chdir(copy)
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(quiet, descriptor)
+    sys.path = [str(copy), *(path for path in sys.path if path not in {"", str(TOP)})]
+    sys.dont_write_bytecode = True
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not system"]
+    return int(pytest.main([*options, *tests]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The critical rooms: their files, and the tests that must notice every change in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Room(NamedTuple):
+    """`files` and `tests` are patterns from the top of the checkout."""
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+    def paths(self, top: Path) -> list[Path]:
+        """Return the files of the room, from `top`. Raises: FileNotFoundError for a pattern that names none."""
+        return [path for pattern in self.files for path in _found(top, pattern)]
+
+    def test_paths(self, top: Path) -> list[str]:
+        """Return what pytest is to run. Raises: FileNotFoundError for a pattern that names nothing."""
+        return [str(path) for pattern in self.tests for path in _found(top, pattern)]
+
+
+def _found(top: Path, pattern: str) -> list[Path]:
+    found = sorted(path.relative_to(top) for path in top.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no file is called {pattern}")
+    return found
+
+
+ROOMS = {
+    "membership": Room(
+        ("agent/p2p/membership.py", "protocols/membership.py"),
+        ("tests/agent/p2p/test_membership.py", "tests/agent/p2p/test_roles.py"),
+    ),
+    "forwards": Room(
+        ("agent/vm/forwards.py", "agent/relays.py"), ("tests/agent/test_faults.py", "tests/agent/test_relays.py")
+    ),
+    "captures": Room(("agent/vm/captures.py",), ("tests/agent/test_images.py",)),
+    "muxer": Room(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
+    "journal": Room(("agent/journal/*.py",), ("tests/agent/test_faults.py", "tests/agent/test_undo.py")),
+    "guard": Room(("api/server/guard.py",), ("tests/api/test_guard.py",)),
+}
