@@ -39,5 +39,5 @@ ROOMS = {
     "captures": Room(("agent/vm/captures.py",), ("tests/agent/test_images.py",)),
     "muxer": Room(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
     "journal": Room(("agent/journal/*.py",), ("tests/agent/test_faults.py", "tests/agent/test_undo.py")),
-    "guard": Room(("api/server/guard.py",), ("tests/api/test_guard.py",)),
+    "guard": Room(("api/rest/guard.py",), ("tests/api/test_guard.py",)),
 }
