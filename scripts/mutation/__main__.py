@@ -1,4 +1,4 @@
-"""`scripts/mutate`: runs a room's tests on each mutant in a copy of the checkout, and reports the survivors."""
+"""`scripts/mutate`: runs a area's tests on each mutant in a copy of the checkout, and reports the survivors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.mutation.mutants import Mutant, mutants
-from scripts.mutation.rooms import ROOMS, Room
+from scripts.mutation.areas import AREAS, Area
 
 TOP = Path(__file__).resolve().parents[2]
 # What every run imports and no mutant is in: loaded once, in the process that the runs are forked from.
@@ -28,24 +28,24 @@ PRELOADED = (
 def main() -> int:
     """Exit 1 when a mutant survived."""
     parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__)
-    parser.add_argument("rooms", nargs="*", help="the rooms to look at; all of them by default")
-    parser.add_argument("--list", action="store_true", help="name the rooms")
-    parser.add_argument("--sample", type=int, help="so many mutants of each room, chosen by chance")
+    parser.add_argument("areas", nargs="*", help="the areas to look at; all of them by default")
+    parser.add_argument("--list", action="store_true", help="name the areas")
+    parser.add_argument("--sample", type=int, help="so many mutants of each area, chosen by chance")
     parser.add_argument("--seed", type=int, default=0, help="of that chance")
     parser.add_argument("--only", default="", help="only files whose path has this in it")
     asked = parser.parse_args()
     if asked.list:
-        print("\n".join(ROOMS))
+        print("\n".join(AREAS))
         return 0
-    if unknown := sorted({*asked.rooms} - {*ROOMS}):
-        parser.error(f"no room is called {unknown[0]}; there are: {', '.join(ROOMS)}")
+    if unknown := sorted({*asked.areas} - {*AREAS}):
+        parser.error(f"no area is called {unknown[0]}; there are: {', '.join(AREAS)}")
     for module in PRELOADED:
         __import__(module)
     survived = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = _copy(Path(folder) / "copy")
-        for name in asked.rooms or ROOMS:
-            survived += _look_at(name, ROOMS[name], copy, asked)
+        for name in asked.areas or AREAS:
+            survived += _look_at(name, AREAS[name], copy, asked)
     return 1 if survived else 0
 
 
@@ -64,13 +64,13 @@ def _copy(target: Path) -> Path:
     return target
 
 
-def _look_at(name: str, room: Room, copy: Path, asked: argparse.Namespace) -> int:
-    tests = room.test_paths(TOP)
+def _look_at(name: str, area: Area, copy: Path, asked: argparse.Namespace) -> int:
+    tests = area.test_paths(TOP)
     began = time.monotonic()
     if _run(copy, tests, 600) != 0:
         raise SystemExit(f"{name}: its tests fail without any change")
     baseline = time.monotonic() - began
-    found = [each for each in _mutants(room) if asked.only in str(each[0])]
+    found = [each for each in _mutants(area) if asked.only in str(each[0])]
     if asked.sample and asked.sample < len(found):
         found = random.Random(asked.seed).sample(found, asked.sample)  # noqa: S311 - it must repeat
         found.sort(key=lambda each: (each[0], each[1].line))
@@ -88,8 +88,8 @@ def _short(code: str) -> str:
     return line if len(line) <= 100 else f"{line[:97]}..."
 
 
-def _mutants(room: Room) -> Iterator[tuple[Path, Mutant]]:
-    for path in room.paths(TOP):
+def _mutants(area: Area) -> Iterator[tuple[Path, Mutant]]:
+    for path in area.paths(TOP):
         for mutant in mutants((TOP / path).read_text()):
             yield path, mutant
 

@@ -1,11 +1,11 @@
-"""The script that changes lines: it makes the changes that it promises, and its rooms are there."""
+"""The script that changes lines: it makes the changes that it promises, and its areas are there."""
 
 from __future__ import annotations
 
 import ast
 
 from scripts.mutation.mutants import mutants
-from scripts.mutation.rooms import ROOMS
+from scripts.mutation.areas import AREAS
 from tests.rules.tree import TOP
 
 SOURCE = '''
@@ -42,6 +42,6 @@ def test_each_change_is_a_program_with_one_change() -> None:
 
 
 def test_every_room_has_its_files_and_tests() -> None:
-    for name, room in ROOMS.items():
-        assert room.paths(TOP), name
-        assert room.test_paths(TOP), name
+    for name, area in AREAS.items():
+        assert area.paths(TOP), name
+        assert area.test_paths(TOP), name

@@ -378,3 +378,18 @@ def test_the_end_of_the_connection_breaks_every_stream() -> None:
     assert client.outbox.take() == encode(GO_AWAY, 0, 0, 0)
     with pytest.raises(SessionOver):
         client.open()
+
+
+def test_windows_of_all_streams_grow_within_one_budget() -> None:
+    client, server, _, _ = opened()
+    pairs = [(client.open(), None) for _ in range(3)]
+    for near, _ in pairs:
+        server.receive(client.outbox.take())
+        far = server.streams[near.id]
+        for _ in range(200):
+            client.write(near, memoryview(b"x" * MAX_PAYLOAD))
+            server.receive(client.outbox.take())
+            server.read(far)
+            client.receive(server.outbox.take())
+    grown = [server.streams[near.id].window - INITIAL_WINDOW for near, _ in pairs]
+    assert grown == [3 * INITIAL_WINDOW, 2 * INITIAL_WINDOW, 0], "the budget of five is all that they get together"

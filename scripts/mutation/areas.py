@@ -1,4 +1,4 @@
-"""The critical rooms: their files, and the tests that must notice every change in them."""
+"""The critical areas: their files, and the tests that must notice every change in them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Room(NamedTuple):
+class Area(NamedTuple):
     """`files` and `tests` are patterns from the top of the checkout."""
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
 
     def paths(self, top: Path) -> list[Path]:
-        """Return the files of the room, from `top`. Raises: FileNotFoundError for a pattern that names none."""
+        """Return the files of the area, from `top`. Raises: FileNotFoundError for a pattern that names none."""
         return [path for pattern in self.files for path in _found(top, pattern)]
 
     def test_paths(self, top: Path) -> list[str]:
@@ -28,16 +28,16 @@ def _found(top: Path, pattern: str) -> list[Path]:
     return found
 
 
-ROOMS = {
-    "membership": Room(
+AREAS = {
+    "membership": Area(
         ("agent/p2p/membership.py", "protocols/membership.py"),
         ("tests/agent/p2p/test_membership.py", "tests/agent/p2p/test_roles.py"),
     ),
-    "forwards": Room(
+    "forwards": Area(
         ("agent/vm/forwards.py", "agent/relays.py"), ("tests/agent/test_faults.py", "tests/agent/test_relays.py")
     ),
-    "captures": Room(("agent/vm/captures.py",), ("tests/agent/test_images.py",)),
-    "muxer": Room(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
-    "journal": Room(("agent/journal/*.py",), ("tests/agent/test_faults.py", "tests/agent/test_undo.py")),
-    "guard": Room(("api/rest/guard.py",), ("tests/api/test_guard.py",)),
+    "captures": Area(("agent/vm/captures.py",), ("tests/agent/test_images.py",)),
+    "muxer": Area(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
+    "journal": Area(("agent/journal/*.py",), ("tests/agent/test_faults.py", "tests/agent/test_undo.py")),
+    "guard": Area(("api/rest/guard.py",), ("tests/api/test_guard.py",)),
 }
