@@ -1,4 +1,4 @@
-"""`scripts/mutate`: runs a area's tests on each mutant in a copy of the checkout, and reports the survivors."""
+"""`scripts/mutate`: runs an area's tests on each mutant in a copy of the checkout, and reports the survivors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.mutation.mutants import Mutant, mutants
 from scripts.mutation.areas import AREAS, Area
+from scripts.mutation.mutants import Mutant, mutants
 
 TOP = Path(__file__).resolve().parents[2]
 # What every run imports and no mutant is in: loaded once, in the process that the runs are forked from.

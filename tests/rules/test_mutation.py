@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from scripts.mutation.mutants import mutants
 from scripts.mutation.areas import AREAS
+from scripts.mutation.mutants import mutants
 from tests.rules.tree import TOP
 
 SOURCE = '''

@@ -381,9 +381,9 @@ def test_the_end_of_the_connection_breaks_every_stream() -> None:
 
 
 def test_windows_of_all_streams_grow_within_one_budget() -> None:
-    client, server, _, _ = opened()
-    pairs = [(client.open(), None) for _ in range(3)]
-    for near, _ in pairs:
+    client, server = Session(client=True, limits=LIMITS), Session(client=False, limits=LIMITS)
+    streams = [client.open() for _ in range(3)]
+    for near in streams:
         server.receive(client.outbox.take())
         far = server.streams[near.id]
         for _ in range(200):
@@ -391,5 +391,5 @@ def test_windows_of_all_streams_grow_within_one_budget() -> None:
             server.receive(client.outbox.take())
             server.read(far)
             client.receive(server.outbox.take())
-    grown = [server.streams[near.id].window - INITIAL_WINDOW for near, _ in pairs]
+    grown = [server.streams[near.id].window - INITIAL_WINDOW for near in streams]
     assert grown == [3 * INITIAL_WINDOW, 2 * INITIAL_WINDOW, 0], "the budget of five is all that they get together"
