@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import trio
 
-from ..protocols.errors import InsufficientResources
 from ..protocols.event import Event
+from .database import PASSING_FAULTS
 from .state import State
 
 KEPT = 4096
@@ -87,7 +87,7 @@ class EventLog:
             db.execute("DELETE FROM events WHERE id <= ?", (batch[-1].id - KEPT,))
 
         # A full disk must not silence the event that tells of the full disk: listeners hear it all the same.
-        with contextlib.suppress(InsufficientResources):
+        with contextlib.suppress(*PASSING_FAULTS):
             await state.transact(write)
         for event in batch:
             if self._unwritten and self._unwritten[0] is event:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .identity import sync_directory, write_secret
+from .files import atomic_write
 
 
 class HomeError(Exception):
@@ -44,17 +44,14 @@ class Home:
 
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Tell how the running agent is reached: whole or not at all."""
-        scratch = self.card.with_name(".agent.json.tmp")
-        scratch.write_text(json.dumps(card, indent=2) + "\n")
-        scratch.replace(self.card)
-        sync_directory(self.path)
+        atomic_write(self.card, json.dumps(card, indent=2).encode() + b"\n", mode=0o644)
 
     def ensure_admin_token(self) -> str:
         """The token of this node's own command line, made on the first start; mode 0600."""
         if self.admin_token.is_file():
             return self.admin_token.read_text().strip()
         token = secrets.token_urlsafe(32)
-        write_secret(self.admin_token, token.encode() + b"\n")
+        atomic_write(self.admin_token, token.encode() + b"\n")
         return token
 
 

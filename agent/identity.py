@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..protocols.base58 import peer_id_of
+from .files import atomic_write
 
 SEED_SIZE = 32
 
@@ -29,7 +29,7 @@ class Identity:
 
 
 def load_identity(file: Path) -> Identity:
-    """Read the key, or make it: written whole under another name first, mode 0600.
+    """Return the key in `file`; a new one is written, mode 0600, where there is none.
 
     Raises: IdentityError when the file is damaged or can be read by others.
     """
@@ -48,27 +48,5 @@ def load_identity(file: Path) -> Identity:
 
 def _create(file: Path) -> Identity:
     identity = Identity(Ed25519PrivateKey.generate().private_bytes_raw())
-    write_secret(file, identity.seed)
+    atomic_write(file, identity.seed)
     return identity
-
-
-def write_secret(file: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all, durable when this returns."""
-    scratch = file.with_name(f".{file.name}.tmp")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as target:
-        target.write(content)
-        target.flush()
-        os.fsync(target.fileno())
-    scratch.replace(file)
-    sync_directory(file.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

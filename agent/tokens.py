@@ -17,6 +17,7 @@ import trio
 from ..protocols.access import Caller, Role
 from ..protocols.errors import Conflict, TokenNotFound, Unauthenticated
 from ..protocols.node import Token, TokenRequest
+from .database import PASSING_FAULTS
 from .state import State
 
 USE_WRITTEN_EVERY = 60.0
@@ -104,13 +105,18 @@ class TokenStore:
             self._unwritten.add(row.name)
 
     async def flush(self) -> None:
-        """Write down when tokens were last used."""
-        uses = [(self._rows[name].last_used_at, name) for name in self._unwritten if name in self._rows]
+        """Write down when tokens were last used; tried again at the next call while the database cannot be written."""
+        uses = {name: self._rows[name].last_used_at for name in self._unwritten if name in self._rows}
         self._unwritten.clear()
-        if uses:
+        rows = [(at, name) for name, at in uses.items()]
+        if not rows:
+            return
+        try:
             await self._state.transact(
-                lambda db: db.executemany("UPDATE tokens SET last_used_at = ? WHERE name = ?", uses) and None
+                lambda db: db.executemany("UPDATE tokens SET last_used_at = ? WHERE name = ?", rows) and None
             )
+        except PASSING_FAULTS:
+            self._unwritten |= uses.keys()
 
     async def create(self, request: TokenRequest) -> Token:
         """Raises: Conflict when the name is taken."""

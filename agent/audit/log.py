@@ -19,8 +19,9 @@ import structlog
 import trio
 
 from ...protocols.access import LOCAL, Caller, account_of
-from ...protocols.errors import InsufficientResources, TwinshareError
+from ...protocols.errors import TwinshareError
 from ...protocols.operation import Detached, Operation
+from ..database import PASSING_FAULTS
 from ..state import State
 from .chain import BEGINNING, ChainEntry, Entry, Pen
 from .gaps import convert_floor, drop_older_half
@@ -152,8 +153,8 @@ class AuditLog:
 
         try:
             await self._state.transact(write)
-        except InsufficientResources as error:
-            log.warning("the audit log waits for room on the disk", rows=len(rows), error=error.message)
+        except PASSING_FAULTS as error:
+            log.warning("the audit log waits until the database can be written", rows=len(rows), error=error.message)
         else:
             del self._waiting[: len(batch)]
             self._last = last
@@ -169,7 +170,7 @@ class AuditLog:
         """Drop the older half of an account's rows when it has too much; nobody else's are touched."""
         (count, size), bounds = self._shares[account], OWN_BOUNDS if account == LOCAL else BOUNDS
         if count > bounds.rows or size > bounds.size:
-            with suppress(InsufficientResources):  # the next row tries again
+            with suppress(*PASSING_FAULTS):  # the next row tries again
                 self._shares[account] = await self._state.transact(partial(drop_older_half, self._pen, account))
 
 

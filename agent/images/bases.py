@@ -11,13 +11,13 @@ from pathlib import Path
 import structlog
 import trio
 
-from ...protocols.errors import InsufficientResources
 from ...protocols.image import Image
 from ...protocols.reference import Reference
+from ..database import PASSING_FAULTS
+from ..files import atomic_write, discard, durable_rename, full_disk_named
 from .cards import SUFFIX as CARD
 from .cards import Card, write_card
-from .database import Database
-from .files import discard, full_disk_named, sync_directory, write_durably
+from .database import ImageDatabase
 from .index import BadIndexError, ChunkIndex
 from .partial import leftovers
 from .shelf import Base, Held, Removal, Shelf, UsedBy
@@ -44,7 +44,7 @@ class Bases:
     Whoever holds `changing` may change names and places; it is never held while content streams in.
     """
 
-    def __init__(self, root: Path, shelf: Shelf, database: Database) -> None:
+    def __init__(self, root: Path, shelf: Shelf, database: ImageDatabase) -> None:
         self.root = root
         self.shelf = shelf
         self.database = database
@@ -121,7 +121,7 @@ class Bases:
                     if self.shelf.whole(base.digest) is None:
                         await self._place(scratch, base, index)
                     await self.database.give(name, Held(base.digest, manifest))
-                except (InsufficientResources, OSError):
+                except (*PASSING_FAULTS, OSError):
                     if new:
                         await self._clear(base.digest)
                     raise
@@ -188,7 +188,7 @@ class Bases:
         with trio.CancelScope(shield=True):
             try:
                 await self.database.take(removal.names, removal.base.digest if removal.base else None)
-            except InsufficientResources:
+            except PASSING_FAULTS:
                 self.shelf.restore(removal)
                 raise
             if removal.base is not None:
@@ -205,9 +205,8 @@ class Bases:
             await self.database.announce(base)
 
         def work() -> None:
-            write_durably(self.index_path(base.digest), index.encode())
-            scratch.replace(self.path(base.digest))
-            sync_directory(self.path(base.digest).parent)
+            atomic_write(self.index_path(base.digest), index.encode())
+            durable_rename(scratch, self.path(base.digest))
 
         with full_disk_named("the image"):
             await trio.to_thread.run_sync(work)

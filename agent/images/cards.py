@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ...protocols.reference import Reference
-from .files import write_durably
+from ..files import atomic_write
 from .shelf import Base, Held
 
 SUFFIX = ".json"
@@ -66,4 +66,4 @@ def read_card(path: Path) -> Card | None:
 
 def write_card(path: Path, card: Card) -> None:
     """Raises: OSError."""
-    write_durably(path, msgspec.json.encode(card))
+    atomic_write(path, msgspec.json.encode(card))

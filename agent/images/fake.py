@@ -15,6 +15,7 @@ from ...protocols.errors import ImageNotFound, InvalidRequest, Unsupported
 from ...protocols.image import CatalogueEntry, Fault, Finding, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
+from ..files import full_disk_named
 from .disks import (
     MAX_SIZE,
     base_missing,
@@ -24,7 +25,6 @@ from .disks import (
     foreign_overlay,
     whole_sectors,
 )
-from .files import full_disk_named
 from .index import index_bytes
 from .intake import closed_after
 from .overlay import is_overlay, write_overlay

@@ -19,10 +19,10 @@ import trio
 
 from ...protocols.image import Fault, Finding, ImageCheck
 from ...protocols.operation import Progress
+from ..files import atomic_write, discard, full_disk_named
 from .bases import FOLDERS, Bases
 from .cards import SUFFIX as CARD
 from .cards import Card, read_card
-from .files import discard, full_disk_named, write_durably
 from .index import BadIndexError, ChunkIndex
 from .look import Look, look_at, mend_permissions, stamp_of
 from .partial import leftovers
@@ -163,7 +163,7 @@ class Fsck:
         with suppress(OSError, BadIndexError):
             if ChunkIndex.decode(path.read_bytes()).digest == digest:
                 return
-        write_durably(path, index.encode())
+        atomic_write(path, index.encode())
         self._find(Fault.INDEX, "the index of {} was missing or wrong, and is made anew", digest)
 
     # -- what lies about

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from ...protocols.operation import Progress
+from ..files import write_all
 from .chunker import BLOCK
 from .disks import Format, check_size, detect_format, detect_packing, whole_sectors
 from .port import Report
@@ -152,10 +153,3 @@ def _runs(window: bytes) -> Iterator[tuple[int, int]]:
             begin = position
     if begin is not None:
         yield begin, len(window)
-
-
-def write_all(fd: int, data: memoryview, offset: int) -> None:
-    """Raises: OSError, a full disk among them: a short write is followed up until it is one."""
-    while data:
-        count = os.pwrite(fd, data, offset)
-        data, offset = data[count:], offset + count

@@ -6,14 +6,11 @@ Written here and not by qemu-img: it takes a few milliseconds less, and no other
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
+from ..files import Own, atomic_file, write_all
 from . import qcow2
 from .disks import foreign_overlay
-from .files import discard, sync_directory
-
-Own = Callable[[int], None]
 
 
 def write_overlay(path: Path, backing: str, size: int, *, own: Own, durable: bool = True) -> None:
@@ -26,25 +23,10 @@ def write_overlay(path: Path, backing: str, size: int, *, own: Own, durable: boo
         if not _same(path, pieces[0][1]):
             raise foreign_overlay(path)
         return
-    scratch = path.with_name(f".{path.name}.new")
-    discard(scratch)
-    # O_EXCL: whoever runs QEMU may write in this folder, and must not lead us elsewhere by a link.
-    fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+    with atomic_file(path, own=own, durable=durable) as fd:
         for offset, data in pieces:
-            os.pwrite(fd, data, offset)
+            write_all(fd, memoryview(data), offset)
         os.ftruncate(fd, qcow2.empty_length(size))
-        own(fd)
-        if durable:
-            os.fsync(fd)
-        scratch.replace(path)
-        if durable:
-            sync_directory(path.parent)
-    except BaseException:
-        discard(scratch)
-        raise
-    finally:
-        os.close(fd)
 
 
 def is_overlay(path: Path, backing: str, size: int) -> bool:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from ..files import write_all
 from .compare import Check, compare
 from .index import BadIndexError, ChunkIndex
-from .intake import write_all
 
 SUFFIX = ".pull"
 MAX_AGE = 7 * 86400.0

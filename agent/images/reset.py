@@ -19,11 +19,9 @@ from typing import Protocol
 import trio
 
 from ...protocols.errors import InvalidRequest, Unsupported
+from ..files import Own, full_disk_named, write_all
 from .chunker import extents
 from .convert import RunTool
-from .files import full_disk_named
-from .intake import write_all
-from .overlay import Own
 from .partitions import Part, parts_of
 
 TIMEOUT = 600.0

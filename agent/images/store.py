@@ -22,16 +22,16 @@ from ...protocols.errors import InsufficientResources
 from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
+from ..files import Own, discard, full_disk_named
 from .bases import Bases, make_folders
 from .chunker import chunks
 from .convert import RunTool, check_room, convert_qcow2, exported_disk, inspect_qcow2, overlay_disk, whole_disk
-from .database import open_database
+from .database import open_image_database
 from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
-from .files import discard, full_disk_named
 from .fsck import Fsck
 from .index import ChunkIndex, index_chunks
 from .intake import receive
-from .overlay import Own, is_overlay, write_overlay
+from .overlay import is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
 from .port import Export, Overlay, Report
@@ -52,7 +52,7 @@ async def open_image_store(
     `max_size` in bytes bounds the disks that are taken in.
     """
     await trio.to_thread.run_sync(make_folders, root)
-    async with open_database(root / "images.db") as database:
+    async with open_image_database(root / "images.db") as database:
         shelf, broken = await database.load()
         bases = Bases(root, shelf, database)
         await bases.clear_away(broken)

@@ -5,7 +5,6 @@ Every recipe works under its VM's lock, so that two operations on one VM follow 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +19,7 @@ import trio
 
 from ...protocols.errors import DeadlineExceeded, InsufficientResources, VmNotFound, WrongState
 from ...protocols.vm import CloudInit, Vm, VmChange, VmSpec, VmStatus
+from ..files import atomic_write
 from ..hypervisor.port import DomainPlan, DomainState, Hypervisor
 from ..images.port import ImageStore
 from ..journal.run import Run
@@ -262,15 +262,10 @@ class VmRecipes:
         self.own(directory)
 
     def _write(self, path: Path, content: bytes) -> None:
-        scratch = path.with_suffix(".tmp")
-        scratch.unlink(missing_ok=True)
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
-            with os.fdopen(descriptor, "wb") as target:
-                target.write(content)
+            atomic_write(path, content)
         except OSError as error:
             raise InsufficientResources(f"cannot write {path.name}: {error.strerror}") from None
-        scratch.replace(path)
         self.own(path)
 
     @staticmethod
@@ -279,7 +274,7 @@ class VmRecipes:
         if delete_disk:
             _remove_tree(directory)
         elif directory.is_dir():
-            (directory / KEPT_DISK).write_bytes(msgspec.json.encode(notes))
+            atomic_write(directory / KEPT_DISK, msgspec.json.encode(notes))
             for path in directory.iterdir():
                 if path.name not in {"disk.qcow2", KEPT_DISK}:
                     path.unlink(missing_ok=True)

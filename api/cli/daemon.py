@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from ...agent.config import Config, ConfigError
+from ...agent.database import DatabaseRefused
 from ...agent.home import HomeError
 from ...agent.identity import IdentityError
 from ...agent.node import Node, open_node
@@ -44,7 +45,7 @@ def run_agent(config: Config) -> None:
         for reason in _leaves(error):
             if isinstance(reason, ConfigError):
                 raise click.UsageError(str(reason)) from None
-            if isinstance(reason, HomeError | IdentityError | CannotListen):
+            if isinstance(reason, DatabaseRefused | HomeError | IdentityError | CannotListen):
                 raise click.ClickException(str(reason)) from None
         raise
 

@@ -20,8 +20,8 @@ import trio
 import zstandard
 
 from tests.images.stores import disk_store
+from twinshare.agent.database import Database
 from twinshare.agent.images.contract import nobody, pieces, qcow2_disk, quiet, raw_disk
-from twinshare.agent.images.database import Database
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import ImageDamaged, InsufficientResources, InvalidRequest, TwinshareError
@@ -208,7 +208,7 @@ def dying_at(step: int, act: Callable[[], Awaitable[object]]) -> int:
             return call
 
         with ExitStack() as patches:
-            for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (Database, "_run")):
+            for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (Database, "transact")):
                 patches.enter_context(mock.patch.object(owner, name, counted(getattr(owner, name))))
             trio.run(act)
 

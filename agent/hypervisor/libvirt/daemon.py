@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from ....protocols.errors import HypervisorDown
+from ...files import atomic_write
 from ..sandbox.port import ProcessHandle, SandboxPort
 from .fsuid import as_fs_user
 
@@ -142,9 +143,10 @@ class PrivateDaemon:
                 shutil.rmtree(root / "r", ignore_errors=True)
             for folder in ("r", "c/libvirt", "k", "d"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
-            mark.write_text(boot)
-            (root / "c/libvirt/libvirtd.conf").write_text(_DAEMON_CONF)
-            (root / "c/libvirt/qemu.conf").write_text(QEMU_CONF)
+            config = root / "c/libvirt"
+            files = {mark: boot, config / "libvirtd.conf": _DAEMON_CONF, config / "qemu.conf": QEMU_CONF}
+            for path, text in files.items():
+                atomic_write(path, text.encode(), durable=False)
 
     async def _spawn(self) -> None:
         program = shutil.which("virtqemud", path=_PATH) or shutil.which("libvirtd", path=_PATH) or "libvirtd"

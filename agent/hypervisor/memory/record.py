@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ...files import atomic_write
 from ..port import Domain, DomainPlan, DomainState
 
 ACTIVE = (DomainState.RUNNING, DomainState.PAUSED)
@@ -76,11 +77,9 @@ def load(path: Path) -> dict[str, Record]:
 
 
 def save(path: Path, records: Iterable[Record]) -> None:
-    """Replace the file atomically."""
+    """Replace the file. Not synced: the domains in memory end with the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".new")
-    scratch.write_bytes(msgspec.json.encode(list(records), enc_hook=str))
-    scratch.replace(path)
+    atomic_write(path, msgspec.json.encode(list(records), enc_hook=str), durable=False)
 
 
 def _decode(kind: type, value: Any) -> Any:

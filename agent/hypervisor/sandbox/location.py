@@ -12,6 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from ....protocols.errors import HypervisorDown
+from ...files import atomic_write
+
 PARTS = ("vms", "images", "hypervisor")
 _RECORD = "sandbox.json"
 
@@ -30,10 +33,7 @@ class Record(msgspec.Struct, kw_only=True):
     blocked: tuple[str, ...] = ()
 
     def save(self, data_dir: Path) -> None:
-        temporary = data_dir / f".{_RECORD}.new"
-        temporary.write_bytes(msgspec.json.encode(self))
-        temporary.chmod(0o600)
-        temporary.rename(data_dir / _RECORD)
+        atomic_write(data_dir / _RECORD, msgspec.json.encode(self))
 
 
 def claim(data_dir: Path) -> Record:

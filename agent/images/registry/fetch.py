@@ -12,7 +12,7 @@ import trio
 from ....protocols.errors import InsufficientResources, RegistryFailed
 from ....protocols.image import Image
 from ....protocols.operation import Progress
-from ..files import discard, full_disk_named
+from ...files import discard, full_disk_named
 from ..parallel import each
 from ..port import Report
 from ..store import Arrival, DiskImageStore

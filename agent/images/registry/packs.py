@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import zstandard
 from blake3 import blake3
 
+from ...files import write_all
 from ..chunker import MAX_CHUNK
 from ..index import BadIndexError, ChunkIndex
-from ..intake import write_all
 
 PACK_SIZE = 64 << 20
 LEVEL = 3

@@ -14,7 +14,7 @@ from ....protocols.errors import ImageDamaged
 from ....protocols.image import Image
 from ....protocols.operation import Progress
 from ....protocols.reference import Reference
-from ..files import discard, full_disk_named
+from ...files import discard, full_disk_named
 from ..index import BadIndexError, ChunkIndex
 from ..parallel import each
 from ..port import Report

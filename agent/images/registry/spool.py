@@ -15,8 +15,7 @@ from pathlib import Path
 import trio
 
 from ....protocols.errors import RegistryFailed
-from ..files import discard
-from ..intake import write_all
+from ...files import discard, write_all
 from ..partial import SUFFIX
 
 STEP = 1 << 20

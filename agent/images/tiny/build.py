@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import trio
 
-from ....protocols.errors import InsufficientResources, Unsupported
+from ....protocols.errors import Unsupported
 from ....protocols.operation import Progress
-from ..files import discard, full_disk_named
+from ...files import atomic_write, discard, full_disk_named
 from ..port import Report
 from . import guest
 from .disk import NotAKernelError, boot_disk
@@ -109,13 +109,7 @@ def _assemble(debs: Sequence[Path], disk: Path) -> None:
         content = boot_disk(kernel, files, guest.COMMAND_LINE)
     except NotAKernelError as error:
         raise Unsupported(f"tiny cannot be built: {error}") from None
-    scratch = disk.with_suffix(".new")
-    try:
-        scratch.write_bytes(content)
-        scratch.replace(disk)
-    except (OSError, InsufficientResources):
-        discard(scratch)
-        raise
+    atomic_write(disk, content, durable=False)
     for former in disk.parent.glob("tiny-*.raw"):
         if former != disk:
             discard(former)

@@ -1,0 +1,178 @@
+"""The SQLite shell: one connection in one worker thread (WAL, synchronous=FULL), a schema number, typed errors.
+
+All statements run in order in one thread, so a transaction is never interleaved. What SQLite raises for a state of the
+machine is renamed here and nowhere else: a full disk to `InsufficientResources`; a file that another process locks,
+that cannot be written or read to `Unavailable`. Both pass, and nothing was written then: `PASSING_FAULTS`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from ..protocols.errors import InsufficientResources, Unavailable
+
+Result = TypeVar("Result")
+
+BUSY_TIMEOUT = 5.0
+"""Seconds in which a statement waits for a lock of another process."""
+
+PASSING_FAULTS = (InsufficientResources, Unavailable)
+
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "another process holds the database",
+    sqlite3.SQLITE_LOCKED: "another process holds the database",
+    sqlite3.SQLITE_READONLY: "the database cannot be written",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+    sqlite3.SQLITE_PERM: "the database may not be written",
+    sqlite3.SQLITE_PROTOCOL: "another process holds the database",
+}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class DatabaseRefused(Exception):
+    """The file cannot be used by this version; the message says why and what to do."""
+
+
+class DatabaseNewer(DatabaseRefused):
+    """A later version has written the file. Nothing was changed."""
+
+
+class DatabaseDamaged(DatabaseRefused):
+    """The file is no database, or a damaged one. Nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of a file.
+
+    `tables` are `CREATE … IF NOT EXISTS` statements of the present form. The migration at place n, counted from 1,
+    brings the tables of a file of version n to version n + 1. A file that is written has the version 1 + the number
+    of migrations, in `user_version`; one of before the numbers is of version 1.
+    """
+
+    tables: str
+    migrations: Sequence[str] = ()
+
+    @property
+    def version(self) -> int:
+        return 1 + len(self.migrations)
+
+
+class Database:
+    """An open file. Made by `open_database`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._one_thread = trio.CapacityLimiter(1)
+
+    async def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `work` as one durable transaction; it is rolled back when it raises.
+
+        Not interrupted by cancellation once it has begun: the caller always learns what was written.
+        Raises: InsufficientResources when the disk is full, Unavailable, and what `work` raises.
+        """
+
+        def run() -> Result:
+            with _renamed_errors(), self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return work(self._connection)
+
+        return await trio.to_thread.run_sync(run, limiter=self._one_thread)
+
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        """Run one durable statement. Raises: InsufficientResources when the disk is full, Unavailable."""
+        await self.transact(lambda db: db.execute(statement, values) and None)
+
+    async def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a SELECT. Raises: Unavailable."""
+
+        def run() -> list[tuple[Any, ...]]:
+            with _renamed_errors():
+                return self._connection.execute(statement, values).fetchall()
+
+        return await trio.to_thread.run_sync(run, limiter=self._one_thread)
+
+    async def close(self) -> None:
+        """Close the file; not interrupted by cancellation."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._connection.close, limiter=self._one_thread)
+
+
+@asynccontextmanager
+async def open_database(file: Path, schema: Schema, *, check: bool = False) -> AsyncIterator[Database]:
+    """Open the file (mode 0600), made where there is none, and bring it to the version of `schema`.
+
+    `check` reads every page of the file first. Raises: DatabaseNewer, DatabaseDamaged, InsufficientResources,
+    Unavailable.
+    """
+    database = Database(await trio.to_thread.run_sync(_connect, file, schema, check))
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def _connect(file: Path, schema: Schema, check: bool) -> sqlite3.Connection:
+    """Blocking. Raises: as `open_database`."""
+    with _renamed_errors(str(file)):
+        _create(file)
+        connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        try:
+            _migrate(connection, file, schema, check)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _create(file: Path) -> None:
+    try:
+        file.touch(mode=0o600)
+    except OSError as error:
+        raise Unavailable(f"the database {file} cannot be opened: {error.strerror}") from None
+
+
+def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) -> None:
+    (stored,) = db.execute("PRAGMA user_version").fetchone()
+    if stored > schema.version:
+        raise DatabaseNewer(
+            f"{file} was written by a later version (schema {stored}; this version reads up to {schema.version}); "
+            "install that version again, or restore a copy of the file from before"
+        )
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    if check and (said := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise DatabaseDamaged(f"{file} is damaged: {said}")
+    # An empty file needs no migration: its tables are made in the present form.
+    is_empty = db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+    pending = () if is_empty else schema.migrations[max(stored, 1) - 1 :]
+    number = f"PRAGMA user_version = {schema.version};" if stored != schema.version else ""
+    try:
+        db.executescript(f"BEGIN IMMEDIATE;\n{';'.join(pending)};\n{schema.tables};\n{number}\nCOMMIT;")
+    finally:
+        if db.in_transaction:
+            db.rollback()
+    db.execute("PRAGMA foreign_keys=ON")
+
+
+@contextmanager
+def _renamed_errors(where: str = "") -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _FULL:
+            raise InsufficientResources(f"the disk of the node is full: {error}") from None
+        if code in _UNAVAILABLE:
+            raise Unavailable(f"{_UNAVAILABLE[code]} ({error}); try again in a moment") from None
+        if code in _DAMAGED:
+            raise DatabaseDamaged(f"{where or 'the database'} is damaged: {error}") from None
+        raise
