@@ -38,7 +38,9 @@ async def test_a_file_is_brought_forward_and_keeps_its_rows(tmp_path: Path) -> N
 async def test_a_file_of_before_the_numbers_is_of_version_one(tmp_path: Path) -> None:
     file = tmp_path / "db"
     with closing(sqlite3.connect(file)) as old:
-        old.executescript(f"{FIRST.tables} INSERT INTO things VALUES ('old');")
+        old.executescript(FIRST.tables)
+        old.execute("INSERT INTO things VALUES ('old')")
+        old.commit()
     async with open_database(file, SECOND) as db:
         assert await db.query("SELECT * FROM things") == [("old", 7)]
 

@@ -29,9 +29,13 @@ def test_the_mode_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "file"
     atomic_write(file, b"old")
-    with pytest.raises(OSError, match="full"), atomic_file(file) as fd:
+
+    def fail(fd: int) -> None:
         os.write(fd, b"half")
         raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"), atomic_file(file) as fd:
+        fail(fd)
 
     def refuse(_fd: int) -> None:
         raise PermissionError("not yours")
@@ -60,7 +64,7 @@ def test_file_and_directory_are_synced_around_the_rename(
     fsync, replace = os.fsync, Path.replace
 
     def seen_fsync(fd: int) -> None:
-        calls.append("directory" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
+        calls.append("directory" if Path(f"/proc/self/fd/{fd}").is_dir() else "file")
         fsync(fd)
 
     def seen_replace(path: Path, target: Path) -> Path:
