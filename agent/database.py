@@ -54,7 +54,7 @@ class Schema:
     """The tables of a file.
 
     `tables` are `CREATE … IF NOT EXISTS` statements of the present form. The migration at place n, counted from 1,
-    brings the tables of a file of version n to version n + 1. A file that is written has the version 1 + the number
+    changes the tables of a file of version n to those of version n + 1. A file that is written has the version 1 + the number
     of migrations, in `user_version`; one of before the numbers is of version 1.
     """
 
@@ -108,7 +108,7 @@ class Database:
 
 @asynccontextmanager
 async def open_database(file: Path, schema: Schema, *, check: bool = False) -> AsyncIterator[Database]:
-    """Open the file (mode 0600), made where there is none, and bring it to the version of `schema`.
+    """Open the file (mode 0600), made where there is none, and migrate it to the version of `schema`.
 
     `check` reads every page of the file first. Raises: DatabaseNewer, DatabaseDamaged, InsufficientResources,
     Unavailable.
