@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from ....protocols.errors import HypervisorDown
 from ...files import atomic_write
 
 PARTS = ("vms", "images", "hypervisor")
