@@ -17,6 +17,7 @@ import trio
 from ..protocols.access import Caller, Role
 from ..protocols.errors import Conflict, TokenNotFound, Unauthenticated
 from ..protocols.node import Token, TokenRequest
+from ..protocols.tolerant import known_part
 from .database import PASSING_FAULTS
 from .state import State
 
@@ -167,4 +168,6 @@ def _view(row: _Row, secret: str | None = None) -> Token:
 async def open_tokens(state: State, own_secret: str) -> TokenStore:
     """The node's tokens, read once."""
     rows = await state.query("SELECT name, hash, role, created_at, expires_at, last_used_at FROM tokens")
-    return TokenStore(state, [_Row(row[0], row[1], Role(row[2]), *row[3:]) for row in rows], own_secret)
+    return TokenStore(
+        state, [_Row(row[0], row[1], Role(known_part(row[2], Role)), *row[3:]) for row in rows], own_secret
+    )

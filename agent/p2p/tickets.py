@@ -12,6 +12,7 @@ import msgspec
 from ...protocols.access import Limits, Role
 from ...protocols.errors import Forbidden, Overloaded
 from ...protocols.ticket import ID_SIZE, NONCE_SIZE, SECRET_SIZE, TicketContent
+from ...protocols.tolerant import decode_tolerantly
 from .host import PeerId
 from .shelf import Shelf
 
@@ -139,7 +140,7 @@ class TicketBook:
 
     async def load(self) -> None:
         for packed in (await self._shelf.load("ticket")).values():
-            issued = msgspec.msgpack.decode(packed, type=_Issued)
+            issued = decode_tolerantly(packed, _Issued)
             self._issued[issued.id] = issued
 
 

@@ -18,6 +18,7 @@ from ...protocols.access import LOCAL_ADMIN, Caller, Role
 from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, TwinshareError, Unsupported, VmNotFound
 from ...protocols.services import VmService
 from ...protocols.table import methods
+from ...protocols.tolerant import decode_tolerantly
 from ...protocols.tunnel import TunnelAnswer, TunnelRequest
 from ...protocols.vm import Forward, ForwardSpec
 from ..journal.operations import Operations
@@ -99,7 +100,7 @@ class Tunnels:
         """Open what was kept; a port that another program took meanwhile stays closed, and is listed so."""
         self._mesh = mesh
         for value in (await self.shelf.load(KIND)).values():
-            tunnel = msgspec.msgpack.decode(value, type=Tunnel)
+            tunnel = decode_tolerantly(value, Tunnel)
             self.kept[tunnel.key] = tunnel
             try:
                 await self._listen(tunnel)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def rows(name: str) -> list[dict[str, Any]]:
     return found
 
 
-async def live(data: Path) -> dict[str, Any]:
-    """One life on the directory: everything that REST tells when nothing is under way any more."""
+async def live(data: Path, left_alone: Collection[str] = ()) -> dict[str, Any]:
+    """One life on the directory: everything that REST tells when nothing but `left_alone` is under way any more."""
     agent = AgentProcess(
         data, ["--api", "127.0.0.1:0"], {"TWINSHARE_P2P_ENABLED": "true"},
         program=[sys.executable, "-m", "twinshare", "agent", "--config", str(data / "twinshare.toml")],
@@ -61,9 +62,8 @@ async def live(data: Path) -> dict[str, Any]:
     try:
         async with httpx.AsyncClient(base_url=agent.url, timeout=30) as http:
             with trio.fail_after(30):
-                for state in ("pending", "running"):
-                    while (await http.get("/api/operations", params={"state": state})).json()["operations"]:
-                        await trio.sleep(0.02)
+                while await _under_way(http) - {*left_alone}:
+                    await trio.sleep(0.02)
             seen = {name: (await http.get(path)).json() for name, path in ASKED.items()}
             body = {"name": "kept", "image": "disk", "cpu_cores": 1, "memory": 64, "disk_size": 1, "start": True,
                     "autostart": True, "labels": {"a": "b"}}  # fmt: skip
@@ -72,13 +72,19 @@ async def live(data: Path) -> dict[str, Any]:
             seen["other"] = (await http.post("/api/vm", json=body | {"memory": 128}, headers=key)).status_code
             seen["fsck"] = (await http.post("/api/image/fsck")).json()
             seen["tunnels"] = (await http.get(f"/api/remote/{PEER}/vm/there/port-forward")).json()
-            seen["events"] = await trio.to_thread.run_sync(_events, agent.url, len(rows("events")))
+            seen["all events"] = await trio.to_thread.run_sync(_events, agent.url, len(rows("events")) + 1)
+            seen["events"] = seen["all events"][:-1]
             token = {"Authorization": "Bearer golden-admin-token"}
             seen["admin"] = (await http.get("/api/tokens", headers=token)).status_code
     finally:
         await agent.stop()
     seen["log"] = agent.said
     return seen
+
+
+async def _under_way(http: httpx.AsyncClient) -> set[str]:
+    answers = [await http.get("/api/operations", params={"state": state}) for state in ("pending", "running")]
+    return {each["id"] for answer in answers for each in answer.json()["operations"]}
 
 
 def _events(url: str, number: int) -> list[dict[str, Any]]:
