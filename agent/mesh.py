@@ -16,14 +16,14 @@ from ..protocols.table import Dispatcher
 from .config import Config, PeerConfig
 from .events import EventLog
 from .identity import Identity
+from .p2p.context import Serve
 from .p2p.host import Gate, Host, PeerId
-from .p2p.libp2p import open_finders, open_libp2p_host
+from .p2p.libp2p import open_discovery, open_libp2p_host
 from .p2p.libp2p.settings import HostSettings
 from .p2p.membership import Override
 from .p2p.mesh import Mesh, open_mesh
-from .p2p.parts import Serve
-from .p2p.shelf import StateShelf
 from .p2p.signing import Signer
+from .p2p.store import DatabaseKeyValueStore
 from .state import State
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ async def open_node_mesh(
 
     @asynccontextmanager
     async def open_host(gate: Gate) -> AsyncIterator[Host]:
-        settings = HostSettings(dead_after=config.p2p.dead_peer_timeout, relay=config.p2p.relay)
+        settings = HostSettings(peer_timeout=config.p2p.dead_peer_timeout, relay=config.p2p.relay)
         async with AsyncExitStack() as stack:
             try:
                 opening = open_libp2p_host(identity.seed, config.p2p.listen, gate=gate, settings=settings)
@@ -63,25 +63,25 @@ async def open_node_mesh(
             yield host
 
     signer = Signer(identity.seed)
-    find = partial(open_finders, signer=signer, now=time.time, mdns=config.p2p.mdns, dht=config.p2p.dht)
+    discover = partial(open_discovery, signer=signer, now=time.time, mdns=config.p2p.mdns, dht=config.p2p.dht)
 
     def publish(type: str, data: Mapping[str, Any]) -> None:
         events.publish(type, data)
 
     async with open_mesh(
         open_host=partial(other_network, identity.peer_id) if other_network else open_host,
-        open_finders=find,
+        open_discovery=discover,
         signer=signer,
         name=name,
         agent=f"twinshare/{version}",
         dispatcher=dispatcher,
-        shelf=StateShelf(state),
+        store=DatabaseKeyValueStore(state),
         events=events.subscribe,
         publish=publish,
         now=time.time,
         overrides={peer: _override(said) for peer, said in config.peers.items()},
         bootstrap=config.p2p.bootstrap,
-        silence=config.p2p.dead_peer_timeout,
+        peer_timeout=config.p2p.dead_peer_timeout,
         served=served,
         witness=witness,
         start=False,

@@ -37,8 +37,8 @@ from .local_images import ImageRoom, LocalImages
 from .mesh import HostFactory, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
 from .p2p.mesh import Mesh
-from .p2p.shelf import SCHEMA as MESH_SCHEMA
-from .p2p.shelf import StateShelf
+from .p2p.store import SCHEMA as MESH_SCHEMA
+from .p2p.store import DatabaseKeyValueStore
 from .reach.consoles import Console, Consoles, open_consoles
 from .reach.fleet_images import BlobServer, FleetImages
 from .reach.remote_console import ConsoleServer, open_remote_console
@@ -87,7 +87,7 @@ class Node:
         self.peer_id = identity.peer_id
         self.version = __version__
         self._born = time.monotonic()
-        self.dispatcher = mesh.parts.dispatcher
+        self.dispatcher = mesh.context.dispatcher
 
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
         """Any operation, here or on a peer (an ID, a prefix, a name). The role is checked where the operation is done.
@@ -196,7 +196,7 @@ def node_name(config: Config) -> str:
 async def open_node(config: Config, other_network: HostFactory | None = None) -> AsyncIterator[Node]:
     """A running node. Its VMs outlive it. Peers are met on `other_network`, if one is given, in place of libp2p.
 
-    Raises: HomeError, IdentityError when the data directory cannot be used.
+    Raises: HomeError, IdentityError when the data address_book cannot be used.
     """
     path = Path(config.node.data_dir) if config.node.data_dir else default_data_dir()
     with locked_home(path.expanduser().absolute()) as home:
@@ -243,7 +243,7 @@ async def _open_joined(
         images.add_recipes()
         tokens = await open_tokens(state, home.ensure_admin_token())
         watch = Watch(vms, events, home.path)
-        tunnels = Tunnels(relays, StateShelf(state), operations)
+        tunnels = Tunnels(relays, DatabaseKeyValueStore(state), operations)
         tunnels.add_recipes()
         async with trio.open_nursery() as nursery, open_consoles(vms, audit.witness) as consoles:
             nursery.start_soon(watch.run)

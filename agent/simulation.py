@@ -10,7 +10,7 @@
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
-The meshes are the real ones: membership, lines, calls, gossip. Under each there is no hypervisor but a table of VM
+The meshes are the real ones: membership, sessions, calls, gossip. Under each there is no hypervisor but a table of VM
 records, because a virtual clock must not wait for threads. The same seed gives the same run.
 """
 
@@ -37,8 +37,8 @@ from .background import open_background
 from .p2p.membership import Override
 from .p2p.memory import MemoryNetwork, open_memory_host
 from .p2p.mesh import Mesh, open_mesh
-from .p2p.shelf import MemoryShelf
 from .p2p.signing import Signer
+from .p2p.store import MemoryKeyValueStore
 
 START = datetime(2025, 5, 10, 12, tzinfo=UTC)
 """The time of day when a simulation begins."""
@@ -109,7 +109,7 @@ class SimulatedNode:
     number: int
     signer: Signer
     overrides: dict[str, Override] = field(default_factory=dict)
-    shelf: MemoryShelf = field(default_factory=MemoryShelf)
+    store: MemoryKeyValueStore = field(default_factory=MemoryKeyValueStore)
     vms: dict[str, Vm] = field(default_factory=dict)
     events: MemoryEvents = field(default_factory=MemoryEvents)
     done: list[tuple[Caller, str]] = field(default_factory=list)
@@ -136,11 +136,11 @@ class SimulatedNode:
     def online(self) -> set[str]:
         """The IDs of the peers that this node sees online."""
         running = self.running and self.running.running
-        return {line.peer_id for line in running.links.lines} if running else set()
+        return {session.peer_id for session in running.sessions.live} if running else set()
 
     async def call(self, name: str, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
         """An operation of this node, by one of its own users."""
-        return await self.mesh.parts.dispatcher.call(caller, TABLE[name], arguments)
+        return await self.mesh.context.dispatcher.call(caller, TABLE[name], arguments)
 
     async def ask(self, peer: str, name: str, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
         """An operation of a peer, by one of this node's users."""
@@ -172,13 +172,13 @@ class SimulatedNode:
 
 
 class Cluster:
-    """Made by `open_cluster`. `network` cuts, parts and delays; `rng` is the seed's."""
+    """Made by `open_cluster`. `network` cuts, partitions and delays; `rng` is the seed's."""
 
-    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, seed: int, silence: float) -> None:
-        self.network, self.rng, self.silence = network, random.Random(seed), silence  # noqa: S311 - it must repeat
-        # A simulated day has better things to do than to exchange pings: with a long `silence` and a short `dead_after`
-        # the network alone notices who is gone.
-        self.dead_after = silence
+    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, seed: int, peer_timeout: float) -> None:
+        self.network, self.rng, self.peer_timeout = network, random.Random(seed), peer_timeout  # noqa: S311 - repeats
+        # Keepalives of a simulated day cost time: with a long `peer_timeout` and a short `connection_timeout` only the
+        # network notices a silent peer.
+        self.connection_timeout = peer_timeout
         self.nodes: list[SimulatedNode] = []
         self._nursery = nursery
 
@@ -235,18 +235,18 @@ class Cluster:
             with node.scope:
                 async with open_mesh(
                     open_host=lambda gate: open_memory_host(
-                        self.network, node.peer_id, gate, dead_after=self.dead_after
+                        self.network, node.peer_id, gate, peer_timeout=self.connection_timeout
                     ),
                     signer=node.signer,
                     name=node.name,
                     agent="twinshare/simulation",
                     dispatcher=node.dispatcher(),
-                    shelf=node.shelf,
+                    store=node.store,
                     events=node.events.subscribe,
                     publish=node.events.publish,
                     now=lambda: now().timestamp(),
                     overrides=node.overrides,
-                    silence=self.silence,
+                    peer_timeout=self.peer_timeout,
                     rng=random.Random(self.rng.random()),  # noqa: S311 - it must repeat
                 ) as node.running:
                     task_status.started()
@@ -258,14 +258,14 @@ class Cluster:
 
 @asynccontextmanager
 async def open_cluster(
-    number: int = 0, *, seed: int = 0, silence: float = 15.0, network: MemoryNetwork | None = None
+    number: int = 0, *, seed: int = 0, peer_timeout: float = 15.0, network: MemoryNetwork | None = None
 ) -> AsyncIterator[Cluster]:
     """A fleet of `number` nodes named node-0 and so on, all admins, that see each other.
 
-    `silence` is after how many seconds a silent peer is gone; `network` may have delays of its own.
+    `peer_timeout` is after how many seconds a silent peer is gone; `network` may have delays of its own.
     """
     async with open_background() as nursery:
-        cluster = Cluster(nursery, network or MemoryNetwork(), seed, silence)
+        cluster = Cluster(nursery, network or MemoryNetwork(), seed, peer_timeout)
         await cluster.grow(number)
         await cluster.until(cluster.converged, 60)
         yield cluster

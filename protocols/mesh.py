@@ -1,4 +1,7 @@
-"""What members of a fleet, and those who want to become one, say to each other. No REST route leads here."""
+"""Messages between members of a fleet, and between a member and a node that joins. No REST route leads here.
+
+Fields, methods and parameters whose name is not the term of the glossary are named so on the wire, where they stay.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,37 @@ from .peer import MessageReply, check_nesting
 from .table import peers_only
 
 MAX_ADDRESSES = 16
-MAX_NEWS = 100
-"""Items of each kind in one piece of news."""
+MAX_UPDATE_ITEMS = 100
+"""Items of each kind in one gossip update."""
 
 PeerName = Annotated[str, Meta(min_length=1, max_length=255)]
 Address = Annotated[str, Meta(max_length=256)]
 Bytes = Annotated[bytes, Meta(min_length=1, max_length=64)]
 
 
-class Whereabouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a peer says it can be dialled; the highest `number` is the newest. A hint, confirmed by dialling."""
+class PeerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The addresses at which a peer says it can be dialled; the highest `number` is the newest. A hint, no proof."""
 
     peer: PeerName
     addresses: Annotated[list[Address], Meta(max_length=MAX_ADDRESSES)]
     number: int
 
 
-class News(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a member knows and another may not: certificates, revocations, addresses."""
+class GossipUpdate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Membership certificates, revocations and peer records that the receiver may not have."""
 
-    members: Annotated[list[Chain], Meta(max_length=MAX_NEWS)] = []
-    revocations: Annotated[list[SignedRevocation], Meta(max_length=MAX_NEWS)] = []
-    whereabouts: Annotated[list[Whereabouts], Meta(max_length=MAX_NEWS)] = []
+    members: Annotated[list[Chain], Meta(max_length=MAX_UPDATE_ITEMS)] = []
+    revocations: Annotated[list[SignedRevocation], Meta(max_length=MAX_UPDATE_ITEMS)] = []
+    records: Annotated[list[PeerRecord], Meta(max_length=MAX_UPDATE_ITEMS)] = msgspec.field(
+        default_factory=list, name="whereabouts"
+    )
 
     def __bool__(self) -> bool:
-        return bool(self.members or self.revocations or self.whereabouts)
+        return bool(self.members or self.revocations or self.records)
 
 
-class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as it reaches the peer."""
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's message as it reaches the peer."""
 
     message_type: Annotated[str, Meta(min_length=1, max_length=64)]
     data: dict[str, Any]
@@ -51,57 +56,57 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshService(Protocol):
-    """Between members."""
+    """Calls between members."""
 
     @peers_only(Role.VIEWER)
-    async def tell(self, news: News) -> None:
-        """Pass on what one knows."""
+    async def tell(self, news: GossipUpdate) -> None:
+        """Take in a gossip update."""
         ...
 
     @peers_only(Role.VIEWER)
-    async def deliver(self, letter: Letter) -> MessageReply:
-        """Hand over a message."""
+    async def deliver(self, letter: Message) -> MessageReply:
+        """Receive a message."""
         ...
 
     @peers_only(Role.VIEWER)
     async def renew(self) -> Chain:
-        """Ask an admin for a certificate with a later end. Raises: Forbidden when the one asked cannot give it."""
+        """Issue a certificate with a later expiry to the caller. Raises: Forbidden when this node cannot."""
         ...
 
 
-class Knock(msgspec.Struct, frozen=True, kw_only=True):
-    """`ticket` is its id."""
+class JoinHello(msgspec.Struct, frozen=True, kw_only=True):
+    """The first message of a node that joins. `ticket` is the ticket's ID."""
 
     ticket: Bytes
     nonce: Bytes
 
 
-class Candidacy(msgspec.Struct, frozen=True, kw_only=True):
-    """The joiner's half of the proof, and how its node is called."""
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The joiner's half of the proof, and the name of its node."""
 
     ticket: Bytes
     proof: Bytes
     name: PeerName
 
 
-class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
     """The inviter's half of the proof, the new member's certificate, and the fleet as the inviter knows it."""
 
     proof: Bytes
     fleet: PeerName
     chain: Chain
-    news: list[News]
+    updates: list[GossipUpdate] = msgspec.field(name="news")
 
 
 class JoinService(Protocol):
-    """For a stranger with a ticket."""
+    """Calls of a node that holds a ticket and is no member yet."""
 
     @peers_only(Role.VIEWER)
-    async def knock(self, knock: Knock) -> bytes:
-        """Get the inviter's nonce."""
+    async def knock(self, knock: JoinHello) -> bytes:
+        """Return the inviter's nonce."""
         ...
 
     @peers_only(Role.VIEWER)
-    async def join(self, candidacy: Candidacy) -> Welcome:
-        """Become a member. Raises: Forbidden."""
+    async def join(self, candidacy: JoinRequest) -> JoinReply:
+        """Make the caller a member. Raises: Forbidden."""
         ...

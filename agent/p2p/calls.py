@@ -15,7 +15,7 @@ from ...protocols.messages import Request
 from ...protocols.session import MAX_TIMEOUT
 from ...protocols.table import Method
 from .host import PeerId
-from .line import Line
+from .peer_session import PeerSession
 
 READ_TIMEOUT = 30.0
 MUTATION_TIMEOUT = 4 * 3600.0
@@ -25,12 +25,12 @@ GRACE = 1.0
 
 
 class PeerCalls:
-    """`line_to` gives the line to a peer, dialling if need be, and raises what `call` says; `title` is its name."""
+    """Call peers. `session_to` returns the session with a peer, dialling if need be; `title` returns its name."""
 
     def __init__(
-        self, line_to: Callable[[PeerId], Awaitable[Line]], title: Callable[[PeerId], str] = lambda peer: peer
+        self, session_to: Callable[[PeerId], Awaitable[PeerSession]], title: Callable[[PeerId], str] = lambda peer: peer
     ) -> None:
-        self._line_to, self._title = line_to, title
+        self._line_to, self._title = session_to, title
 
     async def call(
         self,
@@ -51,11 +51,11 @@ class PeerCalls:
         packed = msgspec.Raw(method.pack(arguments))
         request = Request(seconds, caller.role, key, caller.detach, 0, packed, caller.delegate)
         with trio.move_on_after(seconds + GRACE):
-            line = await self._line_to(peer)
+            session = await self._line_to(peer)
             try:
-                return method.unpack_result(await line.call(method.name, request))
+                return method.unpack_result(await session.call(method.name, request))
             except PeerUnreachable as error:
-                if line.error is None:  # the owner's own error, about a third node
+                if session.error is None:  # the owner's own error, about a third node
                     raise
                 raise self._lost(peer, method, key, error) from None
         raise DeadlineExceeded(f"{self._title(peer)} did not answer {method.name} within {seconds:g} s", peer=peer)

@@ -13,7 +13,7 @@ import trio
 from trio.testing import check_half_closeable_stream
 
 from ...protocols.errors import PeerUnreachable, TwinshareError, Unsupported
-from .host import Admission, Direction, Gate, Host, Path, PeerEvent, PeerId, Stream
+from .host import Admission, Direction, Gate, Host, PathKind, PeerEvent, PeerId, Stream
 
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
 """Opens a host with a new identity that the others can reach."""
@@ -23,7 +23,7 @@ ECHO = "/contract/echo/1.0.0"
 SINK = "/contract/sink/1.0.0"
 BUG = "/contract/bug/1.0.0"
 DOOR = "/contract/door/1.0.0"
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 
 
 def everybody(_peer: PeerId, _direction: Direction) -> Admission:
@@ -71,7 +71,7 @@ async def _connected(open_host: OpenHost) -> AsyncIterator[Sequence[Host]]:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(_PATIENCE):
+    with trio.fail_after(_TIMEOUT):
         while not condition():  # noqa: ASYNC110 - a port has no event for everything that a check waits for
             await trio.sleep(0.01)
 
@@ -127,13 +127,13 @@ async def check_a_connection_is_seen_on_both_sides(open_host: OpenHost) -> None:
         assert near.path(far.peer_id) is None
         made = await near.connect(far.peer_id, far.addresses)
         assert made.peer_id == far.peer_id
-        assert (made.direction, made.path) == (Direction.OUTBOUND, Path.DIRECT)
-        assert await near.events.receive() == PeerEvent(peer_id=far.peer_id, path=Path.DIRECT)
-        assert await far.events.receive() == PeerEvent(peer_id=near.peer_id, path=Path.DIRECT)
+        assert (made.direction, made.path) == (Direction.OUTBOUND, PathKind.DIRECT)
+        assert await near.events.receive() == PeerEvent(peer_id=far.peer_id, path=PathKind.DIRECT)
+        assert await far.events.receive() == PeerEvent(peer_id=near.peer_id, path=PathKind.DIRECT)
         assert [each.direction for each in far.connections] == [Direction.INBOUND]
-        assert near.path(far.peer_id) is Path.DIRECT
+        assert near.path(far.peer_id) is PathKind.DIRECT
         assert await near.connect(far.peer_id, []) == made
-        assert 0 <= await near.ping(far.peer_id) < _PATIENCE
+        assert 0 <= await near.ping(far.peer_id) < _TIMEOUT
 
 
 async def check_only_the_peer_that_is_meant_is_connected_to(open_host: OpenHost) -> None:
@@ -256,7 +256,7 @@ async def check_a_reset_is_felt_on_the_other_side(open_host: OpenHost) -> None:
         stream = await near.open_stream(far.peer_id, SINK)
         stream.reset()
         stream.reset()
-        with trio.fail_after(_PATIENCE):
+        with trio.fail_after(_TIMEOUT):
             await felt.wait()
         await _talks(near, far.peer_id)
 

@@ -15,9 +15,9 @@ from ...protocols.services import VmService
 from ...protocols.table import methods
 from ...protocols.vm import Vm
 from .calls import PeerCalls
+from .context import MeshContext
 from .host import PeerId
-from .line import Feed, Line
-from .parts import Parts
+from .peer_session import Feed, PeerSession
 
 log = structlog.get_logger(__name__)
 LIST_VMS = methods(VmService)["list_vms"]
@@ -32,35 +32,35 @@ READER = Caller(principal="local", role=Role.VIEWER)
 class FleetInventory:
     """What the peers last said. While a peer is online its events keep that fresh, so that little is lost with it."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, context: MeshContext) -> None:
+        self._context = context
         self._last: dict[PeerId, list[Vm]] = {}
 
     async def vms(self, caller: Caller, online: list[PeerId], calls: PeerCalls | None) -> list[Vm]:
         """All VMs, this node's first; the rows of peers that do not answer in time say `reachable: false`."""
-        parts = self._parts
-        rows = _told(await parts.dispatcher.call(caller, LIST_VMS, {}), parts.name, parts.now())
+        context = self._context
+        rows = _told(await context.dispatcher.call(caller, LIST_VMS, {}), context.name, context.now())
         answered: set[PeerId] = set()
         async with trio.open_nursery() as nursery:
             if calls is not None:
                 for peer in online:
                     nursery.start_soon(self._ask, caller, peer, calls, answered)
-        members = {certificate.sub for certificate in parts.membership.peers}
+        members = {certificate.sub for certificate in context.membership.peers}
         self._last = {peer: vms for peer, vms in self._last.items() if peer in members}
         for peer, vms in self._last.items():
             rows += vms if peer in answered else [msgspec.structs.replace(vm, reachable=False) for vm in vms]
         return rows[:MAX_ROWS]
 
-    async def follow(self, line: Line, calls: PeerCalls) -> None:
-        """Keep one peer's rows fresh for as long as its line lives."""
+    async def follow(self, session: PeerSession, calls: PeerCalls) -> None:
+        """Keep one peer's rows fresh for as long as its session lives."""
         try:
-            async with line.follow(Follow(types=["vm."])) as feed:
-                while not line.over.is_set():
-                    await self._ask(READER, line.peer_id, calls, set())
+            async with session.follow(Follow(types=["vm."])) as feed:
+                while not session.over.is_set():
+                    await self._ask(READER, session.peer_id, calls, set())
                     if not await _news(feed):
                         return
         except TwinshareError as error:
-            log.debug("a peer's events cannot be followed", peer=line.peer_id, why=error.message)
+            log.debug("a peer's events cannot be followed", peer=session.peer_id, why=error.message)
 
     async def _ask(self, caller: Caller, peer: PeerId, calls: PeerCalls, answered: set[PeerId]) -> None:
         with trio.move_on_after(PATIENCE):
@@ -69,8 +69,8 @@ class FleetInventory:
             except TwinshareError as error:
                 log.debug("a peer did not tell its VMs", peer=peer, why=error.message)
                 return
-            known = self._parts.membership.known(peer)
-            self._last[peer] = _told(found, known.name if known else peer, self._parts.now())
+            known = self._context.membership.known(peer)
+            self._last[peer] = _told(found, known.name if known else peer, self._context.now())
             answered.add(peer)
 
 

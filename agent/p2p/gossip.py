@@ -1,4 +1,4 @@
-"""What members tell each other: certificates, revocations, addresses. What is new to one, it passes on."""
+"""Gossip: members send each other certificates, revocations and peer records, and pass on what was new to them."""
 
 from __future__ import annotations
 
@@ -12,139 +12,144 @@ import trio
 from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import TwinshareError
 from ...protocols.membership import Chain
-from ...protocols.mesh import MAX_NEWS, Letter, MeshService, News, Whereabouts
+from ...protocols.mesh import MAX_UPDATE_ITEMS, GossipUpdate, MeshService, Message, PeerRecord
 from ...protocols.peer import MessageReply
 from ...protocols.table import methods
 from .calls import PeerCalls
+from .context import MeshContext
 from .host import PeerId
-from .line import Line
-from .links import Links
-from .parts import Parts
+from .peer_session import PeerSession
+from .peer_sessions import PeerSessions
 
 log = structlog.get_logger(__name__)
 MESH = methods(MeshService)
-TELL_TIMEOUT = 10.0
+SEND_TIMEOUT = 10.0
 FAN_OUT = 4
 
 
 class Gossip:
-    """`own` gives our own whereabouts; `changed` is called when members or their addresses are other than before."""
+    """Send and take in gossip updates.
+
+    `own_record` returns this node's peer record; `changed` is called when members or their addresses have changed.
+    """
 
     def __init__(
         self,
-        parts: Parts,
-        links: Links,
-        own: Callable[[], Whereabouts],
+        context: MeshContext,
+        sessions: PeerSessions,
+        own_record: Callable[[], PeerRecord],
         changed: Callable[[], None],
         nursery: trio.Nursery,
     ) -> None:
-        self._parts, self._links, self._own, self._changed, self._nursery = parts, links, own, changed, nursery
-        self._calls = PeerCalls(links.line_to, parts.title)
+        self._context, self._sessions, self._nursery = context, sessions, nursery
+        self._own_record, self._changed = own_record, changed
+        self._calls = PeerCalls(sessions.session_to, context.title)
 
     def bind(self, caller: Caller) -> BoundMesh:
-        """The `MeshService` for one peer's calls."""
-        return BoundMesh(self, self._parts, caller.principal)
+        """Return the `MeshService` for one peer's calls."""
+        return BoundMesh(self, self._context, caller.principal)
 
-    def everything(self) -> Iterator[News]:
-        """All that we know, in as few pieces as the bounds allow: a fleet of a hundred is one call."""
-        places = iter([self._own(), *self._parts.directory.whereabouts()])
-        for news in self._parts.membership.everything():
-            yield msgspec.structs.replace(news, whereabouts=list(islice(places, MAX_NEWS)))
-        while rest := list(islice(places, MAX_NEWS)):
-            yield News(whereabouts=rest)
+    def everything(self) -> Iterator[GossipUpdate]:
+        """Yield all that this node knows in as few updates as the bounds allow: one for a fleet of a hundred."""
+        records = iter([self._own_record(), *self._context.address_book.peer_records()])
+        for update in self._context.membership.everything():
+            yield msgspec.structs.replace(update, records=list(islice(records, MAX_UPDATE_ITEMS)))
+        while rest := list(islice(records, MAX_UPDATE_ITEMS)):
+            yield GossipUpdate(records=rest)
 
-    async def tell_everything(self, line: Line) -> None:
-        for news in list(self.everything()):
-            await self.tell(line.peer_id, news)
+    async def send_everything(self, session: PeerSession) -> None:
+        """Send all that this node knows to one peer."""
+        for update in list(self.everything()):
+            await self.send_update(session.peer_id, update)
 
-    async def tell(self, peer: PeerId, news: News) -> None:
-        """To one peer; what does not arrive, it will hear again."""
+    async def send_update(self, peer: PeerId, update: GossipUpdate) -> None:
+        """Send an update to one peer. A failure is logged only: `compare` sends it again."""
         try:
-            await self._calls.call(peer, MESH["tell"], {"news": news}, LOCAL_ADMIN, timeout=TELL_TIMEOUT)
+            await self._calls.call(peer, MESH["tell"], {"news": update}, LOCAL_ADMIN, timeout=SEND_TIMEOUT)
         except TwinshareError as error:
-            log.debug("news did not arrive", peer=peer, why=error.message)
+            log.debug("gossip update not delivered", peer=peer, why=error.message)
 
-    async def take(self, news: News, source: PeerId) -> None:
-        """Learn, and pass on what was new."""
-        learnt = await self._parts.membership.learn(news)
-        fresh = [where for where in news.whereabouts if await self._take_whereabouts(where)]
-        if new := News(members=learnt.members, revocations=learnt.revocations, whereabouts=fresh):
+    async def take(self, update: GossipUpdate, source: PeerId) -> None:
+        """Take in an update, and pass on what was new."""
+        learnt = await self._context.membership.learn(update)
+        fresh = [record for record in update.records if await self._take_record(record)]
+        if new := GossipUpdate(members=learnt.members, revocations=learnt.revocations, records=fresh):
             self._changed()
-            for where in fresh:
-                self._links.poke(where.peer)
+            for record in fresh:
+                self._sessions.retry_now(record.peer)
             self.spread(new, source)
 
-    async def _take_whereabouts(self, where: Whereabouts) -> bool:
-        membership = self._parts.membership
-        if where.peer == membership.peer_id or membership.known(where.peer) is None:
+    async def _take_record(self, record: PeerRecord) -> bool:
+        membership = self._context.membership
+        if record.peer == membership.peer_id or membership.known(record.peer) is None:
             return False
-        return await self._parts.directory.declare(where)
+        return await self._context.address_book.declare(record)
 
-    def spread(self, news: News, source: PeerId | None = None) -> None:
-        """Tell our own news to everybody who is online, and that of others to a few: they tell a few more."""
-        peers = [line.peer_id for line in self._links.lines if line.peer_id != source]
+    def spread(self, update: GossipUpdate, source: PeerId | None = None) -> None:
+        """Send an update of our own to every online peer, and one of another peer to `FAN_OUT` of them."""
+        peers = [session.peer_id for session in self._sessions.live if session.peer_id != source]
         if source is not None:
-            peers = self._parts.rng.sample(peers, min(FAN_OUT, len(peers)))
+            peers = self._context.rng.sample(peers, min(FAN_OUT, len(peers)))
         for peer in peers:
-            self._nursery.start_soon(self.tell, peer, news)
+            self._nursery.start_soon(self.send_update, peer, update)
 
     async def compare(self) -> None:
-        """Tell all that we know to one peer, by turns of chance: what went astray arrives after all."""
-        if lines := self._links.lines:
-            await self.tell_everything(self._parts.rng.choice(lines))
+        """Send all that this node knows to one random peer, which repairs updates that were lost."""
+        if sessions := self._sessions.live:
+            await self.send_everything(self._context.rng.choice(sessions))
 
-    async def spread_and_wait(self, news: News, patience: float) -> None:
-        """Tell everybody who is online, and wait a while until they know."""
-        with trio.move_on_after(patience):
+    async def spread_and_wait(self, update: GossipUpdate, timeout: float) -> None:
+        """Send an update to every online peer, and wait at most `timeout` seconds until they have it."""
+        with trio.move_on_after(timeout):
             async with trio.open_nursery() as nursery:
-                for line in self._links.lines:
-                    nursery.start_soon(self.tell, line.peer_id, news)
+                for session in self._sessions.live:
+                    nursery.start_soon(self.send_update, session.peer_id, update)
 
     async def renew_with(self, peer: PeerId) -> None:
-        """Ask a peer for a later certificate, if ours nears its end."""
-        if not self._parts.membership.renewable:
+        """Ask a peer for a later certificate, if ours expires soon."""
+        if not self._context.membership.renewable:
             return
         try:
-            chain: Chain = await self._calls.call(peer, MESH["renew"], {}, LOCAL_ADMIN, timeout=TELL_TIMEOUT)
+            chain: Chain = await self._calls.call(peer, MESH["renew"], {}, LOCAL_ADMIN, timeout=SEND_TIMEOUT)
         except TwinshareError as error:
-            log.debug("no renewal", peer=peer, why=error.message)
+            log.debug("certificate not renewed", peer=peer, why=error.message)
             return
-        await self.take(News(members=[chain]), source=peer)
+        await self.take(GossipUpdate(members=[chain]), source=peer)
 
-    async def send(self, peer: PeerId, letter: Letter) -> MessageReply:
-        """Raises: what calls raise."""
-        reply: MessageReply = await self._calls.call(peer, MESH["deliver"], {"letter": letter}, LOCAL_ADMIN)
+    async def send_message(self, peer: PeerId, message: Message) -> MessageReply:
+        """Send a user's message. Raises: what calls raise."""
+        reply: MessageReply = await self._calls.call(peer, MESH["deliver"], {"letter": message}, LOCAL_ADMIN)
         return reply
 
 
 class BoundMesh:
-    """`MeshService` for one peer."""
+    """The `MeshService` for one peer; the parameters are named as on the wire."""
 
-    def __init__(self, gossip: Gossip, parts: Parts, peer: PeerId) -> None:
-        self._gossip, self._parts, self._peer = gossip, parts, peer
+    def __init__(self, gossip: Gossip, context: MeshContext, peer: PeerId) -> None:
+        self._gossip, self._context, self._peer = gossip, context, peer
 
-    async def tell(self, news: News) -> None:
+    async def tell(self, news: GossipUpdate) -> None:
         await self._gossip.take(news, self._peer)
 
-    async def deliver(self, letter: Letter) -> MessageReply:
-        return deliver(self._parts, self._peer, letter)
+    async def deliver(self, letter: Message) -> MessageReply:
+        return deliver(self._context, self._peer, letter)
 
     async def renew(self) -> Chain:
-        return await self._parts.membership.renew(self._peer)
+        return await self._context.membership.renew(self._peer)
 
 
-def deliver(parts: Parts, sender: PeerId, letter: Letter) -> MessageReply:
-    """A message has come: greetings are answered, the rest is an event."""
-    if letter.message_type == "HELLO":
+def deliver(context: MeshContext, sender: PeerId, message: Message) -> MessageReply:
+    """Answer a HELLO message; publish any other one as an event."""
+    if message.message_type == "HELLO":
         return MessageReply(status="ok", message="Hello received")
-    known = parts.membership.known(sender)
-    parts.publish(
+    known = context.membership.known(sender)
+    context.publish(
         "p2p.message",
         {
             "from": sender,
             "name": known.name if known else "",
-            "message_type": letter.message_type,
-            "data": letter.data,
+            "message_type": message.message_type,
+            "data": message.data,
         },
     )
-    return MessageReply(status="ok", message=f"{letter.message_type} received")
+    return MessageReply(status="ok", message=f"{message.message_type} received")

@@ -37,7 +37,7 @@ class Direction(StrEnum):
     OUTBOUND = "outbound"
 
 
-class Path(StrEnum):
+class PathKind(StrEnum):
     """Whether the bytes travel straight to the peer or through a relay."""
 
     DIRECT = "direct"
@@ -56,7 +56,7 @@ class Connection:
     peer_id: PeerId
     address: str
     direction: Direction
-    path: Path
+    path: PathKind
     since: float
 
 
@@ -68,7 +68,7 @@ class PeerEvent:
     """
 
     peer_id: PeerId
-    path: Path | None
+    path: PathKind | None
 
     @property
     def connected(self) -> bool:
@@ -93,21 +93,21 @@ class Stream(trio.abc.HalfCloseableStream):
 
     @property
     def room(self) -> int:
-        """Bytes that `send_now` takes now: none while a task is in `send_all`, nor where a stream cannot do that."""
+        """Bytes that `send_nowait` takes now: none while a task is in `send_all`, nor where a stream cannot do that."""
         return 0
 
-    def send_now(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes) -> None:
         """Send at most `room` bytes, waiting for nothing. Raises: trio.BusyResourceError when there are more."""
         raise trio.BusyResourceError(f"there is room for {self.room} bytes, not for {len(data)}")
 
-    def when_heard(self, heard: Callable[[], None]) -> None:
+    def on_data(self, heard: Callable[[], None]) -> None:
         """Call `heard` when bytes arrive for a task that waits in `receive_some`, where the connection reads them.
 
-        What it takes by `receive_now` the task does not wake for. It must be quick and must not raise. A stream that
+        What it takes by `try_receive` the task does not wake for. It must be quick and must not raise. A stream that
         cannot do this never calls it.
         """
 
-    def receive_now(self) -> bytes | bytearray:
+    def try_receive(self) -> bytes | bytearray:
         """What has arrived, without waiting; nothing when nothing has, and also at the end and when it is broken."""
         return b""
 
@@ -136,7 +136,7 @@ class Host(Protocol):
         """One channel of `MAX_EVENTS`; when it is full the oldest give way, so look at `connections` for the truth."""
         ...
 
-    def path(self, peer_id: PeerId) -> Path | None:
+    def path(self, peer_id: PeerId) -> PathKind | None:
         """The best path of the peer's live connections; None when there is none."""
         ...
 

@@ -12,43 +12,43 @@ import trio
 from ...protocols.access import LOCAL_ADMIN, Caller, Role
 from ...protocols.errors import Forbidden, PeerMisbehaved, PeerUnreachable, Unsupported
 from ...protocols.membership import Chain
-from ...protocols.mesh import Candidacy, JoinService, Knock, News, Welcome
+from ...protocols.mesh import GossipUpdate, JoinHello, JoinReply, JoinRequest, JoinService
 from ...protocols.messages import Hello, Request
 from ...protocols.table import Dispatcher, methods
 from ...protocols.ticket import NONCE_SIZE, TicketContent
 from .calls import PeerCalls
+from .context import MeshContext
 from .gossip import Gossip
 from .host import Host, PeerId, Stream
-from .line import Line, open_line
-from .parts import Parts
+from .peer_session import PeerSession, open_peer_session
 from .rpc import PeerServer
 
 PROTOCOL = "/twinshare/join/1.0.0"
 JOIN = methods(JoinService)
-VISIT = 20.0
-"""Seconds that a stranger may stay."""
-SPREAD_PATIENCE = 1.0
-MAX_WELCOME = 512 << 10
-"""Bytes of news in a welcome; the rest is told later."""
+JOIN_TIMEOUT = 20.0
+"""Seconds that a joining node may stay connected."""
+SPREAD_TIMEOUT = 1.0
+MAX_REPLY_UPDATES = 512 << 10
+"""Bytes of gossip updates in a join reply; the rest follows as gossip."""
 REFUSED = (
     "the node that made the ticket refuses us: the ticket was used up, has expired, was burnt by wrong tries, "
     "or this node was put out of that fleet; ask for a new ticket"
 )
 
 
-class Door:
+class JoinServer:
     """The inviter's end. `changed` is called with each new member."""
 
-    def __init__(self, parts: Parts, gossip: Gossip, changed: Callable[[], None]) -> None:
-        self._parts, self._gossip, self._changed = parts, gossip, changed
-        self._server = PeerServer(Dispatcher({JoinService: self._bind}), self, None, silence=VISIT)
+    def __init__(self, context: MeshContext, gossip: Gossip, changed: Callable[[], None]) -> None:
+        self._context, self._gossip, self._changed = context, gossip, changed
+        self._server = PeerServer(Dispatcher({JoinService: self._bind}), self, None, peer_timeout=JOIN_TIMEOUT)
 
     async def serve(self, stream: Stream) -> None:
-        with trio.move_on_after(VISIT):
+        with trio.move_on_after(JOIN_TIMEOUT):
             await self._server.serve(stream)
 
     def hello(self) -> Hello:
-        return Hello(agent=self._parts.agent)
+        return Hello(agent=self._context.agent)
 
     def caller(self, peer_id: PeerId, request: Request) -> Caller:
         return Caller(principal=peer_id, role=Role.VIEWER, from_peer=True)
@@ -56,43 +56,45 @@ class Door:
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:
         """A stranger's HELLO is of no interest."""
 
-    def _bind(self, caller: Caller) -> _Visit:
-        return _Visit(self._parts, self._gossip, self._changed, caller.principal)
+    def _bind(self, caller: Caller) -> _BoundJoin:
+        return _BoundJoin(self._context, self._gossip, self._changed, caller.principal)
 
 
-class _Visit:
+class _BoundJoin:
     """`JoinService` for one stranger."""
 
-    def __init__(self, parts: Parts, gossip: Gossip, changed: Callable[[], None], joiner: PeerId) -> None:
-        self._parts, self._gossip, self._changed, self._joiner = parts, gossip, changed, joiner
+    def __init__(self, context: MeshContext, gossip: Gossip, changed: Callable[[], None], joiner: PeerId) -> None:
+        self._context, self._gossip, self._changed, self._joiner = context, gossip, changed, joiner
 
-    async def knock(self, knock: Knock) -> bytes:
-        return self._parts.tickets.challenge(self._joiner, knock.ticket, knock.nonce)
+    async def knock(self, knock: JoinHello) -> bytes:
+        return self._context.tickets.challenge(self._joiner, knock.ticket, knock.nonce)
 
-    async def join(self, candidacy: Candidacy) -> Welcome:
-        membership = self._parts.membership
+    async def join(self, candidacy: JoinRequest) -> JoinReply:
+        membership = self._context.membership
         membership.require_issuer()
-        role, limits, proof = await self._parts.tickets.redeem(self._joiner, candidacy.ticket, candidacy.proof)
+        role, limits, proof = await self._context.tickets.redeem(self._joiner, candidacy.ticket, candidacy.proof)
         stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
-        async with self._parts.witness(stranger, "join", f"{candidacy.name} as {role}"):
+        async with self._context.witness(stranger, "join", f"{candidacy.name} as {role}"):
             chain = await membership.issue(self._joiner, candidacy.name, role, limits)
         self._changed()
-        # Whoever is online must know the new member before it knocks there.
-        await self._gossip.spread_and_wait(News(members=[chain]), SPREAD_PATIENCE)
-        return Welcome(proof=proof, fleet=membership.fleet, chain=chain, news=_bounded(list(self._gossip.everything())))
+        # Whoever is online must know the new member before it connects to them.
+        await self._gossip.spread_and_wait(GossipUpdate(members=[chain]), SPREAD_TIMEOUT)
+        return JoinReply(
+            proof=proof, fleet=membership.fleet, chain=chain, updates=_bounded(list(self._gossip.everything()))
+        )
 
 
-def _bounded(pieces: list[News]) -> list[News]:
+def _bounded(pieces: list[GossipUpdate]) -> list[GossipUpdate]:
     size, kept = 0, []
-    for news in pieces:
-        size += len(msgspec.msgpack.encode(news))
-        if size > MAX_WELCOME:
+    for update in pieces:
+        size += len(msgspec.msgpack.encode(update))
+        if size > MAX_REPLY_UPDATES:
             break
-        kept.append(news)
+        kept.append(update)
     return kept
 
 
-async def join(host: Host, ticket: TicketContent, name: str, agent: str) -> tuple[str, Chain, list[News]]:
+async def join(host: Host, ticket: TicketContent, name: str, agent: str) -> tuple[str, Chain, list[GossipUpdate]]:
     """Redeem a ticket with the node that made it: the fleet, our chain, and what the inviter knows.
 
     Nothing is believed that the inviter has not proved by the ticket's secret.
@@ -101,35 +103,35 @@ async def join(host: Host, ticket: TicketContent, name: str, agent: str) -> tupl
     inviter = ticket.inviter
     try:
         await host.connect(inviter, ticket.addresses)
-        async with open_line(host, inviter, Hello(name=name, agent=agent), VISIT, PROTOCOL) as line:
-            welcome = await _redeem(host.peer_id, line, ticket, name)
+        async with open_peer_session(host, inviter, Hello(name=name, agent=agent), JOIN_TIMEOUT, PROTOCOL) as session:
+            reply = await _redeem(host.peer_id, session, ticket, name)
     except Unsupported:
         raise Forbidden(REFUSED) from None
     except PeerUnreachable as error:
         if error.details.get("refused"):
             raise Forbidden(REFUSED) from None
         raise
-    return welcome.fleet, welcome.chain, welcome.news
+    return reply.fleet, reply.chain, reply.updates
 
 
-async def _redeem(me: PeerId, line: Line, ticket: TicketContent, name: str) -> Welcome:
-    calls = PeerCalls(_only(line))
+async def _redeem(me: PeerId, session: PeerSession, ticket: TicketContent, name: str) -> JoinReply:
+    calls = PeerCalls(_only(session))
     ours = secrets.token_bytes(NONCE_SIZE)
-    knock = Knock(ticket=ticket.id, nonce=ours)
-    theirs: bytes = await calls.call(ticket.inviter, JOIN["knock"], {"knock": knock}, LOCAL_ADMIN, timeout=VISIT)
+    hello = JoinHello(ticket=ticket.id, nonce=ours)
+    theirs: bytes = await calls.call(ticket.inviter, JOIN["knock"], {"knock": hello}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT)
     proof = ticket.proof("joiner", me, theirs, ours)
-    candidacy = Candidacy(ticket=ticket.id, proof=proof, name=name)
-    welcome: Welcome = await calls.call(
-        ticket.inviter, JOIN["join"], {"candidacy": candidacy}, LOCAL_ADMIN, timeout=VISIT
+    request = JoinRequest(ticket=ticket.id, proof=proof, name=name)
+    reply: JoinReply = await calls.call(
+        ticket.inviter, JOIN["join"], {"candidacy": request}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT
     )
-    if not hmac.compare_digest(welcome.proof, ticket.proof("inviter", me, theirs, ours)):
+    if not hmac.compare_digest(reply.proof, ticket.proof("inviter", me, theirs, ours)):
         raise PeerMisbehaved("the node that we came to does not know the ticket's secret: it is not the inviter")
-    return welcome
+    return reply
 
 
-def _only(line: Line) -> Callable[[PeerId], Awaitable[Line]]:
-    async def line_to(_peer: PeerId) -> Line:
+def _only(session: PeerSession) -> Callable[[PeerId], Awaitable[PeerSession]]:
+    async def session_to(_peer: PeerId) -> PeerSession:
         await trio.lowlevel.checkpoint()
-        return line
+        return session
 
-    return line_to
+    return session_to

@@ -9,37 +9,37 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from ...protocols import mesh
 from ...protocols.access import Caller, Limits
 from ...protocols.errors import PeerNotFound, PeerUnreachable, TooLarge
 from ...protocols.membership import Certificate
-from ...protocols.mesh import Letter
 from ...protocols.peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, Ping, Ticket
 from ...protocols.ticket import encode_ticket
 from . import addresses
 from .gossip import deliver
-from .host import Path, PeerId
+from .host import PathKind, PeerId
 
 if TYPE_CHECKING:
     from .mesh import Mesh
 
-MAX_LETTER = 64 << 10
+MAX_MESSAGE = 64 << 10
 SERVICES = ["vm", "discovery"]
 
 
 class LocalPeers:
     """Bound to one caller; the dispatcher has checked its role."""
 
-    def __init__(self, mesh: Mesh, caller: Caller) -> None:
-        self._mesh, self._parts, self._caller = mesh, mesh.parts, caller
+    def __init__(self, owner: Mesh, caller: Caller) -> None:
+        self._mesh, self._context, self._caller = owner, owner.context, caller
 
     async def p2p_info(self) -> PeerInfo:
-        running, membership = self._mesh.running, self._parts.membership
+        running, membership = self._mesh.running, self._context.membership
         known = list(running.host.addresses) if running else []
-        own = membership.standing(self._mesh.peer_id)
+        own = membership.valid_certificate(self._mesh.peer_id)
         address, port = _first(known)
         return PeerInfo(
             id=self._mesh.peer_id,
-            name=self._parts.name,
+            name=self._context.name,
             address=address,
             port=port,
             status="online" if running else "stopped",
@@ -56,7 +56,7 @@ class LocalPeers:
 
     async def list_peers(self) -> list[PeerInfo]:
         return sorted(
-            (self._info(peer) for peer in self._parts.membership.peers), key=lambda info: (info.name, info.id)
+            (self._info(peer) for peer in self._context.membership.peers), key=lambda info: (info.name, info.id)
         )
 
     async def get_peer(self, peer: str) -> PeerInfo:
@@ -66,8 +66,8 @@ class LocalPeers:
         running = self._mesh.require_running()
         peer_id = self._mesh.resolve(peer)
         if peer_id == self._mesh.peer_id:
-            return Ping(id=peer_id, rtt=0.0, path=str(Path.DIRECT))
-        await running.links.line_to(peer_id)
+            return Ping(id=peer_id, rtt=0.0, path=str(PathKind.DIRECT))
+        await running.sessions.session_to(peer_id)
         seconds = await running.host.ping(peer_id)
         path = running.host.path(peer_id)
         if path is None:
@@ -90,21 +90,21 @@ class LocalPeers:
 
     async def send_message(self, message: Message) -> MessageReply:
         running = self._mesh.require_running()
-        if len(msgspec.json.encode(message.data)) > MAX_LETTER:
-            raise TooLarge(f"a message has at most {MAX_LETTER} bytes of data", limit=MAX_LETTER)
+        if len(msgspec.json.encode(message.data)) > MAX_MESSAGE:
+            raise TooLarge(f"a message has at most {MAX_MESSAGE} bytes of data", limit=MAX_MESSAGE)
         peer_id = self._mesh.resolve(message.peer_id)
-        letter = Letter(message_type=message.message_type, data=message.data)
+        sent = mesh.Message(message_type=message.message_type, data=message.data)
         if peer_id == self._mesh.peer_id:
             await trio.lowlevel.checkpoint()
-            return deliver(self._parts, peer_id, letter)
-        return await running.gossip.send(peer_id, letter)
+            return deliver(self._context, peer_id, sent)
+        return await running.gossip.send_message(peer_id, sent)
 
     async def invite_peer(self, invite: InviteRequest) -> Ticket:
         running = self._mesh.require_running()
-        own = self._parts.membership.require_issuer()
+        own = self._context.membership.require_issuer()
         limits = (invite.limits or Limits()).lowered(own.limits)
         reachable = _outward(running.host.addresses)
-        ticket = await self._parts.tickets.make(invite.role, limits, invite.expires, invite.uses, reachable)
+        ticket = await self._context.tickets.make(invite.role, limits, invite.expires, invite.uses, reachable)
         expires = datetime.fromtimestamp(ticket.expires, UTC)
         return Ticket(ticket=encode_ticket(ticket), expires=expires, role=invite.role)
 
@@ -115,17 +115,17 @@ class LocalPeers:
     async def _show(self, peer_id: PeerId) -> PeerInfo:
         if peer_id == self._mesh.peer_id:
             return await self.p2p_info()
-        certificate = self._parts.membership.known(peer_id)
+        certificate = self._context.membership.known(peer_id)
         if certificate is None:
             raise PeerNotFound(f"no peer of this fleet is called '{peer_id}'", peer=peer_id)
         return self._info(certificate)
 
     def _info(self, certificate: Certificate) -> PeerInfo:
         peer, running = certificate.sub, self._mesh.running
-        online = running is not None and running.links.online(peer)
-        known = self._parts.directory.addresses(peer)
-        seen = self._parts.now() if online else self._parts.directory.last_seen(peer)
-        standing = self._parts.membership.standing(peer)
+        online = running is not None and running.sessions.online(peer)
+        known = self._context.address_book.addresses(peer)
+        seen = self._context.now() if online else self._context.address_book.last_seen(peer)
+        valid = self._context.membership.valid_certificate(peer)
         address, port = _first(known)
         return PeerInfo(
             id=peer,
@@ -135,7 +135,7 @@ class LocalPeers:
             status="online" if online else "offline",
             services=SERVICES if online else [],
             last_seen=datetime.fromtimestamp(seen, UTC) if seen is not None else None,
-            role=standing.role if standing else None,
+            role=valid.role if valid else None,
             path=str(running.host.path(peer) or "") or None if running else None,
             addresses=known,
         )

@@ -1,6 +1,6 @@
 """Who belongs to our fleet, as this node knows it: its members' certificates, and revocations. All of it is verified.
 
-What is asked often (`standing`, `gate`) is answered from memory; what changes is on the shelf before it takes effect.
+Reads (`valid_certificate`, `gate`) are answered from memory; a change is stored before it takes effect.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ...protocols.membership import (
     open_revocation,
     voided_by,
 )
-from ...protocols.mesh import MAX_NEWS, News
+from ...protocols.mesh import MAX_UPDATE_ITEMS, GossipUpdate
 from .host import PeerId
-from .shelf import Shelf
 from .signing import Signer, open_token
+from .store import KeyValueStore
 
 log = structlog.get_logger(__name__)
 MAX_MEMBERS = 4096
@@ -68,8 +68,10 @@ class _Member:
 class Membership:
     """Made by `open_membership`. Times are seconds of the epoch, from `now`."""
 
-    def __init__(self, shelf: Shelf, signer: Signer, name: str, overrides: Mapping[PeerId, Override], now: Now) -> None:
-        self._shelf, self._signer, self._overrides, self._now = shelf, signer, overrides, now
+    def __init__(
+        self, store: KeyValueStore, signer: Signer, name: str, overrides: Mapping[PeerId, Override], now: Now
+    ) -> None:
+        self._store, self._signer, self._overrides, self._now = store, signer, overrides, now
         self.name = name
         self.peer_id = signer.peer_id
         self.fleet = ""
@@ -79,8 +81,8 @@ class Membership:
 
     # -- what is asked
 
-    def standing(self, peer_id: PeerId) -> Certificate | None:
-        """The certificate of a member in good standing; None for everybody else. Overrides lower it."""
+    def valid_certificate(self, peer_id: PeerId) -> Certificate | None:
+        """The certificate of a member with a valid certificate; None for everybody else. Overrides lower it."""
         member = self._members.get(peer_id)
         override = self._overrides.get(peer_id, _NO_OVERRIDE)
         if member is None or member.void or override.deny:
@@ -110,8 +112,8 @@ class Membership:
     @property
     def alone(self) -> bool:
         """Whether nobody else is in our fleet, or we are not in it any more: then we may join another."""
-        own = self.standing(self.peer_id)
-        return own is None or not any(self.standing(peer.sub) for peer in self.peers)
+        own = self.valid_certificate(self.peer_id)
+        return own is None or not any(self.valid_certificate(peer.sub) for peer in self.peers)
 
     @property
     def renewable(self) -> bool:
@@ -119,24 +121,26 @@ class Membership:
         own = self.known(self.peer_id)
         return own is not None and own.exp - self._now() < RENEW_BEFORE
 
-    def everything(self) -> Iterator[News]:
+    def everything(self) -> Iterator[GossipUpdate]:
         """All certificates and revocations, in pieces of a bearable size."""
         chains = (member.chain for member in list(self._members.values()) if not member.void)
         revocations = (signed for signed, _ in list(self._revocations.values()))
-        while news := News(members=list(islice(chains, MAX_NEWS)), revocations=list(islice(revocations, MAX_NEWS))):
+        while news := GossipUpdate(
+            members=list(islice(chains, MAX_UPDATE_ITEMS)), revocations=list(islice(revocations, MAX_UPDATE_ITEMS))
+        ):
             yield news
 
     # -- what changes
 
-    async def learn(self, news: News) -> News:
+    async def learn(self, update: GossipUpdate) -> GossipUpdate:
         """Take in what verifies; returns the part that was new. What does not is dropped: a peer may know less."""
-        revocations = [signed for signed in news.revocations if await self._keep_revocation(signed)]
-        members = [chain for chain in news.members if await self._keep(chain)]
-        return News(members=members, revocations=revocations)
+        revocations = [signed for signed in update.revocations if await self._keep_revocation(signed)]
+        members = [chain for chain in update.members if await self._keep(chain)]
+        return GossipUpdate(members=members, revocations=revocations)
 
     def require_issuer(self) -> Certificate:
         """Our own certificate, if it lets us make others. Raises: Forbidden."""
-        own = self.standing(self.peer_id)
+        own = self.valid_certificate(self.peer_id)
         if own is None or own.role is not Role.ADMIN:
             raise Forbidden("this node is no admin of its fleet: it cannot let others in", role_needed="admin")
         if self.peer_id != self.fleet and len(self._members[self.peer_id].chain) >= MAX_CHAIN:
@@ -165,24 +169,24 @@ class Membership:
         return issued
 
     async def renew(self, sub: PeerId) -> Chain:
-        """A later certificate for a member in good standing. Raises: Forbidden, Conflict when it would end no later."""
+        """Issue a later certificate for a member. Raises: Forbidden, Conflict when it would expire no later."""
         member = self._members.get(sub)
-        if member is None or self.standing(sub) is None:
-            raise Forbidden(f"{sub} is no member in good standing")
+        if member is None or self.valid_certificate(sub) is None:
+            raise Forbidden(f"{sub} is no member with a valid certificate")
         own = self.known(self.peer_id)
         if self.peer_id != self.fleet and (own is None or own.exp <= member.certificate.exp + 3600):
             raise Conflict("this node's own certificate ends no later")
         old = member.certificate
         return await self.issue(sub, old.name, old.role, old.limits)
 
-    async def revoke(self, peer_id: PeerId) -> News:
+    async def revoke(self, peer_id: PeerId) -> GossipUpdate:
         """Put a member out, but not those whom it had let in: they get certificates of ours.
 
         Returns what the others must learn. Raises: PeerNotFound, Forbidden, InvalidRequest for this node itself.
         """
         if peer_id not in self._members:
             raise PeerNotFound(f"{peer_id} is no member of this fleet", peer=peer_id)
-        own = self.standing(self.peer_id)
+        own = self.valid_certificate(self.peer_id)
         if own is None or own.role is not Role.ADMIN:
             raise Forbidden("this node is no admin of its fleet: it cannot put others out", role_needed="admin")
         if peer_id == self.fleet:
@@ -193,7 +197,7 @@ class Membership:
         children = [m.certificate for m in self._members.values() if not m.void and peer_id in _issuers(m)]
         await self._keep_revocation(signed)
         chains = [await self.issue(c.sub, c.name, c.role, c.limits) for c in children]
-        return News(members=chains, revocations=[signed])
+        return GossipUpdate(members=chains, revocations=[signed])
 
     def _sign_revocation(self, peer_id: PeerId) -> SignedRevocation:
         mine = [h.revocation.number for _, h in self._revocations.values() if h.revocation.by == self.peer_id]
@@ -218,25 +222,25 @@ class Membership:
             raise PeerMisbehaved("the certificate that we were given is not ours, or not the inviter's")
         for kind, keys in (("member", list(self._members)), ("revocation", list(self._revocations))):
             for key in keys:
-                await self._shelf.drop(kind, key)
+                await self._store.drop(kind, key)
         self._members.clear()
         self._revocations.clear()
         self._voided.clear()
-        await self._shelf.put("fleet", "name", fleet.encode())
+        await self._store.put("fleet", "name", fleet.encode())
         self.fleet = fleet
         await self._keep(chain)
 
     # -- within
 
     async def load(self) -> None:
-        """Read the shelf; found a fleet of our own if there is none."""
-        self.fleet = (await self._shelf.load("fleet")).get("name", b"").decode()
-        for packed in (await self._shelf.load("revocation")).values():
+        """Read the store; found a fleet of our own if there is none."""
+        self.fleet = (await self._store.load("fleet")).get("name", b"").decode()
+        for packed in (await self._store.load("revocation")).values():
             self._take_revocation(msgspec.msgpack.decode(packed, type=SignedRevocation))
-        for packed in (await self._shelf.load("member")).values():
+        for packed in (await self._store.load("member")).values():
             self._take_chain(msgspec.msgpack.decode(packed, type=Chain))
         if not self.fleet:
-            await self._shelf.put("fleet", "name", self.peer_id.encode())
+            await self._store.put("fleet", "name", self.peer_id.encode())
             self.fleet = self.peer_id
         if self.fleet == self.peer_id:
             await self.refound()
@@ -260,10 +264,10 @@ class Membership:
         return chain
 
     async def _keep(self, chain: Chain) -> bool:
-        """Take a chain and put it on the shelf; whether it was good and new."""
+        """Take a chain and put it on the store; whether it was good and new."""
         sub = self._take_chain(chain)
         if sub is not None:
-            await self._shelf.put("member", sub, msgspec.msgpack.encode(chain))
+            await self._store.put("member", sub, msgspec.msgpack.encode(chain))
         return sub is not None
 
     def _take_chain(self, chain: Chain) -> PeerId | None:
@@ -285,7 +289,7 @@ class Membership:
     async def _keep_revocation(self, signed: SignedRevocation) -> bool:
         key = self._take_revocation(signed)
         if key is not None:
-            await self._shelf.put("revocation", key, msgspec.msgpack.encode(signed))
+            await self._store.put("revocation", key, msgspec.msgpack.encode(signed))
         return key is not None
 
     def _take_revocation(self, signed: SignedRevocation) -> str | None:
@@ -312,9 +316,9 @@ def _issuers(member: _Member) -> list[PeerId]:
 
 
 async def open_membership(
-    shelf: Shelf, signer: Signer, name: str, overrides: Mapping[PeerId, Override], now: Now
+    store: KeyValueStore, signer: Signer, name: str, overrides: Mapping[PeerId, Override], now: Now
 ) -> Membership:
-    """What the shelf knows; a node that knows nothing founds a fleet of its own."""
-    membership = Membership(shelf, signer, name, overrides, now)
+    """What the store knows; a node that knows nothing founds a fleet of its own."""
+    membership = Membership(store, signer, name, overrides, now)
     await membership.load()
     return membership

@@ -1,4 +1,4 @@
-"""The mesh of one node: members, their lines, and calls to any of them. Everything of the room is joined here."""
+"""The mesh of one node: members, their sessions, and calls to any of them. Everything of the room is joined here."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ import trio
 from ...protocols.access import Caller, Witness, unwitnessed
 from ...protocols.errors import AmbiguousName, Conflict, Forbidden, InvalidRequest, PeerNotFound
 from ...protocols.membership import Certificate
-from ...protocols.mesh import News
+from ...protocols.mesh import GossipUpdate
 from ...protocols.services import PeerService
 from ...protocols.table import Dispatcher, Method
 from ...protocols.ticket import decode_ticket
 from ...protocols.vm import Vm
 from ..background import open_background
 from . import joining
-from .directory import open_directory
-from .finders import OpenFinders, no_finders
+from .address_book import open_address_book
+from .context import MeshContext, OpenHost, Publish, Serve
+from .discovery import OpenDiscovery, no_discovery
 from .fleet import FleetInventory
 from .host import PeerId
 from .local_peers import LocalPeers
 from .membership import Override, open_membership
-from .parts import OpenHost, Parts, Publish, Serve
+from .mesh_services import MeshServices, open_mesh_services, stopped
 from .rpc import EventSource
-from .running import Running, open_running, stopped
-from .shelf import Shelf
 from .signing import Signer
+from .store import KeyValueStore
 from .tickets import open_tickets
 
 WARN_BEFORE = 10 * 86400
 """Seconds before the end of this node's certificate when its health speaks of it."""
-JOIN_PATIENCE = 1.0
+JOIN_SETTLE_TIME = 1.0
 """Seconds that a node which has joined waits until it is connected with everybody."""
 
 
 class Mesh:
     """Made by `open_mesh`."""
 
-    def __init__(self, parts: Parts, nursery: trio.Nursery) -> None:
-        self.parts = parts
-        self.peer_id = parts.membership.peer_id
-        self.fleet = FleetInventory(parts)
+    def __init__(self, context: MeshContext, nursery: trio.Nursery) -> None:
+        self.context = context
+        self.peer_id = context.membership.peer_id
+        self.fleet = FleetInventory(context)
         self._nursery = nursery
-        self._running: Running | None = None
+        self._running: MeshServices | None = None
         self._leave = trio.Event()
         self._left = trio.Event()
         self._switch = trio.Lock()
@@ -55,11 +55,11 @@ class Mesh:
     # -- on and off
 
     @property
-    def running(self) -> Running | None:
+    def running(self) -> MeshServices | None:
         """The services, None while they are off."""
         return self._running
 
-    def require_running(self) -> Running:
+    def require_running(self) -> MeshServices:
         """Raises: P2pStopped."""
         if self._running is None:
             raise stopped()
@@ -81,7 +81,7 @@ class Mesh:
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with open_running(self.parts, self.fleet) as self._running:
+            async with open_mesh_services(self.context, self.fleet) as self._running:
                 task_status.started()
                 await self._leave.wait()
                 self._running = None
@@ -102,8 +102,8 @@ class Mesh:
         """
         if ref == "local":
             return self.peer_id
-        names = {peer.sub: peer.name for peer in self.parts.membership.peers}
-        names[self.peer_id] = self.parts.name
+        names = {peer.sub: peer.name for peer in self.context.membership.peers}
+        names[self.peer_id] = self.context.name
         if ref in names:
             return ref
         meant = [peer for peer, name in names.items() if name == ref]
@@ -124,7 +124,7 @@ class Mesh:
         running = self.require_running()
         peer_id = self.resolve(peer)
         if peer_id == self.peer_id:
-            return await self.parts.dispatcher.call(caller, method, arguments)
+            return await self.context.dispatcher.call(caller, method, arguments)
         if method.local:
             raise Forbidden(f"{method.name} is for a node's own users; call it on {peer} itself")
         caller.require(method.role, method.name)
@@ -133,13 +133,13 @@ class Mesh:
     @property
     def problems(self) -> list[str]:
         """What is wrong with this node's place in its fleet."""
-        membership = self.parts.membership
-        own = membership.standing(self.peer_id)
-        if own is not None and own.exp - self.parts.now() > WARN_BEFORE:
+        membership = self.context.membership
+        own = membership.valid_certificate(self.peer_id)
+        if own is not None and own.exp - self.context.now() > WARN_BEFORE:
             return []
         if own is not None:
             end = datetime.fromtimestamp(own.exp, UTC).date().isoformat()
-            founder = self.parts.title(membership.fleet)
+            founder = self.context.title(membership.fleet)
             cure = f"let {founder}, which founded the fleet, or another admin come online"
             return [f"this node's certificate ends on {end} and no admin has renewed it: {cure}"]
         said = f"this node's certificate of the fleet {membership.fleet} was revoked or has expired"
@@ -148,7 +148,7 @@ class Mesh:
     async def fleet_vms(self, caller: Caller) -> list[Vm]:
         """The VMs of all peers, in at most two seconds; without P2P services, this node's and what others last said."""
         running = self._running
-        online = [line.peer_id for line in running.links.lines] if running else []
+        online = [session.peer_id for session in running.sessions.live] if running else []
         return await self.fleet.vms(caller, online, running.calls if running else None)
 
     # -- members
@@ -158,33 +158,33 @@ class Mesh:
 
         Raises: InvalidRequest, Conflict, Forbidden, P2pStopped, PeerNotFound, PeerUnreachable, PeerMisbehaved.
         """
-        parts, running = self.parts, self.require_running()
+        context, running = self.context, self.require_running()
         ticket = decode_ticket(text)
         if ticket.inviter == self.peer_id:
             raise InvalidRequest("this node has made the ticket itself; use it on another node", path="ticket")
-        if ticket.expires <= parts.now():
+        if ticket.expires <= context.now():
             raise Forbidden("the ticket has expired; ask for a new one")
-        if not parts.membership.alone:
-            raise Conflict(f"this node is already in a fleet with others ({parts.membership.fleet})")
-        with parts.courting(ticket.inviter):
-            fleet, chain, pieces = await joining.join(running.host, ticket, parts.name, parts.agent)
-            await parts.membership.adopt(fleet, chain, ticket.inviter)
-        await parts.directory.forget_all()
-        for news in pieces:
-            await running.gossip.take(news, ticket.inviter)
+        if not context.membership.alone:
+            raise Conflict(f"this node is already in a fleet with others ({context.membership.fleet})")
+        with context.joining(ticket.inviter):
+            fleet, chain, pieces = await joining.join(running.host, ticket, context.name, context.agent)
+            await context.membership.adopt(fleet, chain, ticket.inviter)
+        await context.address_book.forget_all()
+        for update in pieces:
+            await running.gossip.take(update, ticket.inviter)
         running.members_changed()
-        await running.links.settle(JOIN_PATIENCE)
-        inviter = parts.membership.known(ticket.inviter)
+        await running.sessions.wait_until_tried(JOIN_SETTLE_TIME)
+        inviter = context.membership.known(ticket.inviter)
         if inviter is None:
             raise PeerNotFound(f"{ticket.inviter} did not tell its own certificate", peer=ticket.inviter)
-        parts.publish("fleet.joined", {"fleet": fleet, "by": inviter.name})
+        context.publish("fleet.joined", {"fleet": fleet, "by": inviter.name})
         return inviter
 
     async def revoke(self, peer: PeerId) -> None:
         """Put a peer out of the fleet, at once here and within moments everywhere. Raises: PeerNotFound, Forbidden."""
-        news: News = await self.parts.membership.revoke(peer)
+        update: GossipUpdate = await self.context.membership.revoke(peer)
         if running := self._running:
-            await running.gossip.spread_and_wait(news, joining.SPREAD_PATIENCE)
+            await running.gossip.spread_and_wait(update, joining.SPREAD_TIMEOUT)
             running.members_changed()
 
 
@@ -192,48 +192,48 @@ class Mesh:
 async def open_mesh(
     *,
     open_host: OpenHost,
-    open_finders: OpenFinders = no_finders,
+    open_discovery: OpenDiscovery = no_discovery,
     signer: Signer,
     name: str,
     agent: str,
     dispatcher: Dispatcher,
-    shelf: Shelf,
+    store: KeyValueStore,
     events: EventSource,
     publish: Publish,
     now: Callable[[], float],
     overrides: Mapping[PeerId, Override] | None = None,
     bootstrap: Sequence[str] = (),
-    silence: float = 15.0,
+    peer_timeout: float = 15.0,
     served: Mapping[str, Serve] | None = None,
     witness: Witness = unwitnessed,
     rng: random.Random | None = None,
     start: bool = True,
 ) -> AsyncIterator[Mesh]:
-    """The mesh of the node whose key `signer` has. `silence`: seconds after which a silent peer is gone.
+    """The mesh of the node whose key `signer` has. `peer_timeout`: seconds after which a silent peer is gone.
 
     `dispatcher` has the operations that peers may call, `witness` writes down those that change something, `served`
     are further protocols for members; `now` is the time of day in seconds of the epoch.
     Raises: what the host raises when it cannot listen.
     """
-    parts = Parts(
+    context = MeshContext(
         open_host=open_host,
-        open_finders=open_finders,
+        open_discovery=open_discovery,
         name=name,
         agent=agent,
         dispatcher=dispatcher.extended({PeerService: lambda caller: mesh.service(caller)}),
         events=events,
         publish=publish,
         now=now,
-        silence=silence,
+        peer_timeout=peer_timeout,
         served=served or {},
         witness=witness,
         rng=rng or random.Random(),  # noqa: S311 - it spreads retries in time
-        membership=await open_membership(shelf, signer, name, overrides or {}, now),
-        directory=await open_directory(shelf, bootstrap, now),
-        tickets=await open_tickets(shelf, signer.peer_id, now),
+        membership=await open_membership(store, signer, name, overrides or {}, now),
+        address_book=await open_address_book(store, bootstrap, now),
+        tickets=await open_tickets(store, signer.peer_id, now),
     )
     async with open_background() as nursery:
-        mesh = Mesh(parts, nursery)
+        mesh = Mesh(context, nursery)
         if start:
             await mesh.start()
         yield mesh

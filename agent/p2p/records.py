@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from ...protocols.mesh import Whereabouts
+from ...protocols.mesh import PeerRecord
 from .host import PeerId
 from .signing import Signer, open_token
 
@@ -21,19 +21,19 @@ def record_key(peer_id: PeerId) -> bytes:
     return f"{_PREFIX}{peer_id}".encode()
 
 
-def make_record(signer: Signer, whereabouts: Whereabouts) -> bytes:
+def make_record(signer: Signer, record: PeerRecord) -> bytes:
     """The value to keep under `record_key(signer.peer_id)`."""
-    return signer.sign(msgspec.msgpack.encode(whereabouts)).encode()
+    return signer.sign(msgspec.msgpack.encode(record)).encode()
 
 
-def read_record(key: bytes, value: bytes) -> Whereabouts:
+def read_record(key: bytes, value: bytes) -> PeerRecord:
     """Raises: ValueError when it is not the peer's own word about itself."""
     name = key.decode()
     if len(value) > MAX_RECORD or not name.startswith(_PREFIX):
         raise ValueError("no record of a peer")
     peer_id = name.removeprefix(_PREFIX)
     try:
-        told = msgspec.msgpack.decode(open_token(value.decode(), peer_id), type=Whereabouts)
+        told = msgspec.msgpack.decode(open_token(value.decode(), peer_id), type=PeerRecord)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"no record of a peer: {error}") from error
     if told.peer != peer_id:

@@ -30,7 +30,7 @@ from ...protocols.operation import Detached
 from ...protocols.session import OwnerSession
 from ...protocols.table import Dispatcher, Method
 from .host import PeerId, Stream
-from .pump import Pump
+from .session_driver import SessionDriver
 
 log = structlog.get_logger(__name__)
 MAX_CALLS_IN_ALL = 256
@@ -51,14 +51,14 @@ class Neighbours(Protocol):
         ...
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:
-        """A peer has opened its line to us."""
+        """A peer has opened its session to us."""
         ...
 
 
 class PeerServer:
-    """Hand `serve` to `Host.serve`. A peer's new line takes the place of its old one.
+    """Hand `serve` to `Host.serve`. A peer's new session takes the place of its old one.
 
-    `events` is what a peer can follow, None for nothing. `silence` is in seconds. `witness` gets all changes.
+    `events` is what a peer can follow, None for nothing. `peer_timeout` is in seconds. `witness` gets all changes.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class PeerServer:
         dispatcher: Dispatcher,
         neighbours: Neighbours,
         events: EventSource | None,
-        silence: float,
+        peer_timeout: float,
         witness: Witness = unwitnessed,
     ) -> None:
         self.dispatcher, self.neighbours, self.events, self.witness = dispatcher, neighbours, events, witness
-        self._silence = silence
+        self._timeout = peer_timeout
         self._sessions: dict[PeerId, _Serving] = {}
         self.in_flight = 0
 
     async def serve(self, stream: Stream) -> None:
         peer_id = stream.peer_id
-        session = OwnerSession(self.neighbours.hello(), trio.current_time(), self._silence)
+        session = OwnerSession(self.neighbours.hello(), trio.current_time(), self._timeout)
         serving = _Serving(self, stream, session)
         if former := self._sessions.get(peer_id):
-            former.end(OperationCancelled("another line of the same peer took the place of this one"))
+            former.end(OperationCancelled("another session of the same peer took the place of this one"))
         self._sessions[peer_id] = serving
         try:
             await serving.run()
@@ -89,24 +89,24 @@ class PeerServer:
 
 
 class _Serving:
-    """One line of a peer."""
+    """One session of a peer."""
 
     def __init__(self, server: PeerServer, stream: Stream, session: OwnerSession) -> None:
         self._server, self._session = server, session
         self._peer_id = stream.peer_id
-        self._pump = Pump(stream, session, self._take)
+        self._driver = SessionDriver(stream, session, self._take)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._granted = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery
 
     async def run(self) -> None:
         async with trio.open_nursery() as self._nursery:
-            error = await self._pump.run()
-            log.debug("a peer's line is over", peer=self._peer_id, why=error.message)
+            error = await self._driver.run()
+            log.debug("a peer's session is over", peer=self._peer_id, why=error.message)
             self._nursery.cancel_scope.cancel()
 
     def end(self, error: TwinshareError) -> None:
-        self._pump.close(error)
+        self._driver.close(error)
 
     def _take(self, event: Event) -> None:
         match event:
@@ -142,7 +142,7 @@ class _Serving:
         finally:
             del self._scopes[number]
             self._server.in_flight -= 1
-            self._pump.flush()
+            self._driver.flush()
 
     async def _dispatch(self, number: int, method: str, request: Request) -> None:
         try:
@@ -196,4 +196,4 @@ class _Serving:
                 while not self._session.credit(number):
                     await self._granted.park()
                 self._session.item(number, event.type, msgspec.msgpack.encode(event))
-                self._pump.flush()
+                self._driver.flush()

@@ -14,7 +14,7 @@ from ...protocols.errors import Forbidden, Overloaded
 from ...protocols.ticket import ID_SIZE, NONCE_SIZE, SECRET_SIZE, TicketContent
 from ...protocols.tolerant import decode_tolerantly
 from .host import PeerId
-from .shelf import Shelf
+from .store import KeyValueStore
 
 MAX_TRIES = 5
 MAX_TICKETS = 1000
@@ -52,8 +52,8 @@ class _Challenge:
 class TicketBook:
     """Made by `open_tickets`."""
 
-    def __init__(self, shelf: Shelf, peer_id: PeerId, now: Callable[[], float]) -> None:
-        self._shelf, self._peer_id, self._now = shelf, peer_id, now
+    def __init__(self, store: KeyValueStore, peer_id: PeerId, now: Callable[[], float]) -> None:
+        self._store, self._peer_id, self._now = store, peer_id, now
         self._issued: dict[bytes, _Issued] = {}
         self._challenges: dict[PeerId, _Challenge] = {}
 
@@ -130,22 +130,22 @@ class TicketBook:
         )
 
     async def _save(self, issued: _Issued) -> None:
-        await self._shelf.put("ticket", issued.id.hex(), msgspec.msgpack.encode(issued))
+        await self._store.put("ticket", issued.id.hex(), msgspec.msgpack.encode(issued))
 
     async def _forget(self) -> None:
         now = self._now()
         for issued in [t for t in self._issued.values() if t.expires + KEPT < now]:
             del self._issued[issued.id]
-            await self._shelf.drop("ticket", issued.id.hex())
+            await self._store.drop("ticket", issued.id.hex())
 
     async def load(self) -> None:
-        for packed in (await self._shelf.load("ticket")).values():
+        for packed in (await self._store.load("ticket")).values():
             issued = decode_tolerantly(packed, _Issued)
             self._issued[issued.id] = issued
 
 
-async def open_tickets(shelf: Shelf, peer_id: PeerId, now: Callable[[], float]) -> TicketBook:
-    """The tickets on the shelf."""
-    book = TicketBook(shelf, peer_id, now)
+async def open_tickets(store: KeyValueStore, peer_id: PeerId, now: Callable[[], float]) -> TicketBook:
+    """The tickets on the store."""
+    book = TicketBook(store, peer_id, now)
     await book.load()
     return book

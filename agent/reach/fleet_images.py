@@ -27,7 +27,7 @@ from ..images.port import Report
 from ..images.share import SharedDisk, open_disk, serve_chunks
 from ..images.shelf import parse_new_name
 from ..images.store import DiskImageStore
-from ..p2p.host import Path, PeerId, Stream
+from ..p2p.host import PathKind, PeerId, Stream
 from ..p2p.mesh import Mesh
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
@@ -86,7 +86,7 @@ class FleetImages:
 
         assert self._mesh is not None  # noqa: S101 - who was found was found through it
         mesh = self._mesh
-        return Source(mesh.parts.title(peer), ask)
+        return Source(mesh.context.title(peer), ask)
 
     def _name(self, wanted: Reference, image: Image) -> Reference:
         """What it is called here: by the name that was asked for; what was asked for by digest, as it is there."""
@@ -108,12 +108,12 @@ class FleetImages:
         running = self._mesh.running if self._mesh else None
         if self._mesh is None or running is None or wanted.digest.startswith("sha256:") or _is_private(wanted):
             return None
-        await running.links.settle(SETTLE)
+        await running.sessions.wait_until_tried(SETTLE)
         found: dict[PeerId, Image] = {}
         async with trio.open_nursery() as nursery:
-            for line in running.links.lines:
-                if self._trusted(line.peer_id):
-                    nursery.start_soon(self._ask, self._mesh, line.peer_id, ref, found)
+            for session in running.sessions.live:
+                if self._trusted(session.peer_id):
+                    nursery.start_soon(self._ask, self._mesh, session.peer_id, ref, found)
         images = {image.digest: image for image in found.values() if wanted.digest in {"", image.digest}}
         if not images:
             return None
@@ -122,11 +122,11 @@ class FleetImages:
         best = max(images.values(), key=lambda image: (votes[image.digest], image.created_at))
         peers = [peer for peer, image in found.items() if image.digest == best.digest]
         # A third member's machine carries what comes through a relay: gigabytes only where there is no other way.
-        return Offer(best, [peer for peer in peers if running.host.path(peer) is Path.DIRECT] or peers)
+        return Offer(best, [peer for peer in peers if running.host.path(peer) is PathKind.DIRECT] or peers)
 
     def _trusted(self, peer: PeerId) -> bool:
-        standing = self._mesh.parts.membership.standing(peer) if self._mesh else None
-        return standing is not None and standing.role.includes(Role.OPERATOR)
+        certificate = self._mesh.context.membership.valid_certificate(peer) if self._mesh else None
+        return certificate is not None and certificate.role.includes(Role.OPERATOR)
 
     async def _ask(self, mesh: Mesh, peer: PeerId, ref: str, found: dict[PeerId, Image]) -> None:
         with suppress(TwinshareError), trio.move_on_after(PATIENCE):

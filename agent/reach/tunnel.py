@@ -50,7 +50,7 @@ async def ask_on_stream(
     """
     running = mesh.require_running()
     with trio.move_on_after(within):
-        await running.links.line_to(peer)
+        await running.sessions.session_to(peer)
         stream = await running.host.open_stream(peer, protocol)
         try:
             await stream.send_all(encode(request))

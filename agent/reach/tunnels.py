@@ -25,8 +25,8 @@ from ..journal.operations import Operations
 from ..journal.run import Recipe, Release, Run, nothing_claimed
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh import Mesh
-from ..p2p.running import stopped
-from ..p2p.shelf import Shelf
+from ..p2p.mesh_services import stopped
+from ..p2p.store import KeyValueStore
 from ..relays import Relays, listen
 from .tunnel import open_tunnel
 
@@ -70,7 +70,7 @@ class Tunnels:
     """All of them. The mesh comes last, when a node starts: `join` it then."""
 
     relays: Relays
-    shelf: Shelf
+    store: KeyValueStore
     operations: Operations
     kept: dict[tuple[str, ...], Tunnel] = field(default_factory=dict)
     _mesh: Mesh | None = None
@@ -99,7 +99,7 @@ class Tunnels:
     async def join(self, mesh: Mesh) -> None:
         """Open what was kept; a port that another program took meanwhile stays closed, and is listed so."""
         self._mesh = mesh
-        for value in (await self.shelf.load(KIND)).values():
+        for value in (await self.store.load(KIND)).values():
             tunnel = decode_tolerantly(value, Tunnel)
             self.kept[tunnel.key] = tunnel
             try:
@@ -128,7 +128,7 @@ class Tunnels:
             await run.step("port", port=port)
         await self._listen(tunnel)
         try:
-            await self.shelf.put(KIND, "|".join(tunnel.key), msgspec.msgpack.encode(tunnel))
+            await self.store.put(KIND, "|".join(tunnel.key), msgspec.msgpack.encode(tunnel))
         except TwinshareError:
             self.relays.close(tunnel.key)
             raise
@@ -146,7 +146,7 @@ class Tunnels:
 
     async def forget(self, key: tuple[str, ...]) -> None:
         """For good. The port last: whoever asks may be a connection through it."""
-        await self.shelf.drop(KIND, "|".join(key))
+        await self.store.drop(KIND, "|".join(key))
         self.kept.pop(key, None)
         self.relays.close(key)
 

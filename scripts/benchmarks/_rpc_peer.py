@@ -28,7 +28,7 @@ from tests.agent.p2p.workshop import Neighbourhood, Workshop, WorkshopService
 from twinshare.agent.p2p.contract import everybody
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
-from twinshare.agent.p2p.line import PROTOCOL
+from twinshare.agent.p2p.peer_session import PROTOCOL
 from twinshare.agent.p2p.rpc import PeerServer
 from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.table import Dispatcher

@@ -21,7 +21,7 @@ from twinshare.agent.p2p.calls import PeerCalls
 from twinshare.agent.p2p.contract import everybody
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
-from twinshare.agent.p2p.line import Line, open_line
+from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
 from twinshare.protocols.messages import Hello
 
 ROUNDS = 5
@@ -86,11 +86,11 @@ async def _seconds_a_call(call: Call, in_flight: int) -> float:
     return (time.perf_counter() - begun) / done
 
 
-def _echo_on(line: Line) -> Call:
-    async def line_to(_peer: str) -> Line:
+def _echo_on(line: PeerSession) -> Call:
+    async def session_to(_peer: str) -> PeerSession:
         return line
 
-    calls = PeerCalls(line_to)
+    calls = PeerCalls(session_to)
     return lambda: calls.call(line.peer_id, TABLE["echo"], {"text": TEXT}, ADMIN)
 
 
@@ -113,7 +113,7 @@ async def _ours() -> AsyncIterator[tuple[Call, Callable[[], Awaitable[float]]]]:
     async with server("ours") as where, open_libp2p_host(os.urandom(32), [LOOPBACK], gate=everybody) as host:
         peer_id = where["peer_id"]
         await host.connect(peer_id, where["addresses"])
-        async with open_line(host, peer_id, Hello(name="bench"), 60.0) as line:
+        async with open_peer_session(host, peer_id, Hello(name="bench"), 60.0) as line:
 
             async def bulk() -> float:
                 return await _send_bulk(await host.open_stream(peer_id, SINK))
@@ -135,7 +135,7 @@ async def _tls() -> AsyncIterator[tuple[Call, Callable[[], Awaitable[float]]]]:
         async def bulk() -> float:
             return await _send_bulk(await dial(b"b"))
 
-        line = Line(await dial(b"r"), Hello(name="bench"), 60.0)
+        line = PeerSession(await dial(b"r"), Hello(name="bench"), 60.0)
         nursery.start_soon(line.run)
         await line.greet()
         yield _echo_on(line), bulk

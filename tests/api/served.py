@@ -78,7 +78,7 @@ def config(data_dir: Path, **api: Any) -> Config:
 @asynccontextmanager
 async def _opened(made: Config, network: MemoryNetwork | None) -> AsyncIterator[Node]:
     """A node with the image `disk`, alone or on a network in memory."""
-    host = partial(open_memory_host, network, dead_after=2.0) if network else None
+    host = partial(open_memory_host, network, peer_timeout=2.0) if network else None
     p2p = P2pConfig(enabled=network is not None, dead_peer_timeout=2.0)
     async with open_node(msgspec.structs.replace(made, p2p=p2p), host) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))

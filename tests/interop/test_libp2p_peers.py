@@ -20,7 +20,7 @@ from twinshare.agent.p2p.libp2p.dht import open_dht
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
 from twinshare.agent.p2p.libp2p.identify import IDENTIFY, PING, ask_identity
 from twinshare.agent.p2p.libp2p.settings import HostSettings
-from twinshare.agent.p2p.line import PROTOCOL, open_line
+from twinshare.agent.p2p.peer_session import PROTOCOL, open_peer_session
 from twinshare.agent.p2p.rpc import PeerServer
 from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.frames import Frame, FrameReader, Kind, encode
@@ -126,7 +126,7 @@ async def test_we_are_reached_through_js_as_a_relay(js: Path) -> None:
         await inside.connect(relay.peer_id, relay.addresses)
         assert inside.relaying is not None
         with trio.fail_after(60):
-            while not await inside.relaying.places.reserve(relay.peer_id):
+            while not await inside.relaying.reservations.reserve(relay.peer_id):
                 await trio.sleep(0.2)
         [known] = [address for address in inside.addresses if "p2p-circuit" in address]
         made = await outside.connect(inside.peer_id, [known])
@@ -146,7 +146,7 @@ async def test_js_says_hello_to_our_calls_and_answers_ours(js: Path) -> None:
         assert (frame.kind, msgspec.msgpack.decode(frame.body, type=Hello).name) == (Kind.HELLO, "b")
         agreed = Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(Hello(name="js", versions=VERSIONS[:1])))
         await peer.call("serve", protocol=PROTOCOL, data=b64encode(encode(agreed)).decode())
-        async with open_line(host, peer.peer_id, Hello(name="us"), 15) as line:
+        async with open_peer_session(host, peer.peer_id, Hello(name="us"), 15) as line:
             assert line.greeting.name == "js"
 
 

@@ -29,7 +29,7 @@ from tests.agent.p2p.hosts import open_echo, talks
 from tests.agent.p2p.pairs import MemoryChannel, memory_channels
 from twinshare.agent.p2p.contract import ECHO
 from twinshare.agent.p2p.libp2p.yamux.connection import YamuxConnection
-from twinshare.agent.p2p.libp2p.yamux.shell import YamuxStream
+from twinshare.agent.p2p.libp2p.yamux.stream import YamuxStream
 
 
 @asynccontextmanager
@@ -132,7 +132,7 @@ async def use(ours: YamuxConnection, rng: random.Random) -> None:
     async def send() -> None:
         for piece in pieces:
             at_once = piece[: rng.choice([0, min(stream.room, 1000)])]
-            stream.send_now(at_once)
+            stream.send_nowait(at_once)
             await stream.send_all(piece[len(at_once) :])
         await stream.send_eof()
 
@@ -154,7 +154,7 @@ async def test_the_stock_muxer_and_ours_understand_each_other(seed: int) -> None
     rng = random.Random(seed)
     near, far = memory_channels()
     near.takes = lambda size: rng.randrange(size + 1)
-    ours = YamuxConnection(near, peer_id="stock", client=True, dead_after=60)
+    ours = YamuxConnection(near, peer_id="stock", client=True, peer_timeout=60)
     stock = Yamux(StockWire(far), ID(b"us"), is_initiator=False)  # type: ignore[arg-type]  # of its interface what it uses
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ import trio
 from twinshare.agent.testing import AgentProcess
 from twinshare.protocols.access import Role
 
-DEAD_AFTER = 2.0
+PEER_TIMEOUT = 2.0
 
 
 async def start(
@@ -22,7 +22,7 @@ async def start(
     hypervisor: str | None = None,
     listen: str = "/ip4/127.0.0.1/tcp/0",
     inside: Sequence[str] = (),
-    dead_after: float = DEAD_AFTER,
+    peer_timeout: float = PEER_TIMEOUT,
     mdns: bool = False,
 ) -> AgentProcess:
     """A node on free ports, with peers; it is named after its folder. `inside` runs it in a network namespace."""
@@ -30,7 +30,7 @@ async def start(
     given += ["--hypervisor", hypervisor] if hypervisor else []
     environment = {
         "TWINSHARE_P2P_ENABLED": "true",
-        "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": str(dead_after),
+        "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": str(peer_timeout),
         "TWINSHARE_P2P_MDNS": str(mdns).lower(),
     }
     program = [*inside, sys.executable, "-m", "twinshare", "agent"] if inside else None

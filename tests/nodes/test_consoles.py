@@ -173,7 +173,7 @@ async def test_a_peer_that_talks_nonsense_gets_nothing(tmp_path: Path) -> None:
     asked = encode(ConsoleRequest(vm="far", role=Role.ADMIN))
     async with pair(tmp_path) as (near, far, _):
         running = near.mesh.require_running()
-        await running.links.line_to(far.peer_id)
+        await running.sessions.session_to(far.peer_id)
         nonsense = (b"", b"\x00", HEAD.pack(65535), HEAD.pack(3) + b"abc", asked + HEAD.pack(1) + b"\xc1", asked)
         for said in nonsense:
             stream = await running.host.open_stream(far.peer_id, PROTOCOL)

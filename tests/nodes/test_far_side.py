@@ -27,7 +27,7 @@ pytestmark = pytest.mark.system
 
 LIMIT = 6.0
 """Seconds within which a caller is told that a peer cannot be reached, however patient the node is else."""
-DEAD_AFTER = 8.0
+PEER_TIMEOUT = 8.0
 """Seconds after which a silent peer counts as gone: what has no caller that waits, a tunnel, ends then."""
 SPEC = {"image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1}
 TUNNELS = 5
@@ -65,7 +65,7 @@ async def three(folder: Path) -> AsyncIterator[list[AgentProcess]]:
     try:
         for number in (1, 2, 3):
             uri = f"fake://{folder}/{number}.json?shutdown_after=never"
-            nodes.append(await start(folder / f"node-{number}", hypervisor=uri, dead_after=DEAD_AFTER))
+            nodes.append(await start(folder / f"node-{number}", hypervisor=uri, peer_timeout=PEER_TIMEOUT))
             if number > 1:
                 await join(nodes[-1], nodes[0])
         await until_online(nodes[0], "node-2", "node-3")
@@ -184,7 +184,7 @@ class Scene:
         tunnels = {f"tunnel {number}" for number in range(TUNNELS)}
         assert self.told.keys() == {*SHORT, *tunnels, "stop", "wait", "console"}
         for name, (status, body, seconds) in self.told.items():
-            assert seconds < (LIMIT if name in {*SHORT, "stop", "wait"} else DEAD_AFTER + 1), (name, seconds)
+            assert seconds < (LIMIT if name in {*SHORT, "stop", "wait"} else PEER_TIMEOUT + 1), (name, seconds)
             assert status == 502, (name, status, body)
             if name.startswith("tunnel"):
                 assert body["heard"] == ""

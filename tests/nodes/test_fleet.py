@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.guest.disks import tick_disk, tiny_disk
-from tests.nodes.fleet import DEAD_AFTER, ask, card, fleet, join, online, start, until_online
+from tests.nodes.fleet import PEER_TIMEOUT, ask, card, fleet, join, online, start, until_online
 from twinshare.agent.testing import AgentProcess
 
 pytestmark = pytest.mark.system
@@ -77,7 +77,7 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         await ask(two, "GET", "/api/fleet/vm")
         await three.kill()
         for node, other in ((one, "node-2"), (two, "node-1")):
-            await until_online(node, other, within=DEAD_AFTER + 10)
+            await until_online(node, other, within=PEER_TIMEOUT + 10)
             began = time.monotonic()
             rows = (await ask(node, "GET", "/api/fleet/vm"))["vms"]
             assert time.monotonic() - began < 2

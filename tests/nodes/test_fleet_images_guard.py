@@ -106,7 +106,7 @@ async def test_a_disk_larger_than_this_node_takes_is_not_fetched(tmp_path: Path,
 async def asked(near: Node, far: Node, *frames: Any) -> AsyncIterator[Stream]:
     """A stream that begins with these words."""
     running = near.mesh.require_running()
-    await running.links.line_to(far.peer_id)
+    await running.sessions.session_to(far.peer_id)
     stream = await running.host.open_stream(far.peer_id, PROTOCOL)
     for frame in frames:
         await stream.send_all(frame if isinstance(frame, bytes) else encode(frame))

@@ -58,7 +58,7 @@ async def open_node_on(network: MemoryNetwork, folder: Path, name: str) -> Async
     made = msgspec.structs.replace(
         made, node=msgspec.structs.replace(made.node, name=name), p2p=P2pConfig(enabled=True, dead_peer_timeout=2.0)
     )
-    async with open_node(made, partial(open_memory_host, network, dead_after=2.0)) as node:
+    async with open_node(made, partial(open_memory_host, network, peer_timeout=2.0)) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
         yield node
 

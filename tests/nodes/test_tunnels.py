@@ -242,7 +242,7 @@ async def test_a_far_node_that_goes_away_ends_its_connections(tmp_path: Path) ->
 async def test_a_peer_that_talks_nonsense_gets_nothing(tmp_path: Path) -> None:
     async with pair(tmp_path) as (near, far, _):
         running = near.mesh.require_running()
-        await running.links.line_to(far.peer_id)
+        await running.sessions.session_to(far.peer_id)
         for said in (b"", b"\x00", HEAD.pack(65535), HEAD.pack(3) + b"abc", HEAD.pack(1) + b"\xc1"):
             stream = await running.host.open_stream(far.peer_id, PROTOCOL)
             with trio.fail_after(5), suppress(trio.BrokenResourceError):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..finders import Finder
+from ..discovery import Discovery
 from ..host import Gate, Host
 from ..signing import Signer
-from .lightly import light_libp2p
+from .minimal_import import minimal_libp2p
 from .settings import HostSettings
 
 if TYPE_CHECKING:
@@ -39,21 +39,21 @@ async def open_libp2p_host(
 
 
 @asynccontextmanager
-async def open_finders(
+async def open_discovery(
     at: Host, signer: Signer, now: Callable[[], float], *, mdns: bool = True, dht: bool = True
-) -> AsyncIterator[Sequence[Finder]]:
+) -> AsyncIterator[Sequence[Discovery]]:
     """The sources of hints that a libp2p host has; none for another host. `now` gives the seconds of the epoch."""
-    from .finders import open_sources
+    from .discovery import open_sources
     from .host import LibP2pHost
 
     if not isinstance(at, LibP2pHost):
         yield []
         return
-    async with open_sources(at, signer, now, mdns=mdns, dht=dht) as finders:
-        yield finders
+    async with open_sources(at, signer, now, mdns=mdns, dht=dht) as discovery:
+        yield discovery
 
 
 def _load() -> None:
-    with light_libp2p():
+    with minimal_libp2p():
         import_module(".host", __package__)
-        import_module(".finders", __package__)
+        import_module(".discovery", __package__)

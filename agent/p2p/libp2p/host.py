@@ -16,8 +16,8 @@ from multiaddr.utils import get_network_addrs
 from ....protocols.errors import PeerUnreachable
 from ...background import open_background
 from ..addresses import Address, expand, parse
-from ..host import DIAL_DEADLINE, Connection, Gate, Handler, Path, PeerEvent, PeerId, Stream
-from .dialler import Dialler, Source
+from ..host import DIAL_DEADLINE, Connection, Gate, Handler, PathKind, PeerEvent, PeerId, Stream
+from .dialer import Dialer, Source
 from .handshake import NoiseIdentity
 from .identify import Introductions, serve_identify
 from .listener import Listeners
@@ -40,7 +40,7 @@ class LibP2pHost:
         self._identity = identity
         self._listeners = listeners
         self.swarm = Swarm(Upgrader(identity, lambda: self.gate, settings), lambda: self.gate, settings, nursery)
-        self.dialler = Dialler(self.swarm, self.source_for)
+        self.dialer = Dialer(self.swarm, self.source_for)
         self.introductions = Introductions(self.swarm)
         self.swarm.adopted.append(self.introductions.consider)
         self.relaying: Relaying | None = None
@@ -83,7 +83,7 @@ class LibP2pHost:
         """Connections taken in whose far side has not proved who it is."""
         return self._listeners.half_open
 
-    def path(self, peer_id: PeerId) -> Path | None:
+    def path(self, peer_id: PeerId) -> PathKind | None:
         return self.swarm.peers.path(peer_id)
 
     def serve(self, protocol: str, handler: Handler, *, guests: bool = False) -> None:
@@ -92,7 +92,7 @@ class LibP2pHost:
     async def connect(
         self, peer_id: PeerId, addresses: Sequence[str], *, deadline: float = DIAL_DEADLINE
     ) -> Connection:
-        return await self.dialler.connect(peer_id, addresses, deadline)
+        return await self.dialer.connect(peer_id, addresses, deadline)
 
     async def disconnect(self, peer_id: PeerId) -> None:
         await self.swarm.close(self.swarm.peers.of(peer_id))

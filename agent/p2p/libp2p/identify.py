@@ -26,7 +26,7 @@ PING_SIZE: Final = 32
 _PROTOCOL_VERSION: Final = "ipfs/0.1.0"
 _AGENT: Final = "twinshare"
 _MAX_ADDRESSES: Final = 16
-_PATIENCE: Final = 5.0
+_TIMEOUT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Introductions:
 
     async def _introduce(self, live: Live) -> None:
         try:
-            told = await ask_identity(self._swarm, live, deadline=_PATIENCE)
+            told = await ask_identity(self._swarm, live, deadline=_TIMEOUT)
         except TwinshareError:
             return
         if told is not None:

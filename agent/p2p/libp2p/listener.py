@@ -83,7 +83,7 @@ class Listeners:
 
     async def _take(self, connection: trio.socket.SocketType, far: Address, arrived: Arrived) -> None:
         try:
-            pipe = SocketPipe(connection, self._settings.patience)
+            pipe = SocketPipe(connection, self._settings.write_timeout)
         except OSError:  # gone before we looked
             connection.close()
             return

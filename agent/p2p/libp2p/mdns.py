@@ -18,7 +18,7 @@ from zeroconf import Error as ZeroconfError
 from zeroconf import IPVersion, NonUniqueNameException, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from ..addresses import parse
-from ..finders import Tell
+from ..discovery import OnHint
 from ..host import PeerId
 
 if TYPE_CHECKING:
@@ -38,24 +38,24 @@ _NOT_UNDERSTOOD: Final = (ZeroconfError, RuntimeError, OSError, ValueError, Time
 """A packet of a stranger, or the library closing: neither is worth more than a line."""
 
 
-class Mdns:
-    """A `Finder`. Without multicast (some containers have none) it finds nobody."""
+class MdnsDiscovery:
+    """A `Discovery`. Without multicast (some containers have none) it finds nobody."""
 
     def __init__(self, host: LibP2pHost) -> None:
         self._host = host
         self._name = secrets.token_hex(8)
         self._thread = trio.CapacityLimiter(1)
 
-    async def seek(self, peer_id: PeerId) -> Sequence[str]:
+    async def find_peer(self, peer_id: PeerId) -> Sequence[str]:
         return []
 
-    async def run(self, tell: Tell) -> None:
+    async def run(self, on_hint: OnHint) -> None:
         token = trio.lowlevel.current_trio_token()
 
         def heard(addresses: list[str]) -> None:
             """In the library's thread."""
             try:
-                token.run_sync_soon(self._tell, tell, addresses)
+                token.run_sync_soon(self._on_addresses, on_hint, addresses)
             except trio.RunFinishedError:
                 return
 
@@ -88,10 +88,10 @@ class Mdns:
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._thread)
 
-    def _tell(self, tell: Tell, addresses: list[str]) -> None:
+    def _on_addresses(self, on_hint: OnHint, addresses: list[str]) -> None:
         for peer_id, its in _by_peer(addresses).items():
             if peer_id != self._host.peer_id:
-                tell(peer_id, its)
+                on_hint(peer_id, its)
 
 
 def _open() -> Zeroconf:

@@ -121,7 +121,7 @@ def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
 class SecureChannel:
     """A pipe behind its handshake. Cancelling `send` leaves half a message on the wire: one task alone may call it.
 
-    `unsent` is what `send_now` found no room for.
+    `unsent` is what `send_nowait` found no room for.
     """
 
     def __init__(self, pipe: Pipe, keys: CipherKeys, held: bytes = b"") -> None:
@@ -159,13 +159,13 @@ class SecureChannel:
             sealed, self.unsent = self.unsent + sealed, b""
         await self._pipe.send(sealed)
 
-    def send_now(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes) -> None:
         """Send as much of it as the pipe takes without waiting; the next `send`, of nothing too, sends the rest.
 
         Never while a `send` is under way.
         """
         sealed = self.unsent + self._sealer.seal(data)
-        self.unsent = bytes(sealed[self._pipe.send_now(sealed) :])
+        self.unsent = bytes(sealed[self._pipe.send_nowait(sealed) :])
 
     def close(self) -> None:
         self._pipe.close()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ..host import MAX_EVENTS, Connection, Path, PeerEvent, PeerId
+from ..host import MAX_EVENTS, Connection, PathKind, PeerEvent, PeerId
 from .yamux.connection import YamuxConnection
 
 
@@ -40,12 +40,12 @@ class Peers:
     def best(self, peer_id: PeerId) -> Live | None:
         """The newest direct connection, else the newest: an old one may be dead and not know it yet."""
         lives = [live for live in self._live.get(peer_id, ()) if live.muxer.usable]
-        direct = [live for live in lives if live.info.path is Path.DIRECT]
+        direct = [live for live in lives if live.info.path is PathKind.DIRECT]
         return max(direct or lives, key=lambda live: live.info.since, default=None)
 
-    def path(self, peer_id: PeerId) -> Path | None:
+    def path(self, peer_id: PeerId) -> PathKind | None:
         paths = {live.info.path for live in self._live.get(peer_id, ())}
-        return Path.DIRECT if Path.DIRECT in paths else next(iter(paths), None)
+        return PathKind.DIRECT if PathKind.DIRECT in paths else next(iter(paths), None)
 
     def add(self, live: Live) -> None:
         before = self.path(live.info.peer_id)
@@ -65,7 +65,7 @@ class Peers:
         self._send_events.close()
         self._drop_events.close()
 
-    def _tell(self, peer_id: PeerId, before: Path | None) -> None:
+    def _tell(self, peer_id: PeerId, before: PathKind | None) -> None:
         path = self.path(peer_id)
         if path is not before:
             self.publish(PeerEvent(peer_id=peer_id, path=path))

@@ -1,6 +1,6 @@
 """Bytes to one far side, below encryption: a TCP socket, or a stream through a relay.
 
-A pipe that moves nothing for its patience is broken: a far side that stops reading must not hold a writer for ever.
+A write that moves nothing for `write_timeout` seconds breaks the pipe: a peer that stops reading holds no writer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pipe(Protocol):
         """Write all of it. When it is cancelled a part may have been written: close the pipe. Raises: PipeBroken."""
         ...
 
-    def send_now(self, data: bytes | bytearray) -> int:
+    def send_nowait(self, data: bytes | bytearray) -> int:
         """Write what there is room for, waiting for nothing, and say how many bytes; never amid a `send`.
 
         It does not tell that the pipe is broken: the next `send` will.
@@ -43,13 +43,13 @@ class Pipe(Protocol):
 
 
 class SocketPipe:
-    """A connected TCP socket. `patience` is in seconds."""
+    """A connected TCP socket. `write_timeout` is in seconds."""
 
-    def __init__(self, sock: trio.socket.SocketType, patience: float) -> None:
+    def __init__(self, sock: trio.socket.SocketType, write_timeout: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         self._socket = sock
-        self._patience = patience
+        self._write_timeout = write_timeout
         # A buffer of the largest size for each small read would cost more than the read.
         self._size = _SMALLEST_READ
 
@@ -69,14 +69,14 @@ class SocketPipe:
             with memoryview(data) as view:
                 at = 0
                 while at < len(view):
-                    with trio.move_on_after(self._patience) as waiting:
+                    with trio.move_on_after(self._write_timeout) as waiting:
                         at += await self._socket.send(view[at:])
                     if waiting.cancelled_caught:
-                        raise PipeBroken(f"the peer took nothing for {self._patience:g} s")
+                        raise PipeBroken(f"the peer took nothing for {self._write_timeout:g} s")
         except (OSError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the connection broke: {error}") from error
 
-    def send_now(self, data: bytes | bytearray) -> int:
+    def send_nowait(self, data: bytes | bytearray) -> int:
         try:
             return os.write(self._socket.fileno(), data)
         except OSError:

@@ -14,7 +14,7 @@ import trio
 
 from ..host import Admission, Handler
 from .multistream import NegotiationFailed, answer
-from .yamux.shell import YamuxStream
+from .yamux.stream import YamuxStream
 
 log = structlog.get_logger(__name__)
 

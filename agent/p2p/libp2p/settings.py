@@ -9,7 +9,7 @@ from .yamux.session import SessionLimits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSettings:
-    """`dead_after`: a peer that is silent for so long is gone. `patience`: so long a write may move nothing.
+    """`peer_timeout`: a peer that is silent for so long is gone. `write_timeout`: so long a write may move nothing.
 
     `half_open` counts connections whose far side has not proved who it is, `half_open_each` those of one address.
     A guest that has not become a member within `guest_time` is disconnected. `relay`: relay for members, be reachable
@@ -18,7 +18,7 @@ class HostSettings:
 
     relay: bool = False
 
-    dead_after: float = 15.0
+    peer_timeout: float = 15.0
     upgrade_deadline: float = 5.0
     negotiation_deadline: float = 10.0
     dial_stagger: float = 0.1
@@ -33,5 +33,5 @@ class HostSettings:
     session: SessionLimits = field(default_factory=SessionLimits)
 
     @property
-    def patience(self) -> float:
-        return self.dead_after
+    def write_timeout(self) -> float:
+        return self.peer_timeout

@@ -11,7 +11,7 @@ import trio
 
 from ....protocols.errors import Overloaded, PeerUnreachable, Unsupported
 from ..addresses import Address
-from ..host import Admission, Connection, Direction, Gate, Path, PeerId
+from ..host import Admission, Connection, Direction, Gate, PathKind, PeerId
 from .handshake import UpgradeFailed
 from .multistream import NegotiationFailed, NotSpoken, select
 from .peers import Live, Peers
@@ -20,7 +20,7 @@ from .serving import Serving
 from .settings import HostSettings
 from .upgrade import Upgraded, Upgrader
 from .yamux.session import SessionOver, TooManyStreams
-from .yamux.shell import YamuxStream
+from .yamux.stream import YamuxStream
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +92,7 @@ class Swarm:
             peer_id=muxer.peer_id,
             address=str(replace(address, peer_id=muxer.peer_id)),
             direction=direction,
-            path=Path.RELAYED if address.relay else Path.DIRECT,
+            path=PathKind.RELAYED if address.relay else PathKind.DIRECT,
             since=trio.current_time(),
         )
         live = Live(muxer, info)

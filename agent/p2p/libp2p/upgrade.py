@@ -43,7 +43,7 @@ class Upgrader:
     ) -> Upgraded:
         """`expected`: the peer that must be at the other end, None for any. The pipe is closed when this fails.
 
-        `client`: whether we speak first, as the dialler does unless it is said; of two that dial each other at once,
+        `client`: whether we speak first, as the dialer does unless it is said; of two that dial each other at once,
         one must. Raises: UpgradeFailed.
         """
         first = direction is Direction.OUTBOUND if client is None else client
@@ -74,7 +74,7 @@ class Upgrader:
             channel,
             peer_id=peer_id,
             client=client,
-            dead_after=self._settings.dead_after,
+            peer_timeout=self._settings.peer_timeout,
             limits=self._settings.session,
         )
         return Upgraded(muxer, admission)

@@ -18,17 +18,17 @@ from ..host import (
     Direction,
     Gate,
     Handler,
-    Path,
+    PathKind,
     PeerEvent,
     PeerId,
     Stream,
 )
+from .connection import Wire
 from .network import MemoryNetwork
 from .stream import MemoryStream
-from .wire import Wire
 
 log = structlog.get_logger(__name__)
-DEAD_AFTER = 15.0
+PEER_TIMEOUT = 15.0
 
 
 class MemoryHost:
@@ -40,12 +40,12 @@ class MemoryHost:
         peer_id: PeerId,
         gate: Gate,
         address: str,
-        dead_after: float,
+        peer_timeout: float,
         nursery: trio.Nursery,
     ) -> None:
         self.network = network
         self._peer_id, self._gate, self._address = peer_id, gate, address
-        self._dead_after = dead_after
+        self._peer_timeout = peer_timeout
         self._nursery = nursery
         self._handlers: dict[str, tuple[Handler, bool]] = {}
         self._wires: list[Wire] = []
@@ -67,8 +67,8 @@ class MemoryHost:
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         return self._events
 
-    def path(self, peer_id: PeerId) -> Path | None:
-        return Path.DIRECT if self._wire(peer_id) else None
+    def path(self, peer_id: PeerId) -> PathKind | None:
+        return PathKind.DIRECT if self._wire(peer_id) else None
 
     def serve(self, protocol: str, handler: Handler, *, guests: bool = False) -> None:
         self._handlers[protocol] = (handler, guests)
@@ -122,7 +122,7 @@ class MemoryHost:
     def hold(self, wire: Wire) -> None:
         self._wires.append(wire)
         if len(self._to(wire)) == 1:
-            self._publish(PeerEvent(peer_id=wire.view(self).peer_id, path=Path.DIRECT))
+            self._publish(PeerEvent(peer_id=wire.view(self).peer_id, path=PathKind.DIRECT))
 
     def release(self, wire: Wire) -> None:
         self._wires.remove(wire)
@@ -169,7 +169,7 @@ class MemoryHost:
         await trio.sleep(delay)
 
     async def _give_up_when_dead(self, wire: Wire, since: float | None) -> None:
-        await trio.sleep(self._dead_after)
+        await trio.sleep(self._peer_timeout)
         if wire.silent_since == since and wire.held_by(self):
             wire.give_up(self)
 
@@ -208,16 +208,16 @@ class MemoryHost:
 
 @asynccontextmanager
 async def open_memory_host(
-    network: MemoryNetwork, peer_id: PeerId, gate: Gate, *, dead_after: float = DEAD_AFTER
+    network: MemoryNetwork, peer_id: PeerId, gate: Gate, *, peer_timeout: float = PEER_TIMEOUT
 ) -> AsyncIterator[MemoryHost]:
     """Put a host on the network, at a new address (`/memory/<number>`).
 
-    `dead_after` is how many seconds a silent peer stays connected. Leaving ends it as a crash would: the peers see
-    their connections break as soon as the links let them.
+    `peer_timeout` is how many seconds a silent peer stays connected. Leaving ends it as a crash would: the peers see
+    their connections break as soon as the sessions let them.
     """
     address = network.new_address()
     async with open_background() as nursery:
-        host = MemoryHost(network, peer_id, gate, address, dead_after, nursery)
+        host = MemoryHost(network, peer_id, gate, address, peer_timeout, nursery)
         network.hosts[address] = host
         try:
             yield host

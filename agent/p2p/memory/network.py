@@ -1,4 +1,4 @@
-"""The network in memory: who is where, and what its links do. Every change takes effect at once.
+"""The network in memory: who is where, and what its sessions do. Every change takes effect at once.
 
 A silent link loses nothing: bytes wait until it speaks again, as TCP's do, unless a host gives its peer up before.
 """
@@ -13,8 +13,8 @@ import trio
 from ..host import PeerId
 
 if TYPE_CHECKING:
+    from .connection import Wire
     from .host import MemoryHost
-    from .wire import Wire
 
 
 class MemoryNetwork:
@@ -61,7 +61,7 @@ class MemoryNetwork:
         self._look_again()
 
     def heal(self, *peers: PeerId) -> None:
-        """End silence: of the links and freezes of `peers`, or of everything."""
+        """End silence: of the sessions and freezes of `peers`, or of everything."""
         chosen = set(peers)
         self._cut = {pair for pair in self._cut if chosen and not pair & chosen}
         self._frozen = {peer for peer in self._frozen if chosen and peer not in chosen}

@@ -12,7 +12,7 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pa
 from twinshare.agent.p2p.libp2p.pipe import PipeBroken
 from twinshare.agent.p2p.libp2p.yamux.connection import YamuxConnection
 from twinshare.agent.p2p.libp2p.yamux.session import SessionLimits
-from twinshare.agent.p2p.libp2p.yamux.shell import YamuxStream
+from twinshare.agent.p2p.libp2p.yamux.stream import YamuxStream
 
 
 @dataclass(eq=False)
@@ -44,7 +44,7 @@ class MemoryChannel:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken("the pipe is closed") from error
 
-    def send_now(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes) -> None:
         data = self.unsent + data
         size = 0 if self.hold is not None else self.takes(len(data))
         if size:
@@ -77,10 +77,12 @@ class ConnectionPair:
 
 
 @asynccontextmanager
-async def open_pair(*, dead_after: float = 60.0, limits: SessionLimits | None = None) -> AsyncIterator[ConnectionPair]:
+async def open_pair(
+    *, peer_timeout: float = 60.0, limits: SessionLimits | None = None
+) -> AsyncIterator[ConnectionPair]:
     channels = memory_channels()
-    near = YamuxConnection(channels[0], peer_id="far", client=True, dead_after=dead_after, limits=limits)
-    far = YamuxConnection(channels[1], peer_id="near", client=False, dead_after=dead_after, limits=limits)
+    near = YamuxConnection(channels[0], peer_id="far", client=True, peer_timeout=peer_timeout, limits=limits)
+    far = YamuxConnection(channels[1], peer_id="near", client=False, peer_timeout=peer_timeout, limits=limits)
     send, receive = trio.open_memory_channel[YamuxStream](1000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(near.run, lambda _: None)

@@ -1,4 +1,4 @@
-"""Fleets that never rest, on a virtual clock: nodes die and come back elsewhere, links break, the network parts.
+"""Fleets that never rest, on a virtual clock: nodes die and come back elsewhere, sessions break, the network context.
 
 At the end the network is whole, and everybody must find everybody again in time. A seed gives the same day again.
 """
@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 @pytest.fixture(autouse=True)
 def _quiet(_no_unexpected_errors: None) -> None:
-    """A day has ten thousand debug lines; to write them costs a third of its time."""
+    """A day has ten thousand debug sessions; to write them costs a third of its time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
@@ -52,8 +52,8 @@ async def disturb(cluster: Cluster, rng: random.Random) -> None:
 async def churn(seed: int, size: int, hours: float) -> float:
     """30 % of the nodes restart every hour; tells how long the fleet then took to see itself whole."""
     rng = random.Random(seed)
-    async with open_cluster(size, seed=seed, silence=2 * HOUR) as cluster:
-        cluster.dead_after = 30.0
+    async with open_cluster(size, seed=seed, peer_timeout=2 * HOUR) as cluster:
+        cluster.connection_timeout = 30.0
         end = trio.current_time() + hours * HOUR
         while trio.current_time() < end:
             await trio.sleep(rng.expovariate(size * 0.3 / 0.8 / HOUR))

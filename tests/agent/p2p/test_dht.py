@@ -30,7 +30,7 @@ from twinshare.agent.p2p.libp2p.varint import MessageReader, write_message
 from twinshare.agent.p2p.records import make_record, number_of, read_record, record_key
 from twinshare.agent.p2p.signing import Signer
 from twinshare.protocols.base58 import peer_id_of
-from twinshare.protocols.mesh import Whereabouts
+from twinshare.protocols.mesh import PeerRecord
 
 from .hosts import open_echo, until
 
@@ -94,18 +94,18 @@ def test_a_full_bucket_keeps_whom_it_knows() -> None:
     assert gone not in [each.peer_id for each in table.nearest(place_of_peer(gone))]
 
 
-def whereabouts(signer: Signer, number: int, peer: str | None = None) -> Whereabouts:
-    return Whereabouts(peer=peer or signer.peer_id, addresses=["/ip4/192.0.2.1/tcp/4001"], number=number)
+def own_record(signer: Signer, number: int, peer: str | None = None) -> PeerRecord:
+    return PeerRecord(peer=peer or signer.peer_id, addresses=["/ip4/192.0.2.1/tcp/4001"], number=number)
 
 
 def test_only_a_peers_own_word_is_a_record() -> None:
     one, other = Signer(bytes([1] * 32)), Signer(bytes([2] * 32))
     key = record_key(one.peer_id)
-    good = make_record(one, whereabouts(one, 7))
+    good = make_record(one, own_record(one, 7))
     assert read_record(key, good).number == number_of(key, good) == 7
     bad = [
-        make_record(other, whereabouts(one, 8)),
-        make_record(one, whereabouts(one, 8, other.peer_id)),
+        make_record(other, own_record(one, 8)),
+        make_record(one, own_record(one, 8, other.peer_id)),
         good[:-2],
         good + b"x",
         b"",
@@ -153,10 +153,10 @@ async def open_fleet(number: int) -> AsyncIterator[tuple[Sequence[LibP2pHost], S
 async def test_a_record_is_found_at_the_other_end_of_a_chain() -> None:
     async with open_fleet(6) as (hosts, tables, signers):
         key = record_key(signers[0].peer_id)
-        first = make_record(signers[0], whereabouts(signers[0], 1))
+        first = make_record(signers[0], own_record(signers[0], 1))
         assert await tables[0].put(key, first) >= 1
         assert await tables[5].get(key) == first
-        second = make_record(signers[0], whereabouts(signers[0], 2))
+        second = make_record(signers[0], own_record(signers[0], 2))
         await tables[0].put(key, second)
         assert await tables[5].get(key) == second
         found = await tables[5].find_peer(hosts[0].peer_id)
@@ -167,7 +167,7 @@ async def test_a_record_is_found_at_the_other_end_of_a_chain() -> None:
 async def test_a_dead_node_costs_a_lookup_its_patience_and_no_more() -> None:
     async with open_fleet(4) as (hosts, tables, signers):
         key = record_key(signers[0].peer_id)
-        await tables[0].put(key, make_record(signers[0], whereabouts(signers[0], 1)))
+        await tables[0].put(key, make_record(signers[0], own_record(signers[0], 1)))
         await tables[3].refresh()
         await hosts[1].swarm.aclose()
         with trio.fail_after(10):
@@ -197,7 +197,7 @@ async def test_an_answer_that_lies_is_not_believed() -> None:
     """The neighbour serves a forged record and peers that do not exist."""
     async with open_fleet(2) as (hosts, tables, signers):
         key = record_key(signers[0].peer_id)
-        forged = make_record(signers[1], whereabouts(signers[0], 99))
+        forged = make_record(signers[1], own_record(signers[0], 99))
         liars = [Message.Peer(id=os.urandom(38), addrs=[os.urandom(8)]) for _ in range(50)]
 
         async def lie(stream: trio.abc.HalfCloseableStream) -> None:

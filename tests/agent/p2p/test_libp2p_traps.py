@@ -373,7 +373,7 @@ async def test_a_role_that_is_lost_is_lost_at_the_next_stream() -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGSTOP, signal.SIGKILL])
 async def test_a_process_that_stops_or_dies_is_noticed(sign: signal.Signals) -> None:
-    async with open_echo(settings=HostSettings(dead_after=1.0)) as host, peer_process() as peer:
+    async with open_echo(settings=HostSettings(peer_timeout=1.0)) as host, peer_process() as peer:
         await host.connect(peer.peer_id, peer.addresses)
         await talks(host, peer.peer_id)
         stream = await host.open_stream(peer.peer_id, ECHO)

@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinshare.agent.p2p.libp2p.mdns import Mdns, _by_peer, _lines, _service
+from twinshare.agent.p2p.libp2p.mdns import MdnsDiscovery, _by_peer, _lines, _service
 
 from .hosts import open_echo
 from .test_addresses import PEER, RELAY
@@ -51,7 +51,7 @@ async def test_two_hosts_find_each_other() -> None:
             for who, host in (("one", one), ("other", other)):
                 tell = send.clone()
                 nursery.start_soon(
-                    Mdns(host).run, lambda peer, its, who=who, tell=tell: tell.send_nowait((who, peer, its))
+                    MdnsDiscovery(host).run, lambda peer, its, who=who, tell=tell: tell.send_nowait((who, peer, its))
                 )
             heard: dict[str, list[str]] = {}
             with trio.move_on_after(20):
@@ -73,4 +73,4 @@ async def test_a_machine_without_multicast_is_no_error(monkeypatch: pytest.Monke
     monkeypatch.setattr("twinshare.agent.p2p.libp2p.mdns._open", refuse)
     async with open_echo() as host:
         with trio.fail_after(2):
-            await Mdns(host).run(lambda *_: None)
+            await MdnsDiscovery(host).run(lambda *_: None)

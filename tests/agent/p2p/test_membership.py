@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from twinshare.agent.p2p.membership import Membership, Override, open_membership
-from twinshare.agent.p2p.shelf import MemoryShelf
 from twinshare.agent.p2p.signing import Signer, open_token
+from twinshare.agent.p2p.store import MemoryKeyValueStore
 from twinshare.agent.p2p.tickets import TicketBook, open_tickets
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import Conflict, Forbidden, InvalidRequest, PeerMisbehaved, PeerNotFound
@@ -21,7 +21,7 @@ from twinshare.protocols.membership import (
     SignedRevocation,
     open_chain,
 )
-from twinshare.protocols.mesh import News
+from twinshare.protocols.mesh import GossipUpdate
 
 DAY = 86400
 
@@ -44,11 +44,11 @@ class Fleet:
     def __init__(self) -> None:
         self.clock = Clock()
         self.nodes: list[Membership] = []
-        self.shelves: list[MemoryShelf] = []
+        self.shelves: list[MemoryKeyValueStore] = []
 
     async def add(self, overrides: dict[str, Override] | None = None) -> Membership:
         number = len(self.nodes)
-        self.shelves.append(MemoryShelf())
+        self.shelves.append(MemoryKeyValueStore())
         node = await open_membership(
             self.shelves[-1], signer(number + 1), f"node-{number}", overrides or {}, self.clock
         )
@@ -64,9 +64,9 @@ class Fleet:
 
     async def spread(self) -> None:
         for one, other in itertools.permutations(self.nodes, 2):
-            for news in one.everything():
+            for update in one.everything():
                 if one.fleet == other.fleet:
-                    await other.learn(news)
+                    await other.learn(update)
 
     async def restart(self, number: int) -> Membership:
         node = self.nodes[number]
@@ -74,17 +74,19 @@ class Fleet:
         return self.nodes[number]
 
 
-def standings(fleet: Fleet) -> list[set[str]]:
-    return [{peer.sub for peer in node.peers if node.standing(peer.sub)} | {node.peer_id} for node in fleet.nodes]
+def valid_members(fleet: Fleet) -> list[set[str]]:
+    return [
+        {peer.sub for peer in node.peers if node.valid_certificate(peer.sub)} | {node.peer_id} for node in fleet.nodes
+    ]
 
 
 async def test_a_node_founds_its_own_fleet_and_is_alone_in_it() -> None:
     fleet = Fleet()
     node = await fleet.add()
-    own = node.standing(node.peer_id)
+    own = node.valid_certificate(node.peer_id)
     assert own is not None
     assert (own.fleet, own.role, node.alone) == (node.peer_id, Role.ADMIN, True)
-    assert (await fleet.restart(0)).standing(node.peer_id) == own
+    assert (await fleet.restart(0)).valid_certificate(node.peer_id) == own
 
 
 async def test_members_know_each_other_by_certificates_alone_and_after_a_restart() -> None:
@@ -93,12 +95,12 @@ async def test_members_know_each_other_by_certificates_alone_and_after_a_restart
     b = await fleet.join(a)
     c = await fleet.join(b, Role.OPERATOR)
     everybody = {node.peer_id for node in (a, b, c)}
-    assert standings(fleet) == [everybody] * 3
+    assert valid_members(fleet) == [everybody] * 3
     for number in range(3):
         await fleet.restart(number)
-    assert standings(fleet) == [everybody] * 3
+    assert valid_members(fleet) == [everybody] * 3
     assert not c.alone
-    who = a.standing(c.peer_id)
+    who = a.valid_certificate(c.peer_id)
     assert who is not None
     assert (who.role, who.name) == (Role.OPERATOR, "node-2")
 
@@ -107,7 +109,7 @@ async def test_a_chain_is_at_most_three_long() -> None:
     fleet = Fleet()
     a = await fleet.add()
     d = await fleet.join(await fleet.join(await fleet.join(a)))
-    assert a.standing(d.peer_id) is not None
+    assert a.valid_certificate(d.peer_id) is not None
     with pytest.raises(Forbidden, match="last of 3"):
         await d.issue(signer(99).peer_id, "x", Role.VIEWER, Limits())
 
@@ -132,17 +134,17 @@ async def test_only_admins_issue_and_revoke(role: Role) -> None:
         serial="1",
     )
     chain = (signer(2).sign(msgspec.json.encode(child)), *own_chain(b))
-    assert not await a.learn(News(members=[chain]))
+    assert not await a.learn(GossipUpdate(members=[chain]))
     revocation = Revocation(fleet=a.fleet, sub=signer(99).peer_id, by=b.peer_id, iat=int(fleet.clock.now), number=1)
     signed = SignedRevocation(token=signer(2).sign(msgspec.json.encode(revocation)), chain=own_chain(b))
-    assert not await a.learn(News(revocations=[signed]))
+    assert not await a.learn(GossipUpdate(revocations=[signed]))
 
 
 def own_chain(node: Membership) -> Chain:
     return next(
         chain
-        for news in node.everything()
-        for chain in news.members
+        for update in node.everything()
+        for chain in update.members
         if open_chain(chain, node.fleet, open_token)[0].sub == node.peer_id
     )
 
@@ -153,7 +155,7 @@ async def test_a_child_never_exceeds_its_parent() -> None:
     b = await fleet.join(a, limits=Limits(vms=3, memory=4096))
     fleet.clock.now += 10 * DAY
     c = await fleet.join(b, limits=Limits(vms=10, disk=5))
-    got, parent = a.standing(c.peer_id), a.standing(b.peer_id)
+    got, parent = a.valid_certificate(c.peer_id), a.valid_certificate(b.peer_id)
     assert got is not None
     assert parent is not None
     assert got.limits == Limits(vms=3, memory=4096, disk=5)
@@ -166,7 +168,7 @@ async def test_a_child_never_exceeds_its_parent() -> None:
     ):
         later = msgspec.structs.replace(exceeding, iat=got.iat + 1)
         chain = (signer(2).sign(msgspec.json.encode(later)), *own_chain(b))
-        assert not await a.learn(News(members=[chain]))
+        assert not await a.learn(GossipUpdate(members=[chain]))
 
 
 async def test_certificates_of_others_forged_reordered_or_damaged_are_not_taken() -> None:
@@ -186,9 +188,9 @@ async def test_certificates_of_others_forged_reordered_or_damaged_are_not_taken(
         ("." * 4000,),
         good * 4,
     ):
-        assert not await b.learn(News(members=[chain]))
-    assert await b.learn(News(members=[good]))
-    assert not await b.learn(News(members=[good]))
+        assert not await b.learn(GossipUpdate(members=[chain]))
+    assert await b.learn(GossipUpdate(members=[good]))
+    assert not await b.learn(GossipUpdate(members=[good]))
 
 
 async def test_certificates_expire_and_any_admin_renews_them() -> None:
@@ -203,20 +205,20 @@ async def test_certificates_expire_and_any_admin_renews_them() -> None:
     with pytest.raises(Conflict):
         await b.renew(c.peer_id)
     await a.refound()
-    await b.learn(News(members=[await a.renew(b.peer_id)]))
-    await c.learn(News(members=[await b.renew(c.peer_id)]))
+    await b.learn(GossipUpdate(members=[await a.renew(b.peer_id)]))
+    await c.learn(GossipUpdate(members=[await b.renew(c.peer_id)]))
     await fleet.spread()
     fleet.clock.now += RENEW_BEFORE + DAY
-    assert standings(fleet) == [{node.peer_id for node in fleet.nodes}] * 3
-    renewed = a.standing(c.peer_id)
+    assert valid_members(fleet) == [{node.peer_id for node in fleet.nodes}] * 3
+    renewed = a.valid_certificate(c.peer_id)
     assert renewed is not None
     assert renewed.role is Role.VIEWER
     fleet.clock.now += LIFETIME
-    assert a.standing(c.peer_id) is None
+    assert a.valid_certificate(c.peer_id) is None
     assert c.alone
     with pytest.raises(Forbidden):
         await b.renew(c.peer_id)
-    assert (await fleet.restart(0)).standing(a.peer_id) is not None
+    assert (await fleet.restart(0)).valid_certificate(a.peer_id) is not None
 
 
 async def test_a_revocation_takes_effect_everywhere_and_not_on_those_whom_the_revoked_let_in() -> None:
@@ -225,16 +227,16 @@ async def test_a_revocation_takes_effect_everywhere_and_not_on_those_whom_the_re
     b = await fleet.join(a)
     c = await fleet.join(b, Role.OPERATOR)
     await c.learn(await a.revoke(b.peer_id))
-    assert standings(fleet)[0] == standings(fleet)[2] == {a.peer_id, c.peer_id}
+    assert valid_members(fleet)[0] == valid_members(fleet)[2] == {a.peer_id, c.peer_id}
     issued = await b.issue(signer(50).peer_id, "x", Role.VIEWER, Limits())
-    assert not await c.learn(News(members=[issued])) or c.standing(signer(50).peer_id) is None
+    assert not await c.learn(GossipUpdate(members=[issued])) or c.valid_certificate(signer(50).peer_id) is None
     c = await fleet.restart(2)
-    assert c.standing(b.peer_id) is None
+    assert c.valid_certificate(b.peer_id) is None
     # A new ticket lets it in again.
     await b.adopt(a.fleet, await a.issue(b.peer_id, "back", Role.VIEWER, Limits()), a.peer_id)
     await fleet.spread()
-    assert c.standing(b.peer_id) is not None
-    assert b.standing(b.peer_id) is not None
+    assert c.valid_certificate(b.peer_id) is not None
+    assert b.valid_certificate(b.peer_id) is not None
 
 
 async def test_what_cannot_be_revoked() -> None:
@@ -256,20 +258,20 @@ async def test_admins_that_revoke_each_other_leave_all_with_the_same_view(seed: 
     a = await fleet.add()
     for _ in range(4):
         await fleet.join(a)
-    orders: list[News] = []
+    orders: list[GossipUpdate] = []
     for _ in range(4):
         fleet.clock.now += rng.randrange(3)
         by, whom = rng.sample(fleet.nodes[1:], 2)
-        if by.standing(by.peer_id):
+        if by.valid_certificate(by.peer_id):
             orders.append(await by.revoke(whom.peer_id))
     for node in fleet.nodes:
         rng.shuffle(orders)
-        for news in orders:
-            await node.learn(news)
+        for update in orders:
+            await node.learn(update)
     views = {
-        frozenset(p.sub for p in node.peers if node.standing(p.sub)) | {node.peer_id}
+        frozenset(p.sub for p in node.peers if node.valid_certificate(p.sub)) | {node.peer_id}
         for node in fleet.nodes
-        if node.standing(node.peer_id)
+        if node.valid_certificate(node.peer_id)
     }
     assert len(views) == 1
 
@@ -287,8 +289,8 @@ async def test_this_nodes_own_configuration_can_only_lower() -> None:
     for peer in (b, c):
         await a.issue(peer, "x", Role.ADMIN, Limits())
     await a.issue(d, "x", Role.VIEWER, Limits(vms=2))
-    assert a.standing(b) is None
-    lowered, same = a.standing(c), a.standing(d)
+    assert a.valid_certificate(b) is None
+    lowered, same = a.valid_certificate(c), a.valid_certificate(d)
     assert lowered is not None
     assert same is not None
     assert (lowered.role, lowered.limits) == (Role.VIEWER, Limits(vms=1))
@@ -310,7 +312,7 @@ async def test_no_certificate_is_adopted_but_our_own_from_the_inviter() -> None:
         with pytest.raises(PeerMisbehaved):
             await b.adopt(fleet_id, chain, issuer)
     assert b.fleet == b.peer_id
-    assert b.standing(b.peer_id) is not None
+    assert b.valid_certificate(b.peer_id) is not None
 
 
 # -- tickets
@@ -318,8 +320,8 @@ async def test_no_certificate_is_adopted_but_our_own_from_the_inviter() -> None:
 JOINER = signer(9).peer_id
 
 
-async def book(clock: Clock | None = None, shelf: MemoryShelf | None = None) -> TicketBook:
-    return await open_tickets(shelf or MemoryShelf(), signer(1).peer_id, clock or Clock())
+async def book(clock: Clock | None = None, store: MemoryKeyValueStore | None = None) -> TicketBook:
+    return await open_tickets(store or MemoryKeyValueStore(), signer(1).peer_id, clock or Clock())
 
 
 async def test_a_ticket_is_good_once_and_both_sides_prove_it() -> None:
@@ -355,15 +357,15 @@ async def test_a_proof_is_of_no_use_to_another_peer_nor_again() -> None:
 
 
 async def test_five_wrong_tries_burn_a_ticket_even_over_a_restart() -> None:
-    shelf, clock = MemoryShelf(), Clock()
-    tickets = await book(clock, shelf)
+    store, clock = MemoryKeyValueStore(), Clock()
+    tickets = await book(clock, store)
     ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
     for _ in range(5):
         assert tickets.live
         tickets.challenge(JOINER, ticket.id, b"n")
         with pytest.raises(Forbidden, match="not valid here"):
             await tickets.redeem(JOINER, ticket.id, b"wrong")
-        tickets = await book(clock, shelf)
+        tickets = await book(clock, store)
     assert not tickets.live
     nonce = tickets.challenge(JOINER, ticket.id, b"n")
     with pytest.raises(Forbidden, match="burnt"):
@@ -371,8 +373,8 @@ async def test_five_wrong_tries_burn_a_ticket_even_over_a_restart() -> None:
 
 
 async def test_a_ticket_expires_is_remembered_for_a_day_and_then_forgotten() -> None:
-    clock, shelf = Clock(), MemoryShelf()
-    tickets = await book(clock, shelf)
+    clock, store = Clock(), MemoryKeyValueStore()
+    tickets = await book(clock, store)
     ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
     clock.now += 601
     assert not tickets.live
@@ -381,7 +383,7 @@ async def test_a_ticket_expires_is_remembered_for_a_day_and_then_forgotten() -> 
         await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
     clock.now += 2 * DAY
     await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
-    assert len(await shelf.load("ticket")) == 1
+    assert len(await store.load("ticket")) == 1
 
 
 async def test_a_challenge_does_not_wait_for_ever() -> None:

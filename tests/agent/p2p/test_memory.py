@@ -24,10 +24,10 @@ async def echo(stream: Stream) -> None:
 
 
 @asynccontextmanager
-async def two_hosts(network: MemoryNetwork, dead_after: float = 15.0) -> AsyncIterator[tuple[Host, Host]]:
+async def two_hosts(network: MemoryNetwork, peer_timeout: float = 15.0) -> AsyncIterator[tuple[Host, Host]]:
     async with AsyncExitStack() as stack:
         a, b = [
-            await stack.enter_async_context(open_memory_host(network, name, everybody, dead_after=dead_after))
+            await stack.enter_async_context(open_memory_host(network, name, everybody, peer_timeout=peer_timeout))
             for name in ("a", "b")
         ]
         b.serve(ECHO, echo)
@@ -87,7 +87,7 @@ async def test_a_silent_link_holds_bytes_back_and_loses_none(autojump_clock: tri
 
 async def test_a_silent_peer_is_given_up_in_time_on_both_sides(autojump_clock: trio.testing.MockClock) -> None:
     network = MemoryNetwork()
-    async with two_hosts(network, dead_after=2) as (a, b):
+    async with two_hosts(network, peer_timeout=2) as (a, b):
         stream = await a.open_stream("b", ECHO)
         network.freeze("b")
         started = trio.current_time()

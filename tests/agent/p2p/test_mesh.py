@@ -18,7 +18,7 @@ from twinshare.protocols.errors import (
     TooLarge,
     VmNotFound,
 )
-from twinshare.protocols.mesh import News
+from twinshare.protocols.mesh import GossipUpdate
 from twinshare.protocols.peer import InviteRequest, Message
 from twinshare.protocols.vm import VmSpec
 
@@ -66,8 +66,8 @@ async def test_references_to_peers(autojump_clock: MockClock) -> None:
 async def test_two_peers_of_one_name_are_listed(autojump_clock: MockClock) -> None:
     async with open_cluster(3) as cluster:
         a, b, c = cluster.nodes
-        renewed = await a.mesh.parts.membership.issue(c.peer_id, "node-1", Role.ADMIN, Limits())
-        await b.mesh.parts.membership.learn(News(members=[renewed]))
+        renewed = await a.mesh.context.membership.issue(c.peer_id, "node-1", Role.ADMIN, Limits())
+        await b.mesh.context.membership.learn(GossipUpdate(members=[renewed]))
         with pytest.raises(AmbiguousName, match=r"'node-1' may be any of node-1 .* node-1 "):
             await a.ask("node-1", "list_vms")
 
@@ -133,7 +133,7 @@ async def test_nodes_that_all_come_back_elsewhere_find_each_other_by_the_one_tha
 
 
 async def test_a_silent_node_is_offline_in_time_and_its_calls_fail_before(autojump_clock: MockClock) -> None:
-    async with open_cluster(3, silence=2) as cluster:
+    async with open_cluster(3, peer_timeout=2) as cluster:
         cluster.network.freeze(cluster[2].peer_id)
         began = trio.current_time()
         with pytest.raises(PeerUnreachable):

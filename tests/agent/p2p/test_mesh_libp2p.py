@@ -20,7 +20,7 @@ from twinshare.protocols.access import LOCAL_ADMIN, Role
 from twinshare.protocols.errors import Forbidden, PeerUnreachable
 from twinshare.protocols.peer import InviteRequest
 
-SILENCE = 2.0
+PEER_TIMEOUT = 2.0
 
 
 def seed_of(number: int) -> bytes:
@@ -31,17 +31,17 @@ def seed_of(number: int) -> bytes:
 async def open_real(member: SimulatedNode) -> AsyncIterator[Mesh]:
     async with open_mesh(
         open_host=lambda gate: open_libp2p_host(
-            seed_of(member.number), [LOOPBACK], gate=gate, settings=HostSettings(dead_after=SILENCE)
+            seed_of(member.number), [LOOPBACK], gate=gate, settings=HostSettings(peer_timeout=PEER_TIMEOUT)
         ),
         signer=member.signer,
         name=member.name,
         agent="twinshare/test",
         dispatcher=member.dispatcher(),
-        shelf=member.shelf,
+        store=member.store,
         events=member.events.subscribe,
         publish=lambda type, data: member.events.publish(type, dict(data)),
         now=time.time,
-        silence=SILENCE,
+        peer_timeout=PEER_TIMEOUT,
         rng=random.Random(member.number),
     ) as member.running:
         try:
@@ -108,7 +108,7 @@ async def test_cancellations_leave_the_connection_whole() -> None:
     async with open_real(a), open_real(b):
         await join(b, a)
         await until(lambda: all_see_all(a, b))
-        line = await a.mesh.require_running().links.line_to(b.peer_id)
+        session = await a.mesh.require_running().sessions.session_to(b.peer_id)
         deadline = trio.current_time() + 2
 
         async def work() -> None:
@@ -124,5 +124,5 @@ async def test_cancellations_leave_the_connection_whole() -> None:
                 workers.start_soon(work)
         assert done > 50
         assert cancelled > 20
-        assert await a.mesh.require_running().links.line_to(b.peer_id) is line
-        await until(lambda: line.in_flight <= 1)
+        assert await a.mesh.require_running().sessions.session_to(b.peer_id) is session
+        await until(lambda: session.in_flight <= 1)

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from twinshare.agent.p2p import links, running
+from twinshare.agent.p2p import mesh_services, peer_sessions
 from twinshare.agent.simulation import Cluster, open_cluster
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import (
@@ -23,7 +23,7 @@ async def refused(cluster: Cluster, ticket: str, kind: type[Exception], match: s
     stranger = await cluster.add()
     with pytest.raises(kind, match=match):
         await stranger.call("join_fleet", ticket=ticket)
-    assert stranger.mesh.parts.membership.fleet == stranger.peer_id
+    assert stranger.mesh.context.membership.fleet == stranger.peer_id
     assert await stranger.call("list_peers") == []
     await cluster.kill(stranger.number)
 
@@ -77,7 +77,7 @@ async def test_the_door_is_shut_to_strangers_unless_a_ticket_is_out(autojump_clo
         a, stranger = cluster[0], await cluster.add()
         assert a.mesh.running
         assert stranger.mesh.running
-        with stranger.mesh.parts.courting(a.peer_id):
+        with stranger.mesh.context.joining(a.peer_id):
             host, addresses = stranger.mesh.running.host, a.mesh.running.host.addresses
             with pytest.raises(PeerUnreachable):
                 await host.connect(a.peer_id, addresses)
@@ -140,10 +140,10 @@ async def test_a_node_that_was_away_learns_of_the_revocation_when_it_is_back(aut
 async def test_certificates_are_renewed_for_months_and_a_node_without_admins_says_so(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for pause in ("HOUSEKEEPING", "COMPARISON"):
-        monkeypatch.setattr(running, pause, 86400.0)
-    monkeypatch.setattr(links, "LONGEST_PAUSE", 86400.0)
-    async with open_cluster(3, silence=86400) as cluster:
+    for pause in ("HOUSEKEEPING_INTERVAL", "COMPARE_INTERVAL"):
+        monkeypatch.setattr(mesh_services, pause, 86400.0)
+    monkeypatch.setattr(peer_sessions, "LONGEST_DELAY", 86400.0)
+    async with open_cluster(3, peer_timeout=86400) as cluster:
         for _ in range(12):
             await trio.sleep(10 * 86400)
             assert cluster.converged()
@@ -166,7 +166,7 @@ async def test_a_deadline_of_a_peer_is_the_callers_error(autojump_clock: MockClo
                 .mesh.require_running()
                 .calls.call(
                     cluster[1].peer_id,
-                    cluster[0].mesh.parts.dispatcher.table["wait_operation"],
+                    cluster[0].mesh.context.dispatcher.table["wait_operation"],
                     {"id": "x", "timeout": 600.0},
                     Caller(principal="local", role=Role.VIEWER),
                     timeout=3,

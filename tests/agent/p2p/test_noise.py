@@ -90,7 +90,7 @@ class _Scripted:
     async def send(self, data: bytes | bytearray) -> None:
         self.sent += data
 
-    def send_now(self, data: bytes | bytearray) -> int:
+    def send_nowait(self, data: bytes | bytearray) -> int:
         size = min(self.room.pop(0), len(data))
         self.sent += data[:size]
         return size
@@ -125,7 +125,7 @@ def test_what_goes_at_once_and_what_waits_keep_their_order(said: list[tuple[byte
                 assert not channel.unsent
             else:
                 pipe.room = [room]
-                channel.send_now(data)
+                channel.send_nowait(data)
         await channel.send(b"")
         return pipe.sent
 

@@ -40,7 +40,7 @@ async def test_a_far_side_that_takes_nothing_breaks_the_pipe() -> None:
 
 
 async def test_a_far_side_that_takes_a_little_at_a_time_does_not() -> None:
-    """The patience is for each step, not for the whole: this takes several times as long."""
+    """The write_timeout is for each step, not for the whole: this takes several times as long."""
     async with sockets() as (pipe, far), trio.open_nursery() as nursery:
         started = trio.current_time()
 
@@ -61,16 +61,16 @@ async def test_what_goes_at_once_is_what_there_is_room_for() -> None:
     async with sockets() as (pipe, far):
         gone = 0
         with trio.fail_after(5):
-            while size := pipe.send_now(MUCH):
+            while size := pipe.send_nowait(MUCH):
                 gone += size
             assert gone < len(MUCH)
             got = 0
             while got < gone:
                 got += len(await far.recv(1 << 20))
-            assert pipe.send_now(b"more") == 4
+            assert pipe.send_nowait(b"more") == 4
             assert await far.recv(10) == b"more"
         pipe.close()
-        assert pipe.send_now(b"gone") == 0
+        assert pipe.send_nowait(b"gone") == 0
 
 
 async def test_a_broken_pipe_is_told_by_the_next_send() -> None:
@@ -79,7 +79,7 @@ async def test_a_broken_pipe_is_told_by_the_next_send() -> None:
         far.close()
         with pytest.raises(PipeBroken), trio.fail_after(5):
             await pipe.receive()
-        assert pipe.send_now(b"x") == 0
+        assert pipe.send_nowait(b"x") == 0
         with pytest.raises(PipeBroken), trio.fail_after(5):
             await pipe.send(b"x")
 
@@ -96,7 +96,7 @@ class Stuck:
     async def send_all(self, data: object) -> None:
         await trio.sleep_forever()
 
-    def send_now(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes) -> None:
         self.sent += data
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -128,7 +128,7 @@ async def test_a_cut_is_told_to_whoever_waits() -> None:
 def test_a_relay_takes_at_once_what_its_stream_has_room_for() -> None:
     stream = Stuck()
     pipe: Pipe = StreamPipe(stream, b"", 15.0)  # type: ignore[arg-type]  # of a stream what is asked
-    assert pipe.send_now(b"nothing") == 0
+    assert pipe.send_nowait(b"nothing") == 0
     stream.room = 4
-    assert pipe.send_now(b"four and more") == 4
+    assert pipe.send_nowait(b"four and more") == 4
     assert stream.sent == b"four"

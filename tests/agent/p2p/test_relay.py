@@ -10,7 +10,7 @@ import trio
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import MALFORMED_MESSAGE, NO_RESERVATION, OK, HopMessage, StopMessage
 
 from twinshare.agent.p2p.contract import ECHO, Guests, everybody
-from twinshare.agent.p2p.host import Admission, Direction, Path, Stream
+from twinshare.agent.p2p.host import Admission, Direction, PathKind, Stream
 from twinshare.agent.p2p.libp2p.handshake import NoiseIdentity, UpgradeFailed
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
 from twinshare.agent.p2p.libp2p.multiaddr_bytes import peer_id_to_bytes
@@ -32,7 +32,7 @@ async def open_three(settings: HostSettings = RELAY_ON) -> AsyncIterator[tuple[L
     async with open_hosts(3, settings=settings) as (relay, inside, outside):
         await inside.connect(relay.peer_id, relay.addresses)
         assert inside.relaying is not None
-        assert await inside.relaying.places.reserve(relay.peer_id)
+        assert await inside.relaying.reservations.reserve(relay.peer_id)
         yield relay, inside, outside
 
 
@@ -45,8 +45,8 @@ async def test_a_host_is_reached_through_a_relay() -> None:
         [address] = relayed(inside)
         assert address == f"{relay.addresses[0]}/p2p-circuit/p2p/{inside.peer_id}"
         made = await outside.connect(inside.peer_id, [address])
-        assert (made.path, made.direction) == (Path.RELAYED, Direction.OUTBOUND)
-        assert outside.path(inside.peer_id) is inside.path(outside.peer_id) is Path.RELAYED
+        assert (made.path, made.direction) == (PathKind.RELAYED, Direction.OUTBOUND)
+        assert outside.path(inside.peer_id) is inside.path(outside.peer_id) is PathKind.RELAYED
         for size in (1, 70_000, 2_000_000):
             await talks(outside, inside.peer_id, bytes(i % 251 for i in range(1000)) * (1 + size // 1000))
             await talks(inside, outside.peer_id, bytes(size))
@@ -61,14 +61,14 @@ async def test_a_host_is_reached_through_a_relay() -> None:
 async def test_a_direct_address_is_preferred() -> None:
     async with open_three() as (_, inside, outside):
         made = await outside.connect(inside.peer_id, [*relayed(inside), inside.addresses[0]])
-        assert made.path is Path.DIRECT
+        assert made.path is PathKind.DIRECT
 
 
 async def test_the_relay_is_tried_when_the_direct_address_is_dead() -> None:
     async with open_three() as (_, inside, outside):
         start = trio.current_time()
         made = await outside.connect(inside.peer_id, ["/ip4/127.0.0.1/tcp/9", *relayed(inside)])
-        assert made.path is Path.RELAYED
+        assert made.path is PathKind.RELAYED
         assert trio.current_time() - start < 2
 
 
@@ -85,7 +85,7 @@ async def test_the_end_of_the_relay_is_the_end_of_the_circuit() -> None:
         async with open_echo(settings=RELAY_ON) as relay:
             await inside.connect(relay.peer_id, relay.addresses)
             assert inside.relaying is not None
-            await inside.relaying.places.reserve(relay.peer_id)
+            await inside.relaying.reservations.reserve(relay.peer_id)
             await outside.connect(inside.peer_id, relayed(inside))
             stream = await outside.open_stream(inside.peer_id, ECHO)
         with pytest.raises(trio.BrokenResourceError):
@@ -102,7 +102,7 @@ async def test_a_stranger_does_not_get_in_through_a_relay() -> None:
         gate.admitted[relay.peer_id] = Admission.MEMBER
         await inside.connect(relay.peer_id, relay.addresses)
         assert inside.relaying is not None
-        await inside.relaying.places.reserve(relay.peer_id)
+        await inside.relaying.reservations.reserve(relay.peer_id)
         with pytest.raises(PeerUnreachable):
             await stranger.connect(inside.peer_id, relayed(inside))
         assert not inside.path(stranger.peer_id)
@@ -114,7 +114,7 @@ async def test_the_relay_serves_members_only() -> None:
         gate.admitted[guest.peer_id] = Admission.GUEST
         await guest.connect(relay.peer_id, relay.addresses)
         assert guest.relaying is not None
-        assert not await guest.relaying.places.reserve(relay.peer_id)
+        assert not await guest.relaying.reservations.reserve(relay.peer_id)
         assert not relayed(guest)
 
 
@@ -137,7 +137,7 @@ async def test_a_relay_that_lies_about_the_source_is_found_out() -> None:
             assert (muxer is not None) is admitted, "the truth is what is proved"
             assert inside.path(outside.peer_id) is None
             await until(lambda: len(inside.connections) == 1 + admitted)  # noqa: B023 - it ends in this round
-            assert inside.path(liar.peer_id) is (Path.RELAYED if admitted else None)
+            assert inside.path(liar.peer_id) is (PathKind.RELAYED if admitted else None)
             stream.reset()
             await until(lambda: len(inside.connections) == 1)
         await talks(relay, inside.peer_id)
@@ -193,7 +193,7 @@ async def test_there_is_no_circuit_over_a_circuit() -> None:
     async with open_three() as (_, inside, outside):
         await outside.connect(inside.peer_id, relayed(inside))
         assert outside.relaying is not None
-        assert not await outside.relaying.places.reserve(inside.peer_id)
+        assert not await outside.relaying.reservations.reserve(inside.peer_id)
         stream = await outside.open_stream(inside.peer_id, HOP)
         with pytest.raises((BadMessage, trio.BrokenResourceError)):
             await ask(stream, HopMessage(type=HopMessage.RESERVE), HopMessage())

@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from twinshare.agent.p2p.line import Line, open_line
 from twinshare.agent.p2p.membership import Override
+from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
 from twinshare.agent.simulation import TABLE, Cluster, SimulatedNode, open_cluster
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import Forbidden, PeerUnreachable, TwinshareError, Unsupported
@@ -58,10 +58,10 @@ def request(method: Method) -> Request:
     return Request(30.0, Role.ADMIN, None, False, 0, msgspec.Raw(packed))
 
 
-async def outcome(line: Line, method: Method) -> str:
+async def outcome(session: PeerSession, method: Method) -> str:
     """What became of a call: `done` stands for anything but a refusal."""
     try:
-        await line.call(method.name, request(method))
+        await session.call(method.name, request(method))
     except Forbidden as error:
         return "local" if "own users" in error.message else "forbidden"
     except TwinshareError:
@@ -82,13 +82,13 @@ async def cluster_with(cluster: Cluster, role: Role) -> SimulatedNode:
 async def test_every_operation_at_every_role(role: Role, lowered: Role | None, autojump_clock: MockClock) -> None:
     async with open_cluster() as cluster:
         member = await cluster_with(cluster, role)
-        cluster[0].mesh.parts.membership._overrides = {member.peer_id: Override(role=lowered)}
-        line = await member.mesh.require_running().links.line_to(cluster[0].peer_id)
+        cluster[0].mesh.context.membership._overrides = {member.peer_id: Override(role=lowered)}
+        session = await member.mesh.require_running().sessions.session_to(cluster[0].peer_id)
         effective = role.at_most(lowered) if lowered else role
         for method in TABLE.values():
             cluster[0].done.clear()
             expected = "local" if method.local else "done" if effective.includes(method.role) else "forbidden"
-            assert await outcome(line, method) == expected, method.name
+            assert await outcome(session, method) == expected, method.name
             assert bool(cluster[0].done) == (expected == "done"), method.name
             assert all(caller.principal == member.peer_id for caller, _ in cluster[0].done)
 
@@ -97,17 +97,17 @@ async def test_a_peer_that_is_denied_and_one_that_was_put_out_reach_nothing(auto
     async with open_cluster() as cluster:
         member = await cluster_with(cluster, Role.ADMIN)
         running = member.mesh.require_running()
-        line = await running.links.line_to(cluster[0].peer_id)
-        cluster[0].mesh.parts.membership._overrides = {member.peer_id: Override(deny=True)}
+        session = await running.sessions.session_to(cluster[0].peer_id)
+        cluster[0].mesh.context.membership._overrides = {member.peer_id: Override(deny=True)}
         cluster[0].done.clear()
         for method in TABLE.values():
             with pytest.raises(Forbidden, match="no member"):
-                await line.call(method.name, request(method))
+                await session.call(method.name, request(method))
         await cluster[0].call("revoke_peer", peer=member.peer_id)
         await trio.sleep(2)
         for method in TABLE.values():
             with pytest.raises(TwinshareError):
-                await line.call(method.name, request(method))
+                await session.call(method.name, request(method))
         assert cluster[0].done == []
 
 
@@ -117,12 +117,12 @@ async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: M
         stranger = await cluster.add()
         host = stranger.mesh.require_running().host
         target = cluster[0].mesh.require_running().host
-        with stranger.mesh.parts.courting(target.peer_id):
+        with stranger.mesh.context.joining(target.peer_id):
             await host.connect(target.peer_id, target.addresses)
             with pytest.raises((Unsupported, PeerUnreachable)):
-                async with open_line(host, target.peer_id, Hello(), 5):
+                async with open_peer_session(host, target.peer_id, Hello(), 5):
                     pass
-            async with open_line(host, target.peer_id, Hello(), 5, "/twinshare/join/1.0.0") as door:
+            async with open_peer_session(host, target.peer_id, Hello(), 5, "/twinshare/join/1.0.0") as door:
                 for method in [*TABLE.values(), *methods(MeshService).values()]:
                     with pytest.raises(Unsupported):
                         await door.call(method.name, request(method))

@@ -12,8 +12,8 @@ import trio.testing
 
 from tests.agent.p2p.workshop import Pair, Piece, open_pair
 from twinshare.agent.p2p.host import Stream
-from twinshare.agent.p2p.line import PROTOCOL, open_line
 from twinshare.agent.p2p.memory import MemoryNetwork
+from twinshare.agent.p2p.peer_session import PROTOCOL, open_peer_session
 from twinshare.agent.p2p.rpc import MAX_CALLS_IN_ALL
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import (
@@ -43,8 +43,8 @@ async def nothing_left(pair: Pair) -> None:
     await settle()
     assert pair.server.in_flight == 0
     assert pair.shop.busy == 0
-    assert pair.line is not None
-    assert pair.line.in_flight == 0
+    assert pair.session is not None
+    assert pair.session.in_flight == 0
 
 
 async def test_arguments_and_results_are_typed_and_the_caller_is_the_peer() -> None:
@@ -54,8 +54,8 @@ async def test_arguments_and_results_are_typed_and_the_caller_is_the_peer() -> N
         assert (caller.principal, caller.role, caller.detach) == ("a", Role.ADMIN, False)
         assert caller.idempotency_key
         assert pair.neighbours.heard == [("a", Hello(name="a"))]
-        assert pair.line is not None
-        assert pair.line.greeting.name == "b"
+        assert pair.session is not None
+        assert pair.session.greeting.name == "b"
         await nothing_left(pair)
 
 
@@ -103,11 +103,11 @@ async def test_local_and_unknown_operations_and_wrong_arguments_get_typed_answer
     async with open_pair() as pair:
         with pytest.raises(Forbidden, match="own users"):
             await pair.call("secret")
-        assert pair.line is not None
+        assert pair.session is not None
         with pytest.raises(Unsupported, match="teleport"):
-            await pair.line.call("teleport", request({}))
+            await pair.session.call("teleport", request({}))
         with pytest.raises(InvalidRequest) as raised:
-            await pair.line.call("make", request({"piece": {"name": 5}}))
+            await pair.session.call("make", request({"piece": {"name": 5}}))
         assert raised.value.details["path"] == "piece.name"
         with pytest.raises(TooLarge):
             await pair.call("large", size=MAX_FRAME)
@@ -198,14 +198,14 @@ async def test_a_peer_that_is_gone_is_an_error_in_time(
         assert ("idempotency_key" in outcome[0].details) == (name == "make" and "lost" in outcome[0].message)
         pair.network.heal()
         with pytest.raises(PeerUnreachable):
-            await pair.call("echo", text="the line is over")
+            await pair.call("echo", text="the session is over")
         await settle()
         assert pair.server.in_flight == 0
         assert pair.shop.busy == 0
 
 
 async def test_the_owner_notices_a_caller_that_is_gone(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair(silence=1e6) as pair, trio.open_nursery() as nursery:
+    async with open_pair(peer_timeout=1e6) as pair, trio.open_nursery() as nursery:
 
         async def call() -> None:
             with pytest.raises(PeerUnreachable):
@@ -227,21 +227,21 @@ async def test_an_idle_line_lives_on(autojump_clock: trio.testing.MockClock) -> 
 
 
 async def test_a_new_line_of_a_peer_takes_the_place_of_its_old_one() -> None:
-    async with open_pair() as pair, open_line(pair.a, "b", Hello(name="a"), 15) as second:
+    async with open_pair() as pair, open_peer_session(pair.a, "b", Hello(name="a"), 15) as second:
         await settle()
-        assert pair.line is not None
-        assert pair.line.over.is_set()
-        pair.line = second
+        assert pair.session is not None
+        assert pair.session.over.is_set()
+        pair.session = second
         assert await pair.call("echo", text="x") == "x"
 
 
 async def test_events_are_followed_with_credit_and_a_slow_reader_holds_up_nobody_else() -> None:
     async with open_pair() as pair:
-        assert pair.line is not None
+        assert pair.session is not None
         for number in range(10):
             pair.events.publish("vm.state", {"number": number})
             pair.events.publish("op.done", {})
-        async with pair.line.follow(Follow(after=0, types=["vm."])) as feed:
+        async with pair.session.follow(Follow(after=0, types=["vm."])) as feed:
             seen = [(await feed.__anext__()).data["number"] for _ in range(10)]
             for number in range(10, 500):
                 pair.events.publish("vm.state", {"number": number})
@@ -257,8 +257,8 @@ async def test_events_are_followed_with_credit_and_a_slow_reader_holds_up_nobody
 
 async def test_a_feed_ends_with_its_line() -> None:
     async with open_pair() as pair:
-        assert pair.line is not None
-        async with pair.line.follow(Follow()) as feed:
+        assert pair.session is not None
+        async with pair.session.follow(Follow()) as feed:
             await settle()
             pair.network.drop("a", "b")
             assert [event async for event in feed] == []
@@ -344,7 +344,7 @@ async def test_a_hostile_owner_is_peer_misbehaved() -> None:
                 await stream.send_all(encode(Frame(Kind.RESULT, 1, "", msgspec.msgpack.encode({"no": "text"}))))
 
         pair.b.serve(PROTOCOL, lie)
-        async with open_line(pair.a, "b", Hello(), 15) as pair.line:
+        async with open_peer_session(pair.a, "b", Hello(), 15) as pair.session:
             with pytest.raises(PeerMisbehaved, match="answer to echo is not understood"):
                 await pair.call("echo", text="x")
             with pytest.raises(PeerMisbehaved):

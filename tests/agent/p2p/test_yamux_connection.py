@@ -11,8 +11,8 @@ from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 from twinshare.agent.p2p.libp2p.yamux.frame import DATA, encode
 from twinshare.agent.p2p.libp2p.yamux.session import SessionLimits, SessionOver, TooManyStreams
-from twinshare.agent.p2p.libp2p.yamux.shell import YamuxStream
-from twinshare.agent.p2p.libp2p.yamux.stream import INITIAL_WINDOW
+from twinshare.agent.p2p.libp2p.yamux.state import INITIAL_WINDOW
+from twinshare.agent.p2p.libp2p.yamux.stream import YamuxStream
 
 from .pairs import ConnectionPair, open_pair
 
@@ -44,10 +44,10 @@ async def test_what_there_is_room_for_goes_without_waiting(autojump_clock: trio.
     async with open_pair() as pair:
         near, far = await pair.streams()
         assert 1000 < near.room <= INITIAL_WINDOW
-        near.send_now(b"now")
+        near.send_nowait(b"now")
         assert await far.receive_some() == b"now"
         with pytest.raises(trio.BusyResourceError):
-            near.send_now(bytes(near.room + 1))
+            near.send_nowait(bytes(near.room + 1))
         with near._sending:
             assert near.room == 0, "another task is in the middle of its bytes"
         await clog(near)
@@ -56,17 +56,17 @@ async def test_what_there_is_room_for_goes_without_waiting(autojump_clock: trio.
         await trio.testing.wait_all_tasks_blocked()
         assert near.room == 0
         with pytest.raises(trio.BusyResourceError):
-            near.send_now(b"x")
+            near.send_nowait(b"x")
 
 
 async def test_while_the_writer_rests_it_leaves_in_the_same_turn(autojump_clock: trio.testing.MockClock) -> None:
     async with open_pair() as pair:
         near, far = await pair.streams()
         await trio.testing.wait_all_tasks_blocked()
-        near.send_now(b"one")
+        near.send_nowait(b"one")
         gone = pair.near_channel.gone
         assert gone == 12 + 3
-        near.send_now(b"two")
+        near.send_nowait(b"two")
         assert pair.near_channel.gone == gone, "what more is said in the same turn goes in one write"
         assert await far.receive_some() == b"one"
         assert await far.receive_some() == b"two"
@@ -76,7 +76,7 @@ async def test_what_does_not_fit_is_finished_by_the_writer(autojump_clock: trio.
     async with open_pair() as pair:
         near, far = await pair.streams()
         pair.near_channel.takes = lambda size: size - 1
-        near.send_now(b"alone")
+        near.send_nowait(b"alone")
         assert pair.near_channel.unsent
         with trio.fail_after(1):
             assert await far.receive_some() + await far.receive_some() == b"alone"
@@ -93,14 +93,14 @@ async def talk_both_ways(rng: random.Random) -> set[str]:
 
     def hear() -> None:
         if rng.random() < 0.5:
-            data = far.receive_now()
+            data = far.try_receive()
             assert data
             got.extend(data)
             ways.add("heard")
 
     async with open_pair() as pair:
         near, far = await pair.streams()
-        far.when_heard(hear)
+        far.on_data(hear)
 
         async def speak() -> None:
             at = 0
@@ -117,7 +117,7 @@ async def talk_both_ways(rng: random.Random) -> set[str]:
                 got.extend(data)
                 ways.add("received")
                 await trio.sleep(rng.choice([0, 0, 1]))
-                got.extend(far.receive_now())
+                got.extend(far.try_receive())
     assert bytes(got) == said
     return ways
 
@@ -126,7 +126,7 @@ async def test_only_bytes_for_a_waiting_task_are_heard(autojump_clock: trio.test
     async with open_pair() as pair:
         near, far = await pair.streams()
         heard: list[bytes | bytearray] = []
-        far.when_heard(lambda: heard.append(far.receive_now()))
+        far.on_data(lambda: heard.append(far.try_receive()))
         await near.send_all(b"nobody waits")
         await trio.testing.wait_all_tasks_blocked()
         assert heard == []
@@ -144,7 +144,7 @@ async def test_only_bytes_for_a_waiting_task_are_heard(autojump_clock: trio.test
             assert heard == [b"one waits"]
             near.reset()
         assert heard == [b"one waits"]
-        assert far.receive_now() == b""
+        assert far.try_receive() == b""
 
 
 async def echo(stream: YamuxStream) -> None:
@@ -166,7 +166,7 @@ async def exchange(pair: ConnectionPair, data: bytes) -> bytes:
     try:
         async with trio.open_nursery() as nursery:
             begun = data[: min(len(data) // 2, stream.room)]
-            stream.send_now(begun)
+            stream.send_nowait(begun)
             nursery.start_soon(stream.send_all, data[len(begun) :])
             while len(got) < len(data):
                 got += await stream.receive_some(65536)
@@ -212,7 +212,7 @@ async def test_random_cancellations_leave_the_connection_whole(autojump_clock: t
 
 
 async def test_a_silent_peer_is_found_dead_within_the_time(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair(dead_after=2.0) as pair:
+    async with open_pair(peer_timeout=2.0) as pair:
         stream, _ = await pair.streams()
         pair.far_channel.hold = trio.Event()  # it takes everything in and never answers
         start = trio.current_time()
@@ -225,7 +225,7 @@ async def test_a_silent_peer_is_found_dead_within_the_time(autojump_clock: trio.
 
 
 async def test_an_idle_connection_stays_up(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair(dead_after=2.0) as pair:
+    async with open_pair(peer_timeout=2.0) as pair:
         await trio.sleep(300)
         assert pair.near.reason is None
         assert await pair.near.ping() >= 0

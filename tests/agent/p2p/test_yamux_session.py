@@ -32,7 +32,7 @@ from twinshare.agent.p2p.libp2p.yamux.session import (
     SessionOver,
     TooManyStreams,
 )
-from twinshare.agent.p2p.libp2p.yamux.stream import INITIAL_WINDOW, StreamState
+from twinshare.agent.p2p.libp2p.yamux.state import INITIAL_WINDOW, StreamState
 
 LIMITS = SessionLimits(streams_each_way=4, window=4 * INITIAL_WINDOW, window_budget=5 * INITIAL_WINDOW)
 
@@ -183,9 +183,9 @@ def test_a_frame_cut_anywhere_is_read_the_same() -> None:
     expected = [Header(DATA, SYN, 3, 5), b"hello", Header(WINDOW, FIN, 3, 9), Header(PING, SYN, 0, 7)]
     for cut in range(len(wire) + 1):
         reader = FrameReader()
-        parts = [*reader.feed(wire[:cut]), *reader.feed(wire[cut:])]
-        body = b"".join(bytes(part) for part in parts if isinstance(part, memoryview))
-        headers = [part for part in parts if isinstance(part, Header)]
+        context = [*reader.feed(wire[:cut]), *reader.feed(wire[cut:])]
+        body = b"".join(bytes(part) for part in context if isinstance(part, memoryview))
+        headers = [part for part in context if isinstance(part, Header)]
         assert [headers[0], body, *headers[1:]] == expected
 
 

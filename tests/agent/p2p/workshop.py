@@ -12,8 +12,8 @@ import trio
 
 from twinshare.agent.p2p.calls import PeerCalls
 from twinshare.agent.p2p.host import Admission, Direction, Host, PeerId
-from twinshare.agent.p2p.line import PROTOCOL, Line, open_line
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
+from twinshare.agent.p2p.peer_session import PROTOCOL, PeerSession, open_peer_session
 from twinshare.agent.p2p.rpc import PeerServer
 from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.access import Caller, Role
@@ -147,16 +147,16 @@ class Pair:
         self.network, self.a, self.b = network, a, b
         self.shop, self.neighbours, self.events = Workshop(), Neighbourhood(), MemoryEvents()
         self.server = PeerServer(
-            Dispatcher({WorkshopService: self.shop.bind}), self.neighbours, self.events.subscribe, silence=15
+            Dispatcher({WorkshopService: self.shop.bind}), self.neighbours, self.events.subscribe, peer_timeout=15
         )
-        self.line: Line | None = None
-        self.calls = PeerCalls(self.line_to)
+        self.session: PeerSession | None = None
+        self.calls = PeerCalls(self.session_to)
         b.serve(PROTOCOL, self.server.serve)
 
-    async def line_to(self, peer: PeerId) -> Line:
-        if self.line is None or self.line.over.is_set():
-            raise PeerUnreachable(f"no line to {peer}")
-        return self.line
+    async def session_to(self, peer: PeerId) -> PeerSession:
+        if self.session is None or self.session.over.is_set():
+            raise PeerUnreachable(f"no session to {peer}")
+        return self.session
 
     async def call(
         self, operation: str, caller: Caller | None = None, timeout: float | None = None, **arguments: Any
@@ -173,13 +173,13 @@ def everybody(_peer: PeerId, _direction: Direction) -> Admission:
 
 
 @asynccontextmanager
-async def open_pair(silence: float = 15, network: MemoryNetwork | None = None) -> AsyncIterator[Pair]:
+async def open_pair(peer_timeout: float = 15, network: MemoryNetwork | None = None) -> AsyncIterator[Pair]:
     network = network or MemoryNetwork()
     async with (
-        open_memory_host(network, "a", everybody, dead_after=1000) as a,
-        open_memory_host(network, "b", everybody, dead_after=1000) as b,
+        open_memory_host(network, "a", everybody, peer_timeout=1000) as a,
+        open_memory_host(network, "b", everybody, peer_timeout=1000) as b,
     ):
         pair = Pair(network, a, b)
         await a.connect("b", b.addresses)
-        async with open_line(a, "b", Hello(name="a"), silence) as pair.line:
+        async with open_peer_session(a, "b", Hello(name="a"), peer_timeout) as pair.session:
             yield pair

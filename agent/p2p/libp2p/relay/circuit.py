@@ -34,12 +34,12 @@ async def ask(stream: Stream, question: Message, answer: M, deadline: float = AN
 
 
 class StreamPipe:
-    """A stream through a relay, used as a pipe. `held` came before it was one. `patience` is in seconds."""
+    """A stream through a relay, used as a pipe. `held` came before it was one. `write_timeout` is in seconds."""
 
-    def __init__(self, stream: Stream, held: bytes, patience: float) -> None:
+    def __init__(self, stream: Stream, held: bytes, write_timeout: float) -> None:
         self._stream = stream
         self._held = held
-        self._patience = patience
+        self._write_timeout = write_timeout
 
     async def receive(self) -> bytes:
         if self._held:
@@ -54,17 +54,17 @@ class StreamPipe:
         try:
             with memoryview(data) as view:
                 for at in range(0, len(view), 65536):
-                    with trio.move_on_after(self._patience) as waiting:
+                    with trio.move_on_after(self._write_timeout) as waiting:
                         await self._stream.send_all(view[at : at + 65536])
                     if waiting.cancelled_caught:
-                        raise PipeBroken(f"the relay took nothing for {self._patience:g} s")
+                        raise PipeBroken(f"the relay took nothing for {self._write_timeout:g} s")
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the relayed connection broke: {error}") from error
 
-    def send_now(self, data: bytes | bytearray) -> int:
+    def send_nowait(self, data: bytes | bytearray) -> int:
         size = min(len(data), self._stream.room)
         if size:
-            self._stream.send_now(bytes(data[:size]))
+            self._stream.send_nowait(bytes(data[:size]))
         return size
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The relay's part: members reserve a place here, others reach them through us. Every circuit is bounded.
+"""The relay's part: members reserve a reservation here, others reach them through us. Every circuit is bounded.
 
 A relay sees sealed bytes only: the two ends prove each other's keys through it.
 """
@@ -26,7 +26,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import (
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as PbPeer
 
 from .....protocols.errors import TwinshareError
-from ...host import Path, PeerId, Stream
+from ...host import PathKind, PeerId, Stream
 from ..multiaddr_bytes import peer_id_from_bytes, peer_id_to_bytes, to_bytes
 from ..varint import BadMessage, MessageReader, write_message
 from .circuit import ANSWER_TIME, MAX_MESSAGE, STOP, ask
@@ -45,7 +45,7 @@ _PIECE: Final = 65536
 class HopLimits:
     """Bytes in each direction and seconds of one circuit; circuits in all and of one member."""
 
-    places: int = 256
+    reservations: int = 256
     circuits: int = 64
     circuits_each: int = 8
     data: int = 1 << 30
@@ -58,7 +58,7 @@ class Hop:
     def __init__(self, host: LibP2pHost, limits: HopLimits | None = None) -> None:
         self._host = host
         self._limits = limits or HopLimits()
-        self._places: dict[PeerId, float] = {}  # until when
+        self._reservations: dict[PeerId, float] = {}  # until when
         self._circuits: list[PeerId] = []  # both ends of each
 
     @property
@@ -103,15 +103,15 @@ class Hop:
     def _direct(self, stream: Stream) -> bool:
         """Circuits over circuits would multiply the traffic."""
         live = self._host.swarm.carrier(stream)
-        return live is not None and live.info.path is Path.DIRECT
+        return live is not None and live.info.path is PathKind.DIRECT
 
     async def _reserve(self, stream: Stream) -> None:
         now = trio.current_time()
-        self._places = {peer: until for peer, until in self._places.items() if until > now}
-        if len(self._places) >= self._limits.places and stream.peer_id not in self._places:
+        self._reservations = {peer: until for peer, until in self._reservations.items() if until > now}
+        if len(self._reservations) >= self._limits.reservations and stream.peer_id not in self._reservations:
             await _say(stream, RESOURCE_LIMIT_EXCEEDED)
             return
-        self._places[stream.peer_id] = now + TIME_TO_LIVE
+        self._reservations[stream.peer_id] = now + TIME_TO_LIVE
         addresses = [to_bytes(address) for address in self._host.direct_addresses]
         reservation = Reservation(expire=int(time.time() + TIME_TO_LIVE), addrs=addresses)
         await _say(stream, OK, reservation=reservation, limit=self._limit())
@@ -119,7 +119,11 @@ class Hop:
     def _may_connect(self, source: PeerId, target: PeerId) -> Any:
         """The status to answer."""
         live = self._host.swarm.peers.best(target)
-        if self._places.get(target, 0.0) < trio.current_time() or live is None or live.info.path is not Path.DIRECT:
+        if (
+            self._reservations.get(target, 0.0) < trio.current_time()
+            or live is None
+            or live.info.path is not PathKind.DIRECT
+        ):
             return NO_RESERVATION
         if target == source:
             return PERMISSION_DENIED

@@ -15,8 +15,8 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from .....protocols.errors import TwinshareError
 from ...addresses import Address
-from ...host import Admission, Direction, Path, Stream
-from ..dialler import dial_tcp
+from ...host import Admission, Direction, PathKind, Stream
+from ..dialer import dial_tcp
 from ..handshake import UpgradeFailed
 from ..multiaddr_bytes import from_bytes, to_bytes
 from ..peers import Live
@@ -50,7 +50,7 @@ class Punch:
     def consider(self, live: Live) -> None:
         """A connection is new: one that came to us through a relay is worth replacing."""
         swarm = self._host.swarm
-        through = live.info.path is Path.RELAYED and live.info.direction is Direction.INBOUND
+        through = live.info.path is PathKind.RELAYED and live.info.direction is Direction.INBOUND
         if through and swarm.admission(live) is Admission.MEMBER:
             swarm.nursery.start_soon(self._punch, live)
 
@@ -59,7 +59,7 @@ class Punch:
         seen = told.observed
         if seen is None or seen.relay is not None or seen.loopback:
             return
-        if live.info.path is Path.DIRECT and live.info.direction is Direction.OUTBOUND:
+        if live.info.path is PathKind.DIRECT and live.info.direction is Direction.OUTBOUND:
             self._seen_as.pop(seen, None)
             self._seen_as[seen] = None
             while len(self._seen_as) > _MAX_ADDRESSES // 2:
@@ -68,7 +68,7 @@ class Punch:
     async def handle(self, stream: Stream) -> None:
         """The far end of a relayed connection wants a direct one."""
         live = self._host.swarm.carrier(stream)
-        if live is None or live.info.path is not Path.RELAYED:
+        if live is None or live.info.path is not PathKind.RELAYED:
             return
         reader = MessageReader(stream, most=MAX_MESSAGE)
         try:
@@ -92,10 +92,10 @@ class Punch:
     async def _until_direct(self, live: Live) -> None:
         """As long as there is only the relay, again and again with longer pauses: networks change."""
         peer, pause = live.info.peer_id, _FIRST_PAUSE
-        while self._host.path(peer) is not Path.DIRECT and not live.muxer.session.over:
+        while self._host.path(peer) is not PathKind.DIRECT and not live.muxer.session.over:
             await self._try_once(live)
             log.debug("hole punching", peer=peer, path=self._host.path(peer))
-            if self._host.path(peer) is not Path.DIRECT:
+            if self._host.path(peer) is not PathKind.DIRECT:
                 with trio.move_on_after(pause):
                     await live.muxer.closed.wait()
                 pause = min(pause * 2, _LONGEST_PAUSE)
@@ -130,7 +130,7 @@ class Punch:
                     nursery.start_soon(self._dial, live, address, client, nursery.cancel_scope)
 
     async def _dial(self, live: Live, address: Address, client: bool, others: trio.CancelScope) -> None:
-        while self._host.path(live.info.peer_id) is not Path.DIRECT:
+        while self._host.path(live.info.peer_id) is not PathKind.DIRECT:
             try:
                 upgraded = await self._dial_once(live, address, client)
                 self._host.swarm.adopt(upgraded, address, live.info.direction)
@@ -145,12 +145,12 @@ class Punch:
     async def _dial_once(self, live: Live, address: Address, client: bool) -> Upgraded:
         """Raises: UpgradeFailed."""
         swarm = self._host.swarm
-        pipe = await dial_tcp(address, swarm.settings.patience, self._host.source_for(address))
+        pipe = await dial_tcp(address, swarm.settings.write_timeout, self._host.source_for(address))
         return await swarm.upgrader.upgrade(pipe, live.info.direction, live.info.peer_id, client=client)
 
     async def _retire(self, live: Live) -> None:
         """Until the direct connection ends; a relayed one ends when a direct one stands and it has nothing to carry."""
-        while not live.muxer.session.over and self._host.path(live.info.peer_id) is Path.DIRECT:
+        while not live.muxer.session.over and self._host.path(live.info.peer_id) is PathKind.DIRECT:
             await trio.sleep(_RETIRE_EVERY)
             if live.muxer.stream_count == 0:
                 await live.muxer.aclose()

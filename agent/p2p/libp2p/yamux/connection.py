@@ -15,7 +15,7 @@ from ...host import PeerId
 from ..pipe import PipeBroken
 from .frame import ProtocolError
 from .session import Event, Events, Session, SessionLimits, SessionOver
-from .shell import YamuxStream
+from .stream import YamuxStream
 
 _TICKS: Final = 5
 """The watcher looks this often within the time after which a silent far side counts as dead."""
@@ -26,7 +26,7 @@ Accept: TypeAlias = Callable[[YamuxStream], None]
 
 
 class Channel(Protocol):
-    """An encrypted pipe. `receive` and `send` raise PipeBroken; `unsent` is what `send_now` had to leave to `send`."""
+    """An encrypted pipe. `receive` and `send` raise PipeBroken; `unsent` is what `send_nowait` left to `send`."""
 
     async def receive(self) -> bytes | bytearray: ...
 
@@ -35,7 +35,7 @@ class Channel(Protocol):
     @property
     def unsent(self) -> bytes: ...
 
-    def send_now(self, data: bytes) -> None: ...
+    def send_nowait(self, data: bytes) -> None: ...
 
     def close(self) -> None: ...
 
@@ -49,7 +49,7 @@ class YamuxConnection:
         *,
         peer_id: PeerId,
         client: bool,
-        dead_after: float,
+        peer_timeout: float,
         limits: SessionLimits | None = None,
     ) -> None:
         self.peer_id = peer_id
@@ -57,7 +57,7 @@ class YamuxConnection:
         self.closed = trio.Event()
         self.reason: str | None = None
         self._channel = channel
-        self._dead_after = dead_after
+        self._peer_timeout = peer_timeout
         self._scope = trio.CancelScope()
         self._streams: dict[int, YamuxStream] = {}
         self._blocked: dict[YamuxStream, None] = {}  # streams that wait for room in the outbox, first come first
@@ -129,14 +129,14 @@ class YamuxConnection:
         """There is something to write."""
         self._writer.unpark()
 
-    def kick_now(self) -> None:
+    def flush(self) -> None:
         """There is something that should leave at once: if the writer rests, do not wait for its turn of the loop.
 
         It is woken all the same: what did not go now, and what others say in this same turn, goes in one write.
         """
         if self._writer_rests:
             self._writer_rests = False
-            self._channel.send_now(self._take())
+            self._channel.send_nowait(self._take())
         self._writer.unpark()
 
     def wait_for_room(self, stream: YamuxStream) -> None:
@@ -180,8 +180,8 @@ class YamuxConnection:
     async def _watch(self) -> None:
         while self.session.tick() < _TICKS - 1:
             self.kick()
-            await trio.sleep(self._dead_after / _TICKS)
-        self._end(f"the peer was silent for {self._dead_after:g} s")
+            await trio.sleep(self._peer_timeout / _TICKS)
+        self._end(f"the peer was silent for {self._peer_timeout:g} s")
         self._scope.cancel()
 
     # -- events

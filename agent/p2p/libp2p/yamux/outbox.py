@@ -16,7 +16,7 @@ class Outbox:
     """Frames in the order in which they go out."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._context: list[bytes] = []
         self._size = 0
         self._answers = 0
 
@@ -29,7 +29,7 @@ class Outbox:
         return self._size < HIGH_WATER
 
     def put(self, part: bytes) -> None:
-        self._parts.append(part)
+        self._context.append(part)
         self._size += len(part)
 
     def answer(self, frame: bytes) -> None:
@@ -41,7 +41,7 @@ class Outbox:
 
     def take(self) -> bytes:
         """All of it; the box is empty afterwards."""
-        output = b"".join(self._parts)
-        self._parts.clear()
+        output = b"".join(self._context)
+        self._context.clear()
         self._size = self._answers = 0
         return output

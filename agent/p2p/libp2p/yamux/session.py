@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from .frame import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, FrameReader, Header, ProtocolError, encode
 from .outbox import Outbox
-from .stream import INITIAL_WINDOW, StreamState
+from .state import INITIAL_WINDOW, StreamState
 
 MAX_PAYLOAD: Final = 65_507
 """Body of one data frame: with its header it fills one noise message."""

@@ -1,4 +1,4 @@
-"""A line: the control stream on which we call one peer. Cancelling a call's task cancels the call over there."""
+"""A session: the control stream on which we call one peer. Cancelling a call's task cancels the call over there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ...protocols.operation import Detached
 from ...protocols.session import MAX_TIMEOUT, CallerSession
 from ..background import open_background
 from .host import DIAL_DEADLINE, Host, PeerId, Stream
-from .pump import Pump
+from .session_driver import SessionDriver
 
 PROTOCOL = "/twinshare/rpc/1.0.0"
 MAX_WAITING = 256
@@ -54,13 +54,13 @@ class _Outcome:
         self.event.set()
 
 
-class Line:
-    """Made by `open_line`."""
+class PeerSession:
+    """Made by `open_peer_session`."""
 
-    def __init__(self, stream: Stream, hello: Hello, silence: float) -> None:
+    def __init__(self, stream: Stream, hello: Hello, peer_timeout: float) -> None:
         self.peer_id = stream.peer_id
-        self._session = CallerSession(hello, trio.current_time(), silence)
-        self._pump = Pump(stream, self._session, self._take)
+        self._session = CallerSession(hello, trio.current_time(), peer_timeout)
+        self._driver = SessionDriver(stream, self._session, self._take)
         self._outcomes: dict[int, _Outcome] = {}
         self._feeds: dict[int, Feed] = {}
         self._room = trio.lowlevel.ParkingLot()
@@ -83,20 +83,20 @@ class Line:
 
     @property
     def error(self) -> TwinshareError | None:
-        """Why the line is over; None while it lives. Each time an object of its own, to be raised."""
+        """Why the session is over; None while it lives. Each time an object of its own, to be raised."""
         closed = self._session.closed
         return closed and TwinshareError.from_wire(closed.to_wire(), closed.status)
 
     def end(self, error: TwinshareError) -> None:
         """Hang up, telling the peer why."""
-        self._pump.close(error)
+        self._driver.close(error)
 
     async def call(self, method: str, request: Request) -> bytes:
         """The packed answer. Raises: what the owner raised, Detached, PeerUnreachable, Overloaded, TooLarge."""
         await self._wait_for_room()
         number = self._session.call(method, request, trio.current_time())
         outcome = self._outcomes[number] = _Outcome()
-        self._pump.flush()
+        self._driver.flush()
         await self._settled(number, outcome)
         if outcome.error is not None:
             raise outcome.error
@@ -104,26 +104,26 @@ class Line:
 
     @asynccontextmanager
     async def follow(self, follow: Follow) -> AsyncIterator[Feed]:
-        """The peer's events. The feed ends when the line does, or when the peer finds us too slow."""
+        """The peer's events. The feed ends when the session does, or when the peer finds us too slow."""
         await self._wait_for_room()
         arguments = msgspec.Raw(msgspec.msgpack.encode(follow))
         request = Request(MAX_TIMEOUT, Role.ADMIN, None, False, FEED_CREDIT, arguments)
         number = self._session.call(FOLLOW_EVENTS, request, trio.current_time())
         feed = self._feeds[number] = Feed(self, number)
         self._outcomes[number] = _Outcome()
-        self._pump.flush()
+        self._driver.flush()
         try:
             yield feed
         finally:
             self._cancel(number)
 
     async def run(self) -> None:
-        """Work the line until it is over."""
+        """Work the session until it is over."""
         try:
-            await self._pump.run()
+            await self._driver.run()
         finally:
             for outcome in self._outcomes.values():
-                outcome.settle(error=self.error or PeerUnreachable("the line was cut off"))
+                outcome.settle(error=self.error or PeerUnreachable("the session was cut off"))
             for feed in self._feeds.values():
                 feed.finish()
             self._outcomes.clear()
@@ -158,12 +158,12 @@ class Line:
     def _cancel(self, number: int) -> None:
         self._feeds.pop(number, None)
         self._session.cancel(number)
-        self._pump.flush()
+        self._driver.flush()
 
     def grant(self, number: int, items: int) -> None:
         """Let the peer send more of a feed."""
         self._session.grant(number, items)
-        self._pump.flush()
+        self._driver.flush()
 
     def _take(self, event: Event) -> None:
         match event:
@@ -188,8 +188,8 @@ class Line:
 class Feed:
     """The events of a peer, in order: `async for event in feed`."""
 
-    def __init__(self, line: Line, number: int) -> None:
-        self._line, self._number = line, number
+    def __init__(self, session: PeerSession, number: int) -> None:
+        self._line, self._number = session, number
         self._items: deque[bytes] = deque()
         self._taken = 0
         self._finished = False
@@ -221,15 +221,15 @@ class Feed:
 
 
 @asynccontextmanager
-async def open_line(
-    host: Host, peer_id: PeerId, hello: Hello, silence: float, protocol: str = PROTOCOL
-) -> AsyncIterator[Line]:
-    """Open the control stream to a connected peer and work it. `silence` is in seconds.
+async def open_peer_session(
+    host: Host, peer_id: PeerId, hello: Hello, peer_timeout: float, protocol: str = PROTOCOL
+) -> AsyncIterator[PeerSession]:
+    """Open the control stream to a connected peer and work it. `peer_timeout` is in seconds.
 
     Raises: PeerUnreachable, Unsupported, and what the peer answers to our HELLO.
     """
-    line = Line(await host.open_stream(peer_id, protocol), hello, silence)
+    session = PeerSession(await host.open_stream(peer_id, protocol), hello, peer_timeout)
     async with open_background() as nursery:
-        nursery.start_soon(line.run)
-        await line.greet()
-        yield line
+        nursery.start_soon(session.run)
+        await session.greet()
+        yield session

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..host import Connection, Direction, Path
+from ..host import Connection, Direction, PathKind
 from .stream import MemoryStream, Pipe
 
 if TYPE_CHECKING:
@@ -14,20 +14,24 @@ if TYPE_CHECKING:
 
 
 class Wire:
-    """`dialler` and `listener` hold it until they give it up; once one has, the other learns it as soon as it can."""
+    """`dialer` and `listener` hold it until they give it up; once one has, the other learns it as soon as it can."""
 
-    def __init__(self, dialler: MemoryHost, dialled_from: str, listener: MemoryHost, address: str) -> None:
-        self._network = dialler.network
-        self._ends = (dialler, listener)
-        self._streams: dict[MemoryHost, list[MemoryStream]] = {dialler: [], listener: []}
+    def __init__(self, dialer: MemoryHost, dialled_from: str, listener: MemoryHost, address: str) -> None:
+        self._network = dialer.network
+        self._ends = (dialer, listener)
+        self._streams: dict[MemoryHost, list[MemoryStream]] = {dialer: [], listener: []}
         self._held_by = set(self._ends)
         now = trio.current_time()
         self._views = {
-            dialler: Connection(
-                peer_id=listener.peer_id, address=address, direction=Direction.OUTBOUND, path=Path.DIRECT, since=now
+            dialer: Connection(
+                peer_id=listener.peer_id, address=address, direction=Direction.OUTBOUND, path=PathKind.DIRECT, since=now
             ),
             listener: Connection(
-                peer_id=dialler.peer_id, address=dialled_from, direction=Direction.INBOUND, path=Path.DIRECT, since=now
+                peer_id=dialer.peer_id,
+                address=dialled_from,
+                direction=Direction.INBOUND,
+                path=PathKind.DIRECT,
+                since=now,
             ),
         }
         self._silent_since: float | None = None

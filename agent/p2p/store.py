@@ -12,7 +12,7 @@ CREATE TABLE IF NOT EXISTS mesh (
 """
 
 
-class Shelf(Protocol):
+class KeyValueStore(Protocol):
     """A value is durable when `put` returns. Raises: InsufficientResources when the disk is full."""
 
     async def load(self, kind: str) -> dict[str, bytes]: ...
@@ -22,8 +22,8 @@ class Shelf(Protocol):
     async def drop(self, kind: str, key: str) -> None: ...
 
 
-class MemoryShelf:
-    """A shelf in memory; hand it to the next life of a node in a simulation."""
+class MemoryKeyValueStore:
+    """A store in memory; hand it to the next life of a node in a simulation."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, bytes]] = {}
@@ -39,15 +39,15 @@ class MemoryShelf:
 
 
 class Statements(Protocol):
-    """The part of `State` that a shelf needs."""
+    """The part of `State` that a store needs."""
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> None: ...
 
     async def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
 
 
-class StateShelf:
-    """A shelf in the node's database, which was opened with `SCHEMA`."""
+class DatabaseKeyValueStore:
+    """A store in the node's database, which was opened with `SCHEMA`."""
 
     def __init__(self, state: Statements) -> None:
         self._state = state

@@ -16,7 +16,7 @@ from threading import Lock
 from types import ModuleType
 from typing import Final
 
-_HOLLOW: Final = (
+STUBBED_PACKAGES: Final = (
     "",
     ".transport",
     ".transport.quic",
@@ -33,7 +33,7 @@ _lock = Lock()
 
 
 @contextmanager
-def light_libp2p() -> Iterator[None]:
+def minimal_libp2p() -> Iterator[None]:
     """Import what needs libp2p inside. It changes nothing when the whole of libp2p is loaded already."""
     with _lock:
         if "libp2p" in sys.modules:
@@ -53,7 +53,7 @@ def _stand_ins() -> dict[str, ModuleType]:
         raise ModuleNotFoundError("libp2p is not installed; run scripts/setup")
     top = Path(spec.submodule_search_locations[0])
     modules = {}
-    for suffix in _HOLLOW:
+    for suffix in STUBBED_PACKAGES:
         name = f"libp2p{suffix}"
         modules[name] = ModuleType(name, "Stands in for the package's initialiser.")
         modules[name].__path__ = [str(top.joinpath(*suffix.split(".")))]

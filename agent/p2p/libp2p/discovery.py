@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 import trio
 
-from ....protocols.mesh import MAX_ADDRESSES, Whereabouts
-from ..finders import Finder, Tell
+from ....protocols.mesh import MAX_ADDRESSES, PeerRecord
+from ..discovery import Discovery, OnHint
 from ..host import PeerId
 from ..records import make_record, number_of, read_record, record_key
 from ..signing import Signer
@@ -24,8 +24,8 @@ _PUT_EVERY: Final = 1800.0
 _SEEK_TIME: Final = 8.0
 
 
-class TableFinder:
-    """A `Finder`: keeps our signed whereabouts in the table, reads those of others. `number` is the last one used."""
+class DhtDiscovery:
+    """A `Discovery`. Keep our signed peer record in the table and read those of others. `number` is the last used."""
 
     def __init__(self, dht: Dht, host: LibP2pHost, signer: Signer, number: int) -> None:
         self._dht = dht
@@ -33,7 +33,7 @@ class TableFinder:
         self._signer = signer
         self._number = number
 
-    async def run(self, tell: Tell) -> None:
+    async def run(self, on_hint: OnHint) -> None:
         told: list[str] = []
         size = 0
         again = 0.0
@@ -45,7 +45,7 @@ class TableFinder:
                 told, size, again = addresses, self._dht.size, trio.current_time() + _PUT_EVERY
             await trio.sleep(_LOOK_EVERY)
 
-    async def seek(self, peer_id: PeerId) -> Sequence[str]:
+    async def find_peer(self, peer_id: PeerId) -> Sequence[str]:
         found: list[str] = []
         with trio.move_on_after(_SEEK_TIME):
             key = record_key(peer_id)
@@ -57,23 +57,23 @@ class TableFinder:
 
     async def _put(self, addresses: list[str]) -> None:
         self._number += 1
-        where = Whereabouts(peer=self._host.peer_id, addresses=addresses, number=self._number)
-        taken = await self._dht.put(record_key(self._host.peer_id), make_record(self._signer, where))
-        log.debug("whereabouts are in the table", peers=taken)
+        record = PeerRecord(peer=self._host.peer_id, addresses=addresses, number=self._number)
+        taken = await self._dht.put(record_key(self._host.peer_id), make_record(self._signer, record))
+        log.debug("peer record stored in the DHT", peers=taken)
 
 
 @asynccontextmanager
 async def open_sources(
     host: LibP2pHost, signer: Signer, now: Callable[[], float], *, mdns: bool, dht: bool
-) -> AsyncIterator[Sequence[Finder]]:
+) -> AsyncIterator[Sequence[Discovery]]:
     """Those that are wanted. `now` gives the epoch's seconds: a record of this start is newer than one of the last."""
     async with AsyncExitStack() as stack:
-        finders: list[Finder] = []
+        sources: list[Discovery] = []
         if dht:
             table = await stack.enter_async_context(open_dht(host, number_of))
-            finders.append(TableFinder(table, host, signer, int(now() * 1000)))
+            sources.append(DhtDiscovery(table, host, signer, int(now() * 1000)))
         if mdns:
-            from .mdns import Mdns  # zeroconf is 5 MB
+            from .mdns import MdnsDiscovery  # zeroconf is 5 MB
 
-            finders.append(Mdns(host))
-        yield finders
+            sources.append(MdnsDiscovery(host))
+        yield sources

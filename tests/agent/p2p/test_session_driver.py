@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from twinshare.agent.p2p.host import Stream
-from twinshare.agent.p2p.pump import Pump
+from twinshare.agent.p2p.session_driver import SessionDriver
 from twinshare.protocols.errors import TwinshareError
 from twinshare.protocols.messages import Event, Hello
 from twinshare.protocols.session import CallerSession, OwnerSession, Session
@@ -33,7 +33,7 @@ class Wire(Stream):
     def room(self) -> int:
         return 0 if self.busy else self.space
 
-    def send_now(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes) -> None:
         assert len(data) <= self.room
         self.at_once += 1
         self.sent += data
@@ -93,7 +93,7 @@ async def test_nothing_overtakes_anything(autojump_clock: MockClock) -> None:
     for seed in range(30):
         rng = random.Random(seed)
         wire, talk = Wire(rng), Talk()
-        pump = Pump(wire, cast("Session", talk), lambda _: None)
+        pump = SessionDriver(wire, cast("Session", talk), lambda _: None)
         said = b""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pump.run)
@@ -123,7 +123,7 @@ async def test_a_bug_where_the_bytes_arrive_ends_the_pump_alone(autojump_clock: 
 
     async with open_pair() as pair:
         near, far = await pair.streams()
-        pump = Pump(far, OwnerSession(Hello(), trio.current_time(), 15.0), handle)
+        pump = SessionDriver(far, OwnerSession(Hello(), trio.current_time(), 15.0), handle)
         hello = CallerSession(Hello(), 0.0).data_to_send()
 
         async def run() -> None:

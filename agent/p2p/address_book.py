@@ -1,6 +1,6 @@
 """The address book: where peers were reached, where they say they are, what others hint at. Nothing here is trusted.
 
-Every address is confirmed by dialling, which proves the peer's key. What is known outlives the agent on the shelf.
+Every address is confirmed by dialling, which proves the peer's key. What is known outlives the agent on the store.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from ...protocols.mesh import MAX_ADDRESSES, Whereabouts
+from ...protocols.mesh import MAX_ADDRESSES, PeerRecord
 from .addresses import bare
 from .host import PeerId
-from .shelf import Shelf
+from .store import KeyValueStore
 
 MAX_PEERS = 4096
 MAX_HINTS = 8
@@ -21,19 +21,19 @@ SEEN_WRITTEN_EVERY = 60.0
 
 
 class Entry(msgspec.Struct, kw_only=True):
-    """What is known of a peer's whereabouts. `good` was reached, newest first; `last_seen` in seconds of the epoch."""
+    """What is known of a peer's addresses. `good` was reached, newest first; `last_seen` in seconds of the epoch."""
 
-    declared: Whereabouts | None = None
+    declared: PeerRecord | None = None
     good: list[str] = []
     hints: list[str] = []
     last_seen: float | None = None
 
 
-class Directory:
-    """Made by `open_directory`. `bootstrap` are configured multiaddrs; one without `/p2p/<id>` may be anybody's."""
+class AddressBook:
+    """Made by `open_address_book`. `bootstrap` are configured multiaddrs; one without `/p2p/<id>` may be anybody's."""
 
-    def __init__(self, shelf: Shelf, bootstrap: Iterable[str], now: Callable[[], float]) -> None:
-        self._shelf, self._now = shelf, now
+    def __init__(self, store: KeyValueStore, bootstrap: Iterable[str], now: Callable[[], float]) -> None:
+        self._store, self._now = store, now
         self._entries: dict[PeerId, Entry] = {}
         self._bootstrap = [
             address.rpartition("/p2p/") if "/p2p/" in address else (address, "", "") for address in bootstrap
@@ -50,7 +50,7 @@ class Directory:
     def last_seen(self, peer: PeerId) -> float | None:
         return self._entries.get(peer, Entry()).last_seen
 
-    def whereabouts(self) -> list[Whereabouts]:
+    def peer_records(self) -> list[PeerRecord]:
         """What to pass on."""
         return [entry.declared for entry in self._entries.values() if entry.declared]
 
@@ -62,13 +62,13 @@ class Directory:
             entry.hints = (fresh + entry.hints)[:MAX_HINTS]
         return bool(fresh)
 
-    async def declare(self, whereabouts: Whereabouts) -> bool:
+    async def declare(self, record: PeerRecord) -> bool:
         """A peer says, itself or through another, where it is; whether that was new."""
-        entry = self._entry(whereabouts.peer)
-        if entry is None or (entry.declared and entry.declared.number >= whereabouts.number):
+        entry = self._entry(record.peer)
+        if entry is None or (entry.declared and entry.declared.number >= record.number):
             return False
-        entry.declared = msgspec.structs.replace(whereabouts, addresses=_bounded(whereabouts.addresses))
-        await self._save(whereabouts.peer, entry)
+        entry.declared = msgspec.structs.replace(record, addresses=_bounded(record.addresses))
+        await self._save(record.peer, entry)
         return True
 
     async def reached(self, peer: PeerId, address: str | None) -> None:
@@ -89,7 +89,7 @@ class Directory:
     async def forget_all(self) -> None:
         """We have left the fleet: its addresses are nothing to us."""
         for peer in list(self._entries):
-            await self._shelf.drop(KIND, peer)
+            await self._store.drop(KIND, peer)
         self._entries.clear()
 
     async def save_seen(self) -> None:
@@ -99,7 +99,7 @@ class Directory:
                 await self._save(peer, entry)
 
     async def load(self) -> None:
-        for peer, packed in (await self._shelf.load(KIND)).items():
+        for peer, packed in (await self._store.load(KIND)).items():
             self._entries[peer] = msgspec.msgpack.decode(packed, type=Entry)
 
     def _entry(self, peer: PeerId) -> Entry | None:
@@ -109,15 +109,15 @@ class Directory:
 
     async def _save(self, peer: PeerId, entry: Entry) -> None:
         self._written[peer] = entry.last_seen or 0.0
-        await self._shelf.put(KIND, peer, msgspec.msgpack.encode(entry))
+        await self._store.put(KIND, peer, msgspec.msgpack.encode(entry))
 
 
 def _bounded(addresses: Iterable[str]) -> list[str]:
     return [bare(address) for address in addresses][:MAX_ADDRESSES]
 
 
-async def open_directory(shelf: Shelf, bootstrap: Iterable[str], now: Callable[[], float]) -> Directory:
-    """The address book on the shelf."""
-    directory = Directory(shelf, bootstrap, now)
-    await directory.load()
-    return directory
+async def open_address_book(store: KeyValueStore, bootstrap: Iterable[str], now: Callable[[], float]) -> AddressBook:
+    """The address book on the store."""
+    address_book = AddressBook(store, bootstrap, now)
+    await address_book.load()
+    return address_book

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from twinshare.agent.p2p.contract import everybody
-from twinshare.agent.p2p.libp2p import finders, open_finders
+from twinshare.agent.p2p.libp2p import discovery, open_discovery
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.p2p.signing import Signer
 
@@ -17,15 +17,15 @@ from .hosts import open_echo, talks, until
 
 
 async def test_a_peer_is_found_through_a_third(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finders, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(discovery, "_LOOK_EVERY", 0.05)
     seeds = [os.urandom(32) for _ in range(3)]
     async with (
         open_echo(seed=seeds[0]) as middle,
         open_echo(seed=seeds[1]) as seeker,
         open_echo(seed=seeds[2]) as moved,
-        open_finders(middle, Signer(seeds[0]), time.time, mdns=False) as at_middle,
-        open_finders(seeker, Signer(seeds[1]), time.time, mdns=False) as at_seeker,
-        open_finders(moved, Signer(seeds[2]), time.time, mdns=False) as at_moved,
+        open_discovery(middle, Signer(seeds[0]), time.time, mdns=False) as at_middle,
+        open_discovery(seeker, Signer(seeds[1]), time.time, mdns=False) as at_seeker,
+        open_discovery(moved, Signer(seeds[2]), time.time, mdns=False) as at_moved,
         trio.open_nursery() as nursery,
     ):
         for finder in (*at_middle, *at_seeker, *at_moved):
@@ -34,23 +34,23 @@ async def test_a_peer_is_found_through_a_third(monkeypatch: pytest.MonkeyPatch) 
             await host.connect(middle.peer_id, middle.addresses)
         found: list[str] = []
 
-        async def seek() -> None:
+        async def find_peer() -> None:
             while not found:
-                found.extend(await at_seeker[0].seek(moved.peer_id))
+                found.extend(await at_seeker[0].find_peer(moved.peer_id))
 
         with trio.fail_after(60):
-            await seek()
+            await find_peer()
         assert set(moved.addresses) <= {*found, *(f"{each}/p2p/{moved.peer_id}" for each in found)}
         await seeker.connect(moved.peer_id, found)
         await talks(seeker, moved.peer_id)
-        assert await at_seeker[0].seek("12D3KooWA1b2c3d4e5") == []
+        assert await at_seeker[0].find_peer("12D3KooWA1b2c3d4e5") == []
         nursery.cancel_scope.cancel()
 
 
 async def test_a_host_in_memory_has_no_finders() -> None:
     async with (
         open_memory_host(MemoryNetwork(), "a", everybody) as host,
-        open_finders(host, Signer(bytes(32)), time.time) as found,
+        open_discovery(host, Signer(bytes(32)), time.time) as found,
     ):
         assert list(found) == []
 
@@ -58,6 +58,6 @@ async def test_a_host_in_memory_has_no_finders() -> None:
 async def test_leaving_takes_the_table_along() -> None:
     async with open_echo() as host:
         before = set(host.protocols)
-        async with open_finders(host, Signer(bytes(32)), time.time, mdns=False):
+        async with open_discovery(host, Signer(bytes(32)), time.time, mdns=False):
             assert len(set(host.protocols) - before) == 1
         await until(lambda: set(host.protocols) == before)

@@ -81,7 +81,7 @@ class Race:
             upgraded.muxer.give_up()
 
 
-class Dialler:
+class Dialer:
     """`source_for`: from which port of ours to dial an address. `relayed` dials through relays; None: they are off."""
 
     def __init__(self, swarm: Swarm, source_for: Callable[[Address], Source | None]) -> None:
@@ -112,7 +112,7 @@ class Dialler:
     async def dial(self, address: Address, peer_id: PeerId) -> Upgraded:
         """One address. Raises: UpgradeFailed."""
         if address.relay is None:
-            pipe = await dial_tcp(address, self._swarm.settings.patience, self._source_for(address))
+            pipe = await dial_tcp(address, self._swarm.settings.write_timeout, self._source_for(address))
             return await self._swarm.upgrader.upgrade(pipe, Direction.OUTBOUND, peer_id)
         if self.relayed is None:
             raise UpgradeFailed("relays are off")
@@ -139,16 +139,16 @@ class Dialler:
             done.set()
 
 
-async def dial_tcp(address: Address, patience: float, source: Source | None = None) -> SocketPipe:
+async def dial_tcp(address: Address, write_timeout: float, source: Source | None = None) -> SocketPipe:
     """A connected socket, from `source` if that is free. Raises: UpgradeFailed."""
     try:
         family, where = await _resolve(address)
         try:
-            return SocketPipe(await _connect(family, where, source), patience)
+            return SocketPipe(await _connect(family, where, source), write_timeout)
         except OSError as error:
             if source is None or error.errno not in _TAKEN:
                 raise
-        return SocketPipe(await _connect(family, where, None), patience)
+        return SocketPipe(await _connect(family, where, None), write_timeout)
     except OSError as error:
         raise UpgradeFailed(error.strerror or str(error)) from error
 

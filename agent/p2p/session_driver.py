@@ -20,7 +20,7 @@ FAREWELL = 1.0
 """Seconds for the last frame of a session that we end."""
 
 
-class Pump:
+class SessionDriver:
     """`handle` gets every event, in order, in the middle of reading: it must be quick and must not raise."""
 
     def __init__(self, stream: Stream, session: Session, handle: Callable[[Event], None]) -> None:
@@ -40,7 +40,7 @@ class Pump:
         """
         if pending := self._session.pending:
             if pending <= self._stream.room:
-                self._stream.send_now(self._session.data_to_send())
+                self._stream.send_nowait(self._session.data_to_send())
                 self._drained.unpark_all()
             else:
                 self._news.unpark_all()
@@ -55,7 +55,7 @@ class Pump:
         """Until the session is over; tells why. The stream is closed then, and also when this is cancelled."""
         try:
             with self._scope:
-                self._stream.when_heard(self._hear)
+                self._stream.on_data(self._hear)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
@@ -79,7 +79,7 @@ class Pump:
 
     def _hear(self) -> None:
         """Read where the bytes arrive: the turn of the loop in which the reading task would wake is saved."""
-        if self._session.pending <= MAX_PENDING and (data := self._stream.receive_now()):
+        if self._session.pending <= MAX_PENDING and (data := self._stream.try_receive()):
             done = capture(self._digest, data)
             if isinstance(done, Error):  # a bug of ours must not end the connection with all its streams
                 self._bug = done

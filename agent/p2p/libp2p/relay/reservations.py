@@ -1,4 +1,4 @@
-"""Our places at relays: reserved at members that we dialled, kept, offered as addresses; dialling through them."""
+"""Reservations at relays: made at members that we dialled, renewed, published as addresses; dialling through relays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as PbPeer
 
 from .....protocols.errors import TwinshareError, Unsupported
 from ...addresses import Address, parse
-from ...host import Admission, Direction, Path, PeerEvent, PeerId, Stream
+from ...host import Admission, Direction, PathKind, PeerEvent, PeerId, Stream
 from ..handshake import UpgradeFailed
 from ..multiaddr_bytes import from_bytes, peer_id_from_bytes, peer_id_to_bytes
 from ..peers import Live
@@ -34,7 +34,7 @@ _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Reservation:
     """At `live`, until its connection ends; `renew_at` is on trio's clock."""
 
     live: Live
@@ -42,37 +42,41 @@ class Place:
     renew_at: float
 
 
-class Places:
-    """Keeps `WANTED` places, and is the far end of circuits that others open to us through them."""
+class Reservations:
+    """Keeps `WANTED` reservations, and is the far end of circuits that others open to us through them."""
 
     def __init__(self, host: LibP2pHost) -> None:
         self._host = host
-        self._places: dict[PeerId, Place] = {}
+        self._reservations: dict[PeerId, Reservation] = {}
         self._refused: dict[PeerId, float] = {}  # until when we do not ask again
         self._news = trio.Event()
 
     @property
     def addresses(self) -> list[Address]:
         """Where others reach us through relays, without our own peer ID at the end."""
-        return [address for place in self._places.values() for address in place.addresses]
+        return [address for reservation in self._reservations.values() for address in reservation.addresses]
 
     def consider(self, _live: Live) -> None:
         """There is a new connection: perhaps it is one to a relay."""
         self._news.set()
 
     async def run(self) -> None:
-        """Look at fixed intervals, and when there is a new connection. One that ended takes its place along."""
+        """Look at fixed intervals, and when there is a new connection. One that ended takes its reservation along."""
         told: list[Address] = []
         while True:
             self._news = trio.Event()
             now = trio.current_time()
-            self._places = {peer: place for peer, place in self._places.items() if not place.live.muxer.session.over}
+            self._reservations = {
+                peer: reservation
+                for peer, reservation in self._reservations.items()
+                if not reservation.live.muxer.session.over
+            }
             self._refused = {peer: until for peer, until in self._refused.items() if until > now}
-            for peer, place in list(self._places.items()):
-                if place.renew_at <= now:
+            for peer, reservation in list(self._reservations.items()):
+                if reservation.renew_at <= now:
                     await self.reserve(peer)
             for live in self._candidates():
-                if len(self._places) < WANTED:
+                if len(self._reservations) < WANTED:
                     await self.reserve(live.info.peer_id)
             if self.addresses != told:
                 told = self.addresses
@@ -81,13 +85,13 @@ class Places:
                 await self._news.wait()
 
     async def reserve(self, peer: PeerId) -> bool:
-        """Ask a connected peer for a place; whether it gave one."""
-        place = await self._ask_for_place(peer)
-        if place is None:
-            self._places.pop(peer, None)
+        """Ask a connected peer for a reservation; whether it gave one."""
+        reservation = await self._request(peer)
+        if reservation is None:
+            self._reservations.pop(peer, None)
             self._refused[peer] = trio.current_time() + _TRY_AGAIN
             return False
-        self._places[peer] = place
+        self._reservations[peer] = reservation
         return True
 
     async def dial(self, address: Address, peer_id: PeerId) -> Upgraded:
@@ -105,7 +109,7 @@ class Places:
             answer, held = await ask(stream, question, HopMessage())
             if answer.status != OK:
                 raise UpgradeFailed(f"the relay says {_status(answer.status)}")
-            pipe = StreamPipe(stream, held, self._host.swarm.settings.patience)
+            pipe = StreamPipe(stream, held, self._host.swarm.settings.write_timeout)
             return await self._host.swarm.upgrader.upgrade(pipe, Direction.OUTBOUND, peer_id)
         except (BadMessage, *_BROKEN) as error:
             stream.reset()
@@ -120,16 +124,16 @@ class Places:
         source = None
         with trio.move_on_after(ANSWER_TIME):
             source = await self._understand(reader)
-        place = self._places.get(stream.peer_id)
-        if source is None or place is None:
+        reservation = self._reservations.get(stream.peer_id)
+        if source is None or reservation is None:
             await write_message(stream, StopMessage(type=StopMessage.STATUS, status=PERMISSION_DENIED))
             return
         await write_message(stream, StopMessage(type=StopMessage.STATUS, status=OK))
         swarm = self._host.swarm
         try:
-            pipe = StreamPipe(stream, bytes(reader.rest), swarm.settings.patience)
+            pipe = StreamPipe(stream, bytes(reader.rest), swarm.settings.write_timeout)
             upgraded = await swarm.upgrader.upgrade(pipe, Direction.INBOUND, source)
-            live = swarm.adopt(upgraded, place.addresses[0], Direction.INBOUND)
+            live = swarm.adopt(upgraded, reservation.addresses[0], Direction.INBOUND)
         except (UpgradeFailed, TwinshareError) as error:
             log.debug("circuit refused", relay=stream.peer_id, source=source, reason=str(error))
             return
@@ -150,23 +154,23 @@ class Places:
             live
             for live in self._host.swarm.peers
             if live.info.direction is Direction.OUTBOUND
-            and live.info.path is Path.DIRECT
-            and live.info.peer_id not in self._places
+            and live.info.path is PathKind.DIRECT
+            and live.info.peer_id not in self._reservations
             and live.info.peer_id not in self._refused
             and not parse(live.info.address).loopback
             and self._host.swarm.admission(live) is Admission.MEMBER
         ]
 
-    async def _ask_for_place(self, peer: PeerId) -> Place | None:
+    async def _request(self, peer: PeerId) -> Reservation | None:
         live = self._host.swarm.peers.best(peer)
-        if live is None or live.info.path is not Path.DIRECT:
+        if live is None or live.info.path is not PathKind.DIRECT:
             return None
         try:
             stream = await self._host.swarm.open_stream(live, HOP, ANSWER_TIME)
         except Unsupported:
             return None
         except TwinshareError as error:
-            log.debug("no place at a relay", relay=peer, reason=error.message)
+            log.debug("no reservation at a relay", relay=peer, reason=error.message)
             return None
         try:
             answer, _ = await ask(stream, HopMessage(type=HopMessage.RESERVE), HopMessage())
@@ -175,10 +179,10 @@ class Places:
         finally:
             stream.reset()
         if answer.status != OK:
-            log.debug("no place at a relay", relay=peer, reason=_status(answer.status))
+            log.debug("no reservation at a relay", relay=peer, reason=_status(answer.status))
             return None
         addresses = _relay_addresses(live, answer)
-        return Place(live=live, addresses=addresses, renew_at=trio.current_time() + _RENEW_AFTER)
+        return Reservation(live=live, addresses=addresses, renew_at=trio.current_time() + _RENEW_AFTER)
 
 
 def _relay_addresses(live: Live, answer: HopMessage) -> list[Address]:

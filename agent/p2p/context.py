@@ -1,4 +1,4 @@
-"""What the mesh is made of, given once by whoever opens it and shared by its parts."""
+"""The context of a mesh: what its parts share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from ...protocols.access import Caller, Role, Witness, unwitnessed
 from ...protocols.errors import Forbidden
 from ...protocols.table import Dispatcher
-from .directory import Directory
-from .finders import OpenFinders
+from .address_book import AddressBook
+from .discovery import OpenDiscovery
 from .host import Admission, Direction, Gate, Host, PeerId, Stream
 from .membership import Membership
 from .rpc import EventSource
@@ -21,62 +21,62 @@ from .tickets import TicketBook
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
 Publish: TypeAlias = Callable[[str, Mapping[str, Any]], object]
 Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
-"""What is served to members alone: it gets the peer as a caller, with the role and limits of its certificate."""
+"""A handler for members only: it gets the peer as a caller, with the role and limits of its certificate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """`agent` is our program and its version; `silence` how many seconds a peer may say nothing; `now` the epoch's.
+class MeshContext:
+    """`agent` is our program and its version; a peer silent for `peer_timeout` seconds is gone; `now` is Unix time.
 
-    `served` are further protocols, each by its ID.
+    `served` are the handlers of further protocols by their IDs; `joining_via` the inviters of joins under way.
     """
 
     open_host: OpenHost
-    open_finders: OpenFinders
+    open_discovery: OpenDiscovery
     name: str
     agent: str
     dispatcher: Dispatcher
     events: EventSource
     publish: Publish
     now: Callable[[], float]
-    silence: float
+    peer_timeout: float
     rng: random.Random
     membership: Membership
-    directory: Directory
+    address_book: AddressBook
     tickets: TicketBook
     served: Mapping[str, Serve] = field(default_factory=dict)
     witness: Witness = unwitnessed
-    courted: set[PeerId] = field(default_factory=set)
+    joining_via: set[PeerId] = field(default_factory=set)
 
     def gate(self, peer: PeerId, direction: Direction) -> Admission:
-        """Members come in; strangers to the door, while a ticket is out; and whom we ask to let us in."""
-        if self.membership.standing(peer) is not None:
+        """Admit members; as guests the inviters of our joins and, while a ticket is valid, unknown peers."""
+        if self.membership.valid_certificate(peer) is not None:
             return Admission.MEMBER
-        if peer in self.courted:
+        if peer in self.joining_via:
             return Admission.GUEST
         if direction is Direction.INBOUND and self.tickets.live and not self.membership.denies(peer):
             return Admission.GUEST
         return Admission.REFUSED
 
     def title(self, peer: PeerId) -> str:
-        """A peer as people call it; its ID stands in the error's details."""
+        """Return the name of a peer, or its ID."""
         known = self.membership.known(peer)
         return known.name if known else peer
 
     @property
-    def line_silence(self) -> float:
-        """Seconds that an idle line may be silent: the host notices sooner, and pings on each line cost more."""
-        return self.silence * 4
+    def session_timeout(self) -> float:
+        """Return the seconds for which an idle session may be silent. The host's own keepalive notices sooner."""
+        return self.peer_timeout * 4
 
     @contextmanager
-    def courting(self, peer: PeerId) -> Iterator[None]:
-        """While we ask a stranger to let us into its fleet."""
-        self.courted.add(peer)
+    def joining(self, peer: PeerId) -> Iterator[None]:
+        """Admit `peer` while this node asks it for membership."""
+        self.joining_via.add(peer)
         try:
             yield
         finally:
-            self.courted.discard(peer)
+            self.joining_via.discard(peer)
 
 
 def no_member(peer: PeerId) -> Forbidden:
-    return Forbidden(f"{peer} is no member of this node's fleet in good standing", role_needed=str(Role.VIEWER))
+    return Forbidden(f"{peer} is no member of this node's fleet with a valid certificate", role_needed=str(Role.VIEWER))

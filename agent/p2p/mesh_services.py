@@ -1,0 +1,221 @@
+"""The peer-to-peer services while they are on: a host, a session to every member, gossip, and the join server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+import trio
+
+from ...protocols.access import Caller
+from ...protocols.errors import P2pStopped
+from ...protocols.mesh import MAX_ADDRESSES, GossipUpdate, MeshService, PeerRecord
+from ...protocols.messages import Hello, Request
+from ..background import open_background
+from . import joining, peer_session
+from .calls import PeerCalls
+from .context import MeshContext, Serve, no_member
+from .discovery import Discovery
+from .fleet import FleetInventory
+from .gossip import Gossip
+from .host import Admission, Direction, Host, PathKind, PeerId, Stream
+from .joining import JoinServer
+from .peer_session import PeerSession
+from .peer_sessions import PeerSessions
+from .rpc import PeerServer
+
+log = structlog.get_logger(__name__)
+HOUSEKEEPING_INTERVAL = 60.0
+COMPARE_INTERVAL = 300.0
+RENEW_INTERVAL = 3600.0
+
+
+class MeshServices:
+    """Made by `open_mesh_services`."""
+
+    def __init__(
+        self,
+        context: MeshContext,
+        host: Host,
+        fleet: FleetInventory,
+        discovery: Sequence[Discovery],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._context, self.host, self._fleet, self._nursery = context, host, fleet, nursery
+        self._discovery = discovery
+        self._started_at = trio.current_time()
+        self._declared: tuple[list[str], int] = ([], 0)
+        self._published = self.own_record()
+        self.sessions = PeerSessions(host, context, discovery, self.hello, nursery)
+        self.calls = PeerCalls(self.sessions.session_to, context.title)
+        self.gossip = Gossip(context, self.sessions, self.own_record, self.members_changed, nursery)
+        self._server = PeerServer(
+            context.dispatcher.extended({MeshService: self.gossip.bind}),
+            self,
+            context.events,
+            context.session_timeout,
+            context.witness,
+        )
+
+    def serve(self) -> None:
+        """Register the protocols of the mesh at the host."""
+        self.host.serve(peer_session.PROTOCOL, self._server.serve)
+        for protocol, serve in self._context.served.items():
+            self.host.serve(protocol, partial(self._serve_member, serve))
+        join_server = JoinServer(self._context, self.gossip, self.members_changed)
+        self.host.serve(joining.PROTOCOL, join_server.serve, guests=True)
+
+    @property
+    def uptime(self) -> int:
+        """Return the seconds since the services were switched on."""
+        return int(trio.current_time() - self._started_at)
+
+    # -- this node's record
+
+    def own_record(self) -> PeerRecord:
+        """Return this node's peer record; its number grows with every change of the addresses."""
+        addresses = list(self.host.addresses)[:MAX_ADDRESSES]
+        if addresses != self._declared[0]:
+            self._declared = (addresses, max(int(self._context.now() * 1000), self._declared[1] + 1))
+        return PeerRecord(peer=self.host.peer_id, addresses=addresses, number=self._declared[1])
+
+    def hello(self) -> Hello:
+        """Return the HELLO of this node."""
+        record = self.own_record()
+        name, agent = self._context.name, self._context.agent
+        return Hello(name=name, agent=agent, addresses=record.addresses, number=record.number)
+
+    # -- what the server asks
+
+    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+        certificate = self._context.membership.valid_certificate(peer_id)
+        if certificate is None:
+            raise no_member(peer_id)
+        role = certificate.role.at_most(request.role)
+        return Caller(
+            principal=peer_id, role=role, limits=certificate.limits, idempotency_key=request.key,
+            detach=request.detach, from_peer=True,
+        )  # fmt: skip
+
+    async def _serve_member(self, serve: Serve, stream: Stream) -> None:
+        certificate = self._context.membership.valid_certificate(stream.peer_id)
+        if certificate is None:
+            stream.reset()
+            return
+        role, limits = certificate.role, certificate.limits
+        await serve(Caller(principal=stream.peer_id, role=role, limits=limits, from_peer=True), stream)
+
+    def greeted(self, peer_id: PeerId, hello: Hello) -> None:
+        self._nursery.start_soon(self._take_hello, peer_id, hello)
+        self.sessions.retry_now(peer_id)
+
+    # -- members come and go
+
+    def members_changed(self) -> None:
+        """Connect to new members, and disconnect those whose membership ended, at once."""
+        membership = self._context.membership
+        members = (peer.sub for peer in membership.peers if membership.valid_certificate(peer.sub))
+        self.sessions.keep(members, self._use)
+        for peer in {connection.peer_id for connection in self.host.connections}:
+            if self._context.gate(peer, Direction.INBOUND) is Admission.REFUSED:
+                self._nursery.start_soon(self._disconnect, peer)
+
+    async def _disconnect(self, peer: PeerId) -> None:
+        for session in self.sessions.live:
+            if session.peer_id == peer:
+                session.end(no_member(peer))
+        await self.host.disconnect(peer)
+
+    async def _take_hello(self, peer: PeerId, hello: Hello) -> None:
+        """Take the peer record that a member's HELLO carries."""
+        if hello.addresses:
+            record = PeerRecord(peer=peer, addresses=hello.addresses[:MAX_ADDRESSES], number=hello.number)
+            await self.gossip.take(GossipUpdate(records=[record]), peer)
+
+    async def _use(self, session: PeerSession) -> None:
+        """Publish that a member is online, and exchange with it, until its session ends."""
+        peer = session.peer_id
+        await self._take_hello(peer, session.greeting)
+        known = self._context.membership.known(peer)
+        data = {"id": peer, "name": known.name if known else session.greeting.name}
+        self._context.publish("peer.online", data)
+        try:
+            async with open_background() as nursery:
+                nursery.start_soon(self.gossip.send_everything, session)
+                nursery.start_soon(self.gossip.renew_with, peer)
+                nursery.start_soon(self._fleet.follow, session, self.calls)
+                await session.over.wait()
+        finally:
+            self._context.publish("peer.offline", data)
+
+    # -- tasks
+
+    def start(self) -> None:
+        """Start the background tasks."""
+        self.members_changed()
+        for task in (self._watch_connections, self._keep_house, self._compare, self._renew):
+            self._nursery.start_soon(task)
+        for source in self._discovery:
+            self._nursery.start_soon(source.run, self.sessions.hint)
+
+    async def _watch_connections(self) -> None:
+        """Dial at once a peer that has connected to us, and move sessions from relays to direct connections."""
+        async for event in self.host.events:
+            if event.peer_id == self.host.peer_id:
+                self._publish_record()
+            elif event.connected:
+                self.sessions.retry_now(event.peer_id)
+            if event.path is PathKind.DIRECT:
+                self.sessions.replace_relayed(event.peer_id)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_INTERVAL)
+            for session in self.sessions.live:
+                self._context.address_book.seen(session.peer_id)
+            await self._context.address_book.save_seen()
+            self.members_changed()
+            self._publish_record()
+
+    def _publish_record(self) -> None:
+        """Send our peer record to the others, if it has changed."""
+        if (record := self.own_record()) != self._published:
+            self._published = record
+            self.gossip.spread(GossipUpdate(records=[record]))
+
+    async def _compare(self) -> None:
+        while True:
+            await trio.sleep(COMPARE_INTERVAL * self._context.rng.uniform(0.5, 1.5))
+            await self.gossip.compare()
+
+    async def _renew(self) -> None:
+        membership = self._context.membership
+        while True:
+            await trio.sleep(RENEW_INTERVAL * self._context.rng.uniform(0.5, 1.0))
+            if membership.fleet == membership.peer_id:
+                if renewed := await membership.refound():
+                    self.gossip.spread(GossipUpdate(members=[renewed]))
+                continue
+            for session in self.sessions.live:
+                await self.gossip.renew_with(session.peer_id)
+
+
+@asynccontextmanager
+async def open_mesh_services(context: MeshContext, fleet: FleetInventory) -> AsyncIterator[MeshServices]:
+    """Switch the services on. Raises: what the host raises when it cannot listen."""
+    async with (
+        context.open_host(context.gate) as host,
+        context.open_discovery(host) as discovery,
+        open_background() as nursery,
+    ):
+        services = MeshServices(context, host, fleet, discovery, nursery)
+        services.serve()
+        services.start()
+        yield services
+
+
+def stopped() -> P2pStopped:
+    """Return the error of a call while the services are off."""
+    return P2pStopped("P2P services are not running")
