@@ -30,7 +30,7 @@ class PeerCalls:
     def __init__(
         self, session_to: Callable[[PeerId], Awaitable[PeerSession]], title: Callable[[PeerId], str] = lambda peer: peer
     ) -> None:
-        self._line_to, self._title = session_to, title
+        self._session_to, self._title = session_to, title
 
     async def call(
         self,
@@ -51,7 +51,7 @@ class PeerCalls:
         packed = msgspec.Raw(method.pack(arguments))
         request = Request(seconds, caller.role, key, caller.detach, 0, packed, caller.delegate)
         with trio.move_on_after(seconds + GRACE):
-            session = await self._line_to(peer)
+            session = await self._session_to(peer)
             try:
                 return method.unpack_result(await session.call(method.name, request))
             except PeerUnreachable as error:

@@ -93,11 +93,11 @@ class MeshServices:
         certificate = self._context.membership.valid_certificate(peer_id)
         if certificate is None:
             raise no_member(peer_id)
-        role = certificate.role.at_most(request.role)
-        return Caller(
-            principal=peer_id, role=role, limits=certificate.limits, idempotency_key=request.key,
+        caller = Caller(
+            principal=peer_id, role=certificate.role, limits=certificate.limits, idempotency_key=request.key,
             detach=request.detach, from_peer=True,
         )  # fmt: skip
+        return caller.acting_for(request.principal, request.role)
 
     async def _serve_member(self, serve: Serve, stream: Stream) -> None:
         certificate = self._context.membership.valid_certificate(stream.peer_id)

@@ -34,6 +34,8 @@ from .session_driver import SessionDriver
 
 log = structlog.get_logger(__name__)
 MAX_CALLS_IN_ALL = 256
+MAX_REFUSED_KEPT = 1024
+"""Bytes of a refused call that the audit log keeps."""
 
 EventSource: TypeAlias = Callable[[int | None], AbstractAsyncContextManager[AsyncIterable[NodeEvent]]]
 """Opens the node's events after a number, as `EventLog.subscribe` does."""
@@ -177,12 +179,15 @@ class _Serving:
             return msgspec.msgpack.encode(await self._server.dispatcher.call(caller, method, method.unpack(packed)))
 
     def _witnessed(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
+        """Write down a change. Of a call that will be refused little is kept, and only a small one is decoded."""
         if not method.mutates:
             return nullcontext()
+        kept = packed if not method.local and caller.role.includes(method.role) else packed[:MAX_REFUSED_KEPT]
         on = ""
-        with suppress(InvalidRequest):
-            on = method.about(method.unpack(packed))
-        return self._server.witness(caller, method.name, on, request=packed)
+        if kept == packed:
+            with suppress(InvalidRequest):
+                on = method.about(method.unpack(packed))
+        return self._server.witness(caller, method.name, on, request=kept)
 
     async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
         try:

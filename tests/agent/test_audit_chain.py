@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinshare.agent.audit.chain import BEGINNING, Broken, ChainEntry, Head, Pen, Row, check
+from twinshare.agent.audit.chain import BEGINNING, Broken, ChainEntry, Gap, Head, Pen, Row, check
 from twinshare.agent.identity import Identity
 
 SEED, OTHER = bytes(range(32)), bytes(range(1, 33))
@@ -86,7 +86,7 @@ def test_the_head_and_the_gaps_are_signed_too() -> None:
     assert check(kept, PEER_ID, head, [first, second]) == rows[3].link
     assert check(rows[:3], PEER_ID, head, [PEN.gap(rows[2].link, rows[3].link)]) == rows[3].link
     other = Pen(OTHER)
-    for broken in (
+    harmed: list[tuple[Rows, Head | None, list[Gap]]] = [
         (kept, head, [first]),
         (kept, head, [second]),
         (kept, head, [first, other.gap(rows[1].link, rows[2].link)]),
@@ -98,9 +98,10 @@ def test_the_head_and_the_gaps_are_signed_too() -> None:
         (rows[:2], replace(head, link=rows[1].link), []),
         (rows, None, []),
         ([], head, []),
-    ):
+    ]
+    for left, end, gaps in harmed:
         with pytest.raises(Broken):
-            check(broken[0], PEER_ID, broken[1], broken[2])
+            check(left, PEER_ID, end, gaps)
     with pytest.raises(Broken, match="not signed by this node"):
         check(rows, Identity(OTHER).peer_id, head)
 

@@ -21,7 +21,7 @@ from twinshare.protocols.errors import ErrorBody, TwinshareError
 from twinshare.protocols.event import Event
 from twinshare.protocols.frames import Frame, Kind, encode
 from twinshare.protocols.membership import Certificate, Revocation
-from twinshare.protocols.mesh import JoinService, MeshService, Whereabouts
+from twinshare.protocols.mesh import JoinService, MeshService, PeerRecord
 from twinshare.protocols.messages import Follow, Hello, Request, pack_error
 from twinshare.protocols.operation import Operation
 from twinshare.protocols.services import SERVICES
@@ -164,7 +164,7 @@ def wire(signed: Entry) -> Iterator[Entry]:
         yield frame(f"item {kind}", Kind.ITEM, 99, event, method=kind, packed=pack(msgspec.convert(event, Event)))
     yield from streams()
     record = {"peer": MEMBER.peer_id, "addresses": ["/ip4/192.0.2.7/tcp/4001"], "number": 5}
-    yield entry("dht record", "record", make_record(MEMBER, msgspec.convert(record, Whereabouts)), record)
+    yield entry("dht record", "record", make_record(MEMBER, msgspec.convert(record, PeerRecord)), record)
 
 
 def streams() -> Iterator[Entry]:

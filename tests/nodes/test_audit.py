@@ -58,6 +58,18 @@ async def test_what_a_peer_may_not_do_is_written_down_as_it_came(tmp_path: Path)
             assert begun.request == TABLE[name].pack(arguments)
 
 
+async def test_little_is_kept_of_a_large_call_that_is_refused(tmp_path: Path) -> None:
+    async with open_fleet(tmp_path, Role.VIEWER) as (_, (a, b)):
+        calls = b.mesh.require_running().calls
+        large = spec("web", labels={f"k{number}": "x" * 200 for number in range(60)})
+        with pytest.raises(Forbidden):
+            await calls.call(a.peer_id, TABLE["create_vm"], {"spec": large}, LOCAL_ADMIN)
+        await eventually(partial(_count, a, "create_vm", 2))
+        begun, ended = of(a, "create_vm")
+        assert (begun.principal, ended.outcome) == (b.peer_id, "forbidden")
+        assert begun.request == TABLE["create_vm"].pack({"spec": large})[:1024]
+
+
 async def test_a_console_is_a_row_at_both_ends(tmp_path: Path) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await call(b, "create_vm", spec=spec("web", start=True))

@@ -26,7 +26,7 @@ async def test_a_relayed_line_gives_way_to_a_direct_one(
             nursery.start_soon(a.ask, b.name, "list_vms")
             await trio.sleep(0.2)
             assert session.busy
-            sessions.change_over(b.peer_id)
+            sessions.replace_relayed(b.peer_id)
             await trio.sleep(0.5)
             assert not session.over.is_set()
             cluster.network.heal(a.peer_id, b.peer_id)
@@ -36,6 +36,6 @@ async def test_a_relayed_line_gives_way_to_a_direct_one(
             while (other := await sessions.session_to(b.peer_id)) is session:
                 await trio.sleep(0.1)
         assert await a.ask(b.name, "list_vms") == []
-        sessions.change_over(b.peer_id)
+        sessions.replace_relayed(b.peer_id)
         await trio.sleep(2)
         assert await sessions.session_to(b.peer_id) is other, "a direct session stays"
