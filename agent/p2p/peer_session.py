@@ -193,15 +193,15 @@ class Feed:
         self._items: deque[bytes] = deque()
         self._taken = 0
         self._finished = False
-        self._news = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()
 
     def push(self, item: bytes) -> None:
         self._items.append(item)
-        self._news.unpark_all()
+        self._changed.unpark_all()
 
     def finish(self) -> None:
         self._finished = True
-        self._news.unpark_all()
+        self._changed.unpark_all()
 
     def __aiter__(self) -> Feed:
         return self
@@ -212,7 +212,7 @@ class Feed:
         while not self._items:
             if self._finished:
                 raise StopAsyncIteration
-            await self._news.park()
+            await self._changed.park()
         self._taken += 1
         if self._taken == FEED_CREDIT // 2:
             self._line.grant(self._number, self._taken)

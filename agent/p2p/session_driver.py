@@ -16,7 +16,7 @@ from .host import Stream
 
 MAX_PENDING = 1 << 20
 """Bytes waiting to be sent, above which nothing more is read."""
-FAREWELL = 1.0
+LAST_FLUSH_TIMEOUT = 1.0
 """Seconds for the last frame of a session that we end."""
 
 
@@ -26,7 +26,7 @@ class SessionDriver:
     def __init__(self, stream: Stream, session: Session, handle: Callable[[Event], None]) -> None:
         self._stream, self._session, self._handle = stream, session, handle
         self._scope = trio.CancelScope()
-        self._news = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._rewound = trio.lowlevel.ParkingLot()
         self._writing = False
@@ -43,7 +43,7 @@ class SessionDriver:
                 self._stream.send_nowait(self._session.data_to_send())
                 self._drained.unpark_all()
             else:
-                self._news.unpark_all()
+                self._changed.unpark_all()
         if self._session.next_tick < self._wakes_at:
             self._rewound.unpark_all()
 
@@ -62,7 +62,7 @@ class SessionDriver:
                     nursery.start_soon(self._keep_time)
             if self._bug is not None:
                 self._bug.unwrap()
-            await self._say_farewell()
+            await self._flush_last()
         finally:
             self._stream.reset()
         return self._session.closed or PeerUnreachable("the connection is over")
@@ -94,7 +94,7 @@ class SessionDriver:
             data = memoryview(self._session.data_to_send())
             self._drained.unpark_all()
             if not data:
-                await self._news.park()
+                await self._changed.park()
             self._writing = True
             try:
                 for start in range(0, len(data), READ_SIZE):
@@ -118,9 +118,9 @@ class SessionDriver:
             if isinstance(event, Closed):
                 self._scope.cancel()
 
-    async def _say_farewell(self) -> None:
+    async def _flush_last(self) -> None:
         """Send why we end; a write that was cut short has made the stream useless for that."""
-        with trio.move_on_after(FAREWELL):
+        with trio.move_on_after(LAST_FLUSH_TIMEOUT):
             try:
                 if not self._writing:
                     await self._stream.send_all(self._session.data_to_send())

@@ -34,15 +34,15 @@ class DhtDiscovery:
         self._number = number
 
     async def run(self, on_hint: OnHint) -> None:
-        told: list[str] = []
+        published: list[str] = []
         size = 0
         again = 0.0
         while True:
             addresses = list(self._host.addresses)[:MAX_ADDRESSES]
-            due = trio.current_time() >= again or addresses != told or (self._dht.size > size)
+            due = trio.current_time() >= again or addresses != published or (self._dht.size > size)
             if addresses and self._dht.size and due:
                 await self._put(addresses)
-                told, size, again = addresses, self._dht.size, trio.current_time() + _PUT_EVERY
+                published, size, again = addresses, self._dht.size, trio.current_time() + _PUT_EVERY
             await trio.sleep(_LOOK_EVERY)
 
     async def find_peer(self, peer_id: PeerId) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""A peer that moved and told nobody but the table is found there."""
+"""A peer that moved and is known to the table alone is found there."""
 
 from __future__ import annotations
 

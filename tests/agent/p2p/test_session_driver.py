@@ -40,9 +40,9 @@ class Wire(Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self.busy = True
-        for letter in bytes(data):
+        for byte in bytes(data):
             await trio.sleep(self._rng.random() / 5)
-            self.sent += bytes([letter])
+            self.sent += bytes([byte])
         self.busy = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:

@@ -49,7 +49,7 @@ class Reservations:
         self._host = host
         self._reservations: dict[PeerId, Reservation] = {}
         self._refused: dict[PeerId, float] = {}  # until when we do not ask again
-        self._news = trio.Event()
+        self._changed = trio.Event()
 
     @property
     def addresses(self) -> list[Address]:
@@ -58,13 +58,13 @@ class Reservations:
 
     def consider(self, _live: Live) -> None:
         """There is a new connection: perhaps it is one to a relay."""
-        self._news.set()
+        self._changed.set()
 
     async def run(self) -> None:
         """Look at fixed intervals, and when there is a new connection. One that ended takes its reservation along."""
-        told: list[Address] = []
+        published: list[Address] = []
         while True:
-            self._news = trio.Event()
+            self._changed = trio.Event()
             now = trio.current_time()
             self._reservations = {
                 peer: reservation
@@ -78,11 +78,11 @@ class Reservations:
             for live in self._candidates():
                 if len(self._reservations) < WANTED:
                     await self.reserve(live.info.peer_id)
-            if self.addresses != told:
-                told = self.addresses
+            if self.addresses != published:
+                published = self.addresses
                 self._host.swarm.peers.publish(PeerEvent(peer_id=self._host.peer_id, path=None))
             with trio.move_on_after(_LOOK_EVERY):
-                await self._news.wait()
+                await self._changed.wait()
 
     async def reserve(self, peer: PeerId) -> bool:
         """Ask a connected peer for a reservation; whether it gave one."""
@@ -190,11 +190,11 @@ def _relay_addresses(live: Live, answer: HopMessage) -> list[Address]:
     found = {replace(parse(live.info.address), relay=live.info.peer_id, peer_id=None): None}
     for data in answer.reservation.addrs:
         try:
-            told = from_bytes(data)
+            address = from_bytes(data)
         except ValueError:
             continue
-        if told.relay is None and not told.loopback and not told.unspecified:
-            found[replace(told, relay=live.info.peer_id, peer_id=None)] = None
+        if address.relay is None and not address.loopback and not address.unspecified:
+            found[replace(address, relay=live.info.peer_id, peer_id=None)] = None
     return list(found)[:_MAX_ADDRESSES]
 
 
