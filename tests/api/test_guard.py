@@ -217,6 +217,12 @@ async def test_the_owner_has_a_larger_share(tmp_path: Path) -> None:
         assert {(await api.client.get("/api/vm")).status_code for _ in range(40)} == {200}
 
 
+async def test_the_owners_share_is_fifty_fold_and_no_more(tmp_path: Path) -> None:
+    async with served(tmp_path, rate=0.001, burst=2) as api:
+        answers = [(await api.client.get("/api/health")).status_code for _ in range(102)]
+        assert answers == [200] * 100 + [429] * 2
+
+
 async def test_a_link_opens_the_page_once(tmp_path: Path) -> None:
     async with served(tmp_path, auth="token") as api:
         made = await api.node.tokens.create(TokenRequest(name="x", role=Role.OPERATOR))
