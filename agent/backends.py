@@ -16,6 +16,7 @@ import trio
 
 from ..protocols.errors import DeadlineExceeded, HypervisorDown
 from .config import Config, ConfigError, HypervisorConfig, ImagesConfig
+from .environment import make_directory, tool_environment
 from .hypervisor.absent import AbsentHypervisor
 from .hypervisor.open import open_hypervisor
 from .hypervisor.port import Hypervisor
@@ -56,7 +57,7 @@ class Backends:
 async def open_backends(data_dir: Path, config: Config) -> AsyncIterator[Backends]:
     """Open what `hypervisor.uri` names; without a hypervisor the agent runs, and VM calls say what is missing."""
     for name in ("vms", "scratch"):
-        (data_dir / name).mkdir(mode=0o711, exist_ok=True)
+        make_directory(data_dir / name, 0o711)
     async with AsyncExitStack() as stack:
         hypervisor, sandbox = await _open_hypervisor(stack, data_dir, config.hypervisor)
         root = sandbox.path if sandbox else data_dir
@@ -90,7 +91,7 @@ async def _open_hypervisor(
         if not config.uri:
             opening_sandbox = open_sandbox(data_dir, kind=config.sandbox, user=config.user)
             sandbox = await stack.enter_async_context(opening_sandbox)
-        opening = open_hypervisor(config.uri, sandbox=sandbox, accelerator=config.accelerator)
+        opening = open_hypervisor(config.uri, sandbox=sandbox, accelerator=config.accelerator, required=False)
         return await stack.enter_async_context(opening), sandbox
     except HypervisorDown as error:
         log.warning("no hypervisor", error=error.message)
@@ -131,5 +132,7 @@ async def _run_tool(argv: Sequence[str], *, timeout: float) -> subprocess.Comple
     """Run a tool as this user, within limits. Raises: DeadlineExceeded."""
     with trio.move_on_after(timeout):
         command = [*_TOOL_LIMITS, *argv]
-        return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        return await trio.run_process(
+            command, capture_stdout=True, capture_stderr=True, check=False, env=tool_environment()
+        )
     raise DeadlineExceeded(f"{argv[0]} did not finish within {timeout:g} s and was stopped")

@@ -21,12 +21,17 @@ _NO_BINDING = (
 
 @asynccontextmanager
 async def open_hypervisor(
-    uri: str = "", *, sandbox: SandboxPort | None = None, accelerator: Literal["auto", "kvm", "qemu"] = "auto"
+    uri: str = "",
+    *,
+    sandbox: SandboxPort | None = None,
+    accelerator: Literal["auto", "kvm", "qemu"] = "auto",
+    required: bool = True,
 ) -> AsyncIterator[Hypervisor]:
     """Open the hypervisor at `uri`; with an empty one a private libvirtd in `sandbox`.
 
     `fake://` is the one in memory, `fake:///path` keeps its domains in that file; `?shutdown_after=SECONDS|never`,
-    `boots_in` and `delay` set how it behaves.
+    `boots_in` and `delay` set how it behaves. Unless `required`, a libvirt that cannot be reached yet is opened all the
+    same: its calls raise HypervisorDown until it can.
     Raises: HypervisorDown, with what to install where something is missing; ValueError for a URI that means nothing.
     """
     if uri.startswith("fake:"):
@@ -43,10 +48,10 @@ async def open_hypervisor(
             raise
         raise HypervisorDown(_NO_BINDING) from error
     if uri:
-        async with open_libvirt_uri(uri, accelerator=accelerator) as hypervisor:
+        async with open_libvirt_uri(uri, accelerator=accelerator, required=required) as hypervisor:
             yield hypervisor
     elif sandbox is not None:
-        async with open_private_libvirt(sandbox, accelerator=accelerator) as hypervisor:
+        async with open_private_libvirt(sandbox, accelerator=accelerator, required=required) as hypervisor:
             yield hypervisor
     else:
         raise ValueError("a private libvirtd needs a sandbox")

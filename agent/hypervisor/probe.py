@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..environment import PATH, tool_environment
 from .sandbox.identity import blocking_directory, is_mapped
 from .sandbox.policy import namespaces_remedy
-from .sandbox.spawn import PATH, program
+from .sandbox.spawn import program
 
 TUN = Path("/dev/net/tun")
 
@@ -57,7 +58,13 @@ def probe_sandbox(
 
 def _refusal() -> str | None:
     try:
-        done = subprocess.run(program("programs", "try_namespaces", []), capture_output=True, timeout=10, check=False)
+        done = subprocess.run(
+            program("programs", "try_namespaces", []),
+            capture_output=True,
+            timeout=10,
+            check=False,
+            env=tool_environment(),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return None if done.returncode == 0 else done.stdout.decode(errors="replace") or "it ended in an error"

@@ -17,6 +17,7 @@ import trio
 
 from ...agent.config import Config, ConfigError
 from ...agent.database import DatabaseRefused
+from ...agent.environment import reset_environment
 from ...agent.home import HomeError
 from ...agent.identity import IdentityError
 from ...agent.node import Node, open_node
@@ -37,6 +38,7 @@ def run_agent(config: Config) -> None:
 
     Raises: UsageError for a configuration that cannot be used, ClickException when the node cannot start.
     """
+    reset_environment()
     configure_logs(config.log)
     _use_one_heap()
     try:

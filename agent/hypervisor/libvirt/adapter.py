@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from typing import TypeVar
 import libvirt
 import trio
 
-from ....protocols.errors import TwinshareError, Unsupported, VmNotFound
+from ....protocols.errors import HypervisorDown, TwinshareError, Unsupported, VmNotFound
 from ..changes import ChangeFeed
 from ..domain_xml import build_domain
 from ..port import Addresses, Change, Domain, DomainPlan, DomainStats, ExportedDisk, Features
@@ -30,13 +30,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AdapterParts:
-    """What the adapter stands on. `sweep` is called in a thread when a domain is undefined."""
+    """What the adapter uses. `capabilities` are assumed until the first connection; `read_capabilities` reads others.
+
+    `sweep` is called in a thread when a domain is undefined.
+    """
 
     connection: LibvirtConnection
     lanes: Lanes
     cache: DomainCache
     feed: ChangeFeed
     capabilities: Capabilities
+    read_capabilities: Callable[[libvirt.virConnect], Capabilities]
     dialer: GuestDialer
     sweep: Callable[[], None]
 
@@ -46,14 +50,20 @@ class LibvirtHypervisor:
 
     def __init__(self, parts: AdapterParts) -> None:
         self._connection, self._lanes, self._cache = parts.connection, parts.lanes, parts.cache
-        self._feed, self._capabilities = parts.feed, parts.capabilities
+        self._feed, self._capabilities, self._read_capabilities = (
+            parts.feed,
+            parts.capabilities,
+            parts.read_capabilities,
+        )
         self._dialer, self._sweep = parts.dialer, parts.sweep
 
     # --- Hypervisor ---
 
     @property
     def features(self) -> Features:
-        return self._capabilities.features
+        known = self._capabilities.features
+        problem = self._connection.problem
+        return known if problem is None else replace(known, problems=(*known.problems, problem))
 
     @property
     def connected(self) -> bool:
@@ -139,6 +149,13 @@ class LibvirtHypervisor:
         finally:
             with trio.CancelScope(shield=True), suppress(TwinshareError):
                 await self._ask_qemu(id, "end the export of the VM's disk", disk_export.end)
+
+    async def refresh_capabilities(self) -> None:
+        """Read what libvirt can do, after each connect. Raises: HypervisorDown."""
+        try:
+            self._capabilities = await self._call(Lane.SLOW, "learn what libvirt can do", self._read_capabilities)
+        except TwinshareError as error:
+            raise HypervisorDown(error.message) from error
 
     async def _call(self, lane: Lane, doing: str, work: Callable[[libvirt.virConnect], T]) -> T:
         return await self._lanes.run(lane, partial(_work, doing, work, await self._connection.pool()))

@@ -31,6 +31,19 @@ class Capabilities:
     host: HostFacts
 
 
+def unknown_capabilities(uri: str, accelerator: Accelerator) -> Capabilities:
+    """Return what is assumed of a libvirt that was not reached yet."""
+    features = Features(
+        name="qemu",
+        version="",
+        uri=uri,
+        accelerator="kvm" if accelerator == "kvm" else "qemu",
+        networks=tuple(USER_NETWORKS),
+        host_cpus=os.cpu_count() or 1,
+    )
+    return Capabilities(features, HostFacts(arch=platform.machine()))
+
+
 def read_capabilities(
     connection: libvirt.virConnect, *, uri: str, accelerator: Accelerator, own_loopback: bool
 ) -> Capabilities:

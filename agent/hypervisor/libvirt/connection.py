@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from ....protocols.errors import HypervisorDown
+from ...backoff import Backoff
 from .daemon import PrivateDaemon
 from .errors import ignoring, map_error
 from .pool import ConnectionPool
@@ -26,7 +27,9 @@ log = structlog.get_logger(__name__)
 _KEEPALIVE = (2, 3)  # interval in seconds, count: a daemon that misses all of them is taken for dead
 _RECONNECT_GRACE = 2.0  # how long a call waits for a connection that is being restored
 _CLOSE_TIMEOUT = 3.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+_POLL_INTERVAL = 0.01
+# A connection that lasted `steady` seconds before it broke is restored after the first pause again.
+_FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.05, 10.0, 10.0
 # A daemon that was just started may be probing QEMU for the first time; one that ran before has no such excuse.
 _OPEN_TIMEOUT, _REOPEN_TIMEOUT = 60.0, 3.0
 
@@ -55,6 +58,9 @@ class LibvirtConnection:
         self._pool: ConnectionPool | None = None
         self._callbacks: list[int] = []
         self._up, self._lost = trio.Event(), trio.Event()
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, steady=_STEADY)
+        self._opened_at = trio.current_time()
+        self.problem: str | None = None  # why it is down
 
     @property
     def connected(self) -> bool:
@@ -65,29 +71,39 @@ class LibvirtConnection:
         with trio.move_on_after(_RECONNECT_GRACE):
             await self._up.wait()
         if self._pool is None:
-            raise HypervisorDown("libvirt cannot be reached; the agent tries again by itself")
+            reason = f": {self.problem}" if self.problem else ""
+            raise HypervisorDown(f"libvirt cannot be reached; the agent tries again by itself{reason}")
         return self._pool
 
-    async def run(self, on_change: Callable[[], None]) -> None:
-        """Restore the connection whenever it breaks; never returns. `on_change` is called at each loss and return."""
+    async def run(self, on_down: Callable[[], None], on_up: Callable[[], Awaitable[None]]) -> None:
+        """Restore the connection whenever it breaks, with backoff; never returns.
+
+        `on_down` is called at each loss. `on_up` is called at each return; when it raises HypervisorDown, it was none.
+        """
         while True:
             await self._lost.wait()
             log.warning("the connection to libvirt is lost", uri=self._uri)
             await self.close()
-            on_change()
-            await self._restore()
+            on_down()
+            await trio.sleep(self._backoff.next(trio.current_time() - self._opened_at))
+            await self._restore(on_up)
             log.info("the connection to libvirt is back", uri=self._uri)
-            on_change()
 
-    async def _restore(self) -> None:
-        pause = _FIRST_PAUSE
+    async def _restore(self, on_up: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                return await self.open()
+                await self.open()
+                return await on_up()
             except HypervisorDown as error:
                 log.debug("libvirt is still down", reason=error.message)
-            await trio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+                await self.close()
+                self.fail(error.message)
+            await trio.sleep(self._backoff.next())
+
+    def fail(self, problem: str) -> None:
+        """Mark the connection as down for this reason: `run` restores it."""
+        self.problem = problem
+        self._lost.set()
 
     async def open(self) -> None:
         """Connect, starting the daemon if it is ours. Raises: HypervisorDown."""
@@ -106,7 +122,7 @@ class LibvirtConnection:
             raise HypervisorDown("libvirt listens, but does not answer") from None
         except OSError as error:
             raise HypervisorDown(f"the private libvirtd cannot be started: {error.strerror or error}") from error
-        self._connection = connection
+        self._connection, self._opened_at, self.problem = connection, trio.current_time(), None
         self._pool = ConnectionPool(self._uri, connection if _in_process(self._uri) else None)
         self._up.set()
 
@@ -115,7 +131,7 @@ class LibvirtConnection:
             while True:
                 await daemon.ensure()
                 if daemon.listener() is None:
-                    await trio.sleep(_FIRST_PAUSE)
+                    await trio.sleep(_POLL_INTERVAL)
                     continue
                 try:
                     connection = await self._attempt(_OPEN_TIMEOUT if daemon.is_new else _REOPEN_TIMEOUT)

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from ....protocols.errors import HypervisorDown
+from ...environment import PATH, tool_environment
 from ...files import atomic_write
 from ..sandbox.port import ProcessHandle, SandboxPort
 from .fsuid import as_fs_user
@@ -25,7 +26,6 @@ from .fsuid import as_fs_user
 log = structlog.get_logger(__name__)
 
 INSTALL = "apt-get install --no-install-recommends libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # With the default of five concurrent requests, five calls to hung guests would block the sixth, even `destroy`.
 _DAEMON_CONF = """\
 max_client_requests = 64
@@ -39,6 +39,7 @@ security_driver = "none"
 seccomp_sandbox = 1
 """
 _STOP_TIMEOUT = 5.0
+_OUTPUT_LINES, _OUTPUT_LENGTH = 3, 500  # of a daemon that ended, for `problems`
 
 
 class PrivateDaemon:
@@ -58,7 +59,7 @@ class PrivateDaemon:
     async def prepare(self) -> None:
         """Make folders and configuration. Raises: HypervisorDown, also when libvirtd or QEMU is not installed."""
         for names in (("virtqemud", "libvirtd"), ("qemu-system-x86_64",)):
-            if not any(shutil.which(name, path=_PATH) for name in names):
+            if not any(shutil.which(name, path=PATH) for name in names):
                 raise HypervisorDown(f"{names[-1]} is not installed; run: {INSTALL}")
         try:
             await trio.to_thread.run_sync(self._make_folders)
@@ -88,7 +89,10 @@ class PrivateDaemon:
         """Start the daemon unless one listens. Raises: HypervisorDown when it ended at once."""
         if self._process is not None and (code := self._process.poll()) is not None:
             self.detach()
-            log.warning("the private libvirtd ended", code=code, output=self._last_output())
+            output = self._last_output()
+            log.warning("the private libvirtd ended", code=code, output=output)
+            if self.is_new:
+                raise HypervisorDown(f"the private libvirtd ended at once with exit code {code}: {output}")
         if self._process is None and self.listener() is None:
             await self._spawn()
 
@@ -149,10 +153,9 @@ class PrivateDaemon:
                 atomic_write(path, text.encode(), durable=False)
 
     async def _spawn(self) -> None:
-        program = shutil.which("virtqemud", path=_PATH) or shutil.which("libvirtd", path=_PATH) or "libvirtd"
+        program = shutil.which("virtqemud", path=PATH) or shutil.which("libvirtd", path=PATH) or "libvirtd"
         environment = {
-            "PATH": _PATH,
-            "HOME": str(self._root),
+            **tool_environment(str(self._root)),
             "XDG_RUNTIME_DIR": str(self._root / "r"),
             "XDG_CONFIG_HOME": str(self._root / "c"),
             "XDG_CACHE_HOME": str(self._root / "k"),
@@ -172,8 +175,9 @@ class PrivateDaemon:
 
     def _last_output(self) -> str:
         with suppress(OSError), as_fs_user(self.user, self._root) as root:
-            return (root / "daemon.log").read_text(errors="replace")[-500:]
-        return ""
+            lines = (root / "daemon.log").read_text(errors="replace").splitlines()
+            return "; ".join(lines[-_OUTPUT_LINES:])[-_OUTPUT_LENGTH:] or "it printed nothing"
+        return "its log cannot be read"
 
 
 def _has_ended(pid: int, process: ProcessHandle | None) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,12 +21,11 @@ from ..changes import ChangeFeed
 from ..port import Change, ChangeKind
 from ..sandbox.port import SandboxPort
 from .adapter import AdapterParts, LibvirtHypervisor
-from .capabilities import Accelerator, Capabilities, read_capabilities
+from .capabilities import Accelerator, read_capabilities, unknown_capabilities
 from .connection import EventHandler, LibvirtConnection
 from .console_log import limit_console_logs
 from .daemon import QEMU_CONF, PrivateDaemon
 from .domain_cache import DomainCache
-from .errors import map_error
 from .guest_streams import GuestDialer
 from .lanes import Lane, Lanes
 from .pool import ConnectionPool
@@ -43,22 +43,30 @@ _LIFECYCLE = {
 
 @dataclass(frozen=True)
 class _Target:
-    """Which libvirt is opened. `own_loopback`: its guests have a loopback apart from the host's."""
+    """Which libvirt is opened. `own_loopback`: its guests have a loopback apart from the host's.
+
+    Unless `required`, one that cannot be reached is opened all the same, and reached later.
+    """
 
     uri: str
     dialer: GuestDialer
     accelerator: Accelerator
     daemon: PrivateDaemon | None = None
     own_loopback: bool = False
+    required: bool = True
 
 
 @asynccontextmanager
 async def open_private_libvirt(
-    sandbox: SandboxPort, *, accelerator: Accelerator = "auto", timeouts: Mapping[Lane, float] | None = None
+    sandbox: SandboxPort,
+    *,
+    accelerator: Accelerator = "auto",
+    required: bool = True,
+    timeouts: Mapping[Lane, float] | None = None,
 ) -> AsyncIterator[LibvirtHypervisor]:
     """A libvirtd of our own in `sandbox`, or the running one of a former agent. On exit it ends unless guests run.
 
-    Raises: HypervisorDown.
+    Raises: HypervisorDown: nothing is installed, or, if `required`, libvirt cannot be reached.
     """
     daemon = PrivateDaemon(sandbox)
     await daemon.prepare()
@@ -68,20 +76,23 @@ async def open_private_libvirt(
         accelerator=accelerator,
         daemon=daemon,
         own_loopback=sandbox.kind == "namespaces",
+        required=required,
     )
     async with _open(target, Lanes(timeouts)) as hypervisor:
         yield hypervisor
 
 
 @asynccontextmanager
-async def open_libvirt_uri(uri: str, *, accelerator: Accelerator = "auto") -> AsyncIterator[LibvirtHypervisor]:
+async def open_libvirt_uri(
+    uri: str, *, accelerator: Accelerator = "auto", required: bool = True
+) -> AsyncIterator[LibvirtHypervisor]:
     """Any libvirt, by its URI. Raises: HypervisorDown."""
     if urlsplit(uri).path == "/embed":
         try:
             await trio.to_thread.run_sync(_configure_embedded, uri)
         except OSError as error:
             raise HypervisorDown(f"the root of the embedded libvirt cannot be made: {error.strerror}") from error
-    target = _Target(uri=uri, dialer=GuestDialer(_dial_loopback, None), accelerator=accelerator)
+    target = _Target(uri=uri, dialer=GuestDialer(_dial_loopback, None), accelerator=accelerator, required=required)
     async with _open(target, Lanes()) as hypervisor:
         yield hypervisor
 
@@ -90,25 +101,43 @@ async def open_libvirt_uri(uri: str, *, accelerator: Accelerator = "auto") -> As
 async def _open(target: _Target, lanes: Lanes) -> AsyncIterator[LibvirtHypervisor]:
     daemon, feed, cache = target.daemon, ChangeFeed(), DomainCache()
     connection = LibvirtConnection(target.uri, _event_handler(feed, cache), daemon)
+    hypervisor = LibvirtHypervisor(
+        AdapterParts(
+            connection=connection,
+            lanes=lanes,
+            cache=cache,
+            feed=feed,
+            capabilities=unknown_capabilities(target.uri, target.accelerator),
+            read_capabilities=partial(
+                read_capabilities, uri=target.uri, accelerator=target.accelerator, own_loopback=target.own_loopback
+            ),
+            dialer=target.dialer,
+            sweep=daemon.sweep if daemon else lambda: None,
+        )
+    )
 
-    def on_change() -> None:
+    def on_down() -> None:
         cache.forget_all()
-        feed.publish(Change(kind=ChangeKind.RESYNC if connection.connected else ChangeKind.DOWN))
+        feed.publish(Change(kind=ChangeKind.DOWN))
+
+    async def on_up() -> None:
+        await hypervisor.refresh_capabilities()
+        cache.forget_all()
+        feed.publish(Change(kind=ChangeKind.RESYNC))
 
     with reap_guests():
         try:
-            await connection.open()
-            pool = await connection.pool()
             try:
-                capabilities = await lanes.run(Lane.SLOW, lambda: _read_capabilities(pool, target))
-            except libvirt.libvirtError as error:
-                raise HypervisorDown(map_error(error, "learn what libvirt can do").message) from error
+                await connection.open()
+                await hypervisor.refresh_capabilities()
+            except HypervisorDown as error:
+                if target.required:
+                    raise
+                connection.fail(error.message)
             async with open_background() as nursery:
-                nursery.start_soon(connection.run, on_change)
+                nursery.start_soon(connection.run, on_down, on_up)
                 nursery.start_soon(limit_console_logs, cache.consoles, daemon.user if daemon else None)
-                sweep: Callable[[], None] = daemon.sweep if daemon else lambda: None
-                parts = AdapterParts(connection, lanes, cache, feed, capabilities, target.dialer, sweep)
-                yield LibvirtHypervisor(parts)
+                yield hypervisor
         finally:
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await _close(connection, daemon)
@@ -148,13 +177,6 @@ def _event_handler(feed: ChangeFeed, cache: DomainCache) -> EventHandler:
         feed.publish(Change(kind=changed, id=id))
 
     return on_event
-
-
-def _read_capabilities(pool: ConnectionPool, target: _Target) -> Capabilities:
-    with pool.connection() as connection:
-        return read_capabilities(
-            connection, uri=target.uri, accelerator=target.accelerator, own_loopback=target.own_loopback
-        )
 
 
 def _count_guests(pool: ConnectionPool) -> int:

@@ -12,6 +12,7 @@ import trio
 
 from ....protocols.errors import Unsupported
 from ...background import open_background
+from ...environment import tool_environment
 from ..port import ExportedDisk
 
 EXPORT = "vda"
@@ -47,7 +48,7 @@ async def serve_disk(disk: Path) -> AsyncIterator[ExportedDisk]:
 
 
 async def _begin(nursery: trio.Nursery, argv: list[str], socket: Path) -> None:
-    start = partial(trio.run_process, argv, capture_stderr=True, check=False)
+    start = partial(trio.run_process, argv, capture_stderr=True, check=False, env=tool_environment())
     try:
         process: trio.Process = await nursery.start(start)
     except OSError:

@@ -14,13 +14,14 @@ from pathlib import Path
 import trio
 
 from ....protocols.errors import HypervisorDown
+from ...environment import PATH
 from . import processes
 from .connection import Process, Reply, SupervisorGone, connect, decode, request
 from .identity import Identity, blocking_directory
 from .location import Record, socket_path
 from .namespaces import SandboxSpec
 from .policy import namespaced_spec, namespaces_remedy, plain_spec
-from .spawn import PATH, finish, program, start
+from .spawn import finish, program, start
 from .supervisor import VERSION
 
 _START_TIMEOUT = 10.0  # seconds for a new supervisor's report, and for a killed one to end

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import trio
 
+from ...environment import PATH
 from . import processes
 from .client import SupervisorClient
 from .host_network import ADDRESSES, ROUTES, blocked_prefixes, default_routes, watch_changes
 from .policy import RESOLVER
-from .spawn import PATH, ended, finish, program, start
+from .spawn import ended, finish, program, start
 
 _OPTIONS = (
     *("-f", "-q", "-e", "--config-net", "--no-map-gw", "--dns-forward", RESOLVER),

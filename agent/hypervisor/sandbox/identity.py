@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....protocols.errors import HypervisorDown
+from ...environment import tool_environment
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def _system_user(name: str) -> pwd.struct_passwd:
     command = ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent"]
     command += ["--shell", "/usr/sbin/nologin", name]
     try:
-        made = subprocess.run(command, capture_output=True, timeout=30, check=False)
+        made = subprocess.run(
+            command, capture_output=True, timeout=30, check=False, env=tool_environment(), umask=0o022
+        )
         return pwd.getpwnam(name)
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = str(error)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 import msgspec
 
+from ...environment import make_directory
 from ...files import atomic_write
 
 PARTS = ("vms", "images", "hypervisor")
@@ -37,8 +39,9 @@ class Record(msgspec.Struct, kw_only=True):
 
 def claim(data_dir: Path) -> Record:
     """Return the record of this data directory, with its link in place and its folders made. Raises: OSError."""
+    data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     for part in PARTS:
-        (data_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(data_dir / part, 0o700)
     record = _read(data_dir)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     if record is None or _taken(record, data_dir):
@@ -84,19 +87,27 @@ def _taken(record: Record, data_dir: Path) -> bool:
 def _base() -> Path:
     if os.geteuid() == 0:
         return Path("/run/twinshare")
-    if given := os.environ.get("RUNTIME_DIRECTORY"):
-        return Path(given.partition(":")[0])
-    if given := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(given) / "twinshare"
+    given = Path(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0])
+    if _is_own_directory(given):
+        return given
+    given = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if _is_own_directory(given):  # `su` leaves that of another user
+        return given / "twinshare"
     return Path(f"/tmp/twinshare-{os.geteuid()}")  # noqa: S108 - owner and mode are checked before use
+
+
+def _is_own_directory(path: Path) -> bool:
+    return path.is_absolute() and path.is_dir() and path.stat().st_uid == os.geteuid()
 
 
 def _link(link: Path, data_dir: Path) -> None:
     base = link.parent
-    base.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    make_directory(base, 0o755 if os.geteuid() == 0 else 0o700)
     status = base.lstat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(f"{base} belongs to somebody else or can be written by others")
+    if os.geteuid() == 0 and not status.st_mode & 0o001:  # an earlier umask: the sandbox's user must pass
+        base.chmod(0o755)
     for stale in base.iterdir():
         if stale.is_symlink() and not stale.exists():  # its data directory was deleted
             stale.unlink(missing_ok=True)

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 
+from ...environment import close_descriptors
 from . import namespaces, routes
 
 _NOBODY = 65534
 _GATE = 3
-_MAX_DESCRIPTOR = 1 << 16
 
 
 def try_namespaces() -> None:
@@ -43,7 +43,7 @@ def run_pasta() -> None:
     """
     if not os.read(_GATE, 1):
         return
-    os.closerange(_GATE, _MAX_DESCRIPTOR)
+    close_descriptors(above=_GATE - 1)
     uid, gid, scratch, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     if scratch:
         namespaces.mount_private_tun(scratch)

@@ -13,12 +13,12 @@ import trio
 
 from ....protocols.errors import DeadlineExceeded, HypervisorDown
 from ...background import open_background
+from ...environment import limit_problems, tool_environment
 from .client import SupervisorClient
 from .connection import Process
 from .egress import BlockedRoutes, Egress
 from .identity import Identity, sandbox_identity
 from .location import PARTS, Record, claim, release
-from .spawn import PATH
 from .tools import Pipes, complete
 
 _MIB = 1 << 20
@@ -41,7 +41,7 @@ class Sandbox:
     def problems(self) -> Sequence[str]:
         """A sentence for each thing that the sandbox lacks now."""
         network = [part.problem for part in (self._egress, self._blocked_routes) if part is not None]
-        return (*self._client.problems, *(problem for problem in network if problem))
+        return (*self._client.problems, *limit_problems(), *(problem for problem in network if problem))
 
     @property
     def connected(self) -> bool:
@@ -82,7 +82,7 @@ class Sandbox:
         limits = {**_TOOL_LIMITS, "address_space": memory * _MIB, "cpu_seconds": cpu}
         if file_size is not None:
             limits["file_size"] = file_size
-        environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": str(self.path / "hypervisor")}
+        environment = tool_environment(str(self.path / "hypervisor"))
         with trio.move_on_after(timeout):
             async with Pipes() as pipes:
                 process = await self._client.launch(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import trio
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+from ...environment import tool_environment
+
 _PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -34,15 +35,14 @@ def start(command: list[str], *, output: int, errors: int, given: int | None = N
     ]
     if given is not None:
         actions.append((os.POSIX_SPAWN_DUP2, given, 3))
-    environment = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
     return os.posix_spawn(
         command[0],
         command,
-        environment,
+        tool_environment(),
         file_actions=actions,
         setsid=True,
         setsigmask=[],
-        setsigdef=[signal.SIGPIPE],  # Python ignores it, and pasta refuses to start where it is ignored
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},  # what is ignored would be inherited
     )
 
 

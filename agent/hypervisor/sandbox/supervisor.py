@@ -28,6 +28,7 @@ import struct
 import sys
 from typing import Any
 
+from ...environment import close_descriptors, reset_environment
 from . import namespaces
 
 VERSION = 1
@@ -48,7 +49,8 @@ _LIMITS = {
 
 def main() -> None:
     """Argument: a SandboxSpec as JSON. Descriptor 3 is the listening socket."""
-    os.closerange(_LISTENER + 1, 1 << 16)
+    close_descriptors(above=_LISTENER)
+    reset_environment()
     listener = socket.socket(fileno=_LISTENER)
     listener.set_inheritable(False)
     spec = json.loads(sys.argv[1])

@@ -17,6 +17,8 @@ from tests.agent.hypervisor.lab import Lab, new_lab, open_lab
 from tests.agent.hypervisor.private import needs_libvirt, new_sandbox
 from twinshare.agent.hypervisor.libvirt import open_private_libvirt
 from twinshare.agent.hypervisor.port import ChangeKind, DomainState
+from twinshare.agent.hypervisor.sandbox.connection import Process
+from twinshare.agent.hypervisor.sandbox.sandbox import Sandbox
 from twinshare.protocols.errors import HypervisorDown
 
 pytestmark = [pytest.mark.system, needs_libvirt]
@@ -96,6 +98,43 @@ async def test_a_daemon_that_cannot_be_started_is_down_and_no_crash(tmp_path: Pa
     with pytest.raises(HypervisorDown, match="No space left"):
         async with open_private_libvirt(NoRoom(tmp_path)):
             pass
+
+
+class BreakingSandbox:
+    """A real sandbox in which the daemon dies at once while it is broken."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.path, self.user, self.kind, self.dial = sandbox.path, sandbox.user, sandbox.kind, sandbox.dial
+        self._sandbox = sandbox
+        self.broken = True
+        self.starts: list[float] = []
+
+    async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path) -> Process:
+        self.starts.append(trio.current_time())
+        failing = ["sh", "-c", "echo noise >&2; echo 'no room for me' >&2; exit 3"]
+        return await self._sandbox.spawn(failing if self.broken else argv, env=env, stderr=stderr)
+
+
+async def test_a_daemon_that_dies_at_once_is_retried_with_backoff_and_its_output_is_a_problem() -> None:
+    async with new_sandbox() as sandbox:
+        breaking = BreakingSandbox(sandbox)
+        with pytest.raises(HypervisorDown, match=r"exit code 3: noise; no room for me"):
+            async with open_private_libvirt(breaking):
+                pass
+        async with open_private_libvirt(breaking, required=False) as hypervisor:
+            assert not hypervisor.connected
+            await trio.sleep(1.5)
+            assert 3 <= len(breaking.starts) <= 9  # half a second's worth of retries without backoff
+            assert any("no room for me" in problem for problem in hypervisor.features.problems)
+            with pytest.raises(HypervisorDown, match="no room for me"):
+                await hypervisor.list_domains()
+            breaking.broken = False
+            lab = Lab(hypervisor, sandbox, PlanMaker(sandbox.path / "vms", sandbox.chown))
+            await lab.told(ChangeKind.RESYNC, None)
+            assert hypervisor.connected
+            assert not any("no room for me" in problem for problem in hypervisor.features.problems)
+            assert hypervisor.features.version
+            assert await hypervisor.list_domains() == []
 
 
 async def test_the_next_agent_finds_the_guests_of_the_last() -> None:

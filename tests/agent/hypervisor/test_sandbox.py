@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ import trio
 from tests.agent.hypervisor.sandboxes import (
     QEMU,
     QMP_PORT,
+    agent,
     exists,
     greeting,
     long_folder,
@@ -66,6 +68,20 @@ async def test_only_standard_streams_are_handed_in(tmp_path: Path) -> None:
     async with open_sandbox(tmp_path) as sandbox:
         files = await output(sandbox, "ls", "/proc/self/fd")
     assert files.split() == ["0", "1", "2", "3"]  # the last is that of ls
+
+
+async def test_the_environment_of_the_agent_does_not_reach_inside(tmp_path: Path) -> None:
+    starter = 'umask 077; ulimit -S -n 64; ulimit -S -f 2000; exec 17</dev/null; exec env LANG=C HOME=/nowhere "$@"'
+    async with agent(tmp_path / "node", prefix=("bash", "-c", starter, "bash")) as started:
+        path = (await started.tell("state"))["path"]
+        assert (await started.run("ls", path)).split() == ["hypervisor", "images", "vms"]
+        assert (await started.run("ls", "/proc/self/fd")).split() == ["0", "1", "2", "3"]
+        spawned = await started.tell("spawn", argv=["sleep", "604"])
+        limits = await trio.Path(f"/proc/{spawned}/limits").read_text()
+        os.kill(spawned, signal.SIGTERM)
+    soft = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()}
+    assert soft["Max file size"] == "unlimited"
+    assert int(soft["Max open files"]) >= 1024
 
 
 async def test_one_path_names_the_same_file_inside_and_outside_however_long_and_locked_the_way(tmp_path: Path) -> None:
