@@ -65,12 +65,12 @@ def _copy(target: Path) -> Path:
 
 
 def _look_at(name: str, area: Area, copy: Path, asked: argparse.Namespace) -> int:
-    tests = area.test_paths(TOP)
+    tests = area.test_paths(copy)
     began = time.monotonic()
     if _run(copy, tests, 600) != 0:
         raise SystemExit(f"{name}: its tests fail without any change")
     baseline = time.monotonic() - began
-    found = [each for each in _mutants(area) if asked.only in str(each[0])]
+    found = [each for each in _mutants(copy, area) if asked.only in str(each[0])]
     if asked.sample and asked.sample < len(found):
         found = random.Random(asked.seed).sample(found, asked.sample)  # noqa: S311 - it must repeat
         found.sort(key=lambda each: (each[0], each[1].line))
@@ -88,18 +88,19 @@ def _short(code: str) -> str:
     return line if len(line) <= 100 else f"{line[:97]}..."
 
 
-def _mutants(area: Area) -> Iterator[tuple[Path, Mutant]]:
-    for path in area.paths(TOP):
-        for mutant in mutants((TOP / path).read_text()):
+def _mutants(copy: Path, area: Area) -> Iterator[tuple[Path, Mutant]]:
+    for path in area.paths(copy):
+        for mutant in mutants((copy / path).read_text()):
             yield path, mutant
 
 
 def _survives(copy: Path, path: Path, mutant: Mutant, tests: list[str], timeout: float) -> bool:
+    whole = (copy / path).read_text()
     (copy / path).write_text(mutant.text)
     try:
         return _run(copy, tests, timeout) == 0
     finally:
-        shutil.copy2(TOP / path, copy / path)
+        (copy / path).write_text(whole)
 
 
 def _run(copy: Path, tests: list[str], timeout: float) -> int:

@@ -40,6 +40,21 @@ async def test_a_stream_keeps_trios_contract(autojump_clock: trio.testing.MockCl
         assert pair.near.stream_count == pair.far.stream_count == 0
 
 
+async def test_a_connection_knows_its_own_streams_and_its_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        assert pair.near.carries(near)
+        assert not pair.near.carries(far)
+        assert not pair.near.carries(object())
+        assert pair.near.usable
+        pair.near.give_up()
+        assert not pair.near.usable
+        assert not pair.near.carries(near)
+        assert pair.near.reason == "it was given up"
+        with pytest.raises(trio.BrokenResourceError):
+            await near.send_all(b"x")
+
+
 async def test_what_there_is_room_for_goes_without_waiting(autojump_clock: trio.testing.MockClock) -> None:
     async with open_pair() as pair:
         near, far = await pair.streams()
