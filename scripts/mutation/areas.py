@@ -31,13 +31,17 @@ def _found(top: Path, pattern: str) -> list[Path]:
 AREAS = {
     "membership": Area(
         ("agent/p2p/membership.py", "protocols/membership.py"),
-        ("tests/agent/p2p/test_membership.py", "tests/agent/p2p/test_roles.py"),
+        ("tests/agent/p2p/test_membership*.py", "tests/agent/p2p/test_roles.py"),
     ),
     "forwards": Area(
-        ("agent/vm/forwards.py", "agent/relays.py"), ("tests/agent/test_faults.py", "tests/agent/test_relays.py")
+        ("agent/vm/forwards.py", "agent/relays.py"),
+        ("tests/agent/test_bounds.py", "tests/agent/test_relays.py", "tests/agent/test_faults.py"),
     ),
-    "captures": Area(("agent/vm/captures.py",), ("tests/agent/test_images.py",)),
+    "captures": Area(("agent/vm/captures.py",), ("tests/agent/test_bounds.py", "tests/agent/test_images.py")),
     "muxer": Area(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
-    "journal": Area(("agent/journal/*.py",), ("tests/agent/test_faults.py", "tests/agent/test_undo.py")),
-    "guard": Area(("api/rest/guard.py",), ("tests/api/test_guard.py",)),
+    "journal": Area(
+        ("agent/journal/*.py",),
+        ("tests/agent/test_bounds.py", "tests/agent/test_faults.py", "tests/agent/test_undo.py"),
+    ),
+    "guard": Area(("api/rest/guard.py", "api/rest/rate_limit.py"), ("tests/api/test_guard*.py",)),
 }
