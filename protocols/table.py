@@ -9,7 +9,6 @@ import functools
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 from urllib.parse import quote
 
@@ -24,8 +23,7 @@ _PLACEHOLDER = re.compile(r"<(\w+)>")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """What `rest` writes on a service's method."""
 
     verb: str
@@ -52,8 +50,7 @@ def peers_only(role: Role) -> Callable[[Function], Function]:
     return rest("PEER", "", role)
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(msgspec.Struct, frozen=True):
     """One operation. `args` holds every parameter, `body` and `query` the ones that REST carries there."""
 
     service: type

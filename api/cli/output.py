@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -34,7 +34,7 @@ def print_table(rows: Iterable[Any], columns: Sequence[Column]) -> None:
     lines = [[heading for heading, _ in columns], *([cell(show(row)) for _, show in columns] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     if sys.stdout.isatty():
-        widths = fit(widths, shutil.get_terminal_size().columns)
+        widths = fit(widths, os.get_terminal_size(sys.stdout.fileno()).columns)
     for line in lines:
         click.echo(_GAP.join(_cut(text, width).ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -47,6 +48,7 @@ async def _rest(data_dir: Path) -> list[Row]:
             for number in range(VMS):
                 await client.create_vm(f"vm-{number}", "blank", memory=64, disk_size=1, cpu_cores=1)
         port = int(agent.url.rpartition(":")[2])
+        commands = [_command(agent.url, "--help"), _command(agent.url, "vm", "ls")]
         with _empty_app() as (empty_pid, empty_port):
             ratios = []
             for _ in range(3):
@@ -61,7 +63,22 @@ async def _rest(data_dir: Path) -> list[Row]:
             value=ours / REQUESTS * 1e3, baseline=empty / REQUESTS * 1e3, note="baseline: empty ASGI app",
         ),
         Row(name="GET /api/vm: p50, one client", value=times[len(times) // 2] * 1e3, unit="ms", limit=5.0),
+        *commands,
     ]  # fmt: skip
+
+
+def _command(url: str, *arguments: str) -> Row:
+    """Measure user and system time of one command's process: the median of several."""
+    environment = {**os.environ, "TWINSHARE_API": url}
+    taken = []
+    for _ in range(ROUNDS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "twinshare", *arguments], env=environment, stdout=subprocess.DEVNULL, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    return Row(name=f"twinshare {' '.join(arguments)}: CPU", value=statistics.median(taken), unit="s", limit=0.2)
 
 
 def _cpu_of(pid: int, work: Callable[[], object]) -> float:

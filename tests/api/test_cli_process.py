@@ -106,6 +106,15 @@ def test_a_list_imports_no_loop_and_no_server() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys\nfrom twinshare.api.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'msgspec' or '.cli.' in name])"
+    )
+    assert run([sys.executable, "-c", code]).stdout.splitlines()[-1] == "['twinshare.api.cli.lazy']"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_parse(shell: str, tmp_path: Path) -> None:
     script = run([*COMMAND, "completion", shell]).stdout
