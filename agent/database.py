@@ -54,8 +54,8 @@ class Schema:
     """The tables of a file.
 
     `tables` are `CREATE … IF NOT EXISTS` statements of the present form. The migration at place n, counted from 1,
-    changes the tables of a file of version n to those of version n + 1. A written file has the version 1 + their
-    number, in `user_version`; one of before the numbers is of version 1.
+    turns the tables of version n into those of version n + 1. The version of a file that is written stands in its
+    `user_version`: 1 + the number of migrations. A file of before the numbers is of version 1.
     """
 
     tables: str
