@@ -17,9 +17,11 @@ import trio
 from ..protocols.errors import DeadlineExceeded, HypervisorDown
 from .config import Config, ConfigError, HypervisorConfig, ImagesConfig
 from .environment import make_directory, tool_environment
+from .home import HomeError
 from .hypervisor.absent import AbsentHypervisor
 from .hypervisor.open import open_hypervisor
 from .hypervisor.port import Hypervisor
+from .hypervisor.sandbox.location import DirectoryInUse
 from .hypervisor.sandbox.sandbox import Sandbox, open_sandbox
 from .images.catalogue import CatalogueError
 from .images.convert import RunTool
@@ -93,6 +95,8 @@ async def _open_hypervisor(
             sandbox = await stack.enter_async_context(opening_sandbox)
         opening = open_hypervisor(config.uri, sandbox=sandbox, accelerator=config.accelerator, required=False)
         return await stack.enter_async_context(opening), sandbox
+    except DirectoryInUse as error:
+        raise HomeError(str(error)) from None
     except HypervisorDown as error:
         log.warning("no hypervisor", error=error.message)
         return AbsentHypervisor(error.message), sandbox

@@ -140,10 +140,12 @@ class PrivateDaemon:
             os.chown(self._root, account.pw_uid, account.pw_gid, follow_symlinks=False)
         with as_fs_user(self.user, self._root) as root:
             root.chmod(0o700)
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+            status = root.stat()
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text() + f"{status.st_dev}:{status.st_ino}\n"
             mark = root / "r/boot"
             if not mark.exists() or mark.read_text() != boot:
-                # After a reboot nothing recorded there runs; libvirt would take it for guests that crashed.
+                # After a reboot, or in a copy, nothing recorded there is ours: libvirt would take it for guests that
+                # crashed, and kill the processes that have their pids.
                 shutil.rmtree(root / "r", ignore_errors=True)
             for folder in ("r", "c/libvirt", "k", "d"):
                 (root / folder).mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from ...environment import PATH
 from . import processes
 from .connection import Process, Reply, SupervisorGone, connect, decode, request
 from .identity import Identity, blocking_directory
-from .location import Record, socket_path
+from .location import Record, namespace_pids, socket_path
 from .namespaces import SandboxSpec
 from .policy import namespaced_spec, namespaces_remedy, plain_spec
 from .spawn import finish, program, start
@@ -113,6 +113,8 @@ class SupervisorClient:
         """End the supervisor unless a process runs in the sandbox; return whether it ended."""
         if self._control is None:
             return True
+        if self.record.kind == "namespaces" and self.pids():
+            return False  # also those that a former supervisor started, which this one does not know
         try:
             reply = await self._ask({"do": "end"})
         except (HypervisorDown, OSError):
@@ -133,9 +135,7 @@ class SupervisorClient:
     def pids(self) -> frozenset[int]:
         """Return the sandbox's processes without the supervisor."""
         if self.record.kind == "namespaces":
-            # The kernel reuses the inodes of dead namespaces: another node's processes may have ours.
-            found = processes.in_network(self.record.network) - {self.pid}
-            return frozenset(pid for pid in found if processes.has_mounted(pid, f"{self.record.path}/vms"))
+            return namespace_pids(self.record) - {self.pid}
         return processes.descendants(self.pid) if self.pid else frozenset()
 
     async def _find(self) -> bool:

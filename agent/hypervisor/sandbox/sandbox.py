@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
 import trio
 
 from ....protocols.errors import DeadlineExceeded, HypervisorDown
@@ -18,11 +19,13 @@ from .client import SupervisorClient
 from .connection import Process
 from .egress import BlockedRoutes, Egress
 from .identity import Identity, sandbox_identity
-from .location import PARTS, Record, claim, release
+from .location import PARTS, Record, claim, release, restore_link
 from .tools import Pipes, complete
 
+log = structlog.get_logger(__name__)
 _MIB = 1 << 20
 _RELEASE_TIMEOUT = 10.0
+_LINK_INTERVAL = 2.0
 _DIAL_TIMEOUT, _FIRST_ATTEMPT, _LONGEST_ATTEMPT = 10.0, 0.02, 0.5
 _TOOL_LIMITS = {"open_files": 256, "core": 0}
 
@@ -36,12 +39,13 @@ class Sandbox:
         self.path = Path(client.record.path)
         self.user = client.identity.user
         self.kind = client.record.kind
+        self._link_problem: str | None = None
 
     @property
     def problems(self) -> Sequence[str]:
         """A sentence for each thing that the sandbox lacks now."""
         network = [part.problem for part in (self._egress, self._blocked_routes) if part is not None]
-        return (*self._client.problems, *limit_problems(), *(problem for problem in network if problem))
+        return (*self._client.problems, *limit_problems(), *filter(None, (*network, self._link_problem)))
 
     @property
     def connected(self) -> bool:
@@ -131,6 +135,19 @@ class Sandbox:
         egress = self._egress.process if self._egress is not None else None
         return frozenset({egress[0]} if egress else ())
 
+    async def watch_link(self) -> None:
+        """Restore the link at `path` when something removes it (a cleaner of /run or /tmp); never returns."""
+        while True:
+            await trio.sleep(_LINK_INTERVAL)
+            try:
+                restored = await trio.to_thread.run_sync(restore_link, self._client.record, self._client.data_dir)
+            except OSError as error:
+                self._link_problem = f"{self.path} is missing, by which VMs are reached, and cannot be made: {error}."
+                continue
+            self._link_problem = None
+            if restored:
+                log.warning("the link to the data directory was missing and is restored", path=str(self.path))
+
     def detach(self) -> None:
         """Close all handles; spawned processes run on."""
         for process in self._spawned:
@@ -152,7 +169,7 @@ async def open_sandbox(data_dir: Path, *, kind: str = "auto", user: str = "twins
     """`kind` is `auto`, `namespaces` or `plain`. On exit it is released, unless guests run on in it.
 
     `user` is the system user of its processes when the agent is root; otherwise they run as the agent's user.
-    Raises: HypervisorDown, with what to do about it.
+    Raises: HypervisorDown, with what to do about it; DirectoryInUse for the copy of a directory that is in use.
     """
     data_dir = data_dir.absolute()  # noqa: ASYNC240 - asks the process alone
     identity = await trio.to_thread.run_sync(sandbox_identity, user)
@@ -170,6 +187,7 @@ async def open_sandbox(data_dir: Path, *, kind: str = "auto", user: str = "twins
         sandbox = Sandbox(client, egress, blocked_routes)
         try:
             async with open_background() as nursery:
+                nursery.start_soon(sandbox.watch_link)
                 if egress is not None and blocked_routes is not None:
                     for task in (blocked_routes.run, egress.run, egress.follow_routes):
                         nursery.start_soon(task)

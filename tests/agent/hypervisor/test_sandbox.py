@@ -106,14 +106,6 @@ async def test_the_path_survives_a_move_of_the_data_directory(tmp_path: Path) ->
         assert await output(sandbox, "cat", str(before / "images/base")) == "base"
 
 
-async def test_a_copied_data_directory_gets_a_path_of_its_own(tmp_path: Path) -> None:
-    async with open_sandbox(tmp_path / "one") as one:
-        (tmp_path / "two").mkdir()
-        (tmp_path / "two/sandbox.json").write_bytes((tmp_path / "one/sandbox.json").read_bytes())
-        async with open_sandbox(tmp_path / "two") as two:
-            assert one.path != two.path
-
-
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
     """The node's key, as carelessly kept as can be."""

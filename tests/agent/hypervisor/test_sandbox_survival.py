@@ -114,7 +114,9 @@ async def test_namespaces_are_known_by_more_than_their_number(tmp_path: Path) ->
         stranger = await other.spawn(QEMU, env={}, stderr=tmp_path / "log")
         record = json.loads((tmp_path / "other/sandbox.json").read_text())
         (tmp_path / "mine").mkdir()
-        mine = {**record, "id": "00c0ffee", "path": "/run/twinshare/00c0ffee", "supervisor": None, "egress": None}
+        directory = [(tmp_path / "mine").stat().st_dev, (tmp_path / "mine").stat().st_ino]
+        mine = {**record, "id": "00c0ffee", "path": "/run/twinshare/00c0ffee", "directory": directory}
+        mine |= {"supervisor": None, "egress": None}
         (tmp_path / "mine/sandbox.json").write_text(json.dumps(mine))
         async with open_sandbox(tmp_path / "mine") as sandbox:
             assert stranger.pid not in sandbox.pids()
