@@ -108,7 +108,11 @@ def _run(copy: Path, tests: list[str], timeout: float) -> int:
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        os._exit(_test(copy, tests))
+        code = 1
+        try:
+            code = _test(copy, tests)
+        finally:  # whatever a mutant raises: this process must not run on as its parent
+            os._exit(code)
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)

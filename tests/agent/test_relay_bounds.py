@@ -1,0 +1,121 @@
+"""The bounds of a relay: connections at once, the time of a dial, silence; and one listener for each key."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import memory_stream_pair
+
+from twinshare.agent import relays
+from twinshare.agent.relays import LINGER, carry, open_relays
+
+
+async def never() -> trio.SocketStream:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_nothing_is_open_under_an_unknown_key() -> None:
+    async with open_relays() as opened:
+        assert opened.port(("a",)) is None
+        assert opened.keys("a") == []
+        opened.close(("a",))
+
+
+async def test_a_key_that_is_opened_twice_at_once_is_one_port() -> None:
+    ports: list[int] = []
+
+    async with open_relays() as opened:
+
+        async def once() -> None:
+            ports.append(await opened.open(("a", "b"), "127.0.0.1", 0, never))
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(once)
+        assert len(ports) == 3
+        assert len(set(ports)) == 1
+        assert opened.keys("a") == [("a", "b")]
+        assert opened.keys("b") == []
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    async with stream:
+        async for data in stream:
+            await stream.send_all(data)
+
+
+async def test_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert relays.MAX_CONNECTIONS == 256
+    monkeypatch.setattr(relays, "MAX_CONNECTIONS", 2)
+    async with trio.open_nursery() as nursery, open_relays() as opened:
+        [listener] = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), echo, 0)
+        far = listener.socket.getsockname()[1]
+        port = await opened.open(("a",), "127.0.0.1", 0, partial(trio.open_tcp_stream, "127.0.0.1", far))
+
+        async def answered() -> trio.SocketStream | None:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            try:
+                await stream.send_all(b"x")
+                if await stream.receive_some() == b"x":
+                    return stream
+            except trio.BrokenResourceError:
+                pass
+            await stream.aclose()
+            return None
+
+        with trio.fail_after(20):
+            first, second = await answered(), await answered()
+            assert first is not None
+            assert second is not None
+            assert await answered() is None
+            await first.aclose()
+            while (third := await answered()) is None:
+                await trio.lowlevel.checkpoint()
+            await third.aclose()
+            await second.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_dial_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert relays.DIAL_WITHIN == 20.0
+    monkeypatch.setattr(relays, "DIAL_WITHIN", 0.05)
+    async with open_relays() as opened:
+        port = await opened.open(("a",), "127.0.0.1", 0, never)
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as near:
+                assert await near.receive_some() == b""
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_silence_ends_a_connection_and_bytes_either_way_put_that_off(
+    backwards: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    (client, near), (far, server) = memory_stream_pair(), memory_stream_pair()
+    sender, receiver = (server, client) if backwards else (client, server)
+    async with trio.open_nursery() as nursery:
+
+        async def carried() -> None:
+            await carry(near, far)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(carried)
+        await trio.sleep(LINGER - 1)
+        await sender.send_all(b"x")
+        assert await receiver.receive_some() == b"x"
+        await trio.sleep(LINGER - 1)
+        assert not nursery.cancel_scope.cancel_called
+        await trio.sleep(2)
+    assert trio.current_time() == pytest.approx(2 * LINGER - 1, abs=0.5)
+
+
+async def test_either_end_that_breaks_ends_both(autojump_clock: trio.testing.MockClock) -> None:
+    (client, near), (far, server) = memory_stream_pair(), memory_stream_pair()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(carry, near, far)
+            await server.aclose()
+            await client.send_all(b"x")
