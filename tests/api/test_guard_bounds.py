@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.api.served import served
-from twinshare.api.rest.guard import MAX_PATH
+from twinshare.api.rest.guard import MAX_PATH, _host_name
 from twinshare.protocols.access import Role
 from twinshare.protocols.node import TokenRequest
 
@@ -44,3 +44,18 @@ async def test_a_token_used_on_this_machine_has_the_share_of_a_token(tmp_path: P
         answers = [(await api.client.get("/api/vm", headers=headers)).status_code for _ in range(3)]
         assert answers == [200, 200, 429]
         assert (await api.client.get("/api/vm")).status_code == 200
+
+
+async def test_strangers_have_no_more_than_the_rate(tmp_path: Path) -> None:
+    async with served(tmp_path, auth="token", rate=0.001, burst=2) as api:
+        assert [(await api.client.get("/api/vm")).status_code for _ in range(3)] == [401, 401, 429]
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        (b"LocalHost:80", "localhost"), (b"[::1]:80", "::1"), (b"::1", "::1"), (b"a:b:c", "a:b:c"), (b"", ""),
+    ],
+)  # fmt: skip
+def test_the_name_in_a_host_header(host: bytes, name: str) -> None:
+    assert _host_name(host) == name

@@ -1,0 +1,65 @@
+"""A peer of a later version calls and is called: what this one does not know is refused by name, or left out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+import pytest
+
+from twinshare.protocols.access import Role
+from twinshare.protocols.errors import TwinshareError, Unsupported
+from twinshare.protocols.membership import SignedRevocation
+from twinshare.protocols.mesh import GossipUpdate, MeshService
+from twinshare.protocols.messages import unpack_error
+from twinshare.protocols.table import methods, rest
+
+from .workshop import ADMIN, open_pair
+
+
+class LaterPiece(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    size: int = 0
+    colour: str = "blue"
+
+
+class LaterService(Protocol):
+    """The workshop of a later version."""
+
+    @rest("POST", "/piece", Role.OPERATOR)
+    async def make(self, piece: LaterPiece, dry_run: bool = False) -> LaterPiece: ...
+
+    @rest("POST", "/piece/<name>/paint", Role.OPERATOR)
+    async def paint(self, name: str) -> LaterPiece: ...
+
+
+LATER = methods(LaterService)
+
+
+async def test_a_method_that_this_version_lacks_is_refused_by_name_and_version() -> None:
+    async with open_pair() as pair:
+        with pytest.raises(Unsupported, match="runs test and does not know the method 'paint'") as refused:
+            await pair.calls.call("b", LATER["paint"], {"name": "bolt"}, ADMIN)
+        assert refused.value.details == {"method": "paint", "agent": "test"}
+        assert await pair.call("echo", text="the line lives") == "the line lives"
+
+
+async def test_fields_and_arguments_that_this_version_lacks_are_left_out() -> None:
+    async with open_pair() as pair:
+        asked = {"piece": LaterPiece(name="bolt", size=3, colour="red"), "dry_run": True}
+        made = await pair.calls.call("b", LATER["make"], asked, ADMIN)
+        assert (made.name, made.size, made.colour) == ("bolt", 3, "blue")
+        assert [piece.name for piece in pair.shop.made] == ["bolt"]
+
+
+def test_a_gossip_update_of_a_later_version_is_read() -> None:
+    packed = {"members": [["a.b.c"]], "revocations": [{"token": "a.b.c", "reason": "left"}], "votes": [{"for": "x"}]}
+    found = methods(MeshService)["tell"].unpack(msgspec.msgpack.encode({"news": packed, "hops": 3}))["news"]
+    assert found == GossipUpdate(members=[("a.b.c",)], revocations=[SignedRevocation(token="a.b.c")])
+
+
+def test_an_error_of_a_later_version_has_its_code_and_the_class_of_its_status() -> None:
+    failure = {"error": "moved", "code": "vm_moved", "status": 409, "details": {"to": "x"}, "hint": "y"}
+    error = unpack_error(msgspec.msgpack.encode(failure))
+    assert isinstance(error, TwinshareError)
+    assert (error.status, error.message, error.details) == (409, "moved", {"to": "x"})
