@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 256
 CHUNK = 65536
-LINGER = 3600.0
+IDLE_TIMEOUT = 3600.0
 DIAL_WITHIN = 20.0
 
 Dial = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
@@ -105,12 +105,12 @@ async def _connect(near: trio.SocketStream, dial: Dial) -> None:
 
 
 async def carry(near: trio.abc.HalfCloseableStream, far: trio.abc.HalfCloseableStream) -> None:
-    """Carry bytes both ways until both ends have ended, either breaks, or nothing has moved for `LINGER` seconds.
+    """Carry bytes both ways until both ends have ended, either breaks, or nothing has moved for `IDLE_TIMEOUT` seconds.
 
     Bytes in either direction count: a long download hears nothing from its client. The streams are left to be closed
     by the caller, who may find them broken.
     """
-    with trio.CancelScope(deadline=trio.current_time() + LINGER) as scope:
+    with trio.CancelScope(deadline=trio.current_time() + IDLE_TIMEOUT) as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pump, near, far, scope)
             nursery.start_soon(_pump, far, near, scope)
@@ -123,7 +123,7 @@ async def _pump(
     try:
         while data := await source.receive_some(CHUNK):
             await sink.send_all(data)
-            scope.deadline = trio.current_time() + LINGER
+            scope.deadline = trio.current_time() + IDLE_TIMEOUT
         await sink.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         scope.cancel()

@@ -9,7 +9,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 from twinshare.agent import relays
-from twinshare.agent.relays import LINGER, carry, open_relays
+from twinshare.agent.relays import IDLE_TIMEOUT, carry, open_relays
 
 
 async def never() -> trio.SocketStream:
@@ -103,13 +103,13 @@ async def test_silence_ends_a_connection_and_bytes_either_way_put_that_off(
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(carried)
-        await trio.sleep(LINGER - 1)
+        await trio.sleep(IDLE_TIMEOUT - 1)
         await sender.send_all(b"x")
         assert await receiver.receive_some() == b"x"
-        await trio.sleep(LINGER - 1)
+        await trio.sleep(IDLE_TIMEOUT - 1)
         assert not nursery.cancel_scope.cancel_called
         await trio.sleep(2)
-    assert trio.current_time() == pytest.approx(2 * LINGER - 1, abs=0.5)
+    assert trio.current_time() == pytest.approx(2 * IDLE_TIMEOUT - 1, abs=0.5)
 
 
 async def test_either_end_that_breaks_ends_both(autojump_clock: trio.testing.MockClock) -> None:

@@ -16,7 +16,7 @@ from twinshare.protocols import blob, console, tunnel
 from twinshare.protocols.event import Event
 from twinshare.protocols.frames import FrameReader, Kind
 from twinshare.protocols.membership import Certificate, SignedRevocation, check_chain, open_chain, open_revocation
-from twinshare.protocols.mesh import JoinService, MeshService
+from twinshare.protocols.mesh import GossipUpdate, JoinService, MeshService
 from twinshare.protocols.messages import Follow, Hello, Request, unpack_error
 from twinshare.protocols.operation import Operation
 from twinshare.protocols.services import SERVICES
@@ -104,3 +104,9 @@ def test_a_ticket_is_read_and_proved_with() -> None:
         assert (ticket.expires, list(ticket.addresses)) == (meaning["expires"], meaning["addresses"])
         for side, proof in golden["proofs"].items():
             assert ticket.proof(side, golden["joiner"], b"i" * 16, b"j" * 16).hex() == proof
+
+
+def test_a_gossip_update_of_a_later_version_is_read() -> None:
+    packed = {"members": [["a.b.c"]], "revocations": [{"token": "a.b.c", "reason": "left"}], "votes": [{"for": "x"}]}
+    found = TABLE["tell"].unpack(msgspec.msgpack.encode({"news": packed, "hops": 3}))["news"]
+    assert found == GossipUpdate(members=[("a.b.c",)], revocations=[SignedRevocation(token="a.b.c")])

@@ -9,8 +9,6 @@ import pytest
 
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import TwinshareError, Unsupported
-from twinshare.protocols.membership import SignedRevocation
-from twinshare.protocols.mesh import GossipUpdate, MeshService
 from twinshare.protocols.messages import unpack_error
 from twinshare.protocols.table import methods, rest
 
@@ -50,12 +48,6 @@ async def test_fields_and_arguments_that_this_version_lacks_are_left_out() -> No
         made = await pair.calls.call("b", LATER["make"], asked, ADMIN)
         assert (made.name, made.size, made.colour) == ("bolt", 3, "blue")
         assert [piece.name for piece in pair.shop.made] == ["bolt"]
-
-
-def test_a_gossip_update_of_a_later_version_is_read() -> None:
-    packed = {"members": [["a.b.c"]], "revocations": [{"token": "a.b.c", "reason": "left"}], "votes": [{"for": "x"}]}
-    found = methods(MeshService)["tell"].unpack(msgspec.msgpack.encode({"news": packed, "hops": 3}))["news"]
-    assert found == GossipUpdate(members=[("a.b.c",)], revocations=[SignedRevocation(token="a.b.c")])
 
 
 def test_an_error_of_a_later_version_has_its_code_and_the_class_of_its_status() -> None:
