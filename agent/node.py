@@ -87,7 +87,7 @@ class Node:
         self.peer_id = identity.peer_id
         self.version = __version__
         self._born = time.monotonic()
-        self.dispatcher = mesh.context.dispatcher
+        self.dispatcher = mesh.dispatcher
 
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
         """Any operation, here or on a peer (an ID, a prefix, a name). The role is checked where the operation is done.

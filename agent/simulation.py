@@ -140,7 +140,7 @@ class SimulatedNode:
 
     async def call(self, name: str, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
         """An operation of this node, by one of its own users."""
-        return await self.mesh.context.dispatcher.call(caller, TABLE[name], arguments)
+        return await self.mesh.dispatcher.call(caller, TABLE[name], arguments)
 
     async def ask(self, peer: str, name: str, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
         """An operation of a peer, by one of this node's users."""

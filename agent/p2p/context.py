@@ -28,7 +28,8 @@ Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
 class MeshContext:
     """`agent` is our program and its version; a peer silent for `peer_timeout` seconds is gone; `now` is Unix time.
 
-    `served` are the handlers of further protocols by their IDs; `joining_via` the inviters of joins under way.
+    `dispatcher` has the operations on this node, those on its peers excepted. `served` are the
+    handlers of further protocols by their IDs; `joining_via` the inviters of joins under way.
     """
 
     open_host: OpenHost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 import trio
@@ -16,20 +16,44 @@ from ...protocols.membership import Certificate
 from ...protocols.peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, Ping, Ticket
 from ...protocols.ticket import encode_ticket
 from . import addresses
+from .context import MeshContext
 from .gossip import deliver
 from .host import PathKind, PeerId
-
-if TYPE_CHECKING:
-    from .mesh import Mesh
+from .mesh_services import MeshServices
 
 MAX_MESSAGE = 64 << 10
 SERVICES = ["vm", "discovery"]
 
 
+class MeshControl(Protocol):
+    """What the node's own users control of its mesh."""
+
+    @property
+    def context(self) -> MeshContext: ...
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    @property
+    def running(self) -> MeshServices | None: ...
+
+    def require_running(self) -> MeshServices: ...
+
+    def resolve(self, ref: str) -> PeerId: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def revoke(self, peer: PeerId) -> None: ...
+
+    async def join(self, text: str) -> Certificate: ...
+
+
 class LocalPeers:
     """Bound to one caller; the dispatcher has checked its role."""
 
-    def __init__(self, owner: Mesh, caller: Caller) -> None:
+    def __init__(self, owner: MeshControl, caller: Caller) -> None:
         self._mesh, self._context, self._caller = owner, owner.context, caller
 
     async def p2p_info(self) -> PeerInfo:

@@ -46,6 +46,7 @@ class Mesh:
         self.context = context
         self.peer_id = context.membership.peer_id
         self.fleet = FleetInventory(context)
+        self.dispatcher = context.dispatcher.extended({PeerService: self.service})
         self._nursery = nursery
         self._running: MeshServices | None = None
         self._leave = trio.Event()
@@ -81,7 +82,7 @@ class Mesh:
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with open_mesh_services(self.context, self.fleet) as self._running:
+            async with open_mesh_services(self.context, self.dispatcher, self.fleet) as self._running:
                 task_status.started()
                 await self._leave.wait()
                 self._running = None
@@ -124,7 +125,7 @@ class Mesh:
         running = self.require_running()
         peer_id = self.resolve(peer)
         if peer_id == self.peer_id:
-            return await self.context.dispatcher.call(caller, method, arguments)
+            return await self.dispatcher.call(caller, method, arguments)
         if method.local:
             raise Forbidden(f"{method.name} is for a node's own users; call it on {peer} itself")
         caller.require(method.role, method.name)
@@ -220,7 +221,7 @@ async def open_mesh(
         open_discovery=open_discovery,
         name=name,
         agent=agent,
-        dispatcher=dispatcher.extended({PeerService: lambda caller: mesh.service(caller)}),
+        dispatcher=dispatcher,
         events=events,
         publish=publish,
         now=now,

@@ -13,6 +13,7 @@ from ...protocols.access import Caller
 from ...protocols.errors import P2pStopped
 from ...protocols.mesh import MAX_ADDRESSES, GossipUpdate, MeshService, PeerRecord
 from ...protocols.messages import Hello, Request
+from ...protocols.table import Dispatcher
 from ..background import open_background
 from . import joining, peer_session
 from .calls import PeerCalls
@@ -38,6 +39,7 @@ class MeshServices:
     def __init__(
         self,
         context: MeshContext,
+        dispatcher: Dispatcher,
         host: Host,
         fleet: FleetInventory,
         discovery: Sequence[Discovery],
@@ -52,7 +54,7 @@ class MeshServices:
         self.calls = PeerCalls(self.sessions.session_to, context.title)
         self.gossip = Gossip(context, self.sessions, self.own_record, self.members_changed, nursery)
         self._server = PeerServer(
-            context.dispatcher.extended({MeshService: self.gossip.bind}),
+            dispatcher.extended({MeshService: self.gossip.bind}),
             self,
             context.events,
             context.session_timeout,
@@ -203,14 +205,19 @@ class MeshServices:
 
 
 @asynccontextmanager
-async def open_mesh_services(context: MeshContext, fleet: FleetInventory) -> AsyncIterator[MeshServices]:
-    """Switch the services on. Raises: what the host raises when it cannot listen."""
+async def open_mesh_services(
+    context: MeshContext, dispatcher: Dispatcher, fleet: FleetInventory
+) -> AsyncIterator[MeshServices]:
+    """Switch the services on; `dispatcher` has the operations that peers may call.
+
+    Raises: what the host raises when it cannot listen.
+    """
     async with (
         context.open_host(context.gate) as host,
         context.open_discovery(host) as discovery,
         open_background() as nursery,
     ):
-        services = MeshServices(context, host, fleet, discovery, nursery)
+        services = MeshServices(context, dispatcher, host, fleet, discovery, nursery)
         services.serve()
         services.start()
         yield services

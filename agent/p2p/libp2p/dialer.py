@@ -9,6 +9,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -17,14 +18,13 @@ from ....protocols.errors import PeerUnreachable
 from ..addresses import Address, parse_all
 from ..host import Connection, Direction, PeerId
 from .handshake import NotAdmitted, UpgradeFailed
+from .listener import Source
 from .pipe import SocketPipe
 from .swarm import Swarm
 from .upgrade import Upgraded
 
 Attempt: TypeAlias = Callable[[Address, PeerId], Awaitable[Upgraded]]
 """Dials one address. Raises: UpgradeFailed. What it returns belongs to the race."""
-Source: TypeAlias = tuple[str, int]
-"""An address and port of ours to dial from."""
 
 _RELAY_DELAY: Final = 0.5
 _TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
@@ -82,23 +82,24 @@ class Race:
 
 
 class Dialer:
-    """`source_for`: from which port of ours to dial an address. `relayed` dials through relays; None: they are off."""
+    """Dial peers, at most once at a time each. `source_for` returns the port of ours to dial an address from."""
 
     def __init__(self, swarm: Swarm, source_for: Callable[[Address], Source | None]) -> None:
         self._swarm = swarm
         self._source_for = source_for
         self._racing: dict[PeerId, trio.Event] = {}
-        self.relayed: Attempt | None = None
 
-    async def connect(self, peer_id: PeerId, addresses: Sequence[str], deadline: float) -> Connection:
-        """Raises: PeerUnreachable."""
+    async def connect(
+        self, peer_id: PeerId, addresses: Sequence[str], deadline: float, relayed: Attempt | None = None
+    ) -> Connection:
+        """Dial all addresses; `relayed` dials those through relays. Raises: PeerUnreachable."""
         settings = self._swarm.settings
         targets = [
             address
             for address in parse_all(addresses, most=settings.dial_addresses)
             if address.port and address.peer_id in (None, peer_id)
         ]
-        race = Race(peer_id, self.dial, settings.dial_stagger)
+        race = Race(peer_id, partial(self._dial, relayed), settings.dial_stagger)
         with trio.move_on_after(deadline):
             while (racing := self._racing.get(peer_id)) is not None:
                 await racing.wait()
@@ -109,14 +110,14 @@ class Dialer:
         sentence = f"{peer_id} did not answer within {deadline:g} s at {', '.join(tried) or 'any address'}"
         raise PeerUnreachable(sentence, peer=peer_id, tried=tried)
 
-    async def dial(self, address: Address, peer_id: PeerId) -> Upgraded:
+    async def _dial(self, relayed: Attempt | None, address: Address, peer_id: PeerId) -> Upgraded:
         """One address. Raises: UpgradeFailed."""
         if address.relay is None:
             pipe = await dial_tcp(address, self._swarm.settings.write_timeout, self._source_for(address))
             return await self._swarm.upgrader.upgrade(pipe, Direction.OUTBOUND, peer_id)
-        if self.relayed is None:
+        if relayed is None:
             raise UpgradeFailed("relays are off")
-        return await self.relayed(address, peer_id)
+        return await relayed(address, peer_id)
 
     async def _race(self, race: Race, targets: Sequence[Address]) -> Connection:
         """Raises: PeerUnreachable when every address fails."""

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import trio
-from multiaddr.utils import get_network_addrs
 
 from ....protocols.errors import PeerUnreachable
 from ...background import open_background
-from ..addresses import Address, expand, parse
+from ..addresses import Address, parse
 from ..host import DIAL_DEADLINE, Connection, Gate, Handler, PathKind, PeerEvent, PeerId, Stream
-from .dialer import Dialer, Source
+from .dialer import Dialer
 from .handshake import NoiseIdentity
 from .identify import Introductions, serve_identify
 from .listener import Listeners
-from .relay import Relaying, open_relaying
+from .relay import Relaying
 from .selftest import check_libp2p
 from .serving import Served
 from .settings import HostSettings
@@ -31,34 +31,26 @@ from .yamux.session import SessionOver
 
 
 class LibP2pHost:
-    """See `Host`. Made by `open_host`."""
+    """The facade of the parts; see `Host`. Made by `open_host`. `relaying` is None when relays are off."""
 
     def __init__(
-        self, identity: NoiseIdentity, gate: Gate, listeners: Listeners, settings: HostSettings, nursery: trio.Nursery
+        self,
+        swarm: Swarm,
+        dialer: Dialer,
+        listeners: Listeners,
+        introductions: Introductions,
+        relaying: Relaying | None,
     ) -> None:
-        self.gate = gate
-        self._identity = identity
-        self._listeners = listeners
-        self.swarm = Swarm(Upgrader(identity, lambda: self.gate, settings), lambda: self.gate, settings, nursery)
-        self.dialer = Dialer(self.swarm, self.source_for)
-        self.introductions = Introductions(self.swarm)
-        self.swarm.adopted.append(self.introductions.consider)
-        self.relaying: Relaying | None = None
+        self.swarm, self._dialer, self._listeners = swarm, dialer, listeners
+        self.introductions, self.relaying = introductions, relaying
 
     @property
     def peer_id(self) -> PeerId:
-        return self._identity.peer_id
+        return self.swarm.peer_id
 
     @property
     def addresses(self) -> Sequence[str]:
-        relayed = self.relaying.addresses if self.relaying else []
-        return [str(replace(address, peer_id=self.peer_id)) for address in [*self.direct_addresses, *relayed]]
-
-    @property
-    def direct_addresses(self) -> list[Address]:
-        """Where we listen, on each interface."""
-        interfaces = [*get_network_addrs(4), *get_network_addrs(6)]
-        return [each for address in self._listeners.addresses for each in expand(address, interfaces)]
+        return [str(address) for address in own_addresses(self.peer_id, self._listeners, self.relaying)]
 
     @property
     def connections(self) -> Sequence[Connection]:
@@ -67,11 +59,6 @@ class LibP2pHost:
     @property
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         return self.swarm.peers.events
-
-    @property
-    def public_key(self) -> bytes:
-        """As libp2p's messages carry it."""
-        return self._identity.keys.public_key.serialize()
 
     @property
     def protocols(self) -> list[str]:
@@ -92,7 +79,8 @@ class LibP2pHost:
     async def connect(
         self, peer_id: PeerId, addresses: Sequence[str], *, deadline: float = DIAL_DEADLINE
     ) -> Connection:
-        return await self.dialer.connect(peer_id, addresses, deadline)
+        relayed = self.relaying.reservations.dial if self.relaying else None
+        return await self._dialer.connect(peer_id, addresses, deadline, relayed)
 
     async def disconnect(self, peer_id: PeerId) -> None:
         await self.swarm.close(self.swarm.peers.of(peer_id))
@@ -110,22 +98,11 @@ class LibP2pHost:
                 raise PeerUnreachable(sentence, peer=peer_id) from None
         raise PeerUnreachable(f"{peer_id} did not answer within {deadline:g} s", peer=peer_id)
 
-    def address_of(self, stream: Stream) -> Address | None:
-        """Where the far end of a stream is, as we see it; None when its connection is over."""
-        live = self.swarm.carrier(stream)
-        return replace(parse(live.info.address), peer_id=None) if live else None
 
-    def source_for(self, target: Address) -> Source | None:
-        """The port that we listen on, if a connection to `target` can start there.
-
-        A router between us then opens that port to the outside, which others can use: see `relay.punch`.
-        """
-        if target.kind not in ("ip4", "ip6") or target.loopback:
-            return None
-        for address in self._listeners.addresses:
-            if address.kind == target.kind and not address.loopback:
-                return address.host, address.port
-        return None
+def own_addresses(peer_id: PeerId, listeners: Listeners, relaying: Relaying | None) -> list[Address]:
+    """Return where a host can be dialled: directly, and through its relays."""
+    relayed = relaying.reservations.addresses if relaying else []
+    return [replace(address, peer_id=peer_id) for address in [*listeners.direct_addresses, *relayed]]
 
 
 @asynccontextmanager
@@ -138,17 +115,21 @@ async def open_host(
     await listeners.bind([parse(text) for text in listen])
     try:
         async with open_background() as nursery:
-            host = LibP2pHost(NoiseIdentity.from_seed(seed), gate, listeners, settings, nursery)
-            serve_identify(host)
-            if settings.relay:
-                host.relaying = open_relaying(host)
-            nursery.start_soon(listeners.run, host.swarm.arrived)
+            identity = NoiseIdentity.from_seed(seed)
+            swarm = Swarm(Upgrader(identity, gate, settings), settings, nursery)
+            dialer = Dialer(swarm, listeners.source_for)
+            introductions = Introductions(swarm)
+            relaying = Relaying(swarm, dialer, listeners, introductions) if settings.relay else None
+            public_key = identity.keys.public_key.serialize()
+            serve_identify(swarm, public_key, partial(own_addresses, swarm.peer_id, listeners, relaying))
+            host = LibP2pHost(swarm, dialer, listeners, introductions, relaying)
+            nursery.start_soon(listeners.run, swarm.arrived)
             try:
                 yield host
             finally:
                 listeners.close()
                 with trio.CancelScope(shield=True):
-                    await host.swarm.aclose()
-        host.swarm.peers.close()
+                    await swarm.aclose()
+        swarm.peers.close()
     finally:
         listeners.close()

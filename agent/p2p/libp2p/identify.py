@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypeAlias
 
 import trio
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 
 from ....protocols.errors import TwinshareError
-from ..addresses import Address, parse
+from ..addresses import Address
 from ..host import Admission, Stream
 from .multiaddr_bytes import from_bytes, to_bytes
+from .peers import Live
+from .serving import Served
+from .swarm import Swarm
 from .varint import BadMessage, MessageReader, write_message
-
-if TYPE_CHECKING:
-    from .host import LibP2pHost
-    from .peers import Live
-    from .swarm import Swarm
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
 PING: Final = "/ipfs/ping/1.0.0"
@@ -39,24 +37,23 @@ class Identity:
     observed: Address | None
 
 
-def serve_identify(host: LibP2pHost) -> None:
-    """Answer `identify` and `ping` on this host."""
+def serve_identify(swarm: Swarm, public_key: bytes, addresses: Callable[[], Sequence[Address]]) -> None:
+    """Answer `identify` and `ping`. `public_key` as libp2p's messages carry it; `addresses` are those of this host."""
 
     async def identify(stream: Stream) -> None:
-        seen = host.address_of(stream)
         message = Identify(
             protocol_version=_PROTOCOL_VERSION,
             agent_version=_AGENT,
-            public_key=host.public_key,
-            listen_addrs=[to_bytes(parse(address)) for address in host.addresses],
-            protocols=host.protocols,
+            public_key=public_key,
+            listen_addrs=[to_bytes(address) for address in addresses()],
+            protocols=swarm.serving.protocols,
         )
-        if seen is not None:
+        if (seen := swarm.address_of(stream)) is not None:
             message.observed_addr = to_bytes(seen)
         await write_message(stream, message)
 
-    host.serve(IDENTIFY, identify)
-    host.serve(PING, ping)
+    swarm.serving.add(IDENTIFY, Served(identify, guests=False))
+    swarm.serving.add(PING, Served(ping, guests=False))
 
 
 async def ping(stream: Stream) -> None:
@@ -69,15 +66,26 @@ async def ping(stream: Stream) -> None:
             block = b""
 
 
+OnIdentity: TypeAlias = Callable[[Live, Identity], None]
+
+
 class Introductions:
-    """Asks each member that is newly connected who it is, if anybody wants to know."""
+    """Identify each newly connected member, if there is a subscriber."""
 
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
-        self.listeners: list[Callable[[Live, Identity], None]] = []
+        self._subscribers: list[OnIdentity] = []
+        swarm.on_connection(self._consider)
 
-    def consider(self, live: Live) -> None:
-        if self.listeners and self._swarm.admission(live) is Admission.MEMBER:
+    def subscribe(self, callback: OnIdentity) -> None:
+        """Call `callback` with the identity of each member that connects."""
+        self._subscribers.append(callback)
+
+    def unsubscribe(self, callback: OnIdentity) -> None:
+        self._subscribers.remove(callback)
+
+    def _consider(self, live: Live) -> None:
+        if self._subscribers and self._swarm.admission(live) is Admission.MEMBER:
             self._swarm.nursery.start_soon(self._introduce, live)
 
     async def _introduce(self, live: Live) -> None:
@@ -86,8 +94,8 @@ class Introductions:
         except TwinshareError:
             return
         if told is not None:
-            for listener in list(self.listeners):
-                listener(live, told)
+            for callback in list(self._subscribers):
+                callback(live, told)
 
 
 async def ask_identity(swarm: Swarm, live: Live, *, deadline: float) -> Identity | None:

@@ -10,8 +10,9 @@ from typing import Final, TypeAlias
 
 import structlog
 import trio
+from multiaddr.utils import get_network_addrs
 
-from ..addresses import Address
+from ..addresses import Address, expand
 from .half_open import HalfOpen
 from .pipe import SocketPipe
 from .settings import HostSettings
@@ -23,6 +24,10 @@ _OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, err
 
 Arrived: TypeAlias = Callable[[SocketPipe, Address], Awaitable[None]]
 """Makes a connection of a pipe, or closes it; it returns when the far side is proven or gone, and raises nothing."""
+
+
+Source: TypeAlias = tuple[str, int]
+"""An address and port of ours to dial from."""
 
 
 class CannotListen(OSError):
@@ -42,6 +47,24 @@ class Listeners:
     @property
     def addresses(self) -> list[Address]:
         return [address for address, _ in self._sockets]
+
+    @property
+    def direct_addresses(self) -> list[Address]:
+        """Return the addresses that we listen on, one for each interface."""
+        interfaces = [*get_network_addrs(4), *get_network_addrs(6)]
+        return [each for address in self.addresses for each in expand(address, interfaces)]
+
+    def source_for(self, target: Address) -> Source | None:
+        """Return the listening port if a connection to `target` can start there.
+
+        A router on the way then opens that port to the outside, which others can use: see `relay.punch`.
+        """
+        if target.kind not in ("ip4", "ip6") or target.loopback:
+            return None
+        for address in self.addresses:
+            if address.kind == target.kind and not address.loopback:
+                return address.host, address.port
+        return None
 
     @property
     def half_open(self) -> int:

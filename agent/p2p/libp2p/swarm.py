@@ -10,8 +10,8 @@ import structlog
 import trio
 
 from ....protocols.errors import Overloaded, PeerUnreachable, Unsupported
-from ..addresses import Address
-from ..host import Admission, Connection, Direction, Gate, PathKind, PeerId
+from ..addresses import Address, parse
+from ..host import Admission, Connection, Direction, PathKind, PeerId
 from .handshake import UpgradeFailed
 from .multistream import NegotiationFailed, NotSpoken, select
 from .peers import Live, Peers
@@ -28,18 +28,24 @@ log = structlog.get_logger(__name__)
 class Swarm:
     """Its tasks live in the nursery. `adopted` are told of each new connection, again when a guest becomes a member."""
 
-    def __init__(
-        self, upgrader: Upgrader, gate: Callable[[], Gate], settings: HostSettings, nursery: trio.Nursery
-    ) -> None:
+    def __init__(self, upgrader: Upgrader, settings: HostSettings, nursery: trio.Nursery) -> None:
         self.peers = Peers()
         self.serving = Serving(settings.negotiation_deadline)
         self.upgrader = upgrader
         self.settings = settings
         self.nursery = nursery
-        self.adopted: list[Callable[[Live], object]] = []
+        self._on_connection: list[Callable[[Live], object]] = []
         self.closed = False
         self._guests: set[Live] = set()
-        self._gate = gate
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Return this host's own peer ID."""
+        return self.upgrader.peer_id
+
+    def on_connection(self, callback: Callable[[Live], object]) -> None:
+        """Call `callback` with each new connection, and again when its peer turns from a guest into a member."""
+        self._on_connection.append(callback)
 
     def connected(self, peer_id: PeerId) -> Live:
         """Raises: PeerUnreachable."""
@@ -51,6 +57,11 @@ class Swarm:
     def carrier(self, stream: object) -> Live | None:
         """The connection that carries a stream; None when it is over."""
         return next((live for live in self.peers if live.muxer.carries(stream)), None)
+
+    def address_of(self, stream: object) -> Address | None:
+        """Return the far address of a stream's connection; None when it is over."""
+        live = self.carrier(stream)
+        return replace(parse(live.info.address), peer_id=None) if live else None
 
     async def open_stream(self, live: Live, protocol: str, deadline: float) -> YamuxStream:
         """Raises: PeerUnreachable, Unsupported, Overloaded."""
@@ -112,13 +123,13 @@ class Swarm:
         same = self.peers.of(muxer.peer_id)
         for old in same[: max(0, len(same) - self.settings.connections_each)]:
             self.nursery.start_soon(old.muxer.aclose)
-        for tell in self.adopted:
-            tell(live)
+        for callback in self._on_connection:
+            callback(live)
         return live
 
     def admission(self, live: Live) -> Admission:
         """What the gate says of the peer now."""
-        return self._gate()(live.info.peer_id, live.info.direction)
+        return self.upgrader.gate(live.info.peer_id, live.info.direction)
 
     async def aclose(self) -> None:
         """Say goodbye to everybody; what comes from now on is refused. Takes a second at most."""
@@ -148,8 +159,8 @@ class Swarm:
         """A guest has become a member: what is done with each new connection is due now."""
         self._guests.discard(live)
         live.muxer.session.max_inbound = self.settings.session.streams_each_way
-        for tell in self.adopted:
-            tell(live)
+        for callback in self._on_connection:
+            callback(live)
 
     async def _watch_guest(self, live: Live) -> None:
         with trio.move_on_after(self.settings.guest_time):

@@ -5,7 +5,6 @@ The gate stands behind the handshake, which has proved the peer ID, and before t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,10 +32,14 @@ class Upgraded:
 class Upgrader:
     """`gate` is asked for each peer that proves who it is."""
 
-    def __init__(self, identity: NoiseIdentity, gate: Callable[[], Gate], settings: HostSettings) -> None:
+    def __init__(self, identity: NoiseIdentity, gate: Gate, settings: HostSettings) -> None:
         self._identity = identity
-        self._gate = gate
+        self.gate = gate
         self._settings = settings
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._identity.peer_id
 
     async def upgrade(
         self, pipe: Pipe, direction: Direction, expected: PeerId | None, *, client: bool | None = None
@@ -63,7 +66,7 @@ class Upgrader:
     async def _upgrade(self, pipe: Pipe, direction: Direction, expected: PeerId | None, client: bool) -> Upgraded:
         held = await _agree(pipe, NOISE, client=client)
         peer_id, channel = await shake_hands(pipe, self._identity, expected, client=client, held=held)
-        admission = self._gate()(peer_id, direction)
+        admission = self.gate(peer_id, direction)
         if admission is Admission.REFUSED or peer_id == self._identity.peer_id:
             raise UpgradeFailed(f"{peer_id} is not admitted here")
         try:

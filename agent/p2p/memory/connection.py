@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
-from ..host import Connection, Direction, PathKind
+from ..host import Admission, Connection, Direction, PathKind, PeerId
 from .stream import MemoryStream, Pipe
 
-if TYPE_CHECKING:
-    from .host import MemoryHost
+
+class Network(Protocol):
+    """The network of a connection."""
+
+    connections: list[MemoryConnection]
+
+    def passes(self, one: PeerId, other: PeerId) -> bool: ...
+
+    def delay_now(self, source: PeerId, target: PeerId) -> float | None: ...
 
 
-class Wire:
+class Endpoint(Protocol):
+    """The host at one end of a connection."""
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    def hold(self, connection: MemoryConnection) -> None: ...
+
+    def release(self, connection: MemoryConnection) -> None: ...
+
+    def watch_silence(self, connection: MemoryConnection) -> None: ...
+
+    def admit(self, peer_id: PeerId, direction: Direction) -> Admission: ...
+
+    def accept(self, stream: MemoryStream) -> bool: ...
+
+
+class MemoryConnection:
     """`dialer` and `listener` hold it until they give it up; once one has, the other learns it as soon as it can."""
 
-    def __init__(self, dialer: MemoryHost, dialled_from: str, listener: MemoryHost, address: str) -> None:
+    def __init__(self, dialer: Endpoint, dialled_from: str, listener: Endpoint, address: str) -> None:
         self._network = dialer.network
         self._ends = (dialer, listener)
-        self._streams: dict[MemoryHost, list[MemoryStream]] = {dialer: [], listener: []}
+        self._streams: dict[Endpoint, list[MemoryStream]] = {dialer: [], listener: []}
         self._held_by = set(self._ends)
         now = trio.current_time()
         self._views = {
@@ -35,7 +62,7 @@ class Wire:
             ),
         }
         self._silent_since: float | None = None
-        self._network.wires.append(self)
+        self._network.connections.append(self)
         for host in self._ends:
             host.hold(self)
         self.look_again()
@@ -48,20 +75,20 @@ class Wire:
     def joins(self, one: str, other: str) -> bool:
         return {host.peer_id for host in self._ends} == {one, other}
 
-    def view(self, host: MemoryHost) -> Connection:
+    def view(self, host: Endpoint) -> Connection:
         return self._views[host]
 
-    def far(self, host: MemoryHost) -> MemoryHost:
+    def far(self, host: Endpoint) -> Endpoint:
         return self._ends[1] if host is self._ends[0] else self._ends[0]
 
-    def held_by(self, host: MemoryHost) -> bool:
+    def held_by(self, host: Endpoint) -> bool:
         return host in self._held_by
 
-    def streams(self, host: MemoryHost) -> int:
+    def streams(self, host: Endpoint) -> int:
         """How many streams this end has open."""
         return sum(not stream.over for stream in self._streams[host])
 
-    def open_stream(self, opener: MemoryHost, protocol: str) -> tuple[MemoryStream, MemoryStream]:
+    def open_stream(self, opener: Endpoint, protocol: str) -> tuple[MemoryStream, MemoryStream]:
         far = self.far(opener)
         there = Pipe(lambda: self._network.delay_now(opener.peer_id, far.peer_id))
         back = Pipe(lambda: self._network.delay_now(far.peer_id, opener.peer_id))
@@ -77,7 +104,7 @@ class Wire:
         for host in self._ends:
             self.give_up(host)
 
-    def give_up(self, host: MemoryHost) -> None:
+    def give_up(self, host: Endpoint) -> None:
         """This end is over: its streams are lost, and the far end learns it when the link lets it."""
         if host not in self._held_by:
             return
@@ -86,7 +113,7 @@ class Wire:
             stream.lose()
         host.release(self)
         if not self._held_by:
-            self._network.wires.remove(self)
+            self._network.connections.remove(self)
         self.look_again()
 
     def look_again(self) -> None:

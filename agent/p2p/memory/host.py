@@ -23,7 +23,7 @@ from ..host import (
     PeerId,
     Stream,
 )
-from .connection import Wire
+from .connection import MemoryConnection
 from .network import MemoryNetwork
 from .stream import MemoryStream
 
@@ -48,7 +48,7 @@ class MemoryHost:
         self._peer_timeout = peer_timeout
         self._nursery = nursery
         self._handlers: dict[str, tuple[Handler, bool]] = {}
-        self._wires: list[Wire] = []
+        self._open: list[MemoryConnection] = []
         self._tell, self._events = trio.open_memory_channel[PeerEvent](MAX_EVENTS)
 
     @property
@@ -61,14 +61,14 @@ class MemoryHost:
 
     @property
     def connections(self) -> Sequence[Connection]:
-        return [wire.view(self) for wire in self._wires]
+        return [connection.view(self) for connection in self._open]
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         return self._events
 
     def path(self, peer_id: PeerId) -> PathKind | None:
-        return PathKind.DIRECT if self._wire(peer_id) else None
+        return PathKind.DIRECT if self._connection_to(peer_id) else None
 
     def serve(self, protocol: str, handler: Handler, *, guests: bool = False) -> None:
         self._handlers[protocol] = (handler, guests)
@@ -77,31 +77,31 @@ class MemoryHost:
         self, peer_id: PeerId, addresses: Sequence[str], *, deadline: float = DIAL_DEADLINE
     ) -> Connection:
         await trio.lowlevel.checkpoint()
-        wire = self._wire(peer_id)
-        if wire is None:
+        connection = self._connection_to(peer_id)
+        if connection is None:
             with trio.move_on_after(deadline):
-                wire = await self._dial(peer_id, addresses)
-        if wire is None:
+                connection = await self._dial(peer_id, addresses)
+        if connection is None:
             raise PeerUnreachable(f"{peer_id} did not answer within {deadline:g} s", peer=peer_id)
-        return wire.view(self)
+        return connection.view(self)
 
     async def disconnect(self, peer_id: PeerId) -> None:
         await trio.lowlevel.checkpoint()
-        for wire in [wire for wire in self._wires if wire.view(self).peer_id == peer_id]:
-            wire.give_up(self)
+        for connection in [connection for connection in self._open if connection.view(self).peer_id == peer_id]:
+            connection.give_up(self)
 
     async def open_stream(self, peer_id: PeerId, protocol: str, *, deadline: float = DIAL_DEADLINE) -> Stream:
         await trio.lowlevel.checkpoint()
-        wire = self._wire(peer_id)
-        if wire is None:
+        connection = self._connection_to(peer_id)
+        if connection is None:
             raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
         with trio.move_on_after(deadline):
             await self._travel(peer_id)
             await self._travel(peer_id)
-            if not wire.held_by(self):
+            if not connection.held_by(self):
                 raise PeerUnreachable(f"the connection with {peer_id} is lost", peer=peer_id)
-            ours, theirs = wire.open_stream(self, protocol)
-            if not wire.far(self).accept(theirs):
+            ours, theirs = connection.open_stream(self, protocol)
+            if not connection.far(self).accept(theirs):
                 ours.close()
                 raise Unsupported(f"{peer_id} does not serve us {protocol}", peer=peer_id)
             return ours
@@ -109,28 +109,28 @@ class MemoryHost:
 
     async def ping(self, peer_id: PeerId, *, deadline: float = DIAL_DEADLINE) -> float:
         started = trio.current_time()
-        wire = self._wire(peer_id)
+        connection = self._connection_to(peer_id)
         with trio.move_on_after(deadline):
             await self._travel(peer_id)
             await self._travel(peer_id)
-            if wire is not None and wire.held_by(self):
+            if connection is not None and connection.held_by(self):
                 return trio.current_time() - started
         raise PeerUnreachable(f"{peer_id} did not answer a ping within {deadline:g} s", peer=peer_id)
 
-    # -- what wires ask of a host
+    # -- what connections ask of a host
 
-    def hold(self, wire: Wire) -> None:
-        self._wires.append(wire)
-        if len(self._to(wire)) == 1:
-            self._publish(PeerEvent(peer_id=wire.view(self).peer_id, path=PathKind.DIRECT))
+    def hold(self, connection: MemoryConnection) -> None:
+        self._open.append(connection)
+        if len(self._to(connection)) == 1:
+            self._publish(PeerEvent(peer_id=connection.view(self).peer_id, path=PathKind.DIRECT))
 
-    def release(self, wire: Wire) -> None:
-        self._wires.remove(wire)
-        if not self._to(wire):
-            self._publish(PeerEvent(peer_id=wire.view(self).peer_id, path=None))
+    def release(self, connection: MemoryConnection) -> None:
+        self._open.remove(connection)
+        if not self._to(connection):
+            self._publish(PeerEvent(peer_id=connection.view(self).peer_id, path=None))
 
-    def watch_silence(self, wire: Wire) -> None:
-        self._nursery.start_soon(self._give_up_when_dead, wire, wire.silent_since)
+    def watch_silence(self, connection: MemoryConnection) -> None:
+        self._nursery.start_soon(self._give_up_when_dead, connection, connection.silent_since)
 
     def admit(self, peer_id: PeerId, direction: Direction) -> Admission:
         return self._gate(peer_id, direction)
@@ -147,7 +147,7 @@ class MemoryHost:
 
     # -- our own
 
-    async def _dial(self, peer_id: PeerId, addresses: Sequence[str]) -> Wire:
+    async def _dial(self, peer_id: PeerId, addresses: Sequence[str]) -> MemoryConnection:
         """Until somebody answers who is `peer_id` and lets us in."""
         if self._gate(peer_id, Direction.OUTBOUND) is Admission.REFUSED:
             raise PeerUnreachable(f"{peer_id} may not be connected to", peer=peer_id)
@@ -160,7 +160,7 @@ class MemoryHost:
         far = self.network.hosts[found]
         if far.admit(self._peer_id, Direction.INBOUND) is Admission.REFUSED:
             raise PeerUnreachable(f"{peer_id} refused the connection", peer=peer_id, refused=True)
-        return self._wire(peer_id) or Wire(self, self._address, far, found)
+        return self._connection_to(peer_id) or MemoryConnection(self, self._address, far, found)
 
     async def _travel(self, peer_id: PeerId) -> None:
         """The time that a byte takes to the peer; on a silent link, until it speaks again."""
@@ -168,10 +168,10 @@ class MemoryHost:
             await self.network.changed.park()
         await trio.sleep(delay)
 
-    async def _give_up_when_dead(self, wire: Wire, since: float | None) -> None:
+    async def _give_up_when_dead(self, connection: MemoryConnection, since: float | None) -> None:
         await trio.sleep(self._peer_timeout)
-        if wire.silent_since == since and wire.held_by(self):
-            wire.give_up(self)
+        if connection.silent_since == since and connection.held_by(self):
+            connection.give_up(self)
 
     async def _run(self, handler: Handler, stream: MemoryStream) -> None:
         try:
@@ -186,11 +186,11 @@ class MemoryHost:
             raise
         stream.close()
 
-    def _wire(self, peer_id: PeerId) -> Wire | None:
-        return next((wire for wire in self._wires if wire.view(self).peer_id == peer_id), None)
+    def _connection_to(self, peer_id: PeerId) -> MemoryConnection | None:
+        return next((connection for connection in self._open if connection.view(self).peer_id == peer_id), None)
 
-    def _to(self, wire: Wire) -> list[Wire]:
-        return [other for other in self._wires if other.view(self).peer_id == wire.view(self).peer_id]
+    def _to(self, connection: MemoryConnection) -> list[MemoryConnection]:
+        return [other for other in self._open if other.view(self).peer_id == connection.view(self).peer_id]
 
     def _publish(self, event: PeerEvent) -> None:
         try:
@@ -200,8 +200,8 @@ class MemoryHost:
             self._tell.send_nowait(event)
 
     def close(self) -> None:
-        for wire in list(self._wires):
-            wire.give_up(self)
+        for connection in list(self._open):
+            connection.give_up(self)
         self._tell.close()
         self._events.close()
 

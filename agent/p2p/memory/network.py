@@ -1,4 +1,4 @@
-"""The network in memory: who is where, and what its sessions do. Every change takes effect at once.
+"""The network in memory: who is where, and what its links do. Every change takes effect at once.
 
 A silent link loses nothing: bytes wait until it speaks again, as TCP's do, unless a host gives its peer up before.
 """
@@ -6,15 +6,11 @@ A silent link loses nothing: bytes wait until it speaks again, as TCP's do, unle
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import trio
 
 from ..host import PeerId
-
-if TYPE_CHECKING:
-    from .connection import Wire
-    from .host import MemoryHost
+from .connection import Endpoint, MemoryConnection
 
 
 class MemoryNetwork:
@@ -22,11 +18,11 @@ class MemoryNetwork:
 
     def __init__(self, delay: Callable[[PeerId, PeerId], float] = lambda _from, _to: 0.0) -> None:
         self.delay = delay
-        self.hosts: dict[str, MemoryHost] = {}
-        self.wires: list[Wire] = []
+        self.hosts: dict[str, Endpoint] = {}
+        self.connections: list[MemoryConnection] = []
         self._cut: set[frozenset[PeerId]] = set()
         self._frozen: set[PeerId] = set()
-        self._islands: dict[PeerId, int] = {}
+        self._groups: dict[PeerId, int] = {}
         self._next_port = 1
         self.changed = trio.lowlevel.ParkingLot()
 
@@ -39,7 +35,7 @@ class MemoryNetwork:
         return (
             frozenset((one, other)) not in self._cut
             and not self._frozen & {one, other}
-            and self._islands.get(one) == self._islands.get(other)
+            and self._groups.get(one) == self._groups.get(other)
         )
 
     def delay_now(self, source: PeerId, target: PeerId) -> float | None:
@@ -55,9 +51,9 @@ class MemoryNetwork:
         self._frozen.add(peer)
         self._look_again()
 
-    def partition(self, *islands: Iterable[PeerId]) -> None:
-        """Let only the peers of one island reach each other; whoever is not named is on an island of its own kind."""
-        self._islands = {peer: number for number, island in enumerate(islands) for peer in island}
+    def partition(self, *groups: Iterable[PeerId]) -> None:
+        """Let only the peers of one group reach each other; whoever is not named is alone."""
+        self._groups = {peer: number for number, group in enumerate(groups) for peer in group}
         self._look_again()
 
     def heal(self, *peers: PeerId) -> None:
@@ -66,16 +62,16 @@ class MemoryNetwork:
         self._cut = {pair for pair in self._cut if chosen and not pair & chosen}
         self._frozen = {peer for peer in self._frozen if chosen and peer not in chosen}
         if not chosen:
-            self._islands = {}
+            self._groups = {}
         self._look_again()
 
     def drop(self, one: PeerId, other: PeerId) -> None:
         """Break the connections of two peers: both notice at once, and can dial again."""
-        for wire in list(self.wires):
-            if wire.joins(one, other):
-                wire.break_off()
+        for connection in list(self.connections):
+            if connection.joins(one, other):
+                connection.break_off()
 
     def _look_again(self) -> None:
-        for wire in list(self.wires):
-            wire.look_again()
+        for connection in list(self.connections):
+            connection.look_again()
         self.changed.unpark_all()

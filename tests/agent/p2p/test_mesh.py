@@ -197,7 +197,7 @@ async def test_a_hundred_lost_connections_and_fifty_deaths_leave_no_task_behind(
             await cluster.until(cluster.converged, 30)
         await trio.sleep(60)
         assert trio.lowlevel.current_statistics().tasks_living == before
-        assert len(cluster.network.wires) == 3
+        assert len(cluster.network.connections) == 3
         assert all(member.mesh.require_running()._server.in_flight == 2 for member in cluster.nodes)  # event feeds
 
 

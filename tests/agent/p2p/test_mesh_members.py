@@ -166,7 +166,7 @@ async def test_a_deadline_of_a_peer_is_the_callers_error(autojump_clock: MockClo
                 .mesh.require_running()
                 .calls.call(
                     cluster[1].peer_id,
-                    cluster[0].mesh.context.dispatcher.table["wait_operation"],
+                    cluster[0].mesh.dispatcher.table["wait_operation"],
                     {"id": "x", "timeout": 600.0},
                     Caller(principal="local", role=Role.VIEWER),
                     timeout=3,

@@ -128,7 +128,7 @@ async def test_a_relay_that_lies_about_the_source_is_found_out() -> None:
             claim.peer.id = peer_id_to_bytes(claimed)
             answer, held = await ask(stream, claim, StopMessage())
             assert answer.status == OK
-            upgrader = Upgrader(liar, lambda: everybody, RELAY_ON)
+            upgrader = Upgrader(liar, everybody, RELAY_ON)
             pipe = StreamPipe(stream, held, 5.0)
             try:
                 muxer = (await upgrader.upgrade(pipe, Direction.OUTBOUND, inside.peer_id)).muxer

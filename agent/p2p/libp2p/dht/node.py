@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 import trio
@@ -15,15 +15,13 @@ from .....protocols.errors import TwinshareError
 from ....background import open_background
 from ...addresses import Address, parse
 from ...host import Admission, Direction, PeerId, Stream
+from ..host import LibP2pHost
+from ..identify import Identity
 from ..multiaddr_bytes import from_bytes, peer_id_from_bytes, peer_id_to_bytes, to_bytes
+from ..peers import Live
 from ..varint import BadMessage, MessageReader, write_message
 from .store import RecordStore, Validate
 from .table import MAX_ADDRESSES, NEAREST, Contact, Lookup, RoutingTable, place, place_of_peer
-
-if TYPE_CHECKING:
-    from ..host import LibP2pHost
-    from ..identify import Identity
-    from ..peers import Live
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +134,7 @@ class Dht:
 
     async def _ask(self, contact: Contact, question: Message) -> Message | None:
         """None when it cannot be asked or gives no good answer."""
-        if self._host.gate(contact.peer_id, Direction.OUTBOUND) is not Admission.MEMBER:
+        if self._host.swarm.upgrader.gate(contact.peer_id, Direction.OUTBOUND) is not Admission.MEMBER:
             return None
         stream = None
         try:
@@ -224,11 +222,11 @@ async def open_dht(host: LibP2pHost, validate: Validate) -> AsyncIterator[Dht]:
     """Take part in the fleet's table. `validate` says which records we keep and believe."""
     dht = Dht(host, validate)
     host.serve(DHT, dht.handle)
-    host.introductions.listeners.append(dht.meet)
+    host.introductions.subscribe(dht.meet)
     async with open_background() as nursery:
         nursery.start_soon(dht.run)
         try:
             yield dht
         finally:
-            host.introductions.listeners.remove(dht.meet)
+            host.introductions.unsubscribe(dht.meet)
             host.swarm.serving.remove(DHT)

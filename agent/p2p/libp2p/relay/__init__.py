@@ -6,39 +6,29 @@ could dial (`reservations`), and turns a relayed connection into a direct one wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ...addresses import Address
+from ..dialer import Dialer
+from ..identify import Introductions
+from ..listener import Listeners
+from ..serving import Served
+from ..swarm import Swarm
 from .circuit import HOP, STOP
 from .hop import Hop
 from .punch import DCUTR, Punch
 from .reservations import Reservations
 
-if TYPE_CHECKING:
-    from ..host import LibP2pHost
+__all__ = ["Relaying"]
 
 
 class Relaying:
-    """Made by `open_relaying`. Its tasks live in the host's nursery."""
+    """The relay services of a host, built on its swarm. Their tasks run in the swarm's nursery."""
 
-    def __init__(self, host: LibP2pHost) -> None:
-        self.hop = Hop(host)
-        self.reservations = Reservations(host)
-        self.punch = Punch(host)
-
-    @property
-    def addresses(self) -> list[Address]:
-        """Where we can be dialled through relays."""
-        return self.reservations.addresses
-
-
-def open_relaying(host: LibP2pHost) -> Relaying:
-    relaying = Relaying(host)
-    host.serve(HOP, relaying.hop.handle)
-    host.serve(STOP, relaying.reservations.handle)
-    host.serve(DCUTR, relaying.punch.handle)
-    host.dialer.relayed = relaying.reservations.dial
-    host.swarm.adopted += [relaying.reservations.consider, relaying.punch.consider]
-    host.introductions.listeners.append(relaying.punch.learn)
-    host.swarm.nursery.start_soon(relaying.reservations.run)
-    return relaying
+    def __init__(self, swarm: Swarm, dialer: Dialer, listeners: Listeners, introductions: Introductions) -> None:
+        self.hop = Hop(swarm, listeners)
+        self.reservations = Reservations(swarm, dialer)
+        self.punch = Punch(swarm, listeners)
+        for protocol, part in ((HOP, self.hop), (STOP, self.reservations), (DCUTR, self.punch)):
+            swarm.serving.add(protocol, Served(part.handle, guests=False))
+        swarm.on_connection(self.reservations.consider)
+        swarm.on_connection(self.punch.consider)
+        introductions.subscribe(self.punch.learn)
+        swarm.nursery.start_soon(self.reservations.run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -26,13 +26,12 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import (
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as PbPeer
 
 from .....protocols.errors import TwinshareError
-from ...host import PathKind, PeerId, Stream
+from ...host import DIAL_DEADLINE, PathKind, PeerId, Stream
+from ..listener import Listeners
 from ..multiaddr_bytes import peer_id_from_bytes, peer_id_to_bytes, to_bytes
+from ..swarm import Swarm
 from ..varint import BadMessage, MessageReader, write_message
 from .circuit import ANSWER_TIME, MAX_MESSAGE, STOP, ask
-
-if TYPE_CHECKING:
-    from ..host import LibP2pHost
 
 log = structlog.get_logger(__name__)
 
@@ -55,8 +54,8 @@ class HopLimits:
 class Hop:
     """Serves the hop protocol."""
 
-    def __init__(self, host: LibP2pHost, limits: HopLimits | None = None) -> None:
-        self._host = host
+    def __init__(self, swarm: Swarm, listeners: Listeners, limits: HopLimits | None = None) -> None:
+        self._swarm, self._listeners = swarm, listeners
         self._limits = limits or HopLimits()
         self._reservations: dict[PeerId, float] = {}  # until when
         self._circuits: list[PeerId] = []  # both ends of each
@@ -102,7 +101,7 @@ class Hop:
 
     def _direct(self, stream: Stream) -> bool:
         """Circuits over circuits would multiply the traffic."""
-        live = self._host.swarm.carrier(stream)
+        live = self._swarm.carrier(stream)
         return live is not None and live.info.path is PathKind.DIRECT
 
     async def _reserve(self, stream: Stream) -> None:
@@ -112,13 +111,13 @@ class Hop:
             await _say(stream, RESOURCE_LIMIT_EXCEEDED)
             return
         self._reservations[stream.peer_id] = now + TIME_TO_LIVE
-        addresses = [to_bytes(address) for address in self._host.direct_addresses]
+        addresses = [to_bytes(address) for address in self._listeners.direct_addresses]
         reservation = Reservation(expire=int(time.time() + TIME_TO_LIVE), addrs=addresses)
         await _say(stream, OK, reservation=reservation, limit=self._limit())
 
     def _may_connect(self, source: PeerId, target: PeerId) -> Any:
         """The status to answer."""
-        live = self._host.swarm.peers.best(target)
+        live = self._swarm.peers.best(target)
         if (
             self._reservations.get(target, 0.0) < trio.current_time()
             or live is None
@@ -137,7 +136,7 @@ class Hop:
             type=StopMessage.CONNECT, peer=PbPeer(id=peer_id_to_bytes(stream.peer_id)), limit=self._limit()
         )
         try:
-            onward = await self._host.open_stream(target, STOP)
+            onward = await self._swarm.open_stream(self._swarm.connected(target), STOP, DIAL_DEADLINE)
         except TwinshareError as error:
             log.debug("no circuit", source=stream.peer_id, target=target, reason=str(error))
             await _say(stream, CONNECTION_FAILED)

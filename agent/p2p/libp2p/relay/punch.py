@@ -7,7 +7,7 @@ connection, whoever's packet arrives first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 import trio
@@ -18,15 +18,14 @@ from ...addresses import Address
 from ...host import Admission, Direction, PathKind, Stream
 from ..dialer import dial_tcp
 from ..handshake import UpgradeFailed
+from ..identify import Identity
+from ..listener import Listeners
 from ..multiaddr_bytes import from_bytes, to_bytes
 from ..peers import Live
+from ..swarm import Swarm
 from ..upgrade import Upgraded
 from ..varint import BadMessage, MessageReader, write_message
 from .circuit import ANSWER_TIME, MAX_MESSAGE, ask
-
-if TYPE_CHECKING:
-    from ..host import LibP2pHost
-    from ..identify import Identity
 
 log = structlog.get_logger(__name__)
 
@@ -43,13 +42,13 @@ _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 class Punch:
     """Makes direct connections of relayed ones. It remembers from where others see us."""
 
-    def __init__(self, host: LibP2pHost) -> None:
-        self._host = host
+    def __init__(self, swarm: Swarm, listeners: Listeners) -> None:
+        self._swarm, self._listeners = swarm, listeners
         self._seen_as: dict[Address, None] = {}  # newest last
 
     def consider(self, live: Live) -> None:
         """A connection is new: one that came to us through a relay is worth replacing."""
-        swarm = self._host.swarm
+        swarm = self._swarm
         through = live.info.path is PathKind.RELAYED and live.info.direction is Direction.INBOUND
         if through and swarm.admission(live) is Admission.MEMBER:
             swarm.nursery.start_soon(self._punch, live)
@@ -67,7 +66,7 @@ class Punch:
 
     async def handle(self, stream: Stream) -> None:
         """The far end of a relayed connection wants a direct one."""
-        live = self._host.swarm.carrier(stream)
+        live = self._swarm.carrier(stream)
         if live is None or live.info.path is not PathKind.RELAYED:
             return
         reader = MessageReader(stream, most=MAX_MESSAGE)
@@ -92,17 +91,17 @@ class Punch:
     async def _until_direct(self, live: Live) -> None:
         """As long as there is only the relay, again and again with longer pauses: networks change."""
         peer, pause = live.info.peer_id, _FIRST_PAUSE
-        while self._host.path(peer) is not PathKind.DIRECT and not live.muxer.session.over:
+        while self._swarm.peers.path(peer) is not PathKind.DIRECT and not live.muxer.session.over:
             await self._try_once(live)
-            log.debug("hole punching", peer=peer, path=self._host.path(peer))
-            if self._host.path(peer) is not PathKind.DIRECT:
+            log.debug("hole punching", peer=peer, path=self._swarm.peers.path(peer))
+            if self._swarm.peers.path(peer) is not PathKind.DIRECT:
                 with trio.move_on_after(pause):
                     await live.muxer.closed.wait()
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _try_once(self, live: Live) -> None:
         try:
-            stream = await self._host.swarm.open_stream(live, DCUTR, ANSWER_TIME)
+            stream = await self._swarm.open_stream(live, DCUTR, ANSWER_TIME)
         except TwinshareError:
             return
         try:
@@ -118,7 +117,7 @@ class Punch:
             stream.reset()
 
     def _connect_message(self) -> HolePunch:
-        own = [address for address in self._host.direct_addresses if not address.loopback]
+        own = [address for address in self._listeners.direct_addresses if not address.loopback]
         addresses = [*reversed(self._seen_as), *own][:_MAX_ADDRESSES]
         return HolePunch(type=HolePunch.CONNECT, ObsAddrs=[to_bytes(address) for address in addresses])
 
@@ -130,10 +129,10 @@ class Punch:
                     nursery.start_soon(self._dial, live, address, client, nursery.cancel_scope)
 
     async def _dial(self, live: Live, address: Address, client: bool, others: trio.CancelScope) -> None:
-        while self._host.path(live.info.peer_id) is not PathKind.DIRECT:
+        while self._swarm.peers.path(live.info.peer_id) is not PathKind.DIRECT:
             try:
                 upgraded = await self._dial_once(live, address, client)
-                self._host.swarm.adopt(upgraded, address, live.info.direction)
+                self._swarm.adopt(upgraded, address, live.info.direction)
             except UpgradeFailed as error:
                 log.debug("hole punching", address=str(address), reason=str(error))
                 await trio.sleep(_REDIAL)
@@ -144,13 +143,13 @@ class Punch:
 
     async def _dial_once(self, live: Live, address: Address, client: bool) -> Upgraded:
         """Raises: UpgradeFailed."""
-        swarm = self._host.swarm
-        pipe = await dial_tcp(address, swarm.settings.write_timeout, self._host.source_for(address))
+        swarm = self._swarm
+        pipe = await dial_tcp(address, swarm.settings.write_timeout, self._listeners.source_for(address))
         return await swarm.upgrader.upgrade(pipe, live.info.direction, live.info.peer_id, client=client)
 
     async def _retire(self, live: Live) -> None:
         """Until the direct connection ends; a relayed one ends when a direct one stands and it has nothing to carry."""
-        while not live.muxer.session.over and self._host.path(live.info.peer_id) is PathKind.DIRECT:
+        while not live.muxer.session.over and self._swarm.peers.path(live.info.peer_id) is PathKind.DIRECT:
             await trio.sleep(_RETIRE_EVERY)
             if live.muxer.stream_count == 0:
                 await live.muxer.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 import trio
@@ -12,16 +12,15 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as PbPeer
 
 from .....protocols.errors import TwinshareError, Unsupported
 from ...addresses import Address, parse
-from ...host import Admission, Direction, PathKind, PeerEvent, PeerId, Stream
+from ...host import DIAL_DEADLINE, Admission, Direction, PathKind, PeerEvent, PeerId, Stream
+from ..dialer import Dialer
 from ..handshake import UpgradeFailed
 from ..multiaddr_bytes import from_bytes, peer_id_from_bytes, peer_id_to_bytes
 from ..peers import Live
+from ..swarm import Swarm
 from ..upgrade import Upgraded
 from ..varint import BadMessage, MessageReader, write_message
 from .circuit import ANSWER_TIME, HOP, MAX_MESSAGE, StreamPipe, ask
-
-if TYPE_CHECKING:
-    from ..host import LibP2pHost
 
 log = structlog.get_logger(__name__)
 
@@ -45,8 +44,8 @@ class Reservation:
 class Reservations:
     """Keeps `WANTED` reservations, and is the far end of circuits that others open to us through them."""
 
-    def __init__(self, host: LibP2pHost) -> None:
-        self._host = host
+    def __init__(self, swarm: Swarm, dialer: Dialer) -> None:
+        self._swarm, self._dialer = swarm, dialer
         self._reservations: dict[PeerId, Reservation] = {}
         self._refused: dict[PeerId, float] = {}  # until when we do not ask again
         self._changed = trio.Event()
@@ -80,7 +79,7 @@ class Reservations:
                     await self.reserve(live.info.peer_id)
             if self.addresses != published:
                 published = self.addresses
-                self._host.swarm.peers.publish(PeerEvent(peer_id=self._host.peer_id, path=None))
+                self._swarm.peers.publish(PeerEvent(peer_id=self._swarm.peer_id, path=None))
             with trio.move_on_after(_LOOK_EVERY):
                 await self._changed.wait()
 
@@ -97,11 +96,11 @@ class Reservations:
     async def dial(self, address: Address, peer_id: PeerId) -> Upgraded:
         """Reach a peer through a relay. Raises: UpgradeFailed."""
         relay = address.relay
-        if relay is None or relay == self._host.peer_id:
+        if relay is None or relay == self._swarm.peer_id:
             raise UpgradeFailed("we are that relay")
         try:
-            await self._host.connect(relay, [str(replace(address, relay=None, peer_id=relay))])
-            stream = await self._host.open_stream(relay, HOP)
+            await self._dialer.connect(relay, [str(replace(address, relay=None, peer_id=relay))], DIAL_DEADLINE)
+            stream = await self._swarm.open_stream(self._swarm.connected(relay), HOP, DIAL_DEADLINE)
         except TwinshareError as error:
             raise UpgradeFailed(f"the relay cannot be used: {error.message}") from error
         try:
@@ -109,8 +108,8 @@ class Reservations:
             answer, held = await ask(stream, question, HopMessage())
             if answer.status != OK:
                 raise UpgradeFailed(f"the relay says {_status(answer.status)}")
-            pipe = StreamPipe(stream, held, self._host.swarm.settings.write_timeout)
-            return await self._host.swarm.upgrader.upgrade(pipe, Direction.OUTBOUND, peer_id)
+            pipe = StreamPipe(stream, held, self._swarm.settings.write_timeout)
+            return await self._swarm.upgrader.upgrade(pipe, Direction.OUTBOUND, peer_id)
         except (BadMessage, *_BROKEN) as error:
             stream.reset()
             raise UpgradeFailed(f"the relay gave up: {error}") from error
@@ -129,11 +128,10 @@ class Reservations:
             await write_message(stream, StopMessage(type=StopMessage.STATUS, status=PERMISSION_DENIED))
             return
         await write_message(stream, StopMessage(type=StopMessage.STATUS, status=OK))
-        swarm = self._host.swarm
         try:
-            pipe = StreamPipe(stream, bytes(reader.rest), swarm.settings.write_timeout)
-            upgraded = await swarm.upgrader.upgrade(pipe, Direction.INBOUND, source)
-            live = swarm.adopt(upgraded, reservation.addresses[0], Direction.INBOUND)
+            pipe = StreamPipe(stream, bytes(reader.rest), self._swarm.settings.write_timeout)
+            upgraded = await self._swarm.upgrader.upgrade(pipe, Direction.INBOUND, source)
+            live = self._swarm.adopt(upgraded, reservation.addresses[0], Direction.INBOUND)
         except (UpgradeFailed, TwinshareError) as error:
             log.debug("circuit refused", relay=stream.peer_id, source=source, reason=str(error))
             return
@@ -152,21 +150,21 @@ class Reservations:
         """Members that we dialled directly, and so others may too; not on this machine, where nobody needs a relay."""
         return [
             live
-            for live in self._host.swarm.peers
+            for live in self._swarm.peers
             if live.info.direction is Direction.OUTBOUND
             and live.info.path is PathKind.DIRECT
             and live.info.peer_id not in self._reservations
             and live.info.peer_id not in self._refused
             and not parse(live.info.address).loopback
-            and self._host.swarm.admission(live) is Admission.MEMBER
+            and self._swarm.admission(live) is Admission.MEMBER
         ]
 
     async def _request(self, peer: PeerId) -> Reservation | None:
-        live = self._host.swarm.peers.best(peer)
+        live = self._swarm.peers.best(peer)
         if live is None or live.info.path is not PathKind.DIRECT:
             return None
         try:
-            stream = await self._host.swarm.open_stream(live, HOP, ANSWER_TIME)
+            stream = await self._swarm.open_stream(live, HOP, ANSWER_TIME)
         except Unsupported:
             return None
         except TwinshareError as error:

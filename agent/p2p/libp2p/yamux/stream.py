@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
 from ...host import PeerId, Stream
+from .session import Session
 from .state import StreamState
-
-if TYPE_CHECKING:
-    from .connection import YamuxConnection
 
 
 class _OneAtATime:
@@ -33,10 +31,31 @@ class _OneAtATime:
         self.busy = False
 
 
+class Carrier(Protocol):
+    """The connection of a stream, as the stream sees it."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+    def kick(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def wait_for_room(self, stream: YamuxStream) -> None: ...
+
+    def forget(self, stream: YamuxStream) -> None: ...
+
+
 class YamuxStream(Stream):
     """Only the connection makes it. `protocol` is empty until both sides have agreed on one."""
 
-    def __init__(self, connection: YamuxConnection, state: StreamState) -> None:
+    def __init__(self, connection: Carrier, state: StreamState) -> None:
         self._connection = connection
         self._session = connection.session
         self._state = state
