@@ -12,8 +12,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from .access import Limits, Role
-from .errors import Forbidden
+from ..access import Limits, Role
+from ..errors import Forbidden
 
 MAX_CHAIN = 3
 LIFETIME = 30 * 86400

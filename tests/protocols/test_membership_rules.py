@@ -1,0 +1,385 @@
+"""Each rule of membership by an example: the founder, ranks, numbers, revocations, wrong clocks, the first release."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from tests.protocols.membership_histories import DAY, FOUNDER, START, History, certificate, fleet, revocation, sign
+from twinshare.protocols.access import Limits, Role
+from twinshare.protocols.errors import Forbidden, InvalidRequest, PeerNotFound
+from twinshare.protocols.membership.drafts import Drafts
+from twinshare.protocols.membership.explain import consequences, dated_ahead, explain
+from twinshare.protocols.membership.ledger import Ledger
+from twinshare.protocols.membership.rules import SKEW
+from twinshare.protocols.membership.statements import (
+    LIFETIME,
+    Certificate,
+    Revocation,
+    read_certificate,
+    read_revocation,
+)
+
+
+def heads(history: History, sub: str) -> tuple[str, ...]:
+    return tuple(s.id for s in history.ledger.statements if s.sub == sub)
+
+
+# -- rule 1: the founder is its key
+
+
+def test_no_statement_about_the_founder_has_an_effect() -> None:
+    history = fleet()
+    before = history.roster
+    seen = heads(history, "A1")
+    for made in (
+        certificate("A1", FOUNDER, Role.VIEWER, seq=9, seen=seen),
+        certificate("A1", FOUNDER, Role.VIEWER, seq=9, iat=START + 250),
+        revocation("A1", FOUNDER, seq=9),
+        revocation("F", FOUNDER, seq=90),
+        certificate("F", FOUNDER, Role.VIEWER, seq=90),
+    ):
+        history.ledger.add([made], history.now)
+        assert history.roster.members == before.members
+        assert history.roster.authorities == before.authorities
+    assert history.roster.name == FOUNDER
+
+
+@pytest.mark.parametrize(
+    ("issuer", "claims", "match"),
+    [
+        ("A1", certificate("A1", FOUNDER).claims, "founder"),
+        ("A1", certificate("A1", "A1").claims, "founder"),
+        ("A1", certificate("A2", "O1").claims, "another issuer"),
+        ("A1", certificate("A1", "O1", exp=START + LIFETIME + 1).claims, "longer than 30 days"),
+        ("A1", certificate("A1", "O1", exp=START).claims, "longer than 30 days"),
+        ("A1", revocation("A1", FOUNDER).claims, "founder"),
+        ("A1", revocation("A1", "A1").claims, "itself"),
+        ("A1", revocation("A2", "O1").claims, "another issuer"),
+    ],
+)
+def test_what_is_wrong_with_a_statement_alone_is_said(
+    issuer: str, claims: Certificate | Revocation, match: str
+) -> None:
+    token = "eyJraWQiOiJBMSJ9.x.y"
+    read = read_certificate if isinstance(claims, Certificate) else read_revocation
+    with pytest.raises(Forbidden, match=match):
+        read(token, lambda token, signer: msgspec.json.encode(claims))
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", "e30.x.y", "." * 4000, "e" * 5000, "eyJraWQiOiJBMSJ9.x.y"])
+def test_a_token_that_is_none_is_refused(token: str) -> None:
+    def verify(token: str, signer: str) -> bytes:
+        raise ValueError("not signed")
+
+    for read in (read_certificate, read_revocation):
+        with pytest.raises(Forbidden, match="is not valid"):
+            read(token, verify)
+
+
+def test_claims_that_a_later_version_adds_are_passed_over() -> None:
+    claims = msgspec.to_builtins(certificate("A1", "O1").claims) | {"color": "blue"}
+    read = read_certificate("eyJraWQiOiJBMSJ9.x.y", lambda token, signer: msgspec.json.encode(claims))
+    assert read.claims == certificate("A1", "O1").claims
+
+
+# -- rule 3: rank
+
+
+def test_the_ranks_of_a_fleet() -> None:
+    ranks = {peer: authority.rank for peer, authority in fleet().roster.authorities.items()}
+    assert ranks == {"F": 0, "A1": 1, "A2": 1, "B1": 2, "B2": 2}
+    member = fleet().roster.members["C1"]
+    assert (member.rank, member.certificate.role, member.path) == (3, Role.ADMIN, ("F", "A1", "B1"))
+    with pytest.raises(Forbidden, match="last of 3"):
+        fleet().certify("C1", "x1")
+
+
+@pytest.mark.parametrize(("by", "sub"), [("A1", "A2"), ("A1", "B2"), ("B1", "A1"), ("B1", "B2"), ("B1", "A2")])
+def test_an_admin_has_no_say_in_admins_of_other_chains_nor_above(by: str, sub: str) -> None:
+    history = fleet()
+    for act in (history.revoke, history.certify):
+        with pytest.raises(Forbidden, match="is an admin by"):
+            act(by, sub)
+    before = history.roster.members[sub]
+    seen = heads(history, sub)
+    for made in (revocation(by, sub, seq=9), certificate(by, sub, Role.VIEWER, seq=9, seen=seen)):
+        history.ledger.add([made], history.now)
+        assert history.roster.members[sub] == before
+
+
+@pytest.mark.parametrize("by", ["F", "A1", "A2", "B1", "B2"])
+def test_any_admin_revokes_and_certifies_those_who_are_none(by: str) -> None:
+    for sub in ("O1", "O2", "O3", "V1", "V2"):
+        history = fleet()
+        history.certify(by, sub, Role.VIEWER)
+        assert history.roster.members[sub].issuer == by
+        history.revoke(by, sub)
+        assert sub not in history.roster.members
+        history.certify(by, sub, Role.OPERATOR)
+        assert history.roster.members[sub].certificate.role is Role.OPERATOR
+
+
+def test_only_the_same_or_a_higher_rank_undoes_a_revocation() -> None:
+    for by, sub in (("F", "V1"), ("A1", "V1")):
+        history = fleet()
+        history.revoke(by, sub)
+        with pytest.raises(Forbidden, match=f"was revoked by {by}"):
+            history.certify("B2", sub)
+        history.ledger.add([certificate("B2", sub, seq=50, seen=heads(history, sub))], history.now)
+        assert sub not in history.roster.members
+        history.certify("A2" if by == "A1" else "F", sub)
+        assert sub in history.roster.members
+
+
+def test_a_child_never_exceeds_its_parent() -> None:
+    history = fleet()
+    history.certify("F", "A1", Role.ADMIN, Limits(vms=3, memory=4096))
+    history.now += 10 * DAY
+    history.certify("A1", "O2", Role.OPERATOR, Limits(vms=10, disk=5))
+    got, parent = history.roster.members["O2"].certificate, history.roster.members["A1"].certificate
+    assert (got.limits, got.exp) == (Limits(vms=3, memory=4096, disk=5), parent.exp)
+    history.ledger.add([certificate("A1", "O2", iat=int(history.now), seq=50)], history.now)
+    got = history.roster.members["O2"].certificate
+    assert (got.limits, got.exp) == (Limits(vms=3, memory=4096), parent.exp)
+
+
+def test_who_adopts_an_admin_does_not_raise_it() -> None:
+    history = fleet()
+    history.revoke("F", "A1")
+    assert history.roster.members["B1"].issuer == "F"
+    assert history.roster.authorities["B1"].rank == 2
+    history = fleet()
+    history.revoke("A1", "B1")
+    assert history.roster.members["C1"].issuer == "A1"
+    assert "C1" not in history.roster.authorities
+
+
+def test_an_admin_whose_certificate_has_ended_has_no_say() -> None:
+    history = fleet()
+    history.now += 20 * DAY
+    for sub in ("A2", "O1"):
+        history.certify("F", sub, Role.ADMIN if sub == "A2" else Role.OPERATOR)
+    history.now += 11 * DAY
+    before = history.roster.members["O1"]
+    late = [revocation("A1", "O1", seq=60, iat=START + DAY)]
+    late.append(certificate("A1", "O1", seq=61, seen=heads(history, "O1"), iat=START + DAY))
+    history.ledger.add(late, history.now)
+    assert history.roster.members["O1"] == before
+    with pytest.raises(Forbidden, match="no admin"):
+        history.certify("A1", "O1")
+
+
+# -- rule 4: what a revocation vouches for
+
+
+def test_statements_after_the_one_vouched_for_are_void_also_backdated_ones() -> None:
+    history = fleet()
+    last = history.ledger.last("A1")
+    assert last is not None
+    drafts = history.drafts(FOUNDER)
+    drafts.revoke("A1")
+    history.take(drafts)
+    # Not yet adopted, whom it had admitted are members by what is vouched for.
+    assert history.roster.members["O2"].issuer == "A1"
+    before = history.roster.members
+    for made in (
+        certificate("A1", "x1", seq=last.claims.seq + 1, prev=last.id),
+        certificate("A1", "x1", seq=last.claims.seq, prev=last.claims.prev),
+        certificate("A1", "x1", seq=0, iat=START - DAY),
+        certificate("A1", "x1", seq=1, iat=START - DAY),
+        revocation("A1", "O2", seq=1, iat=START - DAY),
+        revocation("A1", "O1", seq=last.claims.seq + 1, prev=last.id),
+    ):
+        history.ledger.add([made], history.now)
+        assert history.roster.members == before
+
+
+def test_the_revocations_of_a_revoked_admin_are_void() -> None:
+    history = fleet()
+    history.revoke("A1", "O1")
+    history.revoke("A1", "V1")
+    history.revoke("F", "A1")
+    assert {"O1", "V1"} <= set(history.roster.members)
+
+
+def test_an_admin_that_comes_back_begins_anew() -> None:
+    history = fleet()
+    history.revoke("A1", "O1")
+    history.ledger.add([certificate("A1", "x1", seq=9)], history.now)
+    history.revoke("F", "A1")
+    history.certify("F", "A1", Role.ADMIN)
+    assert "O1" in history.roster.members
+    history.certify("A1", "x2")
+    history.revoke("A1", "O1")
+    assert "O1" not in history.roster.members
+    assert history.roster.members["x2"].issuer == "A1"
+
+
+def test_a_void_statement_displaces_no_valid_one() -> None:
+    history = fleet()
+    history.revoke("F", "A1")
+    before = history.roster.members
+    for sub in ("O2", "B1", "V2"):
+        history.ledger.add([certificate("A1", sub, Role.ADMIN, seq=99, seen=heads(history, sub))], history.now)
+    assert history.roster.members == before
+
+
+def test_what_was_replaced_stays_replaced_when_what_replaced_it_is_revoked() -> None:
+    history = fleet()
+    history.certify("F", "B1", Role.VIEWER)
+    history.certify("A2", "B1", Role.OPERATOR)
+    history.revoke("A2", "B1")
+    assert "B1" not in history.roster.members
+
+
+def test_two_statements_with_one_number_harm_nobody() -> None:
+    history = fleet()
+    last = history.ledger.last("A1")
+    assert last is not None
+    one, other = (certificate("A1", sub, seq=last.claims.seq + 1, prev=last.id) for sub in ("x1", "x2"))
+    history.ledger.add([one, other], history.now)
+    assert {"x1", "x2"} <= set(history.roster.members)
+    seq = last.claims.seq + 2
+    history.ledger.add([certificate("A1", "x1", seq=seq), revocation("A1", "x1", seq=seq)], history.now)
+    assert "x1" not in history.roster.members
+
+
+# -- rule 2: wrong clocks
+
+
+def test_a_founder_whose_clock_was_wrong_is_an_admin_at_once_and_heals_what_it_signed() -> None:
+    ledger, wrong = Ledger(FOUNDER), START + 400 * DAY
+    drafts = Drafts(ledger, FOUNDER, wrong)
+    drafts.certify("A1", "A1", Role.ADMIN, Limits())
+    ledger.add(drafts.made, wrong, own=True)
+    assert "A1" in ledger.roster(wrong).members
+    # The clock is right again.
+    other = Ledger(FOUNDER)
+    assert other.add(drafts.made, START) == ([], [])
+    assert "A1" not in ledger.roster(START).members
+    assert explain(ledger, "A1", START).status == "held_back"
+    [ahead] = dated_ahead(ledger, FOUNDER, START)
+    drafts = Drafts(ledger, FOUNDER, START)
+    drafts.certify(ahead.sub, "A1", Role.ADMIN, Limits())
+    ledger.add(drafts.made, START, own=True)
+    assert dated_ahead(ledger, FOUNDER, START) == []
+    other.add(drafts.made, START)
+    for healed in (ledger, other):
+        assert healed.roster(START + 1).members["A1"].certificate.exp == START + LIFETIME
+        assert healed.roster(wrong + DAY).members["A1"].certificate.exp == START + LIFETIME
+
+
+def test_a_certificate_that_is_dated_ahead_displaces_nothing_until_its_time() -> None:
+    history = fleet()
+    ahead = certificate("A1", "O2", Role.VIEWER, seq=70, iat=START + SKEW + 1)
+    history.ledger.add([ahead], history.now, own=True)
+    assert history.roster.members["O2"].certificate.role is Role.OPERATOR
+    history.now += 2
+    assert history.roster.members["O2"].certificate.role is Role.VIEWER
+    history.now -= 2
+    assert history.roster.members["O2"].certificate.role is Role.OPERATOR
+
+
+def test_a_clock_that_was_set_back_forgets_no_revocation() -> None:
+    history = fleet()
+    history.now += DAY
+    history.revoke("F", "O1")
+    history.now -= DAY
+    assert "O1" not in history.roster.members
+
+
+# -- the first release: no numbers
+
+
+def first_release(issuer: str, sub: str, role: Role = Role.VIEWER, iat: int = START) -> Certificate:
+    return Certificate(fleet=FOUNDER, sub=sub, name=sub, role=role, iat=iat, exp=iat + LIFETIME, serial="s")
+
+
+def test_certificates_of_the_first_release_are_valid_until_their_issuer_is_revoked() -> None:
+    history = History()
+    for issuer, claims in (
+        ("F", first_release("F", "A1", Role.ADMIN)),
+        ("A1", first_release("A1", "O1")),
+        ("A1", first_release("A1", "O2")),
+        ("F", first_release("F", "F", Role.ADMIN)),
+    ):
+        history.ledger.add([sign(issuer, claims)], history.now)
+    old = Revocation(fleet=FOUNDER, sub="O2", by="A1", iat=START, number=1)
+    history.ledger.add([sign("A1", old)], history.now)
+    assert set(history.roster.members) == {"A1", "O1"}
+    history.ledger.add([sign("F", first_release("F", "O2", iat=START + 1))], history.now)
+    assert "O2" in history.roster.members
+    history.certify("F", "O2", Role.OPERATOR)
+    assert history.roster.members["O2"].certificate.seq == 1
+    drafts = history.drafts(FOUNDER)
+    drafts.revoke("A1")
+    history.take(drafts)
+    assert set(history.roster.members) == {"O2"}
+
+
+def test_a_revocation_of_an_admin_of_the_first_release_adopts_whom_it_had_admitted() -> None:
+    history = History()
+    history.ledger.add([sign("F", first_release("F", "A1", Role.ADMIN))], history.now)
+    history.ledger.add([sign("A1", first_release("A1", "O1"))], history.now)
+    history.revoke("F", "A1")
+    assert set(history.roster.members) == {"O1"}
+
+
+# -- in words
+
+
+def test_a_revocation_lists_what_it_brings_about() -> None:
+    history = fleet()
+    history.revoke("A1", "V1")
+    made, changes = consequences(history.ledger, FOUNDER, "A1", history.now, leave_out=["O2"])
+    assert {change.peer: change.becomes for change in changes} == {
+        "A1": "revoked",
+        "B1": "adopted",
+        "C1": "stays",
+        "V2": "stays",
+        "O2": "out",
+        "V1": "back",
+    }
+    history.ledger.add(made, history.now)
+    assert "A1" not in history.roster.members
+    assert {"B1", "C1", "V1", "V2"} <= set(history.roster.members)
+    assert [s.claims.seq for s in made] == list(range(made[0].claims.seq, made[0].claims.seq + len(made)))
+
+
+def test_who_cannot_be_revoked() -> None:
+    history = fleet()
+    with pytest.raises(Forbidden, match="founder"):
+        history.revoke("A1", FOUNDER)
+    with pytest.raises(InvalidRequest):
+        history.revoke("A1", "A1")
+    with pytest.raises(PeerNotFound):
+        history.revoke("A1", "nobody")
+    with pytest.raises(Forbidden, match="no admin"):
+        history.revoke("O1", "O2")
+
+
+def test_membership_is_explained() -> None:
+    history = fleet()
+    assert explain(history.ledger, FOUNDER, history.now).status == "founder"
+    assert explain(history.ledger, "C1", history.now).path == ("F", "A1", "B1", "C1")
+    assert explain(history.ledger, "nobody", history.now).status == "unknown"
+    history.revoke("A1", "O1")
+    said = explain(history.ledger, "O1", history.now)
+    assert (said.status, "revoked by A1" in said.why, "rank 1 or above" in said.cure) == ("revoked", True, True)
+    drafts = history.drafts(FOUNDER)
+    drafts.revoke("A1", "")
+    history.take(drafts)
+    said = explain(history.ledger, "O2", history.now)
+    assert (said.status, "A1 admitted it" in said.why) == ("revoked", True)
+    history.now += 31 * DAY
+    said = explain(history.ledger, "V1", history.now)
+    assert said.status == "expired"
+    assert "clock" in said.cure
+
+
+def test_an_endless_end_is_the_founders_alone() -> None:
+    ends = {peer for peer, authority in fleet().roster.authorities.items() if authority.exp == math.inf}
+    assert ends == {FOUNDER}

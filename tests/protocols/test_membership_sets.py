@@ -1,0 +1,169 @@
+"""The same members whatever the order of statements, with repetition and loss; what a ledger keeps of a flood."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.protocols.membership_histories import (
+    FOUNDER,
+    PEERS,
+    START,
+    SYBIL,
+    attack,
+    certificate,
+    fleet,
+    live_on,
+    members,
+    revocation,
+)
+from twinshare.protocols.access import Role
+from twinshare.protocols.membership import ledger as ledger_module
+from twinshare.protocols.membership.ledger import HISTORY, Ledger, within_share
+from twinshare.protocols.membership.statements import Statement
+
+HISTORIES = 1000
+
+
+def lived(seed: int) -> tuple[list[Statement], float]:
+    """Honest acts and attacks of several adversaries."""
+    rng = random.Random(seed)
+    history = fleet()
+    live_on(history, rng, 5)
+    made = attack(history, rng, rng.sample([*PEERS, SYBIL], 3), 12)
+    return [*history.ledger.statements, *made], history.now
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_the_order_of_statements_and_their_repetition_change_nothing(part: int) -> None:
+    for number in range(HISTORIES // 4):
+        seed = part * HISTORIES + number
+        statements, now = lived(seed)
+        rng = random.Random(seed)
+        expected = members(statements, now)
+        for _ in range(3):
+            mixed = [*statements, *rng.choices(statements, k=5)]
+            rng.shuffle(mixed)
+            assert members(list({s.id: s for s in mixed}.values()), now) == expected
+
+
+def gossip(statements: list[Statement], now: float, rng: random.Random, *, loss: float) -> Ledger:
+    """A ledger that hears everything in pieces, in its own order, most of it more than once."""
+    ledger = Ledger(FOUNDER)
+    for number in range(12):
+        mixed = [s for s in statements if rng.random() >= loss or number == 11]
+        rng.shuffle(mixed)
+        for start in range(0, len(mixed), 7):
+            ledger.add(mixed[start : start + 7], now)
+    # What is grounded by what came last is told once more.
+    for _ in range(3):
+        ledger.add(statements, now)
+    return ledger
+
+
+def test_all_nodes_agree_once_each_has_heard_all() -> None:
+    for seed in range(150):
+        statements, now = lived(seed)
+        nodes = [gossip(statements, now, random.Random(node), loss=0.3 * node) for node in range(3)]
+        assert len({frozenset(s.id for s in node.statements) for node in nodes}) == 1
+        assert all(node.roster(now).members == members(node.statements, now) for node in nodes)
+        assert nodes[0].roster(now).members == members(statements, now)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "SHARES", (40, 12, 6))
+    monkeypatch.setattr(ledger_module, "HISTORY", 4)
+    monkeypatch.setattr(ledger_module, "MAX_ADMINS", 3)
+
+
+@pytest.mark.usefixtures("small")
+def test_all_nodes_agree_also_when_admins_flood() -> None:
+    for seed in range(60):
+        rng = random.Random(seed)
+        history = fleet()
+        flood = attack(history, rng, ["A1", "B1", "B2"], 80)
+        flood += [certificate("A2", f"x{n}", Role.ADMIN, seq=n + 10) for n in range(8)]
+        statements = [*history.ledger.statements, *flood]
+        nodes = [gossip(statements, history.now, random.Random(node), loss=0.3 * node) for node in range(3)]
+        assert len({frozenset(s.id for s in node.statements) for node in nodes}) == 1
+        assert nodes[0].roster(history.now).members == nodes[2].roster(history.now).members
+
+
+numbers = st.integers(0, 200)
+said = st.tuples(numbers, st.sampled_from("abcdefgh"), st.booleans())
+
+
+@given(st.lists(said, max_size=120), st.integers(1, 12), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_pruning_piece_by_piece_keeps_what_pruning_at_once_keeps(
+    about: list[tuple[int, str, bool]], share: int, rng: random.Random
+) -> None:
+    statements = {
+        s.id: s
+        for seq, sub, revoked in about
+        for s in [revocation("A1", sub, seq=seq) if revoked else certificate("A1", sub, seq=seq)]
+    }
+    at_once = {s.id for s in within_share(list(statements.values()), share, history=4)}
+    kept: list[Statement] = []
+    mixed = list(statements.values())
+    rng.shuffle(mixed)
+    while mixed:
+        size = rng.randint(1, 9)
+        kept, mixed = within_share([*kept, *mixed[:size]], share, history=4), mixed[size:]
+    assert {s.id for s in kept} == at_once
+    assert len(kept) <= share + 4
+
+
+# -- floods
+
+
+def test_a_flood_of_an_admin_costs_nobody_else_a_statement() -> None:
+    history = fleet()
+    history.revoke(FOUNDER, "O1")
+    history.revoke("A2", "O2")
+    # B1 is an admin by a certificate of A1, so its statements end with that one.
+    others = {s.id for s in history.ledger.statements if s.issuer not in {"A1", "B1"}}
+    before = history.roster.members
+    for start in range(10, 6000, 500):
+        seqs = range(start, start + 500)
+        history.ledger.add([revocation("A1", f"x{seq}", seq=seq) for seq in seqs], history.now)
+    assert others <= {s.id for s in history.ledger.statements}
+    assert len(history.ledger.of("A1")) <= ledger_module.SHARES[1] + HISTORY
+    # Its own members are lost, for their certificates were its oldest statements; all others are what they were.
+    after = history.roster.members
+    assert {peer: m for peer, m in before.items() if "A1" not in m.path} == {
+        peer: m for peer, m in after.items() if "A1" not in m.path
+    }
+    history.revoke(FOUNDER, "A1")
+    assert "A1" not in history.roster.members
+    assert "O1" not in history.roster.members
+
+
+def test_an_admin_with_many_admins_fills_its_own_share_alone() -> None:
+    history = fleet()
+    flood = [certificate("A1", f"x{n}", Role.ADMIN, seq=n + 10) for n in range(100)]
+    flood += [revocation(f"x{n}", f"y{m}", seq=m + 1) for n in range(100) for m in range(20)]
+    kept, dropped = history.ledger.add(flood, history.now)
+    assert len({s.issuer for s in kept if s.issuer.startswith("x")}) == ledger_module.MAX_ADMINS
+    assert {s.issuer for s in dropped} <= {"B1"}
+
+
+def test_what_no_member_of_the_fleet_signed_is_not_kept() -> None:
+    history = fleet()
+    stranger = [certificate(SYBIL, f"x{n}", Role.ADMIN, seq=n + 1) for n in range(10)]
+    assert history.ledger.add([*stranger, certificate("O1", "x1"), revocation("V1", "O1")], history.now) == ([], [])
+    other = certificate("A1", "x1", fleet="another")
+    assert history.ledger.add([other], history.now) == ([], [])
+
+
+def test_a_statement_from_the_future_is_taken_when_its_time_has_come() -> None:
+    history = fleet()
+    for early in (certificate("F", "x1", iat=START + 301, seq=90), revocation("F", "O1", iat=START + 301, seq=91)):
+        assert history.ledger.add([early], START) == ([], [])
+        assert history.ledger.add([early], START + 1) == ([early], [])
+    assert "x1" in history.ledger.roster(START + 1).members
+    assert "O1" not in history.ledger.roster(START + 1).members
