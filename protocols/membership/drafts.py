@@ -67,15 +67,18 @@ class Drafts:
     def revoke(self, sub: str, head: str | None = None) -> Statement:
         """Put `sub` out. `head` is the ID of the last statement of `sub` that is vouched for, empty for none.
 
-        None vouches for all that is known. Raises: Forbidden, InvalidRequest, PeerNotFound.
+        None vouches for all that is known of an admin. Raises: Forbidden, InvalidRequest, PeerNotFound.
         """
         roster = self.roster
         me = require_authority(roster, self._peer, self._now)
         if sub not in {roster.fleet, self._peer} and sub not in roster.said:
             raise PeerNotFound(f"{sub} is no member of this fleet", peer=sub)
         _require_say(roster, me, sub, revoking=True)
-        known = [s for s in self._ledger.of(sub) if head is None or s.id == head]
-        last = max(known, key=lambda s: s.order, default=None)
+        standing = roster.authorities.get(sub)
+        if head is None:
+            last = self._ledger.last(sub) if standing and standing.current else None
+        else:
+            last = next((s for s in self._ledger.of(sub) if s.id == head), None)
         seq, prev = self._link()
         return self._add(
             Revocation(

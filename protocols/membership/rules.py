@@ -110,24 +110,24 @@ class _Evaluation:
         about = [s for s in self.by_issuer.get(self.fleet, ()) if s.sub == self.fleet]
         names = [s for s in about if isinstance(s.claims, Certificate)]
         self._hear(Authority(self.fleet, 0, (self.fleet,)))
-        for rank in range(1, LAST_RANK + 1):
-            self._promote(rank)
+        for _ in range(LAST_RANK):
+            self._promote()
         for sub in self.said:
             if sub not in self.members and (winner := self._winner(sub)) is not None:
                 self.members[sub] = self._member(winner)
         name = _certificate(max(names, key=_order)).name if names else ""
         return Roster(self.fleet, self.members, self.authorities, self.said, name)
 
-    def _promote(self, rank: int) -> None:
-        """Find the authorities of a rank, all before any of them is heard: their order must not matter."""
+    def _promote(self) -> None:
+        """Find those whom the authorities so far make one, all before any is heard: their order must not matter."""
         found: list[Authority] = []
         for sub in self.said:
             if sub in self.authorities:
                 continue
             winner = self._winner(sub)
             if winner is None:
-                found += [former for former in self._revoked(sub) if former.rank == rank]
-            elif self._makes_authority(winner) and self._rank(winner) == rank:
+                found += self._revoked(sub)
+            elif self._makes_authority(winner):
                 self.members[sub] = self._member(winner)
                 found.append(self._authority(winner, None))
         for authority in found:
@@ -200,13 +200,19 @@ class _Evaluation:
         return self._kills(revocation, word)
 
     def _linked(self, issuer: str, revocation: Statement) -> frozenset[str]:
-        """The certificates of a revoked issuer that lead to the last statement which the revoker vouches for."""
+        """The certificates of a revoked issuer that lead to the last statement which the revoker vouches for.
+
+        Those that it withdrew itself until then are not among them.
+        """
         claims = cast(Revocation, revocation.claims)
         by_id = {statement.id: statement for statement in self.by_issuer.get(issuer, ())}
         kept: set[str] = set()
+        withdrawn: set[str] = set()
         at, last = claims.head, claims.vouched
         while (statement := by_id.get(at)) is not None and 0 < statement.claims.seq <= last:
-            if isinstance(statement.claims, Certificate):
+            if isinstance(statement.claims, Revocation):
+                withdrawn.add(statement.sub)
+            elif statement.sub not in withdrawn:
                 kept.add(at)
             at, last = statement.claims.prev, statement.claims.seq - 1
         return frozenset(kept)

@@ -106,7 +106,7 @@ def check_settled(history: History, rogue: str, made: list[Statement]) -> None:
     later.ledger = history.ledger.copy()
     later.ledger.add(made, later.now)
     drafts = later.drafts(FOUNDER)
-    if rogue not in later.roster.said:
+    if history.rank(rogue) == math.inf:
         return
     drafts.revoke_with_adoption(rogue, head=last.id if last else "")
     after = drafts.roster.members

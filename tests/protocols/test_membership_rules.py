@@ -205,6 +205,14 @@ def test_the_revocations_of_a_revoked_admin_are_void() -> None:
     assert {"O1", "V1"} <= set(history.roster.members)
 
 
+def test_what_a_revoked_admin_had_itself_withdrawn_does_not_come_back() -> None:
+    history = fleet()
+    history.revoke("A1", "B1")
+    history.certify("A2", "B1", Role.VIEWER)
+    history.revoke("F", "A1")
+    assert history.roster.members["B1"].certificate.role is Role.VIEWER
+
+
 def test_an_admin_that_comes_back_begins_anew() -> None:
     history = fleet()
     history.revoke("A1", "O1")

@@ -143,6 +143,19 @@ def test_a_flood_of_an_admin_costs_nobody_else_a_statement() -> None:
     assert "O1" not in history.roster.members
 
 
+@pytest.mark.usefixtures("small")
+def test_whoever_signs_more_than_its_share_loses_its_oldest_certificates_and_revocations_last() -> None:
+    history = fleet()
+    history.revoke("A1", "O1")
+    for number in range(30):
+        history.certify("A1", f"x{number}")
+    left = {peer for peer in history.roster.members if peer.startswith("x")}
+    assert left == {f"x{number}" for number in range(19, 30)}
+    assert "O1" not in history.roster.members
+    history.revoke("F", "A1")
+    assert left <= history.roster.members.keys()
+
+
 def test_an_admin_with_many_admins_fills_its_own_share_alone() -> None:
     history = fleet()
     flood = [certificate("A1", f"x{n}", Role.ADMIN, seq=n + 10) for n in range(100)]
