@@ -213,6 +213,17 @@ def test_what_a_revoked_admin_had_itself_withdrawn_does_not_come_back() -> None:
     assert history.roster.members["B1"].certificate.role is Role.VIEWER
 
 
+def test_who_is_revoked_again_gets_nothing_back_that_was_left_out() -> None:
+    history = fleet()
+    drafts = history.drafts(FOUNDER)
+    drafts.revoke("A1", "")
+    history.take(drafts)
+    assert "O2" not in history.roster.members
+    history.certify("F", "A1", Role.VIEWER)
+    history.revoke("F", "A1")
+    assert "O2" not in history.roster.members
+
+
 def test_an_admin_that_comes_back_begins_anew() -> None:
     history = fleet()
     history.revoke("A1", "O1")
