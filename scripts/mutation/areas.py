@@ -30,8 +30,12 @@ def _found(top: Path, pattern: str) -> list[Path]:
 
 AREAS = {
     "membership": Area(
-        ("agent/p2p/membership.py", "protocols/membership.py"),
-        ("tests/agent/p2p/test_membership*.py", "tests/agent/p2p/test_roles.py"),
+        ("agent/p2p/membership.py", "protocols/membership/*.py"),
+        (
+            "tests/agent/p2p/test_membership*.py",
+            "tests/agent/p2p/test_roles.py",
+            "tests/protocols/test_membership_*.py",
+        ),
     ),
     "forwards": Area(
         ("agent/vm/forwards.py", "agent/relays.py"),
