@@ -13,22 +13,22 @@ import msgspec
 
 from ..access import Limits, Role
 from ..errors import Forbidden, InvalidRequest, PeerNotFound
-from .ledger import Ledger
-from .rules import Authority, Member, Roster, last_words
+from .rules import Authority, Member, Roster, newest_by_issuer
+from .statement_set import StatementSet
 from .statements import LIFETIME, MAX_SEEN, Certificate, Revocation, Statement, statement_id
 
 
 class Drafts:
     """Statements of `peer` to be signed now, each made in the knowledge of the ones before."""
 
-    def __init__(self, ledger: Ledger, peer: str, now: float) -> None:
-        self._ledger, self._peer, self._now = ledger.copy(), peer, now
+    def __init__(self, known: StatementSet, peer: str, now: float) -> None:
+        self._known, self._peer, self._now = known.copy(), peer, now
         self.made: list[Statement] = []
 
     @property
     def roster(self) -> Roster:
         """The members as they will be."""
-        return self._ledger.roster(self._now)
+        return self._known.roster(self._now)
 
     def certify(self, sub: str, name: str, role: Role, limits: Limits, rank: int = 0) -> Statement:
         """Make `sub` a member of at least `rank`, or change its certificate. Raises: Forbidden, InvalidRequest."""
@@ -39,7 +39,7 @@ class Drafts:
             self.revoke_with_adoption(sub)
             roster, standing = self.roster, None
         _require_say(roster, me, sub)
-        last, mine = self._ledger.last(sub), last_words(roster.said.get(sub, ()))
+        last, mine = self._known.last(sub), newest_by_issuer(roster.said.get(sub, ()))
         if standing and standing.current:
             since = roster.members[sub].certificate.since
         else:
@@ -47,7 +47,7 @@ class Drafts:
         seq, prev = self._link()
         return self._add(
             Certificate(
-                fleet=self._ledger.fleet,
+                fleet=self._known.fleet,
                 sub=sub,
                 name=name,
                 role=role,
@@ -76,13 +76,13 @@ class Drafts:
         _require_say(roster, me, sub, revoking=True)
         standing = roster.authorities.get(sub)
         if head is None:
-            last = self._ledger.last(sub) if standing and standing.current else None
+            last = self._known.last(sub) if standing and standing.current else None
         else:
-            last = next((s for s in self._ledger.of(sub) if s.id == head), None)
+            last = next((s for s in self._known.of(sub) if s.id == head), None)
         seq, prev = self._link()
         return self._add(
             Revocation(
-                fleet=self._ledger.fleet,
+                fleet=self._known.fleet,
                 sub=sub,
                 by=self._peer,
                 iat=int(self._now),
@@ -112,13 +112,13 @@ class Drafts:
         return {sub: m for sub, m in self.roster.members.items() if m.issuer == issuer and sub != self._peer}
 
     def _link(self) -> tuple[int, str]:
-        last, own = self._ledger.last(self._peer), self.roster.members.get(self._peer)
+        last, own = self._known.last(self._peer), self.roster.members.get(self._peer)
         seq = max(last.claims.seq if last else 0, own.certificate.since if own else 0) + 1
         return seq, last.id if last else ""
 
     def _add(self, claims: Certificate | Revocation) -> Statement:
         statement = Statement(self._peer, claims, statement_id(self._peer, msgspec.json.encode(claims)), "")
-        self._ledger.add([statement], self._now, own=True)
+        self._known.add([statement], self._now, own=True)
         self.made.append(statement)
         return statement
 
@@ -143,7 +143,7 @@ def _require_say(roster: Roster, me: Authority, sub: str, *, revoking: bool = Fa
         raise Forbidden(f"{sub} is an admin by {standing.path[-2]}: only that node and those above it have a say in it")
     if revoking:
         return
-    for issuer, word in last_words(roster.said.get(sub, ())).items():
+    for issuer, word in newest_by_issuer(roster.said.get(sub, ())).items():
         if isinstance(word.claims, Revocation) and roster.authorities[issuer].rank < me.rank:
             raise Forbidden(f"{sub} was revoked by {issuer}: only that node or one of its rank or above can undo it")
 

@@ -9,8 +9,8 @@ import msgspec
 
 from ..access import Role
 from .drafts import Drafts
-from .ledger import Ledger
-from .rules import SKEW, Roster, last_words
+from .rules import SKEW, Roster, newest_by_issuer
+from .statement_set import StatementSet
 from .statements import Certificate, Revocation, Statement
 
 
@@ -32,13 +32,13 @@ class Consequence(msgspec.Struct, frozen=True, kw_only=True):
     becomes: str
 
 
-def explain(ledger: Ledger, peer: str, now: float) -> Explanation:
+def explain(known: StatementSet, peer: str, now: float) -> Explanation:
     """Why a peer is a member, or is none."""
-    roster = ledger.roster(now)
-    if peer == ledger.fleet:
+    roster = known.roster(now)
+    if peer == known.fleet:
         return Explanation(status="founder", path=(peer,), why="It has founded the fleet: its key is the fleet.")
     if (member := roster.members.get(peer)) is None:
-        return _why_out(ledger, roster, peer, now)
+        return _why_out(known, roster, peer, now)
     path = (*member.path, peer)
     admitted = f"admitted by {member.issuer}" + ("" if member.rank == 1 else f" (path {' > '.join(member.path)})")
     if member.certificate.exp > now:
@@ -55,8 +55,8 @@ def _expired(admitted: str, end: float, path: tuple[str, ...], now: float) -> Ex
     )
 
 
-def _why_out(ledger: Ledger, roster: Roster, peer: str, now: float) -> Explanation:
-    words = last_words(roster.said.get(peer, ()))
+def _why_out(known: StatementSet, roster: Roster, peer: str, now: float) -> Explanation:
+    words = newest_by_issuer(roster.said.get(peer, ()))
     revokers = [issuer for issuer, word in words.items() if isinstance(word.claims, Revocation)]
     if revokers:
         by = min(revokers, key=lambda issuer: (roster.authorities[issuer].rank, issuer))
@@ -67,7 +67,7 @@ def _why_out(ledger: Ledger, roster: Roster, peer: str, now: float) -> Explanati
             why=f"revoked by {by} on {_date(words[by].claims.iat)}",
             cure=f"To let it in again {who} makes a new ticket.",
         )
-    unheard = [s for s in ledger.statements if s.sub == peer and isinstance(s.claims, Certificate)]
+    unheard = [s for s in known.statements if s.sub == peer and isinstance(s.claims, Certificate)]
     if ahead := [s for s in unheard if s.claims.iat > now + SKEW]:
         return _held_back(max(ahead, key=lambda s: s.order), now)
     if unheard:
@@ -93,12 +93,12 @@ def _held_back(statement: Statement, now: float) -> Explanation:
 
 
 def consequences(
-    ledger: Ledger, by: str, peer: str, now: float, leave_out: Collection[str] = (), head: str | None = None
+    known: StatementSet, by: str, peer: str, now: float, leave_out: Collection[str] = (), head: str | None = None
 ) -> tuple[list[Statement], list[Consequence]]:
     """What `by` has to sign to revoke `peer`, and what that brings about. Raises: Forbidden, PeerNotFound."""
-    drafts = Drafts(ledger, by, now)
+    drafts = Drafts(known, by, now)
     drafts.revoke_with_adoption(peer, leave_out, head)
-    before, after = ledger.roster(now), drafts.roster
+    before, after = known.roster(now), drafts.roster
     changes = [_change(before, after, sub, peer, by) for sub in sorted({*before.members, *after.members})]
     return drafts.made, [change for change in changes if change is not None]
 
@@ -119,10 +119,10 @@ def _change(before: Roster, after: Roster, sub: str, revoked: str, by: str) -> C
     return Consequence(peer=sub, name=certificate.name, role=certificate.role, becomes=becomes)
 
 
-def dated_ahead(ledger: Ledger, issuer: str, now: float) -> list[Statement]:
+def dated_ahead(known: StatementSet, issuer: str, now: float) -> list[Statement]:
     """The last statements of an issuer about each peer that its clock, wrong then, dated ahead of `now`."""
     by_sub: dict[str, Statement] = {}
-    for statement in sorted(ledger.of(issuer), key=lambda s: s.order):
+    for statement in sorted(known.of(issuer), key=lambda s: s.order):
         by_sub[statement.sub] = statement
     return [s for s in by_sub.values() if s.claims.iat > now + SKEW]
 

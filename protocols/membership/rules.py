@@ -145,7 +145,7 @@ class _Evaluation:
 
     def _winner(self, sub: str) -> Statement | None:
         """The certificate that counts for a peer, by what the authorities found so far have said about it."""
-        words = last_words(self.said[sub]).values()
+        words = newest_by_issuer(self.said[sub]).values()
         revocations = [word for word in words if isinstance(word.claims, Revocation)]
         certificates = [word for word in words if isinstance(word.claims, Certificate)]
         # What was replaced stays replaced, also when what replaced it is revoked.
@@ -186,11 +186,11 @@ class _Evaluation:
     def _revoked(self, sub: str) -> list[Authority]:
         """A peer that was an authority until it was revoked, with which of its certificates still count."""
         was = [s for s in self.said[sub] if isinstance(s.claims, Certificate) and self._makes_authority(s)]
-        word = max(last_words(was).values(), key=self._preference, default=None)
+        word = max(newest_by_issuer(was).values(), key=self._preference, default=None)
         if word is None:
             return []
         against = [s for s in self.said[sub] if isinstance(s.claims, Revocation) and self._holds(s, word)]
-        kept = [self._linked(sub, revocation) for revocation in last_words(against).values()]
+        kept = [self._linked(sub, revocation) for revocation in newest_by_issuer(against).values()]
         return [self._authority(word, frozenset.intersection(*kept))] if kept else []
 
     def _holds(self, revocation: Statement, word: Statement) -> bool:
@@ -241,7 +241,7 @@ class _Evaluation:
         return Member(certificate, (word, *issuer.chain), issuer.path, self._rank(word))
 
 
-def last_words(statements: Iterable[Statement]) -> dict[str, Statement]:
+def newest_by_issuer(statements: Iterable[Statement]) -> dict[str, Statement]:
     """Of some statements about one peer the last of each issuer."""
     words: dict[str, Statement] = {}
     for statement in statements:

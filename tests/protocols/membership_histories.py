@@ -14,8 +14,8 @@ import msgspec
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import TwinshareError
 from twinshare.protocols.membership.drafts import Drafts
-from twinshare.protocols.membership.ledger import Ledger
 from twinshare.protocols.membership.rules import Roster, evaluate
+from twinshare.protocols.membership.statement_set import StatementSet
 from twinshare.protocols.membership.statements import (
     LIFETIME,
     MAX_SEEN,
@@ -56,11 +56,11 @@ class History:
     """What all honest nodes know, at `now`."""
 
     now: float = START
-    ledger: Ledger = field(default_factory=lambda: Ledger(FOUNDER))
+    known: StatementSet = field(default_factory=lambda: StatementSet(FOUNDER))
 
     @property
     def roster(self) -> Roster:
-        return self.ledger.roster(self.now)
+        return self.known.roster(self.now)
 
     def rank(self, peer: str) -> float:
         """Without authority it is infinite."""
@@ -68,10 +68,10 @@ class History:
         return authority.rank if authority and authority.current and authority.exp > self.now else math.inf
 
     def drafts(self, peer: str) -> Drafts:
-        return Drafts(self.ledger, peer, self.now)
+        return Drafts(self.known, peer, self.now)
 
     def take(self, drafts: Drafts) -> None:
-        self.ledger.add(drafts.made, self.now)
+        self.known.add(drafts.made, self.now)
 
     def certify(self, by: str, sub: str, role: Role = Role.OPERATOR, limits: Limits | None = None) -> None:
         drafts = self.drafts(by)
@@ -120,7 +120,7 @@ def live_on(history: History, rng: random.Random, acts: int) -> None:
 
 def attack(history: History, rng: random.Random, adversaries: list[str], count: int) -> list[Statement]:
     """Whatever the adversaries can sign, in the knowledge of everything."""
-    known = history.ledger.statements
+    known = history.known.statements
     made: list[Statement] = []
     for _ in range(count):
         issuer = rng.choice(adversaries)

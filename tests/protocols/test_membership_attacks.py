@@ -21,7 +21,7 @@ from tests.protocols.membership_histories import (
     live_on,
 )
 from twinshare.protocols.errors import TwinshareError
-from twinshare.protocols.membership.rules import Roster, evaluate, last_words
+from twinshare.protocols.membership.rules import Roster, evaluate, newest_by_issuer
 from twinshare.protocols.membership.statements import Revocation, Statement
 
 WORLDS = 500
@@ -44,7 +44,7 @@ START = fleet()
 
 def world(rng: random.Random) -> History:
     history = copy.copy(START)
-    history.ledger = START.ledger.copy()
+    history.known = START.known.copy()
     live_on(history, rng, rng.randint(0, 8))
     return history
 
@@ -55,7 +55,7 @@ def out_by(roster: Roster, rank: float, adversaries: tuple[str, ...]) -> list[st
         sub
         for sub, said in roster.said.items()
         if sub not in roster.members
-        for issuer, word in last_words(said).items()
+        for issuer, word in newest_by_issuer(said).items()
         if isinstance(word.claims, Revocation) and issuer not in adversaries and roster.authorities[issuer].rank < rank
     ]
 
@@ -63,7 +63,7 @@ def out_by(roster: Roster, rank: float, adversaries: tuple[str, ...]) -> list[st
 def check_harmless(history: History, adversaries: tuple[str, ...], made: list[Statement]) -> Roster:
     """Nobody above or beside the adversaries is another member than before, and who was put out by a higher rank is."""
     before = history.roster
-    after = evaluate(FOUNDER, [*history.ledger.statements, *made], history.now)
+    after = evaluate(FOUNDER, [*history.known.statements, *made], history.now)
     highest = min(history.rank(peer) for peer in adversaries)
     if highest == math.inf:
         assert after.members == before.members
@@ -89,8 +89,8 @@ def check_revocation(history: History, adversaries: tuple[str, ...], rng: random
     by, sub = rng.choice(above), rng.choice((*PEERS[1:], *adversaries))
     made = attack(history, rng, list(adversaries), 3)
     later = copy.copy(history)
-    later.ledger = history.ledger.copy()
-    later.ledger.add(made, later.now)
+    later.known = history.known.copy()
+    later.known.add(made, later.now)
     try:
         later.revoke(by, sub)
     except TwinshareError:
@@ -101,10 +101,10 @@ def check_revocation(history: History, adversaries: tuple[str, ...], rng: random
 
 def check_settled(history: History, rogue: str, made: list[Statement]) -> None:
     """The founder revokes a rogue and vouches for what came before the attack: everything is as it was, but for it."""
-    before, last = history.roster, history.ledger.last(rogue)
+    before, last = history.roster, history.known.last(rogue)
     later = copy.copy(history)
-    later.ledger = history.ledger.copy()
-    later.ledger.add(made, later.now)
+    later.known = history.known.copy()
+    later.known.add(made, later.now)
     drafts = later.drafts(FOUNDER)
     if history.rank(rogue) == math.inf:
         return
@@ -166,9 +166,7 @@ def test_the_generated_attacks_do_change_what_they_may() -> None:
         rng = random.Random(seed)
         history = world(rng)
         adversaries = rng.choice((("A1",), ("B1",), ("A2", "V1")))
-        after = evaluate(
-            FOUNDER, [*history.ledger.statements, *attack(history, rng, list(adversaries), 8)], history.now
-        )
+        after = evaluate(FOUNDER, [*history.known.statements, *attack(history, rng, list(adversaries), 8)], history.now)
         before = history.roster.members
         changed["members"] += after.members != before
         changed["out"] += bool(before.keys() - after.members.keys())

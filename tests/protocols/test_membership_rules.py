@@ -11,15 +11,15 @@ from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import Forbidden, InvalidRequest, PeerNotFound
 from twinshare.protocols.membership.drafts import Drafts
 from twinshare.protocols.membership.explain import consequences, dated_ahead, explain
-from twinshare.protocols.membership.ledger import Ledger
 from twinshare.protocols.membership.rules import SKEW
+from twinshare.protocols.membership.statement_set import StatementSet
 from twinshare.protocols.membership.statements import (
     LIFETIME,
 )
 
 
 def heads(history: History, sub: str) -> tuple[str, ...]:
-    return tuple(s.id for s in history.ledger.statements if s.sub == sub)
+    return tuple(s.id for s in history.known.statements if s.sub == sub)
 
 
 # -- rule 1: the founder is its key
@@ -36,7 +36,7 @@ def test_no_statement_about_the_founder_has_an_effect() -> None:
         revocation("F", FOUNDER, seq=90),
         certificate("F", FOUNDER, Role.VIEWER, seq=90),
     ):
-        history.ledger.add([made], history.now)
+        history.known.add([made], history.now)
         assert history.roster.members == before.members
         assert history.roster.authorities == before.authorities
     assert history.roster.name == FOUNDER
@@ -63,7 +63,7 @@ def test_an_admin_has_no_say_in_admins_of_other_chains_nor_above(by: str, sub: s
     before = history.roster.members[sub]
     seen = heads(history, sub)
     for made in (revocation(by, sub, seq=9), certificate(by, sub, Role.VIEWER, seq=9, seen=seen)):
-        history.ledger.add([made], history.now)
+        history.known.add([made], history.now)
         assert history.roster.members[sub] == before
 
 
@@ -85,7 +85,7 @@ def test_only_the_same_or_a_higher_rank_undoes_a_revocation() -> None:
         history.revoke(by, sub)
         with pytest.raises(Forbidden, match=f"was revoked by {by}"):
             history.certify("B2", sub)
-        history.ledger.add([certificate("B2", sub, seq=50, seen=heads(history, sub))], history.now)
+        history.known.add([certificate("B2", sub, seq=50, seen=heads(history, sub))], history.now)
         assert sub not in history.roster.members
         history.certify("A2" if by == "A1" else "F", sub)
         assert sub in history.roster.members
@@ -98,7 +98,7 @@ def test_a_child_never_exceeds_its_parent() -> None:
     history.certify("A1", "O2", Role.OPERATOR, Limits(vms=10, disk=5))
     got, parent = history.roster.members["O2"].certificate, history.roster.members["A1"].certificate
     assert (got.limits, got.exp) == (Limits(vms=3, memory=4096, disk=5), parent.exp)
-    history.ledger.add([certificate("A1", "O2", iat=int(history.now), seq=50)], history.now)
+    history.known.add([certificate("A1", "O2", iat=int(history.now), seq=50)], history.now)
     got = history.roster.members["O2"].certificate
     assert (got.limits, got.exp) == (Limits(vms=3, memory=4096), parent.exp)
 
@@ -123,7 +123,7 @@ def test_an_admin_whose_certificate_has_ended_has_no_say() -> None:
     before = history.roster.members["O1"]
     late = [revocation("A1", "O1", seq=60, iat=START + DAY)]
     late.append(certificate("A1", "O1", seq=61, seen=heads(history, "O1"), iat=START + DAY))
-    history.ledger.add(late, history.now)
+    history.known.add(late, history.now)
     assert history.roster.members["O1"] == before
     with pytest.raises(Forbidden, match="no admin"):
         history.certify("A1", "O1")
@@ -134,7 +134,7 @@ def test_an_admin_whose_certificate_has_ended_has_no_say() -> None:
 
 def test_statements_after_the_one_vouched_for_are_void_also_backdated_ones() -> None:
     history = fleet()
-    last = history.ledger.last("A1")
+    last = history.known.last("A1")
     assert last is not None
     drafts = history.drafts(FOUNDER)
     drafts.revoke("A1")
@@ -150,7 +150,7 @@ def test_statements_after_the_one_vouched_for_are_void_also_backdated_ones() -> 
         revocation("A1", "O2", seq=1, iat=START - DAY),
         revocation("A1", "O1", seq=last.claims.seq + 1, prev=last.id),
     ):
-        history.ledger.add([made], history.now)
+        history.known.add([made], history.now)
         assert history.roster.members == before
 
 
@@ -184,7 +184,7 @@ def test_who_is_revoked_again_gets_nothing_back_that_was_left_out() -> None:
 def test_an_admin_that_comes_back_begins_anew() -> None:
     history = fleet()
     history.revoke("A1", "O1")
-    history.ledger.add([certificate("A1", "x1", seq=9)], history.now)
+    history.known.add([certificate("A1", "x1", seq=9)], history.now)
     history.revoke("F", "A1")
     history.certify("F", "A1", Role.ADMIN)
     assert "O1" in history.roster.members
@@ -199,7 +199,7 @@ def test_a_void_statement_displaces_no_valid_one() -> None:
     history.revoke("F", "A1")
     before = history.roster.members
     for sub in ("O2", "B1", "V2"):
-        history.ledger.add([certificate("A1", sub, Role.ADMIN, seq=99, seen=heads(history, sub))], history.now)
+        history.known.add([certificate("A1", sub, Role.ADMIN, seq=99, seen=heads(history, sub))], history.now)
     assert history.roster.members == before
 
 
@@ -213,13 +213,13 @@ def test_what_was_replaced_stays_replaced_when_what_replaced_it_is_revoked() -> 
 
 def test_two_statements_with_one_number_harm_nobody() -> None:
     history = fleet()
-    last = history.ledger.last("A1")
+    last = history.known.last("A1")
     assert last is not None
     one, other = (certificate("A1", sub, seq=last.claims.seq + 1, prev=last.id) for sub in ("x1", "x2"))
-    history.ledger.add([one, other], history.now)
+    history.known.add([one, other], history.now)
     assert {"x1", "x2"} <= set(history.roster.members)
     seq = last.claims.seq + 2
-    history.ledger.add([certificate("A1", "x1", seq=seq), revocation("A1", "x1", seq=seq)], history.now)
+    history.known.add([certificate("A1", "x1", seq=seq), revocation("A1", "x1", seq=seq)], history.now)
     assert "x1" not in history.roster.members
 
 
@@ -227,23 +227,23 @@ def test_two_statements_with_one_number_harm_nobody() -> None:
 
 
 def test_a_founder_whose_clock_was_wrong_is_an_admin_at_once_and_heals_what_it_signed() -> None:
-    ledger, wrong = Ledger(FOUNDER), START + 400 * DAY
-    drafts = Drafts(ledger, FOUNDER, wrong)
+    known, wrong = StatementSet(FOUNDER), START + 400 * DAY
+    drafts = Drafts(known, FOUNDER, wrong)
     drafts.certify("A1", "A1", Role.ADMIN, Limits())
-    ledger.add(drafts.made, wrong, own=True)
-    assert "A1" in ledger.roster(wrong).members
+    known.add(drafts.made, wrong, own=True)
+    assert "A1" in known.roster(wrong).members
     # The clock is right again.
-    other = Ledger(FOUNDER)
+    other = StatementSet(FOUNDER)
     assert other.add(drafts.made, START) == ([], [])
-    assert "A1" not in ledger.roster(START).members
-    assert explain(ledger, "A1", START).status == "held_back"
-    [ahead] = dated_ahead(ledger, FOUNDER, START)
-    drafts = Drafts(ledger, FOUNDER, START)
+    assert "A1" not in known.roster(START).members
+    assert explain(known, "A1", START).status == "held_back"
+    [ahead] = dated_ahead(known, FOUNDER, START)
+    drafts = Drafts(known, FOUNDER, START)
     drafts.certify(ahead.sub, "A1", Role.ADMIN, Limits())
-    ledger.add(drafts.made, START, own=True)
-    assert dated_ahead(ledger, FOUNDER, START) == []
+    known.add(drafts.made, START, own=True)
+    assert dated_ahead(known, FOUNDER, START) == []
     other.add(drafts.made, START)
-    for healed in (ledger, other):
+    for healed in (known, other):
         assert healed.roster(START + 1).members["A1"].certificate.exp == START + LIFETIME
         assert healed.roster(wrong + DAY).members["A1"].certificate.exp == START + LIFETIME
 
@@ -251,7 +251,7 @@ def test_a_founder_whose_clock_was_wrong_is_an_admin_at_once_and_heals_what_it_s
 def test_a_certificate_that_is_dated_ahead_displaces_nothing_until_its_time() -> None:
     history = fleet()
     ahead = certificate("A1", "O2", Role.VIEWER, seq=70, iat=START + SKEW + 1)
-    history.ledger.add([ahead], history.now, own=True)
+    history.known.add([ahead], history.now, own=True)
     assert history.roster.members["O2"].certificate.role is Role.OPERATOR
     history.now += 2
     assert history.roster.members["O2"].certificate.role is Role.VIEWER
@@ -273,7 +273,7 @@ def test_a_clock_that_was_set_back_forgets_no_revocation() -> None:
 def test_a_revocation_lists_what_it_brings_about() -> None:
     history = fleet()
     history.revoke("A1", "V1")
-    made, changes = consequences(history.ledger, FOUNDER, "A1", history.now, leave_out=["O2"])
+    made, changes = consequences(history.known, FOUNDER, "A1", history.now, leave_out=["O2"])
     assert {change.peer: change.becomes for change in changes} == {
         "A1": "revoked",
         "B1": "adopted",
@@ -282,7 +282,7 @@ def test_a_revocation_lists_what_it_brings_about() -> None:
         "O2": "out",
         "V1": "back",
     }
-    history.ledger.add(made, history.now)
+    history.known.add(made, history.now)
     assert "A1" not in history.roster.members
     assert {"B1", "C1", "V1", "V2"} <= set(history.roster.members)
     assert [s.claims.seq for s in made] == list(range(made[0].claims.seq, made[0].claims.seq + len(made)))
@@ -302,19 +302,19 @@ def test_who_cannot_be_revoked() -> None:
 
 def test_membership_is_explained() -> None:
     history = fleet()
-    assert explain(history.ledger, FOUNDER, history.now).status == "founder"
-    assert explain(history.ledger, "C1", history.now).path == ("F", "A1", "B1", "C1")
-    assert explain(history.ledger, "nobody", history.now).status == "unknown"
+    assert explain(history.known, FOUNDER, history.now).status == "founder"
+    assert explain(history.known, "C1", history.now).path == ("F", "A1", "B1", "C1")
+    assert explain(history.known, "nobody", history.now).status == "unknown"
     history.revoke("A1", "O1")
-    said = explain(history.ledger, "O1", history.now)
+    said = explain(history.known, "O1", history.now)
     assert (said.status, "revoked by A1" in said.why, "rank 1 or above" in said.cure) == ("revoked", True, True)
     drafts = history.drafts(FOUNDER)
     drafts.revoke("A1", "")
     history.take(drafts)
-    said = explain(history.ledger, "O2", history.now)
+    said = explain(history.known, "O2", history.now)
     assert (said.status, "A1 admitted it" in said.why) == ("revoked", True)
     history.now += 31 * DAY
-    said = explain(history.ledger, "V1", history.now)
+    said = explain(history.known, "V1", history.now)
     assert said.status == "expired"
     assert "clock" in said.cure
 

@@ -1,4 +1,4 @@
-"""The same members whatever the order of statements, with repetition and loss; what a ledger keeps of a flood."""
+"""The same members whatever the order of statements, with repetition and loss; what a set keeps of a flood."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.protocols.membership_histories import (
     revocation,
 )
 from twinshare.protocols.access import Role
-from twinshare.protocols.membership import ledger as ledger_module
-from twinshare.protocols.membership.ledger import HISTORY, Ledger, within_share
+from twinshare.protocols.membership import statement_set as set_module
+from twinshare.protocols.membership.statement_set import HISTORY, StatementSet, within_share
 from twinshare.protocols.membership.statements import Statement
 
 HISTORIES = 1000
@@ -34,7 +34,7 @@ def lived(seed: int) -> tuple[list[Statement], float]:
     history = fleet()
     live_on(history, rng, 5)
     made = attack(history, rng, rng.sample([*PEERS, SYBIL], 3), 12)
-    return [*history.ledger.statements, *made], history.now
+    return [*history.known.statements, *made], history.now
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -50,18 +50,18 @@ def test_the_order_of_statements_and_their_repetition_change_nothing(part: int) 
             assert members(list({s.id: s for s in mixed}.values()), now) == expected
 
 
-def gossip(statements: list[Statement], now: float, rng: random.Random, *, loss: float) -> Ledger:
-    """A ledger that hears everything in pieces, in its own order, most of it more than once."""
-    ledger = Ledger(FOUNDER)
+def gossip(statements: list[Statement], now: float, rng: random.Random, *, loss: float) -> StatementSet:
+    """A set that hears everything in pieces, in its own order, most of it more than once."""
+    known = StatementSet(FOUNDER)
     for number in range(12):
         mixed = [s for s in statements if rng.random() >= loss or number == 11]
         rng.shuffle(mixed)
         for start in range(0, len(mixed), 7):
-            ledger.add(mixed[start : start + 7], now)
-    # What is grounded by what came last is told once more.
+            known.add(mixed[start : start + 7], now)
+    # What rests on a certificate that came last is told once more.
     for _ in range(3):
-        ledger.add(statements, now)
-    return ledger
+        known.add(statements, now)
+    return known
 
 
 def test_all_nodes_agree_once_each_has_heard_all() -> None:
@@ -75,9 +75,9 @@ def test_all_nodes_agree_once_each_has_heard_all() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "SHARES", (40, 12, 6))
-    monkeypatch.setattr(ledger_module, "HISTORY", 4)
-    monkeypatch.setattr(ledger_module, "MAX_ADMINS", 3)
+    monkeypatch.setattr(set_module, "SHARES", (40, 12, 6))
+    monkeypatch.setattr(set_module, "HISTORY", 4)
+    monkeypatch.setattr(set_module, "MAX_ADMINS", 3)
 
 
 @pytest.mark.usefixtures("small")
@@ -87,7 +87,7 @@ def test_all_nodes_agree_also_when_admins_flood() -> None:
         history = fleet()
         flood = attack(history, rng, ["A1", "B1", "B2"], 80)
         flood += [certificate("A2", f"x{n}", Role.ADMIN, seq=n + 10) for n in range(8)]
-        statements = [*history.ledger.statements, *flood]
+        statements = [*history.known.statements, *flood]
         nodes = [gossip(statements, history.now, random.Random(node), loss=0.3 * node) for node in range(3)]
         assert len({frozenset(s.id for s in node.statements) for node in nodes}) == 1
         assert nodes[0].roster(history.now).members == nodes[2].roster(history.now).members
@@ -126,13 +126,13 @@ def test_a_flood_of_an_admin_costs_nobody_else_a_statement() -> None:
     history.revoke(FOUNDER, "O1")
     history.revoke("A2", "O2")
     # B1 is an admin by a certificate of A1, so its statements end with that one.
-    others = {s.id for s in history.ledger.statements if s.issuer not in {"A1", "B1"}}
+    others = {s.id for s in history.known.statements if s.issuer not in {"A1", "B1"}}
     before = history.roster.members
     for start in range(10, 6000, 500):
         seqs = range(start, start + 500)
-        history.ledger.add([revocation("A1", f"x{seq}", seq=seq) for seq in seqs], history.now)
-    assert others <= {s.id for s in history.ledger.statements}
-    assert len(history.ledger.of("A1")) <= ledger_module.SHARES[1] + HISTORY
+        history.known.add([revocation("A1", f"x{seq}", seq=seq) for seq in seqs], history.now)
+    assert others <= {s.id for s in history.known.statements}
+    assert len(history.known.of("A1")) <= set_module.SHARES[1] + HISTORY
     # Its own members are lost, for their certificates were its oldest statements; all others are what they were.
     after = history.roster.members
     assert {peer: m for peer, m in before.items() if "A1" not in m.path} == {
@@ -160,23 +160,23 @@ def test_an_admin_with_many_admins_fills_its_own_share_alone() -> None:
     history = fleet()
     flood = [certificate("A1", f"x{n}", Role.ADMIN, seq=n + 10) for n in range(100)]
     flood += [revocation(f"x{n}", f"y{m}", seq=m + 1) for n in range(100) for m in range(20)]
-    kept, dropped = history.ledger.add(flood, history.now)
-    assert len({s.issuer for s in kept if s.issuer.startswith("x")}) == ledger_module.MAX_ADMINS
+    kept, dropped = history.known.add(flood, history.now)
+    assert len({s.issuer for s in kept if s.issuer.startswith("x")}) == set_module.MAX_ADMINS
     assert {s.issuer for s in dropped} <= {"B1"}
 
 
 def test_what_no_member_of_the_fleet_signed_is_not_kept() -> None:
     history = fleet()
     stranger = [certificate(SYBIL, f"x{n}", Role.ADMIN, seq=n + 1) for n in range(10)]
-    assert history.ledger.add([*stranger, certificate("O1", "x1"), revocation("V1", "O1")], history.now) == ([], [])
+    assert history.known.add([*stranger, certificate("O1", "x1"), revocation("V1", "O1")], history.now) == ([], [])
     other = certificate("A1", "x1", fleet="another")
-    assert history.ledger.add([other], history.now) == ([], [])
+    assert history.known.add([other], history.now) == ([], [])
 
 
 def test_a_statement_from_the_future_is_taken_when_its_time_has_come() -> None:
     history = fleet()
     for early in (certificate("F", "x1", iat=START + 301, seq=90), revocation("F", "O1", iat=START + 301, seq=91)):
-        assert history.ledger.add([early], START) == ([], [])
-        assert history.ledger.add([early], START + 1) == ([early], [])
-    assert "x1" in history.ledger.roster(START + 1).members
-    assert "O1" not in history.ledger.roster(START + 1).members
+        assert history.known.add([early], START) == ([], [])
+        assert history.known.add([early], START + 1) == ([early], [])
+    assert "x1" in history.known.roster(START + 1).members
+    assert "O1" not in history.known.roster(START + 1).members

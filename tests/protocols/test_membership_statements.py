@@ -70,11 +70,11 @@ def test_certificates_of_the_first_release_are_valid_until_their_issuer_is_revok
         ("A1", first_release("A1", "O2")),
         ("F", first_release("F", "F", Role.ADMIN)),
     ):
-        history.ledger.add([sign(issuer, claims)], history.now)
+        history.known.add([sign(issuer, claims)], history.now)
     old = Revocation(fleet=FOUNDER, sub="O2", by="A1", iat=START, number=1)
-    history.ledger.add([sign("A1", old)], history.now)
+    history.known.add([sign("A1", old)], history.now)
     assert set(history.roster.members) == {"A1", "O1"}
-    history.ledger.add([sign("F", first_release("F", "O2", iat=START + 1))], history.now)
+    history.known.add([sign("F", first_release("F", "O2", iat=START + 1))], history.now)
     assert "O2" in history.roster.members
     history.certify("F", "O2", Role.OPERATOR)
     assert history.roster.members["O2"].certificate.seq == 1
@@ -86,7 +86,7 @@ def test_certificates_of_the_first_release_are_valid_until_their_issuer_is_revok
 
 def test_a_revocation_of_an_admin_of_the_first_release_adopts_whom_it_had_admitted() -> None:
     history = History()
-    history.ledger.add([sign("F", first_release("F", "A1", Role.ADMIN))], history.now)
-    history.ledger.add([sign("A1", first_release("A1", "O1"))], history.now)
+    history.known.add([sign("F", first_release("F", "A1", Role.ADMIN))], history.now)
+    history.known.add([sign("A1", first_release("A1", "O1"))], history.now)
     history.revoke("F", "A1")
     assert set(history.roster.members) == {"O1"}

@@ -1,6 +1,6 @@
 """The statements that a node keeps: bounded for each issuer by itself, and the same whatever the order they came in.
 
-Kept is what is grounded: what the founder signed, an admin of its, or an admin of theirs, whether or not they were
+Kept is what the founder signed, an admin of its, or an admin of theirs, whether or not they were
 revoked since, for a revocation may turn out to be void. Whoever signs more than its share loses its own statements, the
 oldest and those that it has itself replaced first, its revocations last. A share is never taken from another issuer's.
 """
@@ -22,7 +22,7 @@ MAX_ADMINS = 32
 """How many admins of one admin can sign statements; more than these replace the oldest."""
 
 
-class Ledger:
+class StatementSet:
     """The statements of one fleet. It takes verified statements; times are seconds of the epoch."""
 
     def __init__(self, fleet: str, statements: Iterable[Statement] = ()) -> None:
@@ -74,9 +74,9 @@ class Ledger:
             self._roster_until = min((t for t in times if t > now), default=math.inf)
         return self._roster
 
-    def copy(self) -> Ledger:
-        """A ledger of its own with the same statements, to see what others would change."""
-        return Ledger(self.fleet, self.statements)
+    def copy(self) -> StatementSet:
+        """A set of its own with the same statements, to see what others would change."""
+        return StatementSet(self.fleet, self.statements)
 
     def _holds(self, statement: Statement) -> bool:
         return statement.id in self._by_issuer.get(statement.issuer, {})
@@ -86,7 +86,7 @@ class Ledger:
             self._by_issuer.setdefault(statement.issuer, {})[statement.id] = statement
 
     def _prune(self) -> list[Statement]:
-        """Drop what is over a share, and what nobody grounds."""
+        """Drop what is over a share, and what nobody with a certificate signed."""
         dropped: list[Statement] = []
         kept: dict[str, dict[str, Statement]] = {}
         issuers = [self.fleet]
