@@ -46,7 +46,7 @@ def certificate(issuer: str, sub: str, role: Role = Role.VIEWER, *, iat: int = S
 
 
 def revocation(issuer: str, sub: str, *, iat: int = START, seq: int = 1, **claims: object) -> Statement:
-    """A revocation that vouches for nothing unless told."""
+    """A revocation that vouches for nothing by default."""
     made = {"fleet": FOUNDER, "sub": sub, "by": issuer, "iat": iat, "number": seq, "seq": seq}
     return sign(issuer, msgspec.convert(made | claims, Revocation))
 

@@ -58,7 +58,7 @@ def gossip(statements: list[Statement], now: float, rng: random.Random, *, loss:
         rng.shuffle(mixed)
         for start in range(0, len(mixed), 7):
             known.add(mixed[start : start + 7], now)
-    # What rests on a certificate that came last is told once more.
+    # What rests on a certificate that came last is delivered once more.
     for _ in range(3):
         known.add(statements, now)
     return known
