@@ -86,8 +86,7 @@ async def listen(bind: str, port: int) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(port, host=bind)
     except OSError as error:
-        number = error.errno or getattr(error.__cause__, "errno", None)
-        taken = number == errno.EADDRINUSE or "in use" in str(error)
+        taken = error.errno == errno.EADDRINUSE
         why = "is taken by another program" if taken else f"cannot be opened: {error.strerror or error}"
         raise PortTaken(f"port {port} on {bind} {why}; choose another host_port", port=port, bind=bind) from None
 

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 WRITE_WITHIN = 20.0
 """Seconds that a peer may take for what the guest said at once."""
-IDLE_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 5.0
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved)
 
 
@@ -124,7 +124,7 @@ async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
 async def _see_out(stream: Stream) -> None:
     """A stream that is closed while the peer still types is reset, and the last frame with it: so hear the peer out."""
     await stream.send_eof()
-    with trio.move_on_after(IDLE_TIMEOUT):
+    with trio.move_on_after(CLOSE_TIMEOUT):
         while await stream.receive_some(CHUNK):
             pass
 

@@ -10,6 +10,7 @@ from trio.testing import memory_stream_pair
 
 from twinshare.agent import relays
 from twinshare.agent.relays import IDLE_TIMEOUT, carry, open_relays
+from twinshare.protocols.errors import PortTaken
 
 
 async def never() -> trio.SocketStream:
@@ -119,3 +120,33 @@ async def test_either_end_that_breaks_ends_both(autojump_clock: trio.testing.Moc
             nursery.start_soon(carry, near, far)
             await server.aclose()
             await client.send_all(b"x")
+
+
+async def test_who_is_not_admitted_reaches_nothing() -> None:
+    dialled: list[bool] = []
+    verdicts: list[bool] = []
+
+    async def dial() -> trio.SocketStream:
+        dialled.append(verdicts[-1])
+        raise ConnectionRefusedError
+
+    async def admits(_: trio.SocketStream) -> bool:
+        verdicts.append(len(verdicts) == 1)
+        return verdicts[-1]
+
+    async with open_relays() as opened:
+        port = await opened.open(("a",), "127.0.0.1", 0, dial, admits)
+        with trio.fail_after(20):
+            for _ in range(3):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as near:
+                    assert await near.receive_some() == b""
+    assert (verdicts, dialled) == ([False, True, False], [True])
+
+
+async def test_why_a_port_cannot_be_had() -> None:
+    async with open_relays() as opened:
+        port = await opened.open(("a",), "127.0.0.1", 0, never)
+        with pytest.raises(PortTaken, match=f"port {port} on 127.0.0.1 is taken by another program"):
+            await opened.open(("b",), "127.0.0.1", port, never)
+        with pytest.raises(PortTaken, match="cannot be opened: Cannot assign"):
+            await opened.open(("b",), "203.0.113.7", 0, never)
