@@ -38,13 +38,13 @@ def make_app(node: Node, url: str) -> RestApp:
 
     def by_session(secret: str) -> Caller | None:
         caller = sessions.find(secret, trio.current_time())
-        return caller if caller is not None and _may_still_enter(node, caller) else None
+        return caller if caller is not None and node.tokens.holds(caller.principal) else None
 
     app = RestApp(config.max_body, Metrics())
     app.renderers[f"{meda.ROOT}/".encode()] = meda.render_error
     _add_guard(app, Guard(config, cookie, by_token, by_session))
     ours = [
-        *twinshare.routes(node, app.metrics, partial(_may_still_enter, node)),
+        *twinshare.routes(node, app.metrics),
         *pages.session_routes(sessions, url, cookie),
         *pages.root_routes(_WEB, twinshare.root_body(node)),
     ]
@@ -91,12 +91,3 @@ def _add_guard(app: RestApp, guard: Guard) -> None:
                 "access-control-max-age": "600",
             })  # fmt: skip
         return response
-
-
-def _may_still_enter(node: Node, caller: Caller) -> bool:
-    """Whether a caller's token is valid still: a session and a stream end with the token that opened them."""
-    if not caller.principal.startswith("token:"):
-        return True
-    name = caller.principal.removeprefix("token:")
-    token = next((one for one in node.tokens.list() if one.name == name), None)
-    return token is not None and (token.expires_at is None or token.expires_at.timestamp() > time.time())

@@ -14,13 +14,12 @@ from quart import Response
 
 from ...agent.node import Node
 from ...agent.reach.consoles import Console
-from ...protocols.access import Caller, Role
+from ...protocols.access import Role
 from ...protocols.console import CLOSED_NORMALLY, HEARTBEAT, SILENCE
 from ...protocols.errors import (
     InvalidRequest,
     RequestTimeout,
     TwinshareError,
-    Unauthenticated,
     UpgradeRequired,
     WrongState,
 )
@@ -31,7 +30,7 @@ from ..rest.requests import Incoming, NoQuery, RestWebsocket, current_request, c
 from ..rest.routes import Route
 
 
-def routes(node: Node, may_still_enter: Callable[[Caller], bool]) -> Iterator[Route]:
+def routes(node: Node) -> Iterator[Route]:
     """Yield the route here and the route to peers."""
 
     async def refuse(vm: str, peer: str | None = None) -> Response:
@@ -45,7 +44,8 @@ def routes(node: Node, may_still_enter: Callable[[Caller], bool]) -> Iterator[Ro
             await websocket.accept()
             websocket.connection.endless = True
             try:
-                await _Session(websocket, console, may_still_enter).run()
+                with node.tokens.bound(websocket.caller):
+                    await _Session(websocket, console).run()
             except WrongState as stopped:
                 await websocket.end(stopped, CLOSED_NORMALLY)
 
@@ -81,8 +81,8 @@ def _check(incoming: Incoming, vm: str, peer: str | None) -> None:
 class _Session:
     """One client at a console."""
 
-    def __init__(self, websocket: RestWebsocket, console: Console, may_still_enter: Callable[[Caller], bool]) -> None:
-        self._websocket, self._console, self._may_still_enter = websocket, console, may_still_enter
+    def __init__(self, websocket: RestWebsocket, console: Console) -> None:
+        self._websocket, self._console = websocket, console
         self._error: TwinshareError | None = None
         self._typing = False
 
@@ -105,14 +105,12 @@ class _Session:
     async def _relay_output(self) -> None:
         while True:
             output = await self._console.receive()
-            self._check_token()
             await self._websocket.send(output)
 
     async def _relay_input(self) -> None:
         while True:
             # Quart gives an empty message as None.
             typed = await self._websocket.receive() or b""
-            self._check_token()
             self._typing = True
             await self._console.send(typed.encode() if isinstance(typed, str) else typed)
             self._typing = False
@@ -120,12 +118,6 @@ class _Session:
     async def _watch_client(self) -> None:
         while True:
             await trio.sleep(HEARTBEAT)
-            self._check_token()
             # While a guest does not read what is typed, we do not read on either.
             if not self._typing and trio.current_time() - self._websocket.connection.heard_at > SILENCE:
                 raise RequestTimeout("the client answers no ping")
-
-    def _check_token(self) -> None:
-        """Raises: Unauthenticated."""
-        if not self._may_still_enter(self._websocket.caller):
-            raise Unauthenticated("the token was revoked or has expired")

@@ -6,7 +6,8 @@ A client that reads too slowly is cut off and comes back with the number of the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -16,8 +17,9 @@ from quart import Response
 from quart.wrappers.response import ResponseBody
 
 from ...agent.events import EventLog
-from ...protocols.access import Caller, Role
-from ...protocols.errors import InvalidRequest
+from ...agent.tokens import TokenStore
+from ...protocols.access import Role
+from ...protocols.errors import InvalidRequest, Unauthenticated
 from ...protocols.event import Event
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.sse import KEEPALIVE, encode_event, encode_start
@@ -38,7 +40,7 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     types: Annotated[str, Meta(max_length=512)] | None = None
 
 
-def route(events: EventLog, may_still_enter: Callable[[Caller], bool]) -> Route:
+def route(events: EventLog, tokens: TokenStore) -> Route:
     """Return the route of the event stream."""
     encoder = EventEncoder()
 
@@ -49,8 +51,8 @@ def route(events: EventLog, may_still_enter: Callable[[Caller], bool]) -> Route:
         if request.method == "HEAD":
             return Response(b"", content_type=_MEDIA_TYPE)
         request.connection.endless = True
-        caller = request.caller
-        body = _EventStream(events, after, _filter(query.types), encoder, lambda: may_still_enter(caller))
+        bound = partial(tokens.bound, request.caller)
+        body = _EventStream(events, after, _filter(query.types), encoder, bound)
         return Response(body, content_type=_MEDIA_TYPE, headers={"x-accel-buffering": "no"})
 
     endpoint = Endpoint(
@@ -105,10 +107,10 @@ class _EventStream(ResponseBody):
         after: int | None,
         is_wanted: Callable[[str], bool],
         encoder: EventEncoder,
-        may_still_enter: Callable[[], bool],
+        bound: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._events, self._after, self._is_wanted = events, after, is_wanted
-        self._encoder, self._may_still_enter = encoder, may_still_enter
+        self._encoder, self._bound = encoder, bound
         self._subscription = AsyncExitStack()
         self._channel: trio.MemoryReceiveChannel[Event]
 
@@ -120,16 +122,16 @@ class _EventStream(ResponseBody):
         await self._subscription.aclose()
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        """End when the client is too slow (which ends the channel) or its token is no longer valid."""
+        """End when the client is too slow (which ends the channel), and at once when its token ends."""
         yield encode_start(self._events.last_id if self._after is None else self._after)
-        while self._may_still_enter():
+        while True:
             data = KEEPALIVE
-            with trio.move_on_after(HEARTBEAT):
-                try:
+            try:
+                with trio.move_on_after(HEARTBEAT), self._bound():
                     data = self._batch(await self._channel.receive())
-                except trio.EndOfChannel:
-                    return
-            if data and self._may_still_enter():
+            except (trio.EndOfChannel, Unauthenticated):
+                return
+            if data:
                 yield data
 
     def _batch(self, event: Event) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 from quart import Response
 
 from ...agent.node import Node
-from ...protocols.access import Caller, Role
+from ...protocols.access import Role
 from ...protocols.bodies import VmList
 from ...protocols.errors import UnsupportedMediaType
 from ...protocols.image import Image, ImageRef
@@ -35,11 +35,11 @@ class ImportQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: ImageRef
 
 
-def routes(node: Node, metrics: Metrics, may_still_enter: Callable[[Caller], bool]) -> Iterator[Route]:
-    """Yield the routes of `node`; `may_still_enter` says whether a caller's token is valid still."""
+def routes(node: Node, metrics: Metrics) -> Iterator[Route]:
+    """Yield the routes of `node`."""
     yield from operations.routes(node)
-    yield events.route(node.events, may_still_enter)
-    yield from console.routes(node, may_still_enter)
+    yield events.route(node.events, node.tokens)
+    yield from console.routes(node)
     yield _import_route(node)
     yield _fleet_route(node)
     yield _metrics_route(node, metrics)
