@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from ..protocols.bodies import body_type
-from ..protocols.errors import ErrorBody, InvalidRequest, TwinshareError
+from ..protocols.errors import ErrorBody, InvalidRequest, P2pStopped, PeerUnreachable, TwinshareError
 from ..protocols.image import Image
 from ..protocols.operation import Operation
 from ..protocols.services import SERVICES
@@ -46,6 +46,11 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
     answer: Any
     mutates: bool
+
+
+def is_unreachable(error: TwinshareError) -> bool:
+    """Return whether an error says that the node, or the peer, cannot be reached."""
+    return isinstance(error, NodeUnreachable | PeerUnreachable | P2pStopped)
 
 
 def below(path: str, peer: str | None) -> str:

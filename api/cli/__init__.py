@@ -73,11 +73,9 @@ class _Main(LazyGroup):
 
 
 def _failure(error: TwinshareError) -> Failure:
-    from ...protocols.errors import P2pStopped, PeerUnreachable
-    from ..exchange import NodeUnreachable
+    from ..exchange import is_unreachable
 
-    kind = Unreachable if isinstance(error, NodeUnreachable | PeerUnreachable | P2pStopped) else Failure
-    return kind(error)
+    return Unreachable(error) if is_unreachable(error) else Failure(error)
 
 
 @click.group(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...protocols.errors import TwinshareError
+from ..exchange import is_unreachable
 from .output import print_json
 
 
@@ -36,5 +37,5 @@ def do_each(names: Sequence[str], act: Callable[[str], Any], line: Callable[[Any
     if as_json:
         print_json(results)
     if failures:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(4 if all(map(is_unreachable, failures)) else 1)
     return None

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 Column = tuple[str, Callable[[Any], Any]]
-_MIN_WIDTH = 8
+_MIN_WIDTH = 4
 _GAP = "  "
 
 
@@ -40,14 +40,16 @@ def print_table(rows: Iterable[Any], columns: Sequence[Column]) -> None:
 
 
 def fit(widths: Sequence[int], limit: int) -> list[int]:
-    """Return column widths that fit into `limit` characters: the widest column is cut first, none below a minimum."""
-    fitted = list(widths)
-    excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - limit
-    while excess > 0 and (widest := max(fitted)) > _MIN_WIDTH:
-        at = fitted.index(widest)
-        fitted[at] -= 1
+    """Return column widths that fit into `limit` characters: the widest is cut first, none below a minimum.
+
+    The first column stays whole: it is what other commands take.
+    """
+    first, *others = widths
+    excess = first + sum(others) + len(_GAP) * len(others) - limit
+    while excess > 0 and others and (widest := max(others)) > _MIN_WIDTH:
+        others[others.index(widest)] -= 1
         excess -= 1
-    return fitted
+    return [first, *others]
 
 
 def _cut(text: str, width: int) -> str:

@@ -29,6 +29,7 @@ from .vm_list import print_warnings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_GZIP = b"\x1f\x8b"
 _OPTIONS = (
     click.option("--cpu", "cpu_cores", type=click.IntRange(1), help="CPU cores (2)."),
     click.option("--memory", type=MEMORY, help="Memory, such as 512M or 2G; a plain number is MiB (2048)."),
@@ -77,7 +78,10 @@ def read_spec(name: str, given: dict[str, Any]) -> VmSpec:
 def _read_text(file: BinaryIO, field: str) -> str:
     option = f"--{field.replace('_', '-')}"
     try:
-        return file.read().decode("utf-8-sig")
+        content = file.read()
+        if content.startswith(_GZIP):
+            raise InvalidRequest(f"{option}: {file.name} is compressed with gzip; unpack it first", path=field)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         message = f"{option}: {file.name} is not text in UTF-8 (byte {error.start}); convert it first"
         raise InvalidRequest(message, path=field) from None

@@ -1,0 +1,214 @@
+"""The calls of a node that a client offers, over any carrier: every operation of the table, and the guide's methods."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, Unpack, cast
+
+import msgspec
+
+from ..protocols.bodies import RemoteVmChanged, RemoteVmDeleted, VmChanged, VmDeleted, VmList, VmStarted, restore
+from ..protocols.errors import DeadlineExceeded
+from ..protocols.image import Image
+from ..protocols.operation import Operation
+from ..protocols.peer import Message, MessageReply, P2pState, PeerInfo
+from ..protocols.reading import decode_json
+from ..protocols.services import ImageService, NodeService, OperationService, PeerService, TokenService, VmService
+from ..protocols.table import Method, stub
+from ..protocols.vm import CloudInit, Vm, VmSpec
+from .exchange import Request, compose, method_named, outcome, plain, upload
+
+# Seconds of one request of a wait: less than every timeout on the way.
+_WAIT_STEP = 10.0
+_CHUNK = 1 << 18
+
+
+class CloudInitFields(TypedDict, total=False):
+    """The fields of CloudInit as keywords."""
+
+    user_data: str
+    network_config: str
+    ssh_authorized_keys: list[str]
+    hostname: str
+
+
+class VmFields(TypedDict, total=False):
+    """The fields of VmSpec beside `name` and `image`, as keywords; memory in MiB, disk_size in GiB."""
+
+    cpu_cores: int
+    memory: int
+    disk_size: int
+    network: str
+    hypervisor: str
+    cloud_init: CloudInit | CloudInitFields | None
+    start: bool
+    autostart: bool
+    labels: dict[str, str]
+
+
+class Carrier(Protocol):
+    """Sends one request and returns the body of its response."""
+
+    async def send(self, request: Request, content: AsyncIterator[bytes] | None = None) -> Any: ...
+
+
+class Calls:
+    """The calls that a client offers, over any carrier."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+
+    # Any operation of the table
+
+    async def call(
+        self,
+        method: Method | str,
+        arguments: Mapping[str, Any] | None = None,
+        peer: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Call one operation on the node, or on `peer` through it, and return what the operation returns."""
+        return restore(await self._body(method, arguments or {}, peer, idempotency_key))
+
+    async def begin(
+        self,
+        method: Method | str,
+        arguments: Mapping[str, Any] | None = None,
+        peer: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Operation:
+        """Start a mutation and return its operation at once; `wait` gives its result."""
+        found = method_named(method) if isinstance(method, str) else method
+        request = compose(found, arguments or {}, peer, idempotency_key=idempotency_key, detach=True)
+        return cast("Operation", await self._carrier.send(request))
+
+    async def wait(self, operation: Operation | str, peer: str | None = None, timeout: float | None = None) -> Any:
+        """Wait until an operation ends and return its result; None waits as long as it takes.
+
+        Raises: the error that ended the operation; DeadlineExceeded after `timeout` seconds.
+        """
+        known = operation if isinstance(operation, str) else operation.id
+        left = timeout
+        while True:
+            step = _WAIT_STEP if left is None else min(left, _WAIT_STEP)
+            found = await self.operations(peer).wait_operation(known, timeout=step)
+            if found.state.ended:
+                return outcome(found)
+            left = None if left is None else left - step
+            if left is not None and left <= 0:
+                raise DeadlineExceeded(f"operation {known} goes on after {timeout} s", operation=known)
+
+    def vms(self, peer: str | None = None) -> VmService:
+        return cast("VmService", stub(VmService, partial(self.call, peer=peer)))
+
+    def images(self, peer: str | None = None) -> ImageService:
+        return cast("ImageService", stub(ImageService, partial(self.call, peer=peer)))
+
+    def operations(self, peer: str | None = None) -> OperationService:
+        return cast("OperationService", stub(OperationService, partial(self.call, peer=peer)))
+
+    def node(self, peer: str | None = None) -> NodeService:
+        return cast("NodeService", stub(NodeService, partial(self.call, peer=peer)))
+
+    def tokens(self) -> TokenService:
+        return cast("TokenService", stub(TokenService, self.call))
+
+    def peers(self) -> PeerService:
+        return cast("PeerService", stub(PeerService, self.call))
+
+    async def import_image(self, name: str, content: Path | AsyncIterator[bytes]) -> Image:
+        """Send a qcow2 or raw disk to the node as the image `name` (`name` or `name:tag`)."""
+        sent = _read_file(content) if isinstance(content, Path) else content
+        return cast("Image", await self._carrier.send(upload(name), sent))
+
+    async def list_fleet_vms(self) -> list[Vm]:
+        """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""
+        return cast("list[Vm]", restore(await self._carrier.send(plain("GET", "/fleet/vm", VmList))))
+
+    # The guide: local VMs
+
+    async def list_vms(self) -> list[Vm]:
+        return await self.vms().list_vms()
+
+    async def create_vm(self, name: str, image: str, **fields: Unpack[VmFields]) -> Vm:
+        """Create a VM and return it when it is there. Raises: InvalidRequest naming a field that is wrong."""
+        return await self.vms().create_vm(_spec(name, image, fields))
+
+    async def get_vm_status(self, name: str) -> Vm:
+        return await self.vms().get_vm(name)
+
+    async def start_vm(self, name: str) -> VmStarted:
+        return cast("VmStarted", await self._body("start_vm", {"vm": name}))
+
+    async def stop_vm(self, name: str, force: bool = False) -> VmChanged:
+        return cast("VmChanged", await self._body("stop_vm", {"vm": name, "force": force}))
+
+    async def delete_vm(self, name: str, delete_disk: bool = True, force: bool = False) -> VmDeleted:
+        arguments = {"vm": name, "delete_disk": delete_disk, "force": force}
+        return cast("VmDeleted", await self._body("delete_vm", arguments))
+
+    # The guide: the mesh
+
+    async def get_local_peer_info(self) -> PeerInfo:
+        return await self.peers().p2p_info()
+
+    async def get_peers(self) -> list[PeerInfo]:
+        return await self.peers().list_peers()
+
+    async def start_p2p_services(self) -> P2pState:
+        return await self.peers().start_p2p()
+
+    async def stop_p2p_services(self) -> P2pState:
+        return await self.peers().stop_p2p()
+
+    async def send_message(self, peer_id: str, message_type: str, data: dict[str, Any]) -> MessageReply:
+        return await self.peers().send_message(Message(peer_id=peer_id, message_type=message_type, data=data))
+
+    # The guide: VMs of a peer
+
+    async def list_remote_vms(self, peer_id: str) -> list[Vm]:
+        return await self.vms(peer_id).list_vms()
+
+    async def create_remote_vm(
+        self, peer_id: str, name: str, image: str, **fields: Unpack[VmFields]
+    ) -> RemoteVmChanged:
+        arguments = {"spec": _spec(name, image, fields)}
+        return cast("RemoteVmChanged", await self._body("create_vm", arguments, peer_id))
+
+    async def start_remote_vm(self, peer_id: str, vm_id: str) -> RemoteVmChanged:
+        return cast("RemoteVmChanged", await self._body("start_vm", {"vm": vm_id}, peer_id))
+
+    async def stop_remote_vm(self, peer_id: str, vm_id: str, force: bool = False) -> RemoteVmChanged:
+        return cast("RemoteVmChanged", await self._body("stop_vm", {"vm": vm_id, "force": force}, peer_id))
+
+    async def delete_remote_vm(
+        self, peer_id: str, vm_id: str, delete_disk: bool = True, force: bool = False
+    ) -> RemoteVmDeleted:
+        arguments = {"vm": vm_id, "delete_disk": delete_disk, "force": force}
+        return cast("RemoteVmDeleted", await self._body("delete_vm", arguments, peer_id))
+
+    async def _body(
+        self,
+        method: Method | str,
+        arguments: Mapping[str, Any],
+        peer: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        found = method_named(method) if isinstance(method, str) else method
+        return await self._carrier.send(compose(found, arguments, peer, idempotency_key=idempotency_key))
+
+
+def _spec(name: str, image: str, fields: Mapping[str, Any]) -> VmSpec:
+    """A spec, checked here as the node checks it. Raises: InvalidRequest naming the field."""
+    found = decode_json(msgspec.json.encode({"name": name, "image": image, **fields}), VmSpec)
+    return cast("VmSpec", found)
+
+
+async def _read_file(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
