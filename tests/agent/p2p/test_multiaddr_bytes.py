@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import base58 as package
 import pytest
 import trio
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from trio.testing import memory_stream_one_way_pair
 from twinshare.agent.p2p.addresses import parse
 from twinshare.agent.p2p.libp2p.multiaddr_bytes import from_bytes, peer_id_from_bytes, peer_id_to_bytes, to_bytes
 from twinshare.agent.p2p.libp2p.varint import BadMessage, MessageReader, decode_varint, encode_varint, write_message
+from twinshare.protocols import base58
 
 from .test_addresses import GOOD, PEER
 
@@ -80,3 +82,10 @@ async def test_what_is_no_message_is_refused(wire: bytes) -> None:
     await send.aclose()
     with trio.fail_after(2), pytest.raises(BadMessage):
         await MessageReader(receive).read(Identify())
+
+
+@given(data=st.binary(max_size=64))
+def test_base58_is_the_packages(data: bytes) -> None:
+    text = package.b58encode(data).decode()
+    assert base58.encode(data) == text
+    assert base58.decode(text) == package.b58decode(text) == data
