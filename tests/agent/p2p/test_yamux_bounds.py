@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from twinshare.agent.p2p.libp2p.yamux.frame import DATA, WINDOW, ProtocolError, encode
+from twinshare.agent.p2p.libp2p.yamux.frame import ACK, DATA, PING, WINDOW, ProtocolError, encode
 from twinshare.agent.p2p.libp2p.yamux.outbox import MAX_ANSWERS
-from twinshare.agent.p2p.libp2p.yamux.session import MAX_PAYLOAD, Session, SessionOver
+from twinshare.agent.p2p.libp2p.yamux.session import MAX_PAYLOAD, Event, Session, SessionOver
 from twinshare.agent.p2p.libp2p.yamux.state import INITIAL_WINDOW
 
 from .test_yamux_session import LIMITS, opened
@@ -67,3 +67,30 @@ def test_windows_of_all_streams_grow_within_one_budget() -> None:
             client.receive(server.outbox.take())
     grown = [server.streams[near.id].window - INITIAL_WINDOW for near in streams]
     assert grown == [3 * INITIAL_WINDOW, 2 * INITIAL_WINDOW, 0], "the budget of five is all that they get together"
+
+
+def test_nothing_more_is_accepted_for_a_stream_whose_writing_has_ended() -> None:
+    client, _, near, _ = opened()
+    assert client.room(near) == MAX_PAYLOAD
+    client.finish(near)
+    client.outbox.take()
+    assert client.room(near) == client.write(near, memoryview(b"x")) == 0
+
+
+def test_credit_is_given_back_at_half_a_window() -> None:
+    client, server, near, far = opened()
+    for _ in range(3):
+        client.write(near, memoryview(bytes(MAX_PAYLOAD)))
+    server.receive(client.outbox.take())
+    server.read(far, INITIAL_WINDOW // 2 - 1)
+    assert server.outbox.take() == b""
+    server.read(far, 1)
+    assert server.outbox.take() == encode(WINDOW, 0, far.id, INITIAL_WINDOW // 2)
+
+
+def test_only_an_answer_to_the_last_ping_is_one() -> None:
+    client, _, _, _ = opened()
+    number = client.ping()
+    assert client.receive(encode(PING, 0, 0, number)) == []
+    assert client.receive(encode(PING, ACK, 0, number + 1)) == []
+    assert client.receive(encode(PING, ACK, 0, number)) == [(Event.PONG, None)]
