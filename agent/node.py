@@ -11,18 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
 from .. import __version__
-from ..protocols.access import Caller, Role
+from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import ConsoleRequest
 from ..protocols.image import Image
 from ..protocols.node import Capacity, Health
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
-from ..protocols.table import Dispatcher, Method
+from ..protocols.table import Dispatcher, Method, method_of
 from ..protocols.tunnel import PROTOCOL as TUNNEL
 from ..protocols.vm import Vm
 from .audit.log import SCHEMA as AUDIT_SCHEMA
@@ -32,10 +33,12 @@ from .config import Config, default_data_dir
 from .events import EventLog, open_events
 from .home import Home, locked_home
 from .identity import Identity, load_identity
-from .journal.operations import Operations, open_operations
-from .local_images import ImageRoom, LocalImages
+from .image_operations.context import ImageContext
+from .image_operations.reads import ImageReads, import_image
+from .journal.journal import Journal, open_journal
 from .mesh import HostFactory, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
+from .operations import open_operations
 from .p2p.mesh import Mesh
 from .p2p.store import SCHEMA as MESH_SCHEMA
 from .p2p.store import DatabaseKeyValueStore
@@ -43,18 +46,17 @@ from .reach.consoles import Console, Consoles, open_consoles
 from .reach.fleet_images import BlobServer, FleetImages
 from .reach.remote_console import ConsoleServer, open_remote_console
 from .reach.tunnel import TunnelServer
-from .reach.tunnels import METHODS as FORWARDING
-from .reach.tunnels import RemoteForwards, Tunnels
-from .relays import open_relays
+from .reach.tunnels import Tunnels
+from .relays import Relays, open_relays
 from .state import State, open_state
 from .tokens import TokenStore, open_tokens
-from .vm.admission import Ledger, look_at_host
-from .vm.captures import Captures
+from .vm.admission import Admission, read_host
+from .vm.context import VmContext
+from .vm.files import VmFiles
 from .vm.forwards import Forwards
-from .vm.inventory import open_inventory
-from .vm.local import LocalVms, VmRoom
-from .vm.recipes import VmRecipes
-from .vm.supply import Supply
+from .vm.image_resolver import ImageResolver
+from .vm.inventory import Inventory, open_inventory
+from .vm.reads import VmReads
 from .vm.watch import Watch, start_after_boot
 
 log = structlog.get_logger(__name__)
@@ -70,11 +72,11 @@ class Node:
         identity: Identity,
         events: EventLog,
         audit: AuditLog,
-        operations: Operations,
+        operations: Journal,
         tokens: TokenStore,
         backends: Backends,
-        vms: VmRoom,
-        images: ImageRoom,
+        vms: VmContext,
+        images: ImageContext,
         mesh: Mesh,
         tunnels: Tunnels,
         consoles: Consoles,
@@ -103,7 +105,7 @@ class Node:
     async def _call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None) -> Any:
         if self.is_here(peer):
             return await self.dispatcher.call(caller, method, arguments)
-        if method.name in FORWARDING:
+        if method.by_asked_node:
             return await self._forward(caller, method, arguments, str(peer))
         return await self.mesh.call(str(peer), method, arguments, caller)
 
@@ -113,7 +115,12 @@ class Node:
         if self.is_here(peer_id):
             return await self.dispatcher.call(caller, method, arguments)
         caller.require(method.role, method.name)
-        return await getattr(RemoteForwards(self.tunnels, caller, peer_id), method.name)(**arguments)
+        if not method.journalled:
+            return await self.tunnels.list(caller, peer_id, **arguments)
+        asked = {**arguments, "peer": peer_id}
+        return await self.operations.run(
+            msgspec.structs.replace(caller, detach=False), method, asked, through_peer=True
+        )
 
     @asynccontextmanager
     async def console(self, caller: Caller, vm: str, peer: str | None = None) -> AsyncIterator[Console]:
@@ -150,7 +157,7 @@ class Node:
 
     async def import_image(self, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
         async with self.audit.witness(caller, "import_image", ref):
-            return await LocalImages(self.images, caller).import_image(ref, content)
+            return await import_image(self.images, caller, ref, content)
 
     @property
     def uptime(self) -> int:
@@ -162,7 +169,7 @@ class Node:
         return list(self.backends.guest_pids())
 
     def capacity(self) -> Capacity:
-        return self.vms.ledger.capacity(self.vms.inventory.running())
+        return self.vms.admission.capacity(self.vms.inventory.running())
 
     def health(self) -> Health:
         features = self.vms.hypervisor.features
@@ -196,7 +203,7 @@ def node_name(config: Config) -> str:
 async def open_node(config: Config, other_network: HostFactory | None = None) -> AsyncIterator[Node]:
     """A running node. Its VMs outlive it. Peers are met on `other_network`, if one is given, in place of libp2p.
 
-    Raises: HomeError, IdentityError when the data address_book cannot be used.
+    Raises: HomeError, IdentityError when the data directory cannot be used.
     """
     path = Path(config.node.data_dir) if config.node.data_dir else default_data_dir()
     with locked_home(path.expanduser().absolute()) as home:
@@ -226,38 +233,33 @@ async def _open_joined(
     name, limits, hypervisor = node_name(config), config.hypervisor, backends.hypervisor
     async with (
         open_inventory(hypervisor, events, name, limits.resync_interval) as inventory,
-        open_operations(state, events, name, audit.operation_ended) as operations,
         open_relays() as relays,
     ):
-        forwards = Forwards(hypervisor, inventory, relays, backends.admits)
         fleet = FleetImages(backends.images)
-        supply = Supply(backends.images, backends.exchange, fleet, events)
-        recipes = VmRecipes(
-            hypervisor, backends.images, supply, inventory, backends.vms, backends.chown, forwards, limits.stop_timeout
-        )
-        ledger = Ledger(limits, partial(look_at_host, home.path))
-        vms = VmRoom(hypervisor, supply, inventory, operations, recipes, forwards, ledger, limits)
-        captures = Captures(backends.images, vms)
-        images = ImageRoom(backends.images, backends.exchange, operations, events, vms, backends.scratch, captures)
-        vms.add_recipes()
-        images.add_recipes()
+        resolver = ImageResolver(backends.images, backends.exchange, fleet, events)
+        vms = _vm_context(config, home, backends, inventory, relays, resolver)
+        images = ImageContext(backends.images, backends.exchange, events, vms, backends.scratch)
+        tunnels = Tunnels(relays, DatabaseKeyValueStore(state))
         tokens = await open_tokens(state, home.ensure_admin_token())
         watch = Watch(vms, events, home.path)
-        tunnels = Tunnels(relays, DatabaseKeyValueStore(state), operations)
-        tunnels.add_recipes()
-        async with trio.open_nursery() as nursery, open_consoles(vms, audit.witness) as consoles:
+        kinds = open_operations(vms, images, tunnels)
+        async with (
+            open_journal(state, events, name, audit.operation_ended, kinds) as operations,
+            trio.open_nursery() as nursery,
+            open_consoles(vms, audit.witness) as consoles,
+        ):
             nursery.start_soon(watch.run)
             await operations.recover()
-            nursery.start_soon(start_after_boot, vms, state)
+            dispatcher = Dispatcher(_services(vms, images, operations, tokens, lambda: node), operations)
+            nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), state)
             nursery.start_soon(_flush_tokens, tokens)
-            factories = _services(vms, images, operations, tokens, lambda: node)
             served = {
                 TUNNEL: TunnelServer(vms).serve,
                 CONSOLE: ConsoleServer(consoles).serve,
                 BLOB: BlobServer(backends.images).serve,
             }
             async with open_node_mesh(
-                config, identity, name, __version__, Dispatcher(factories), state, events, served, audit.witness,
+                config, identity, name, __version__, dispatcher, state, events, served, audit.witness,
                 other_network,
             ) as mesh:  # fmt: skip
                 fleet.join(mesh)
@@ -274,17 +276,36 @@ async def _open_joined(
             nursery.cancel_scope.cancel()
 
 
+def _vm_context(
+    config: Config, home: Home, backends: Backends, inventory: Inventory, relays: Relays, resolver: ImageResolver
+) -> VmContext:
+    return VmContext(
+        hypervisor=backends.hypervisor,
+        images=backends.images,
+        resolver=resolver,
+        inventory=inventory,
+        forwards=Forwards(backends.hypervisor, inventory, relays, backends.admits),
+        admission=Admission(config.hypervisor, partial(read_host, home.path)),
+        files=VmFiles(backends.vms, backends.chown),
+        limits=config.hypervisor,
+    )
+
+
 def _services(
-    vms: VmRoom, images: ImageRoom, operations: Operations, tokens: TokenStore, node: Callable[[], Node]
+    vms: VmContext, images: ImageContext, operations: Journal, tokens: TokenStore, node: Callable[[], Node]
 ) -> dict[type, Callable[[Caller], Any]]:
-    """What binds each service of this node to a caller; the mesh adds its own."""
+    """What binds the reads of each service of this node to a caller; the mesh adds its own."""
     return {
-        VmService: partial(LocalVms, vms),
-        ImageService: partial(LocalImages, images),
+        VmService: partial(VmReads, vms),
+        ImageService: partial(ImageReads, images),
         OperationService: partial(LocalOperations, operations),
         NodeService: lambda caller: LocalNode(node()),
         TokenService: lambda caller: LocalTokens(tokens),
     }
+
+
+async def _start(dispatcher: Dispatcher, vm: str) -> None:
+    await dispatcher.call(LOCAL_ADMIN, method_of(VmService.start_vm), {"vm": vm})
 
 
 async def _flush_tokens(tokens: TokenStore) -> None:

@@ -1,4 +1,4 @@
-"""The smaller services of a node for one caller: operations, health and room, tokens."""
+"""The smaller services of a node for one caller: operations, health and capacity, tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..protocols.access import Caller, Role
 from ..protocols.errors import Forbidden
 from ..protocols.node import Capacity, Health, Token, TokenRequest
 from ..protocols.operation import Operation, OperationState
-from .journal.operations import Operations
+from .journal.journal import Journal
 from .tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 class LocalOperations:
     """`OperationService`: everybody may read, a caller cancels what it began."""
 
-    def __init__(self, operations: Operations, caller: Caller) -> None:
-        self._operations, self._caller = operations, caller
+    def __init__(self, journal: Journal, caller: Caller) -> None:
+        self._journal, self._caller = journal, caller
 
     async def list_operations(self, state: OperationState | None = None) -> list[Operation]:
-        return list(await self._operations.list(state))
+        return list(await self._journal.list(state))
 
     async def get_operation(self, id: str) -> Operation:
-        return await self._operations.get(id)
+        return await self._journal.get(id)
 
     async def wait_operation(self, id: str, timeout: float = 60) -> Operation:
-        return await self._operations.wait(id, timeout)
+        return await self._journal.wait(id, timeout)
 
     async def cancel_operation(self, id: str) -> Operation:
-        operation = await self._operations.get(id)
+        operation = await self._journal.get(id)
         if not self._caller.may_change(operation.principal):
             raise Forbidden(
                 f"operation {id} belongs to {operation.principal}; cancelling it needs the role admin",
                 role_needed=str(Role.ADMIN),
             )
-        return await self._operations.cancel(id)
+        return await self._journal.cancel(id)
 
 
 class LocalNode:

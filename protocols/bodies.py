@@ -121,38 +121,9 @@ class P2pChanged(Body, frozen=True, kw_only=True):
         return P2pState(status=self.status, id=self.id, address=self.address, port=self.port)
 
 
-_LOCAL: dict[str, type[Body]] = {
-    "list_vms": VmList,
-    "start_vm": VmStarted,
-    "stop_vm": VmChanged,
-    "restart_vm": VmStarted,
-    "pause_vm": VmChanged,
-    "resume_vm": VmStarted,
-    "delete_vm": VmDeleted,
-    "list_forwards": ForwardList,
-    "list_images": ImageList,
-    "list_catalogue": CatalogueList,
-    "list_operations": OperationList,
-    "list_tokens": TokenList,
-    "list_peers": PeerList,
-    "start_p2p": P2pChanged,
-    "stop_p2p": P2pChanged,
-    "send_message": MessageAnswer,
-}
-_REMOTE: dict[str, type[Body]] = _LOCAL | {
-    "create_vm": RemoteVmChanged,
-    "start_vm": RemoteVmChanged,
-    "stop_vm": RemoteVmChanged,
-    "restart_vm": RemoteVmChanged,
-    "pause_vm": RemoteVmChanged,
-    "resume_vm": RemoteVmChanged,
-    "delete_vm": RemoteVmDeleted,
-}
-
-
 def body_type(method: Method, *, remote: bool = False) -> Any:
     """The type of the answer's body: a `Body`, or the operation's own result type."""
-    return (_REMOTE if remote else _LOCAL).get(method.name, method.result)
+    return method.remote_answer if remote else method.answer
 
 
 def present(method: Method, result: Any, peer_id: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""A node: its health, its room, its tokens."""
+"""A node: its health, its capacity, its tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Meta
 from .access import Role
 
 
-class Room(msgspec.Struct, frozen=True, kw_only=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """An amount of each thing that can run out: memory in MiB, virtual CPUs, disk in GiB."""
 
     memory: int
@@ -22,11 +22,11 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """`total` less `reserve`, less what VMs hold (`committed`) and operations are about to take (`in_flight`)."""
 
-    total: Room
-    reserve: Room
-    committed: Room
-    in_flight: Room
-    available: Room
+    total: Resources
+    reserve: Resources
+    committed: Resources
+    in_flight: Resources
+    available: Resources
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Every operation of a node, once. REST, the peer protocol, the client, the command line and OpenAPI come from here.
 
-Adding an operation is a method here, its implementation in the agent, and a contract test.
+Adding an operation is a method here and its class in the agent (docs/how-to-change.md).
 A parameter that the path names is taken from the path; of the others, a GET takes its parameters from the query and
 every other verb from the JSON body (a single Struct parameter is the body).
 """
@@ -12,6 +12,22 @@ from typing import Annotated, Protocol
 from msgspec import Meta
 
 from .access import Role
+from .bodies import (
+    CatalogueList,
+    ForwardList,
+    ImageList,
+    MessageAnswer,
+    OperationList,
+    P2pChanged,
+    PeerList,
+    RemoteVmChanged,
+    RemoteVmDeleted,
+    TokenList,
+    VmChanged,
+    VmDeleted,
+    VmList,
+    VmStarted,
+)
 from .image import CatalogueEntry, Image, ImageCheck, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from .node import Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
@@ -37,12 +53,18 @@ Seconds = Annotated[int, Meta(ge=1, le=3600)]
 class VmService(Protocol):
     """The VMs of one node. `vm` is a name or an id, as libvirt looks up both."""
 
-    @rest("GET", "/vm", Role.VIEWER)
+    @rest("GET", "/vm", Role.VIEWER, answer=VmList)
     async def list_vms(self) -> list[Vm]:
         """List the VMs of the node."""
         ...
 
-    @rest("POST", "/vm", Role.OPERATOR)
+    @rest(
+        "POST",
+        "/vm",
+        Role.OPERATOR,
+        remote_answer=RemoteVmChanged,
+        example={"name": "new-vm", "image": "ubuntu-20.04", "cpu_cores": 2, "memory": 2048, "disk_size": 20},
+    )
     async def create_vm(self, spec: VmSpec) -> Vm:
         """Create a VM from an image, and start it when asked to.
 
@@ -60,12 +82,19 @@ class VmService(Protocol):
         """Change a VM's autostart or labels."""
         ...
 
-    @rest("POST", "/vm/<vm>/start", Role.OPERATOR)
+    @rest("POST", "/vm/<vm>/start", Role.OPERATOR, answer=VmStarted, remote_answer=RemoteVmChanged)
     async def start_vm(self, vm: VmRef) -> Vm:
         """Start a VM; one that runs stays as it is."""
         ...
 
-    @rest("POST", "/vm/<vm>/stop", Role.OPERATOR)
+    @rest(
+        "POST",
+        "/vm/<vm>/stop",
+        Role.OPERATOR,
+        answer=VmChanged,
+        remote_answer=RemoteVmChanged,
+        example={"force": False},
+    )
     async def stop_vm(self, vm: VmRef, force: bool = False, timeout: Seconds | None = None) -> Vm:
         """Shut a VM down: by the guest agent, else by ACPI; `force` powers it off.
 
@@ -73,22 +102,29 @@ class VmService(Protocol):
         """
         ...
 
-    @rest("POST", "/vm/<vm>/restart", Role.OPERATOR)
+    @rest("POST", "/vm/<vm>/restart", Role.OPERATOR, answer=VmStarted, remote_answer=RemoteVmChanged)
     async def restart_vm(self, vm: VmRef, force: bool = False, timeout: Seconds | None = None) -> Vm:
         """Stop a VM as `stop` does, then start it."""
         ...
 
-    @rest("POST", "/vm/<vm>/pause", Role.OPERATOR)
+    @rest("POST", "/vm/<vm>/pause", Role.OPERATOR, answer=VmChanged, remote_answer=RemoteVmChanged)
     async def pause_vm(self, vm: VmRef) -> Vm:
         """Pause a VM."""
         ...
 
-    @rest("POST", "/vm/<vm>/resume", Role.OPERATOR)
+    @rest("POST", "/vm/<vm>/resume", Role.OPERATOR, answer=VmStarted, remote_answer=RemoteVmChanged)
     async def resume_vm(self, vm: VmRef) -> Vm:
         """Resume a paused VM."""
         ...
 
-    @rest("DELETE", "/vm/<vm>", Role.OPERATOR)
+    @rest(
+        "DELETE",
+        "/vm/<vm>",
+        Role.OPERATOR,
+        answer=VmDeleted,
+        remote_answer=RemoteVmDeleted,
+        example={"delete_disk": True},
+    )
     async def delete_vm(self, vm: VmRef, delete_disk: bool = True, force: bool = False) -> Vm:
         """Delete a VM, and its disk unless told otherwise. A running VM is refused without `force`.
 
@@ -98,12 +134,12 @@ class VmService(Protocol):
 
     @rest("GET", "/vm/<vm>/ip", Role.VIEWER)
     async def vm_ip(self, vm: VmRef) -> VmAddresses:
-        """Tell the guest's addresses."""
+        """Show the guest's addresses."""
         ...
 
     @rest("GET", "/vm/<vm>/stats", Role.VIEWER)
     async def vm_stats(self, vm: VmRef) -> VmStats:
-        """Tell what a running VM has used. Raises: WrongState."""
+        """Show the resource usage of a running VM. Raises: WrongState."""
         ...
 
     @rest("GET", "/vm/<vm>/log", Role.VIEWER)
@@ -118,12 +154,18 @@ class VmService(Protocol):
         """Take a picture of a running VM's screen. Raises: WrongState, Unsupported."""
         ...
 
-    @rest("GET", "/vm/<vm>/port-forward", Role.VIEWER)
+    @rest("GET", "/vm/<vm>/port-forward", Role.VIEWER, answer=ForwardList, by_asked_node=True)
     async def list_forwards(self, vm: VmRef) -> list[Forward]:
         """List the ports forwarded to a VM: of its node, or through a peer those of the node that is asked."""
         ...
 
-    @rest("POST", "/vm/<vm>/port-forward", Role.OPERATOR)
+    @rest(
+        "POST",
+        "/vm/<vm>/port-forward",
+        Role.OPERATOR,
+        by_asked_node=True,
+        example={"host_port": 8081, "guest_port": 80},
+    )
     async def add_forward(self, vm: VmRef, forward: ForwardSpec) -> Forward:
         """Forward a port of the node to the guest, now and whenever it runs; through a peer a port of the node asked.
 
@@ -131,7 +173,7 @@ class VmService(Protocol):
         """
         ...
 
-    @rest("DELETE", "/vm/<vm>/port-forward/<host_port>", Role.OPERATOR)
+    @rest("DELETE", "/vm/<vm>/port-forward/<host_port>", Role.OPERATOR, by_asked_node=True)
     async def remove_forward(self, vm: VmRef, host_port: Port) -> Forward:
         """End a port forward. Raises: ForwardNotFound."""
         ...
@@ -140,7 +182,7 @@ class VmService(Protocol):
 class ImageService(Protocol):
     """The images of one node. Uploading one is a stream and so has a route of its own: `POST /api/image/import`."""
 
-    @rest("GET", "/image", Role.VIEWER)
+    @rest("GET", "/image", Role.VIEWER, answer=ImageList)
     async def list_images(self) -> list[Image]:
         """List the images of the node."""
         ...
@@ -187,7 +229,7 @@ class ImageService(Protocol):
         """Send an image to a registry. Raises: ImageNotFound, ImageDamaged, RegistryFailed, AddressRefused."""
         ...
 
-    @rest("GET", "/catalogue", Role.VIEWER)
+    @rest("GET", "/catalogue", Role.VIEWER, answer=CatalogueList)
     async def list_catalogue(self) -> list[CatalogueEntry]:
         """List the short names that can be pulled."""
         ...
@@ -206,7 +248,7 @@ class ImageService(Protocol):
 class OperationService(Protocol):
     """The journal of one node."""
 
-    @rest("GET", "/operations", Role.VIEWER)
+    @rest("GET", "/operations", Role.VIEWER, answer=OperationList)
     async def list_operations(self, state: OperationState | None = None) -> list[Operation]:
         """List operations, newest first."""
         ...
@@ -218,10 +260,10 @@ class OperationService(Protocol):
 
     @rest("GET", "/operations/<id>/wait", Role.VIEWER)
     async def wait_operation(self, id: OperationId, timeout: Annotated[float, Meta(ge=0, le=600)] = 60) -> Operation:
-        """Wait until an operation ends, or for `timeout` seconds; tell how it is then."""
+        """Wait until an operation ends, or for `timeout` seconds; return it as it is then."""
         ...
 
-    @rest("DELETE", "/operations/<id>", Role.OPERATOR)
+    @rest("DELETE", "/operations/<id>", Role.OPERATOR, journalled=False)
     async def cancel_operation(self, id: OperationId) -> Operation:
         """Cancel an operation: what it did is undone. One that has ended stays as it is."""
         ...
@@ -244,17 +286,24 @@ class NodeService(Protocol):
 class TokenService(Protocol):
     """The bearer tokens of the node that is asked; no peer can reach them."""
 
-    @rest("GET", "/tokens", Role.ADMIN, local=True)
+    @rest("GET", "/tokens", Role.ADMIN, local=True, answer=TokenList)
     async def list_tokens(self) -> list[Token]:
         """List tokens, without their secrets."""
         ...
 
-    @rest("POST", "/tokens", Role.ADMIN, local=True)
+    @rest(
+        "POST",
+        "/tokens",
+        Role.ADMIN,
+        local=True,
+        journalled=False,
+        example={"name": "ci", "role": "operator", "expires_in": 86400},
+    )
     async def create_token(self, token: TokenRequest) -> Token:
-        """Make a token; its secret is told this once."""
+        """Make a token; its secret is shown this once."""
         ...
 
-    @rest("DELETE", "/tokens/<name>", Role.ADMIN, local=True)
+    @rest("DELETE", "/tokens/<name>", Role.ADMIN, local=True, journalled=False)
     async def revoke_token(self, name: Annotated[str, Meta(min_length=1, max_length=64)]) -> Token:
         """Revoke a token at once."""
         ...
@@ -270,10 +319,10 @@ class PeerService(Protocol):
 
     @rest("GET", "/p2p/status", Role.VIEWER, local=True)
     async def p2p_status(self) -> P2pState:
-        """Tell whether P2P services run."""
+        """Show whether P2P services run."""
         ...
 
-    @rest("GET", "/p2p/peers", Role.VIEWER, local=True)
+    @rest("GET", "/p2p/peers", Role.VIEWER, local=True, answer=PeerList)
     async def list_peers(self) -> list[PeerInfo]:
         """List the peers of the fleet."""
         ...
@@ -283,37 +332,52 @@ class PeerService(Protocol):
         """Show one peer."""
         ...
 
-    @rest("POST", "/p2p/peers/<peer>/ping", Role.VIEWER, local=True)
+    @rest("POST", "/p2p/peers/<peer>/ping", Role.VIEWER, local=True, journalled=False)
     async def ping_peer(self, peer: PeerRef) -> Ping:
         """Measure the round trip to a peer."""
         ...
 
-    @rest("DELETE", "/p2p/peers/<peer>", Role.ADMIN, local=True)
+    @rest("DELETE", "/p2p/peers/<peer>", Role.ADMIN, local=True, journalled=False)
     async def revoke_peer(self, peer: PeerRef) -> PeerInfo:
         """Revoke a peer's membership."""
         ...
 
-    @rest("POST", "/p2p/start", Role.ADMIN, local=True)
+    @rest("POST", "/p2p/start", Role.ADMIN, local=True, answer=P2pChanged, journalled=False)
     async def start_p2p(self) -> P2pState:
         """Start P2P services."""
         ...
 
-    @rest("POST", "/p2p/stop", Role.ADMIN, local=True)
+    @rest("POST", "/p2p/stop", Role.ADMIN, local=True, answer=P2pChanged, journalled=False)
     async def stop_p2p(self) -> P2pState:
         """Stop P2P services; local VMs and REST go on."""
         ...
 
-    @rest("POST", "/p2p/message", Role.OPERATOR, local=True)
+    @rest(
+        "POST",
+        "/p2p/message",
+        Role.OPERATOR,
+        local=True,
+        answer=MessageAnswer,
+        journalled=False,
+        example={"peer_id": "peer-456", "message_type": "HELLO", "data": {"message": "Hello from REST API!"}},
+    )
     async def send_message(self, message: Message) -> MessageReply:
         """Send a message to a peer."""
         ...
 
-    @rest("POST", "/p2p/invite", Role.ADMIN, local=True)
+    @rest(
+        "POST",
+        "/p2p/invite",
+        Role.ADMIN,
+        local=True,
+        journalled=False,
+        example={"role": "operator", "expires": 600, "uses": 1},
+    )
     async def invite_peer(self, invite: InviteRequest) -> Ticket:
         """Make a ticket with which another node can join the fleet."""
         ...
 
-    @rest("POST", "/p2p/join", Role.ADMIN, local=True)
+    @rest("POST", "/p2p/join", Role.ADMIN, local=True, journalled=False)
     async def join_fleet(self, ticket: Annotated[str, Meta(min_length=1, max_length=4096)]) -> PeerInfo:
         """Join the fleet that a ticket comes from."""
         ...

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 from urllib.parse import quote
 
 import msgspec
@@ -21,6 +22,7 @@ from .tolerant import decode_tolerantly
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 Function = TypeVar("Function", bound=Callable[..., Any])
+READS = frozenset({"GET", "PEER"})
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -30,16 +32,37 @@ class Mark(msgspec.Struct, frozen=True):
     path: str
     role: Role
     local: bool
+    journalled: bool
+    by_asked_node: bool
+    answer: Any
+    remote_answer: Any
+    example: Any
 
 
-def rest(verb: str, path: str, role: Role, *, local: bool = False) -> Callable[[Function], Function]:
-    """Give an operation its REST route below a dialect's root and the role it needs.
+def rest(
+    verb: str,
+    path: str,
+    role: Role,
+    *,
+    local: bool = False,
+    journalled: bool = True,
+    by_asked_node: bool = False,
+    answer: Any = None,
+    remote_answer: Any = None,
+    example: Any = None,
+) -> Callable[[Function], Function]:
+    """Give a method its REST route below a dialect's root, and the role that it needs.
 
     `local` keeps it from peers: it exists under `/api` alone, never under `/api/remote/<peer>` or on the peer protocol.
+    `journalled=False` is for a mutation that the journal does not keep. `by_asked_node` marks a method that, on a
+    peer's VM, is carried out by the node that is asked. `answer` is the type of the REST body where it is not the
+    result, `remote_answer` the one under `/api/remote/<peer>` (protocols/bodies.py). `example` is a request body.
     """
 
     def mark(function: Function) -> Function:
-        function.__dict__["rest"] = Mark(verb, path, role, local)
+        function.__dict__["rest"] = Mark(
+            verb, path, role, local, journalled, by_asked_node, answer, remote_answer, example
+        )
         return function
 
     return mark
@@ -61,7 +84,14 @@ class Method(msgspec.Struct, frozen=True):
     local: bool
     summary: str
     result: Any
+    answer: Any
+    remote_answer: Any
+    example: Any
+    journalled: bool
+    by_asked_node: bool
     args: type[msgspec.Struct]
+    # The same, and the ID of the peer whose VM it is about.
+    peer_args: type[msgspec.Struct]
     path_params: Mapping[str, Any]
     query: type[msgspec.Struct] | None
     body: type[msgspec.Struct] | None
@@ -71,8 +101,8 @@ class Method(msgspec.Struct, frozen=True):
 
     @property
     def mutates(self) -> bool:
-        """Whether this is an operation that the journal keeps (a read and a ping are not)."""
-        return self.verb not in {"GET", "PEER"}
+        """Whether this changes anything (a read and a method between peers alone do not)."""
+        return self.verb not in READS
 
     def arguments(self, path: Mapping[str, str], query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The call's arguments from what a REST request carries.
@@ -171,7 +201,13 @@ def _method(service: type, function: Any) -> Method:
         local=mark.local,
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
         result=hints["return"],
+        answer=mark.answer or hints["return"],
+        remote_answer=mark.remote_answer or mark.answer or hints["return"],
+        example=mark.example,
+        journalled=mark.journalled and mark.verb not in READS,
+        by_asked_node=mark.by_asked_node,
         args=_struct(f"{function.__name__}_args", signature, hints, forbid_unknown=False),
+        peer_args=_struct(f"{function.__name__}_at_peer", signature, hints, forbid_unknown=False, more=[("peer", str)]),
         path_params={name: hints[name] for name in in_path},
         query=carried if is_get else None,
         body=None if is_get else body,
@@ -181,13 +217,21 @@ def _method(service: type, function: Any) -> Method:
 
 
 def _struct(
-    name: str, params: Iterable[inspect.Parameter], hints: Mapping[str, Any], *, forbid_unknown: bool = True
+    name: str,
+    params: Iterable[inspect.Parameter],
+    hints: Mapping[str, Any],
+    *,
+    forbid_unknown: bool = True,
+    more: Iterable[tuple[str, Any]] = (),
 ) -> type[msgspec.Struct]:
+    """A field for each parameter. One at its default is not sent: an older version may not know it."""
     fields: list[Any] = [
         (p.name, hints[p.name]) if p.default is p.empty else (p.name, hints[p.name], p.default) for p in params
     ]
     camel = "".join(part.title() for part in name.split("_"))
-    return msgspec.defstruct(camel, fields, kw_only=True, frozen=True, forbid_unknown_fields=forbid_unknown)
+    return msgspec.defstruct(
+        camel, [*fields, *more], kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=forbid_unknown
+    )
 
 
 @functools.cache
@@ -216,6 +260,15 @@ def all_methods(services: Iterable[type]) -> dict[str, Method]:
     return table
 
 
+def method_of(function: Callable[..., Any]) -> Method:
+    """The method of the table that a service's function is, such as `VmService.pause_vm`. Raises: TypeError."""
+    service = vars(sys.modules[function.__module__]).get(function.__qualname__.rpartition(".")[0])
+    found = methods(service).get(function.__name__) if isinstance(service, type) else None
+    if found is None:
+        raise TypeError(f"{function.__qualname__} is no method of a service with a route")
+    return found
+
+
 Call = Callable[[Method, Mapping[str, Any]], Awaitable[Any]]
 
 
@@ -238,22 +291,31 @@ def stub(service: type, call: Call) -> Any:
     return type(f"{service.__name__}Stub", (), {name: bind(m) for name, m in methods(service).items()})()
 
 
-class Dispatcher:
-    """The owner's end: one named call, the role checked, on the service that has it.
+class Journal(Protocol):
+    """Carries out the mutations that are written down before they act."""
 
-    `factories` gives for each service class the function that binds an implementation to a caller.
+    async def run(self, caller: Caller, method: Method, arguments: Mapping[str, Any]) -> Any: ...
+
+
+class Dispatcher:
+    """The owner's end of a call: checks the role, then runs the method in the journal or on the service that has it.
+
+    `factories` gives for each service class the function that binds an implementation to a caller; without a `journal`
+    the implementations have the mutations too.
     """
 
-    def __init__(self, factories: Mapping[type, Callable[[Caller], Any]]) -> None:
-        self._factories = factories
+    def __init__(self, factories: Mapping[type, Callable[[Caller], Any]], journal: Journal | None = None) -> None:
+        self._factories, self._journal = factories, journal
         self.table = all_methods(factories)
 
     def extended(self, factories: Mapping[type, Callable[[Caller], Any]]) -> Dispatcher:
         """This one's services and some more."""
-        return Dispatcher({**self._factories, **factories})
+        return Dispatcher({**self._factories, **factories}, self._journal)
 
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any]) -> Any:
-        """Raises: Forbidden, and whatever the operation raises."""
+        """Raises: Forbidden, and whatever the method raises."""
         caller.require(method.role, method.name)
+        if self._journal is not None and method.journalled:
+            return await self._journal.run(caller, method, arguments)
         service = self._factories[method.service](caller)
         return await getattr(service, method.name)(**arguments)

@@ -17,8 +17,8 @@ from ...protocols.access import Caller, Role, Witness
 from ...protocols.errors import DeadlineExceeded, Overloaded, TwinshareError, Unavailable, Unsupported, WrongState
 from ..background import open_background
 from ..hypervisor.port import GuestStreams
-from ..vm.lifecycle import require_state
-from ..vm.local import VmRoom
+from ..vm.context import VmContext
+from ..vm.lifecycle import require_active
 from ..vm.record import Record
 
 log = structlog.get_logger(__name__)
@@ -156,7 +156,7 @@ class _Line:
 class Consoles:
     """Made by `open_consoles`."""
 
-    def __init__(self, vms: VmRoom, witness: Witness, nursery: trio.Nursery) -> None:
+    def __init__(self, vms: VmContext, witness: Witness, nursery: trio.Nursery) -> None:
         self._vms, self._witness, self._nursery = vms, witness, nursery
         self._lines: dict[str, _Line] = {}
 
@@ -173,7 +173,7 @@ class Consoles:
     async def _attach(self, caller: Caller, vm: str) -> AsyncIterator[Console]:
         caller.require(Role.OPERATOR, "open_console")
         record = self._vms.owned(caller, vm)
-        require_state("open_console", record.domain.name, record.domain.state)
+        require_active(record.domain)
         line = self._line(record)
         if len(line.listeners) >= MAX_LISTENERS:
             raise Overloaded(f"{MAX_LISTENERS} listeners of one console at once are allowed", retry_after=5)
@@ -208,7 +208,7 @@ class Consoles:
 
 
 @asynccontextmanager
-async def open_consoles(vms: VmRoom, witness: Witness) -> AsyncIterator[Consoles]:
+async def open_consoles(vms: VmContext, witness: Witness) -> AsyncIterator[Consoles]:
     """All consoles of a node; they end with the block. `witness` writes down who listened to which."""
     async with open_background() as nursery:
         yield Consoles(vms, witness, nursery)

@@ -20,7 +20,7 @@ from ...protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, dec
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh import Mesh
 from ..relays import carry
-from ..vm.local import VmRoom
+from ..vm.context import VmContext
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ async def ask_on_stream(
 class TunnelServer:
     """The owner's end."""
 
-    def __init__(self, vms: VmRoom) -> None:
+    def __init__(self, vms: VmContext) -> None:
         self._vms = vms
         self._open: dict[PeerId, int] = {}
 

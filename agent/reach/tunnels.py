@@ -15,26 +15,24 @@ import structlog
 import trio
 
 from ...protocols.access import LOCAL_ADMIN, Caller, Role
-from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, TwinshareError, Unsupported, VmNotFound
+from ...protocols.errors import PortTaken, TwinshareError, VmNotFound
 from ...protocols.services import VmService
 from ...protocols.table import methods
 from ...protocols.tolerant import decode_tolerantly
 from ...protocols.tunnel import TunnelAnswer, TunnelRequest
 from ...protocols.vm import Forward, ForwardSpec
-from ..journal.operations import Operations
-from ..journal.run import Recipe, Release, Run, nothing_claimed
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh import Mesh
 from ..p2p.mesh_services import stopped
 from ..p2p.store import KeyValueStore
-from ..relays import Relays, listen
+from ..relays import Relays
+from ..vm.forwards import forward_view
 from .tunnel import open_tunnel
 
 log = structlog.get_logger(__name__)
 
 KIND = "tunnel"
 MAX_KEPT = 256
-METHODS = frozenset({"list_forwards", "add_forward", "remove_forward"})
 GET_VM, LIST_VMS = methods(VmService)["get_vm"], methods(VmService)["list_vms"]
 WEED_EVERY = 60.0
 
@@ -57,21 +55,12 @@ class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
         return self.peer == peer and vm in (self.vm_id, self.vm_name)
 
 
-class TunnelChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operation on a tunnel was asked."""
-
-    peer: PeerId
-    vm: str
-    spec: ForwardSpec
-
-
 @dataclass(slots=True)
 class Tunnels:
     """All of them. The mesh comes last, when a node starts: `join` it then."""
 
     relays: Relays
     store: KeyValueStore
-    operations: Operations
     kept: dict[tuple[str, ...], Tunnel] = field(default_factory=dict)
     _mesh: Mesh | None = None
 
@@ -92,10 +81,6 @@ class Tunnels:
             return ref
         return self.mesh.resolve(ref)
 
-    def add_recipes(self) -> None:
-        self.operations.recipes["add_tunnel"] = Recipe(TunnelChange, Forward, self._add)
-        self.operations.recipes["remove_tunnel"] = Recipe(TunnelChange, Forward, self._remove, frees=True)
-
     async def join(self, mesh: Mesh) -> None:
         """Open what was kept; a port that another program took meanwhile stays closed, and is listed so."""
         self._mesh = mesh
@@ -108,10 +93,18 @@ class Tunnels:
                 log.warning("a tunnel cannot be opened", vm=tunnel.vm_name, error=error.message)
 
     def view(self, tunnel: Tunnel) -> Forward:
-        spec, active = tunnel.spec, self.relays.port(tunnel.key) is not None
-        return Forward(
-            host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
-        )
+        return forward_view(tunnel.spec, active=self.relays.port(tunnel.key) is not None)
+
+    def of(self, peer: PeerId, vm: str) -> Sequence[Tunnel]:
+        """The tunnels to a VM of a peer, by the VM's name or id."""
+        return [tunnel for tunnel in self.kept.values() if tunnel.is_of(peer, vm)]
+
+    async def list(self, caller: Caller, peer: PeerId, vm: str) -> list[Forward]:
+        """List the ports of this node that lead to a VM of a peer. Raises: what the peer raises where there is none."""
+        found = self.of(peer, vm)
+        if not found:
+            await self.mesh.call(peer, GET_VM, {"vm": vm}, caller)
+        return [self.view(tunnel) for tunnel in found]
 
     async def probe(self, peer: PeerId, vm: str, port: int, caller: Caller) -> TunnelAnswer:
         """The owner's word that there may be a tunnel. Raises: what the owner raises; PeerUnreachable."""
@@ -120,12 +113,8 @@ class Tunnels:
         await trio.aclose_forcefully(stream)
         return answer
 
-    async def _add(self, run: Run) -> Forward:
-        tunnel = msgspec.convert(run.notes["tunnel"], Tunnel)
-        if not tunnel.spec.host_port:
-            port = run.notes.get("port") or await _free_port(tunnel.spec.bind)
-            tunnel = msgspec.structs.replace(tunnel, spec=msgspec.structs.replace(tunnel.spec, host_port=port))
-            await run.step("port", port=port)
+    async def open(self, tunnel: Tunnel) -> None:
+        """Open a tunnel's port and keep the tunnel. Raises: PortTaken, InsufficientResources."""
         await self._listen(tunnel)
         try:
             await self.store.put(KIND, "|".join(tunnel.key), msgspec.msgpack.encode(tunnel))
@@ -133,25 +122,15 @@ class Tunnels:
             self.relays.close(tunnel.key)
             raise
         self.kept[tunnel.key] = tunnel
-        return self.view(tunnel)
-
-    async def _remove(self, run: Run) -> Forward:
-        asked: TunnelChange = run.request
-        key = tuple(run.notes["key"])
-        await self.forget(key)
-        spec = asked.spec
-        return Forward(
-            host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=False
-        )
 
     async def forget(self, key: tuple[str, ...]) -> None:
-        """For good. The port last: whoever asks may be a connection through it."""
+        """Delete a tunnel. Its port is closed last, because the request may come through it."""
         await self.store.drop(KIND, "|".join(key))
         self.kept.pop(key, None)
         self.relays.close(key)
 
     async def tend(self) -> None:
-        """For ever: let go of tunnels whose VMs are gone, though nobody comes through them to find that out."""
+        """Delete the tunnels whose VMs are gone, though nobody connects to them; runs until it is cancelled."""
         while True:
             await trio.sleep(WEED_EVERY)
             # Those that there are before a peer is asked: a newer one may lead to a newer VM.
@@ -183,66 +162,3 @@ class Tunnels:
             await self.forget(tunnel.key)
             raise
         return stream
-
-
-class RemoteForwards:
-    """The three operations on forwards of `VmService`, for a caller of this node and the VMs of one peer."""
-
-    def __init__(self, tunnels: Tunnels, caller: Caller, peer: PeerId) -> None:
-        self._tunnels, self._caller, self._peer = tunnels, msgspec.structs.replace(caller, detach=False), peer
-
-    def _of(self, vm: str) -> list[Tunnel]:
-        return [tunnel for tunnel in self._tunnels.kept.values() if tunnel.is_of(self._peer, vm)]
-
-    async def list_forwards(self, vm: str) -> list[Forward]:
-        found = self._of(vm)
-        if not found:
-            await self._tunnels.mesh.call(self._peer, GET_VM, {"vm": vm}, self._caller)
-        return [self._tunnels.view(tunnel) for tunnel in found]
-
-    async def add_forward(self, vm: str, forward: ForwardSpec) -> Forward:
-        async def admit(run: Run) -> Release:
-            tunnels = self._tunnels
-            if forward.protocol != "tcp":
-                raise Unsupported("only tcp can be forwarded")
-            if len(tunnels.kept) >= MAX_KEPT:
-                raise Forbidden(f"this node keeps {MAX_KEPT} tunnels at most")
-            answer = await tunnels.probe(self._peer, vm, forward.guest_port, self._caller)
-            tunnel = Tunnel(
-                peer=self._peer, vm_id=answer.vm_id, vm_name=answer.vm_name, spec=forward,
-                owner=run.principal, role=self._caller.role,
-            )  # fmt: skip
-            there = tunnels.kept.get(tunnel.key)
-            if there is not None and (there.peer, there.vm_id, there.spec) != (tunnel.peer, tunnel.vm_id, forward):
-                raise PortTaken(
-                    f"port {forward.host_port} is forwarded to VM '{there.vm_name}'", port=forward.host_port
-                )
-            run.notes = {"tunnel": msgspec.to_builtins(tunnel)}
-            return nothing_claimed
-
-        change = TunnelChange(peer=self._peer, vm=vm, spec=forward)
-        made: Forward = await self._tunnels.operations.run(self._caller, "add_tunnel", vm, change, admit)
-        return made
-
-    async def remove_forward(self, vm: str, host_port: int) -> Forward:
-        async def admit(run: Run) -> Release:
-            if tunnel is None:
-                raise ForwardNotFound(f"no port {host_port} of this node leads to VM '{vm}'", port=host_port)
-            if not self._caller.may_change(tunnel.owner):
-                raise Forbidden(f"the tunnel belongs to {tunnel.owner}; this needs the role admin", role_needed="admin")
-            run.notes = {"key": list(tunnel.key)}
-            return nothing_claimed
-
-        tunnel = next((one for one in self._of(vm) if one.spec.host_port == host_port), None)
-        spec = tunnel.spec if tunnel else ForwardSpec(host_port=host_port, guest_port=1)
-        change = TunnelChange(peer=self._peer, vm=vm, spec=spec)
-        gone: Forward = await self._tunnels.operations.run(self._caller, "remove_tunnel", vm, change, admit)
-        return gone
-
-
-async def _free_port(bind: str) -> int:
-    listeners = await listen(bind, 0)
-    port: int = listeners[0].socket.getsockname()[1]
-    for listener in listeners:
-        await listener.aclose()
-    return port

@@ -1,4 +1,4 @@
-"""Whether there is room. Decides only: pure functions of what is there and what is asked.
+"""Admission of VMs by free resources: pure functions of what is there and what is asked.
 
 Memory and CPUs are taken by VMs that run; a disk grows as its guest writes, so a new one must fit into what is free.
 """
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...protocols.errors import InsufficientResources
-from ...protocols.node import Capacity, Room
+from ...protocols.node import Capacity, Resources
 from ...protocols.size import GIB, MIB
 from ..config import HypervisorConfig
 
-NOTHING = Room(memory=0, cpu=0, disk=0)
+NOTHING = Resources(memory=0, cpu=0, disk=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,43 +28,43 @@ class Host:
     free_disk: int
 
 
-def look_at_host(data_dir: Path) -> Host:
+def read_host(data_dir: Path) -> Host:
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Host(pages * page // MIB, len(os.sched_getaffinity(0)), shutil.disk_usage(data_dir).free // GIB)
 
 
-def add(rooms: Iterable[Room]) -> Room:
+def add(parts: Iterable[Resources]) -> Resources:
     total = NOTHING
-    for room in rooms:
-        total = Room(memory=total.memory + room.memory, cpu=total.cpu + room.cpu, disk=total.disk + room.disk)
+    for part in parts:
+        total = Resources(memory=total.memory + part.memory, cpu=total.cpu + part.cpu, disk=total.disk + part.disk)
     return total
 
 
-class Ledger:
-    """What operations are about to take, until they have taken it or given it back."""
+class Admission:
+    """Resources that operations have claimed, until they have taken them or given them back."""
 
     def __init__(self, limits: HypervisorConfig, look: Callable[[], Host]) -> None:
         self._limits, self._look = limits, look
-        self._claims: dict[object, Room] = {}
+        self._claims: dict[object, Resources] = {}
 
-    def capacity(self, running: Iterable[Room]) -> Capacity:
+    def capacity(self, running: Iterable[Resources]) -> Capacity:
         host, limits = self._look(), self._limits
-        total = Room(
+        total = Resources(
             memory=int(host.memory * limits.memory_overcommit),
             cpu=int(host.cpus * limits.cpu_overcommit),
             disk=host.free_disk,
         )
-        reserve = Room(memory=limits.reserve_memory, cpu=0, disk=limits.reserve_disk)
+        reserve = Resources(memory=limits.reserve_memory, cpu=0, disk=limits.reserve_disk)
         committed, in_flight = add(running), add(self._claims.values())
-        available = Room(
+        available = Resources(
             memory=max(0, total.memory - reserve.memory - committed.memory - in_flight.memory),
             cpu=max(0, total.cpu - committed.cpu - in_flight.cpu),
             disk=max(0, total.disk - reserve.disk - in_flight.disk),
         )
         return Capacity(total=total, reserve=reserve, committed=committed, in_flight=in_flight, available=available)
 
-    def claim(self, need: Room, running: Iterable[Room], *, what: str) -> Callable[[], None]:
-        """Take room until the returned function gives it back. Raises: InsufficientResources, naming what is short."""
+    def claim(self, need: Resources, running: Iterable[Resources], *, what: str) -> Callable[[], None]:
+        """Claim resources until the returned function is called. Raises: InsufficientResources, naming what lacks."""
         available = self.capacity(running).available
         for name, unit in (("memory", " MiB"), ("cpu", ""), ("disk", " GiB")):
             wanted, free = getattr(need, name), getattr(available, name)
@@ -75,12 +75,12 @@ class Ledger:
                 )  # fmt: skip
         return self.claim_again(need)
 
-    def claim_again(self, need: Room) -> Callable[[], None]:
-        """What was granted before a crash is granted still."""
-        ticket = object()
-        self._claims[ticket] = need
+    def claim_again(self, need: Resources) -> Callable[[], None]:
+        """Claim without a check what was granted before a crash."""
+        claim_id = object()
+        self._claims[claim_id] = need
 
         def release() -> None:
-            self._claims.pop(ticket, None)
+            self._claims.pop(claim_id, None)
 
         return release

@@ -11,10 +11,9 @@ import structlog
 import trio
 
 from ...protocols.access import Caller, Role
-from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported, VmNotFound
+from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported
 from ...protocols.vm import Forward, ForwardSpec
 from ..hypervisor.port import GuestStreams, Hypervisor
-from ..journal.run import Run
 from ..relays import Admits, Dial, Relays, listen
 from .inventory import Inventory
 from .record import Record
@@ -32,13 +31,10 @@ class Forwards:
         self._admits = admits
 
     def list(self, record: Record) -> Sequence[Forward]:
-        return [self._view(record, spec) for spec in record.metadata.forwards]
+        return [self.view(record, spec) for spec in record.metadata.forwards]
 
-    def _view(self, record: Record, spec: ForwardSpec) -> Forward:
-        active = self._relays.port(_key(record.domain.id, spec)) is not None
-        return Forward(
-            host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
-        )
+    def view(self, record: Record, spec: ForwardSpec) -> Forward:
+        return forward_view(spec, active=self._relays.port(_key(record.domain.id, spec)) is not None)
 
     def find(self, record: Record, host_port: int) -> ForwardSpec:
         """Raises: ForwardNotFound."""
@@ -48,7 +44,7 @@ class Forwards:
         raise ForwardNotFound(f"VM '{record.domain.name}' has no forward on port {host_port}", port=host_port)
 
     def check(self, record: Record, spec: ForwardSpec) -> None:
-        """Refuse what cannot be. Raises: PortTaken, Unsupported, Forbidden."""
+        """Refuse a forward that cannot be added. Raises: PortTaken, Unsupported, Forbidden."""
         if spec.protocol != "tcp":
             raise Unsupported("only tcp can be forwarded")
         if not isinstance(self._hypervisor, GuestStreams):
@@ -63,21 +59,8 @@ class Forwards:
                         f"port {spec.host_port} is forwarded to VM '{other.domain.name}'", port=spec.host_port
                     )
 
-    async def add(self, run: Run) -> Forward:
-        spec: ForwardSpec = run.request
-        record = await self._record(run)
-        chosen = msgspec.structs.replace(spec, host_port=run.notes.get("port", spec.host_port))
-        if chosen not in record.metadata.forwards:
-            port = await self._open(record, chosen)
-            chosen = msgspec.structs.replace(spec, host_port=port)
-            await run.step("keep", port=port)
-            await self._keep(record, [*record.metadata.forwards, chosen])
-        fresh = await self._record(run)
-        await self.reconcile(fresh)
-        return self._view(fresh, chosen)
-
-    async def _open(self, record: Record, spec: ForwardSpec) -> int:
-        """Take the port now: an error is told to whoever asks, not to a log. Raises: PortTaken."""
+    async def open(self, record: Record, spec: ForwardSpec) -> int:
+        """Open the port of a running VM, or try whether it is free; return it. Raises: PortTaken."""
         if record.active and spec.host_port:
             key, dial = _key(record.domain.id, spec), self._dial(record, spec)
             return await self._relays.open(key, spec.bind, spec.host_port, dial)
@@ -87,22 +70,8 @@ class Forwards:
             await listener.aclose()
         return port
 
-    async def remove(self, run: Run) -> Forward:
-        record = await self._record(run)
-        gone = [spec for spec in record.metadata.forwards if spec.host_port == run.request]
-        await self._keep(record, [spec for spec in record.metadata.forwards if spec not in gone])
-        await self.reconcile(await self._record(run))
-        spec = gone[0] if gone else ForwardSpec(host_port=run.request, guest_port=1)
-        return Forward(
-            host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=False
-        )
-
-    async def _record(self, run: Run) -> Record:
-        if record := await self._inventory.refresh(run.notes["id"]):
-            return record
-        raise VmNotFound(f"Virtual machine '{run.target}' not found", vm=run.target)
-
-    async def _keep(self, record: Record, forwards: Iterable[ForwardSpec]) -> None:
+    async def keep(self, record: Record, forwards: Iterable[ForwardSpec]) -> None:
+        """Write a VM's forwards into its metadata; its lock is held."""
         metadata = msgspec.structs.replace(record.metadata, forwards=[*forwards])
         await self._hypervisor.set_metadata(record.domain.id, metadata.to_text())
 
@@ -142,6 +111,13 @@ class Forwards:
         if not isinstance(self._hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
         return await self._hypervisor.dial_guest(record.domain.id, port)
+
+
+def forward_view(spec: ForwardSpec, *, active: bool) -> Forward:
+    """A forward as callers see it; `active` while the port is open."""
+    return Forward(
+        host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
+    )
 
 
 def check_bind(caller: Caller, spec: ForwardSpec) -> None:

@@ -14,11 +14,10 @@ import structlog
 import trio
 
 from ...protocols.errors import HypervisorDown, TwinshareError, VmNotFound
-from ...protocols.node import Room
+from ...protocols.node import Resources
 from ...protocols.vm import Vm, VmStatus
 from ..events import EventLog
 from ..hypervisor.port import Change, ChangeKind, Hypervisor
-from .lifecycle import STATUS_WHILE
 from .record import Record, read_record, view
 
 log = structlog.get_logger(__name__)
@@ -111,19 +110,19 @@ class Inventory:
     def has_name(self, name: str) -> bool:
         return any(record.domain.name == name for record in self._records.values())
 
-    def running(self) -> Iterable[Room]:
-        """What the active VMs hold."""
+    def running(self) -> Iterable[Resources]:
+        """The resources of each active VM."""
         domains = [record.domain for record in self._records.values() if record.active]
-        return [Room(memory=domain.memory, cpu=domain.cpu_cores, disk=0) for domain in domains]
+        return [Resources(memory=domain.memory, cpu=domain.cpu_cores, disk=0) for domain in domains]
 
     def used_by(self, digest: str) -> Sequence[str]:
         """The names of the VMs that run on an image."""
         return sorted(r.domain.name for r in self._records.values() if r.metadata.digest == digest)
 
     @contextmanager
-    def at_work(self, id: str, kind: str, making: Vm | None = None) -> Iterator[None]:
-        """Show what an operation of `kind` is doing to a VM, which may not be there yet."""
-        if status := STATUS_WHILE.get(kind):
+    def at_work(self, id: str, status: VmStatus | None, making: Vm | None = None) -> Iterator[None]:
+        """Show a VM with the `status` of the operation that is at work on it; `making` where it is not there yet."""
+        if status is not None:
             self._at_work[id] = status
         if making is not None:
             self._making[id] = making

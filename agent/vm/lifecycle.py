@@ -1,13 +1,10 @@
-"""The states of a VM, as tables: what the hypervisor's states mean, and what each operation may find.
-
-Everything that decides about a VM's state is in this file.
-"""
+"""The states of a VM: what the hypervisor's states mean, and how an operation refuses the ones it does not accept."""
 
 from __future__ import annotations
 
 from ...protocols.errors import WrongState
 from ...protocols.vm import VmStatus
-from ..hypervisor.port import DomainState
+from ..hypervisor.port import Domain, DomainState
 
 STATUS_OF: dict[DomainState, VmStatus] = {
     DomainState.RUNNING: VmStatus.RUNNING,
@@ -17,33 +14,18 @@ STATUS_OF: dict[DomainState, VmStatus] = {
     DomainState.CRASHED: VmStatus.CRASHED,
 }
 
-# What a VM shows while an operation of a kind is at work on it.
-STATUS_WHILE: dict[str, VmStatus] = {
-    "create_vm": VmStatus.CREATING,
-    "start_vm": VmStatus.STARTING,
-    "stop_vm": VmStatus.STOPPING,
-    "restart_vm": VmStatus.STOPPING,
-    "delete_vm": VmStatus.DELETING,
-}
-
-# A domain that holds a QEMU process.
+ANY = frozenset(DomainState)
 ACTIVE = frozenset({DomainState.RUNNING, DomainState.PAUSED})
-
-# Which states an operation accepts; in the ones it does not, the cure that the error names.
-_ACCEPTS: dict[str, tuple[frozenset[DomainState], str]] = {
-    "pause_vm": (ACTIVE, "start it first"),
-    "resume_vm": (ACTIVE, "start it instead"),
-    "vm_stats": (ACTIVE, "start it first"),
-    "open_console": (ACTIVE, "start it first"),
-    "vm_screenshot": (ACTIVE, "start it first"),
-    "capture_image": (frozenset(DomainState) - {DomainState.SUSPENDED}, "its disk is not whole; start it first"),
-    "delete_vm": (frozenset(DomainState) - ACTIVE, "stop it first, or ask with force"),
-}
+"""The states of a domain that has a QEMU process."""
 
 
-def require_state(kind: str, name: str, state: DomainState) -> None:
-    """Raises: WrongState, saying what would help."""
-    accepted, cure = _ACCEPTS[kind]
-    if state not in accepted:
-        status = STATUS_OF[state]
-        raise WrongState(f"VM '{name}' is {status}; {cure}", vm=name, status=str(status))
+def require_state(domain: Domain, allowed: frozenset[DomainState], remedy: str) -> None:
+    """Raises: WrongState unless the domain is in one of the states; the error says what would help."""
+    if domain.state not in allowed:
+        status = STATUS_OF[domain.state]
+        raise WrongState(f"VM '{domain.name}' is {status}; {remedy}", vm=domain.name, status=str(status))
+
+
+def require_active(domain: Domain) -> None:
+    """Raises: WrongState unless the domain has a QEMU process."""
+    require_state(domain, ACTIVE, "start it first")

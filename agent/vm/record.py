@@ -9,6 +9,7 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,11 @@ class VmMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def to_text(self) -> str:
         return msgspec.json.encode(self).decode()
+
+
+def settings_of(source: Any) -> dict[str, Any]:
+    """What is only kept and shown: the fields that a spec, a VM's metadata and the answer share."""
+    return {name: getattr(source, name) for name in ("autostart", "labels")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +101,7 @@ def view(
         owner=metadata.owner,
         node=node,
         observed_at=record.observed_at,
-        autostart=metadata.autostart,
-        labels=metadata.labels,
         reason=domain.reason,
         warnings=metadata.warnings,
+        **settings_of(metadata),
     )

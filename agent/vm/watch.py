@@ -1,27 +1,29 @@
-"""What the node does by itself for its VMs: starts some after a boot, lets one go on when its disk has room again,
-keeps forwards and addresses right.
+"""What the node does by itself for its VMs.
+
+It starts some after a boot, resumes those that a full disk paused when there is space again, and keeps forwards and
+addresses right.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 import trio
 
-from ...protocols.access import LOCAL_ADMIN
 from ...protocols.errors import TwinshareError
 from ..events import EventLog
 from ..hypervisor.port import Change, ChangeKind, DomainState, GuestInspection, Hypervisor
 from ..state import State
+from .context import VmContext
 from .inventory import Inventory
-from .local import LocalVms, VmRoom
 
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY = 2.0
-ROOM_TO_GO_ON = 64 << 20
+FREE_TO_RESUME = 64 << 20
 MAX_CHANGES = 4096
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -29,19 +31,19 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Watch:
     """`run` never ends; it is fed by the inventory's notices."""
 
-    def __init__(self, room: VmRoom, events: EventLog, data_dir: Path) -> None:
-        self._room, self._events, self._data_dir = room, events, data_dir
+    def __init__(self, vms: VmContext, events: EventLog, data_dir: Path) -> None:
+        self._vms, self._events, self._data_dir = vms, events, data_dir
         self._send, self._receive = trio.open_memory_channel[str](MAX_CHANGES)
-        room.inventory.on_change = self._note
-        room.inventory.on_notice = self._notice
+        vms.inventory.on_change = self._note
+        vms.inventory.on_notice = self._notice
 
     @property
     def _inventory(self) -> Inventory:
-        return self._room.inventory
+        return self._vms.inventory
 
     @property
     def _hypervisor(self) -> Hypervisor:
-        return self._room.hypervisor
+        return self._vms.hypervisor
 
     def _note(self, id: str) -> None:
         try:
@@ -60,7 +62,7 @@ class Watch:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
-            nursery.start_soon(self._let_go_on)
+            nursery.start_soon(self._resume_after_full_disk)
 
     async def _follow(self) -> None:
         """Each VM that has changed: its ports opened or closed, its address learnt."""
@@ -69,9 +71,9 @@ class Watch:
         async for id in self._receive:
             changed = next((r for r in self._inventory.records() if r.domain.id == id), None)
             if changed is None:
-                self._room.forwards.close(id)
+                self._vms.forwards.close(id)
                 continue
-            await self._room.forwards.reconcile(changed)
+            await self._vms.forwards.reconcile(changed)
             if changed.domain.state is DomainState.RUNNING and id not in self._inventory.addresses:
                 await self._learn_address(id)
 
@@ -86,31 +88,31 @@ class Watch:
         except TwinshareError as error:
             log.debug("no address yet", vm=id, error=error.message)
 
-    async def _let_go_on(self) -> None:
-        """A full disk pauses a guest in the middle of a write; with room again it can go on as if nothing had been."""
+    async def _resume_after_full_disk(self) -> None:
+        """QEMU pauses a guest whose write finds the disk full; with free space again the write is repeated."""
         while True:
             await trio.sleep(LOOK_EVERY)
             held = [r for r in self._inventory.records() if r.domain.reason == "disk_full"]
-            if not held or shutil.disk_usage(self._data_dir).free < ROOM_TO_GO_ON:
+            if not held or shutil.disk_usage(self._data_dir).free < FREE_TO_RESUME:
                 continue
             for record in held:
                 try:
                     await self._hypervisor.resume(record.domain.id)
                     await self._inventory.refresh(record.domain.id)
                 except TwinshareError as error:
-                    log.warning("could not let a VM go on", vm=record.domain.name, error=error.message)
+                    log.warning("could not resume a VM", vm=record.domain.name, error=error.message)
 
 
-async def start_after_boot(room: VmRoom, state: State) -> None:
-    """Start the VMs that are marked `autostart`, once for each boot of the machine."""
+async def start_after_boot(vms: VmContext, start: Callable[[str], Awaitable[object]], state: State) -> None:
+    """Start the VMs that are marked `autostart`, once for each boot of the machine; `start` gets the id of each."""
     boot = await trio.to_thread.run_sync(BOOT_ID.read_bytes)
     rows = await state.query("SELECT value FROM facts WHERE name = 'boot'")
-    if (rows and rows[0][0] == boot) or not room.hypervisor.connected:
+    if (rows and rows[0][0] == boot) or not vms.hypervisor.connected:
         return
-    for record in room.inventory.records():
+    for record in vms.inventory.records():
         if record.metadata.autostart and not record.active:
             try:
-                await LocalVms(room, LOCAL_ADMIN).start_vm(record.domain.id)
+                await start(record.domain.id)
             except TwinshareError as error:
                 log.warning("autostart failed", vm=record.domain.name, error=error.message)
     await state.execute("INSERT OR REPLACE INTO facts VALUES ('boot', ?)", (boot,))

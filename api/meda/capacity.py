@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...protocols.errors import InsufficientResources
-from ...protocols.node import Capacity, Room
+from ...protocols.node import Capacity, Resources
 from ...protocols.vm import Vm, VmSpec, VmStatus
 from .bodies import Amount, CapacityInfo
 
@@ -23,7 +23,7 @@ def capacity_info(capacity: Capacity) -> CapacityInfo:
     )
 
 
-def _taken(amount: Room) -> Amount:
+def _taken(amount: Resources) -> Amount:
     return Amount(mem_gb=-(-amount.memory // _MIB_PER_GIB), cpu=amount.cpu, disk_gb=amount.disk)
 
 

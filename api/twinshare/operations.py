@@ -80,18 +80,6 @@ def _response(method: Method, result: Any, peer: str | None, encode: Callable[[A
     return json_response(encode(result) if encode is not None else present(method, result, peer))
 
 
-_SPEC = {"name": "new-vm", "image": "ubuntu-20.04", "cpu_cores": 2, "memory": 2048, "disk_size": 20}
-_EXAMPLES: dict[str, Any] = {
-    "create_vm": _SPEC,
-    "stop_vm": {"force": False},
-    "delete_vm": {"delete_disk": True},
-    "add_forward": {"host_port": 8081, "guest_port": 80},
-    "create_token": {"name": "ci", "role": "operator", "expires_in": 86400},
-    "send_message": {"peer_id": "peer-456", "message_type": "HELLO", "data": {"message": "Hello from REST API!"}},
-    "invite_peer": {"role": "operator", "expires": 600, "uses": 1},
-}
-
-
 def _endpoint(method: Method, *, remote: bool = False) -> Endpoint:
     answer = (
         Media({"type": "string", "format": "binary"}, "image/png", "The picture.")
@@ -102,5 +90,4 @@ def _endpoint(method: Method, *, remote: bool = False) -> Endpoint:
     tag = "remote" if remote else method.path.split("/")[1]
     more = {"peer": PeerRef} if remote else {}
     path = (REMOTE if remote else ROOT) + method.path
-    example = _EXAMPLES.get(method.name)
-    return endpoint(method, path, answer, operation_id=name, tag=tag, example=example, more_params=more)
+    return endpoint(method, path, answer, operation_id=name, tag=tag, example=method.example, more_params=more)

@@ -16,26 +16,27 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import trio
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.journal import operations
+from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.node import Node, open_node
-from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
+from twinshare.protocols.services import VmService
+from twinshare.protocols.table import stub
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 
 SPEC = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1, start=True)
 STOPPED = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1)
 
-Act = Callable[[LocalVms], Awaitable[Any]]
+Act = Callable[[VmService], Awaitable[Any]]
 
 
-async def nothing(vms: LocalVms) -> None:
+async def nothing(vms: VmService) -> None:
     """The preparation of a scenario that needs none."""
 
 
@@ -64,8 +65,9 @@ def config(home: Path) -> Config:
     )
 
 
-def vms_of(node: Node, key: str) -> LocalVms:
-    return LocalVms(node.vms, Caller(principal="local", role=Role.ADMIN, idempotency_key=key))
+def vms_of(node: Node, key: str) -> VmService:
+    caller = Caller(principal="local", role=Role.ADMIN, idempotency_key=key)
+    return cast("VmService", stub(VmService, partial(node.dispatcher.call, caller)))
 
 
 async def prepare(home: Path, act: Act) -> None:
@@ -117,7 +119,7 @@ def finish(pid: int, reader: int) -> tuple[int, Any]:
 def dying_at(boundary: int, home: Path, act: Act) -> Any:
     """Live, and be killed when the journal is about to be written (even) or was just written (odd)."""
     written = 0
-    plain = operations.Operations.save, operations.Operations._insert
+    plain = JournalStore.update, JournalStore.insert
 
     def mortal(write: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         async def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -131,8 +133,8 @@ def dying_at(boundary: int, home: Path, act: Act) -> Any:
 
         return wrapper
 
-    operations.Operations.save = mortal(plain[0])  # type: ignore[method-assign,assignment]  # it dies in there
-    operations.Operations._insert = mortal(plain[1])  # type: ignore[method-assign,assignment]  # as above
+    JournalStore.update = mortal(plain[0])  # type: ignore[method-assign,assignment]  # it dies in there
+    JournalStore.insert = mortal(plain[1])  # type: ignore[method-assign,assignment]  # as above
     return trio.run(live, home, act)
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.node import Node, open_node
-from twinshare.agent.vm.local import LocalVms
-from twinshare.protocols.access import LOCAL_ADMIN
+from twinshare.protocols.access import LOCAL_ADMIN, Caller
+from twinshare.protocols.services import ImageService, VmService
+from twinshare.protocols.table import stub
 from twinshare.protocols.vm import VmSpec
 
 
@@ -24,14 +26,23 @@ def config(data_dir: Path, **limits: Any) -> Config:
     )
 
 
+def vms_of(node: Node, caller: Caller = LOCAL_ADMIN) -> VmService:
+    """The VMs of a node as a caller may use them."""
+    return cast("VmService", stub(VmService, partial(node.dispatcher.call, caller)))
+
+
+def images_of(node: Node, caller: Caller = LOCAL_ADMIN) -> ImageService:
+    return cast("ImageService", stub(ImageService, partial(node.dispatcher.call, caller)))
+
+
 @asynccontextmanager
-async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[Node, LocalVms, MemoryHypervisor]]:
+async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[Node, VmService, MemoryHypervisor]]:
     """A node with the image `disk`, its VMs for an admin, and the twin under it."""
     async with open_node(config(data_dir, **limits)) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
         hypervisor = node.vms.hypervisor
         assert isinstance(hypervisor, MemoryHypervisor)
-        yield node, LocalVms(node.vms, LOCAL_ADMIN), hypervisor
+        yield node, vms_of(node), hypervisor
 
 
 def spec(name: str = "one", **over: Any) -> VmSpec:

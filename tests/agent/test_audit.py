@@ -102,7 +102,7 @@ async def test_a_bug_is_told_from_a_caller_who_left(tmp_path: Path) -> None:
 async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, hypervisor):
         await vms.create_vm(spec("web"))
-        node.operations.patience = 0.05
+        node.operations.close_timeout = 0.05
         hypervisor.behaviour.delay = 60
         with trio.move_on_after(0.3):
             await call(node, "start_vm", vm="web")

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.nodes import open_test_node, spec
+from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.reach import consoles
 from twinshare.agent.reach.consoles import BUFFER, MAX_LISTENERS, Console
-from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     DeadlineExceeded,
@@ -26,12 +25,13 @@ from twinshare.protocols.errors import (
     VmNotFound,
     WrongState,
 )
+from twinshare.protocols.services import VmService
 
 OPERATOR = Caller(principal="token:ci", role=Role.OPERATOR)
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, MemoryHypervisor, str]]:
+async def running(folder: Path) -> AsyncIterator[tuple[Node, VmService, MemoryHypervisor, str]]:
     """A node with the running VM `one`, and its id."""
     async with open_test_node(folder) as (node, vms, hypervisor):
         made = await vms.create_vm(spec(start=True))
@@ -178,7 +178,7 @@ async def test_the_end_of_the_node_ends_it(tmp_path: Path) -> None:
 
 async def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path) as (node, vms, hypervisor, id):
-        owned = await LocalVms(node.vms, OPERATOR).create_vm(spec("theirs", start=True))
+        owned = await vms_of(node, OPERATOR).create_vm(spec("theirs", start=True))
         cases: list[tuple[Caller, str, type[TwinshareError], str]] = [
             (LOCAL_ADMIN, "nope", VmNotFound, "nope"),
             (OPERATOR, "one", Forbidden, "belongs to local"),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 
+from tests.agent.nodes import vms_of
 from twinshare.agent.node import Node
-from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     DeadlineExceeded,
@@ -24,12 +24,13 @@ from twinshare.protocols.errors import (
     WrongState,
 )
 from twinshare.protocols.operation import Detached, OperationState
+from twinshare.protocols.services import VmService
 from twinshare.protocols.vm import ForwardSpec, Vm, VmStatus
 
 from .nodes import open_test_node, spec
 
 
-async def until(vms: LocalVms, name: str, status: VmStatus) -> Vm:
+async def until(vms: VmService, name: str, status: VmStatus) -> Vm:
     with trio.fail_after(60):
         while True:
             found = [vm for vm in await vms.list_vms() if vm.name == name and vm.status is status]
@@ -137,9 +138,7 @@ async def test_a_creation_can_be_cancelled_while_it_works(tmp_path: Path) -> Non
     async with open_test_node(tmp_path) as (node, vms, hypervisor):
         hypervisor.behaviour.delay = 0.2
         with pytest.raises(Detached) as detached:
-            await LocalVms(node.vms, Caller(principal="local", role=Role.ADMIN, detach=True)).create_vm(
-                spec(start=True)
-            )
+            await vms_of(node, Caller(principal="local", role=Role.ADMIN, detach=True)).create_vm(spec(start=True))
         id = detached.value.operation.id
         await until(vms, "one", VmStatus.CREATING)
         cancelled = await node.operations.cancel(id)
@@ -231,8 +230,8 @@ async def test_a_node_stops_while_work_goes_on_and_the_next_finishes_it(tmp_path
             hypervisor.set_shutdown(made.id, None)
             caller = Caller(principal="local", role=Role.ADMIN, detach=True, idempotency_key="stop")
             with pytest.raises(Detached):
-                await LocalVms(node.vms, caller).stop_vm("one", timeout=30)
-            node.operations.patience = 0.1
+                await vms_of(node, caller).stop_vm("one", timeout=30)
+            node.operations.close_timeout = 0.1
             yield node
 
     async for _ in interrupted():

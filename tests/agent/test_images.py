@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.agent.nodes import images_of
 from tests.images.stores import run_tool
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.images.fake import FakeImageExchange
-from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
@@ -28,10 +28,6 @@ from twinshare.protocols.image import Image, PullRequest, PushRequest
 from .nodes import open_test_node, spec
 
 GIB = 1 << 30
-
-
-def images_of(node: Node, caller: Caller = LOCAL_ADMIN) -> LocalImages:
-    return LocalImages(node.images, caller)
 
 
 async def write_as_a_guest(disk: Path, command: str) -> None:
@@ -161,9 +157,9 @@ async def test_a_capture_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
 
 async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-        images = LocalImages(node.images, LOCAL_ADMIN)
+        images = images_of(node)
         exchange = FakeImageExchange(node.images.store)  # type: ignore[arg-type]  # it only adds to it
-        node.images.exchange = node.vms.supply.exchange = exchange
+        node.images.exchange = node.vms.resolver.exchange = exchange
         exchange.publish("registry.example/org/web:v1", raw_disk(7))
         async with node.events.subscribe(None) as events:
             got = await images.pull_image(PullRequest(image="registry.example/org/web:v1"))
@@ -184,7 +180,7 @@ async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path)
 
 async def test_what_a_push_needs(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-        images = LocalImages(node.images, LOCAL_ADMIN)
+        images = images_of(node)
         with pytest.raises(InvalidRequest, match="names no registry"):
             await images.push_image(PushRequest(image="disk", target="mine"))
         with pytest.raises(ImageNotFound):

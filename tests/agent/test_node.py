@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent.vm.local import LocalVms
+from tests.agent.nodes import vms_of
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import Forbidden, IdempotencyMismatch, VmExists, VmNotFound, WrongState
 from twinshare.protocols.operation import Detached, OperationState
@@ -35,7 +35,7 @@ async def test_a_vm_lives_and_dies(tmp_path: Path) -> None:
 async def test_the_same_key_is_the_same_operation(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
         caller = Caller(principal="local", role=Role.ADMIN, idempotency_key="k")
-        vms = LocalVms(node.vms, caller)
+        vms = vms_of(node, caller)
         found: list[str] = []
 
         async def create() -> None:
@@ -71,7 +71,7 @@ async def test_one_name_is_given_once(tmp_path: Path) -> None:
 async def test_who_owns_what(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec())
-        other = LocalVms(node.vms, Caller(principal="token:ci", role=Role.OPERATOR))
+        other = vms_of(node, Caller(principal="token:ci", role=Role.OPERATOR))
         with pytest.raises(Forbidden, match="admin"):
             await other.start_vm("one")
         mine = await other.create_vm(spec("mine", start=True))
@@ -81,7 +81,7 @@ async def test_who_owns_what(tmp_path: Path) -> None:
 
 async def test_a_caller_that_does_not_wait(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-        vms = LocalVms(node.vms, Caller(principal="local", role=Role.ADMIN, detach=True))
+        vms = vms_of(node, Caller(principal="local", role=Role.ADMIN, detach=True))
         with pytest.raises(Detached) as detached:
             await vms.create_vm(spec())
         ended = await node.operations.wait(detached.value.operation.id, 5)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.agent.nodes import vms_of
 from twinshare.agent.journal.pace import Pace
-from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import QuotaExceeded, RateLimited
 
@@ -19,7 +19,7 @@ from .nodes import open_test_node, spec
 ])  # fmt: skip
 async def test_a_principal_holds_no_more_than_its_limits(tmp_path: Path, limits: Limits, word: str) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
-        peer = LocalVms(node.vms, Caller(principal="12D3", role=Role.OPERATOR, limits=limits))
+        peer = vms_of(node, Caller(principal="12D3", role=Role.OPERATOR, limits=limits))
         await peer.create_vm(spec("one"))
         with pytest.raises(QuotaExceeded, match=word):
             await peer.create_vm(spec("two"))

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import trio
 
+from tests.agent.nodes import images_of
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import Node
-from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import (
     ImageNotFound,
     InvalidRequest,
@@ -44,7 +43,7 @@ async def creation(node: Node) -> Operation:
 
 def nothing_left(node: Node, folder: Path) -> bool:
     free = node.capacity().in_flight
-    return not list((folder / "vms").iterdir()) and not node.vms.supply.promised and not free.memory
+    return not list((folder / "vms").iterdir()) and not node.vms.resolver.reserved and not free.memory
 
 
 async def test_the_image_is_fetched_with_progress(remote: Remote, tmp_path: Path) -> None:
@@ -60,7 +59,7 @@ async def test_the_image_is_fetched_with_progress(remote: Remote, tmp_path: Path
         with trio.fail_after(60):
             done = await node.operations.wait((await creation(node)).id, 5)
         assert (done.state, done.result.status, done.result.image) == (OperationState.DONE, VmStatus.RUNNING, REF)
-        [image] = [one for one in await LocalImages(node.images, LOCAL_ADMIN).list_images() if one.registry != "local"]
+        [image] = [one for one in await images_of(node).list_images() if one.registry != "local"]
         assert image.used_by == ["one"]
         await vms.create_vm(spec("two", image=REF))
         assert remote.pulls == 1, "what is here is not fetched again"
@@ -119,13 +118,13 @@ async def test_two_at_once_both_get_their_image(remote: Remote, tmp_path: Path) 
             for name in ("one", "two", "three"):
                 nursery.start_soon(vms.create_vm, spec(name, image=REF))
         assert [vm.name for vm in await vms.list_vms()] == ["one", "three", "two"]
-        assert len(await LocalImages(node.images, LOCAL_ADMIN).list_images()) == 2
+        assert len(await images_of(node).list_images()) == 2
 
 
 async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Remote, tmp_path: Path) -> None:
     """The window between the arrival of an image and the promise of it to a VM."""
     async with open_test_node(tmp_path) as (node, vms, _):
-        supply, images = node.vms.supply, LocalImages(node.images, LOCAL_ADMIN)
+        supply, images = node.vms.resolver, images_of(node)
         pull = supply.exchange.pull_image
 
         async def pull_and_lose(ref: str, **more: Any) -> Image:
@@ -143,7 +142,7 @@ async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Re
 async def test_a_node_that_stops_in_a_fetch_goes_on_with_it(remote: Remote, tmp_path: Path) -> None:
     remote.close()
     async with open_test_node(tmp_path, uri=f"fake://{tmp_path}/fake.json") as (node, vms, _):
-        node.operations.patience = 0.05
+        node.operations.close_timeout = 0.05
         async with trio.open_nursery() as nursery:
             nursery.start_soon(vms.create_vm, spec(image=REF))
             await remote.begun.wait()

@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.journal import operations
+from twinshare.agent.journal import journal
 from twinshare.agent.node import Node
-from twinshare.agent.vm.local import LocalVms
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 from twinshare.protocols.operation import OperationState
+from twinshare.protocols.services import VmService
 
 from .nodes import open_test_node, spec
 
@@ -28,7 +28,7 @@ def goes_down_at_start(hypervisor: MemoryHypervisor) -> None:
 
 
 @asynccontextmanager
-async def a_node(folder: Path) -> AsyncIterator[tuple[Node, LocalVms, MemoryHypervisor]]:
+async def a_node(folder: Path) -> AsyncIterator[tuple[Node, VmService, MemoryHypervisor]]:
     """A node whose next start of a VM fails; what was made for it cannot be taken back yet."""
     async with open_test_node(folder, uri=f"fake://{folder}/fake.json") as (node, vms, hypervisor):
         goes_down_at_start(hypervisor)
@@ -43,7 +43,7 @@ async def only(node: Node) -> OperationState:
 async def test_it_is_taken_back_when_the_hypervisor_is_there_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "UNDO_PATIENCE", 0.1)
+    monkeypatch.setattr(journal, "UNDO_TIMEOUT", 0.1)
     async with a_node(tmp_path) as (node, vms, hypervisor):
         with trio.fail_after(10), pytest.raises(HypervisorDown):
             await vms.create_vm(spec(start=True))
@@ -56,12 +56,12 @@ async def test_it_is_taken_back_when_the_hypervisor_is_there_again(
 
 
 async def test_a_node_that_stops_leaves_it_to_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "UNDO_PATIENCE", 12.0)
+    monkeypatch.setattr(journal, "UNDO_TIMEOUT", 12.0)
     with trio.fail_after(10):
         async with a_node(tmp_path) as (node, vms, _):
             with trio.move_on_after(1):
                 await vms.create_vm(spec(start=True))
-            node.operations.patience = 0.1
+            node.operations.close_timeout = 0.1
     async with open_test_node(tmp_path, uri=f"fake://{tmp_path}/fake.json") as (node, vms, _):
         [operation] = await node.operations.list()
         assert (await node.operations.wait(operation.id, 10)).state is OperationState.FAILED

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.agent.nodes import images_of, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.hypervisor.port import Domain
-from twinshare.agent.local_images import LocalImages
 from twinshare.agent.node import open_node
-from twinshare.agent.vm.local import LocalVms
-from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 
 from .nodes import config, open_test_node, spec
@@ -30,7 +28,7 @@ async def test_vms_that_nobody_told_of_are_not_taken_for_none(tmp_path: Path, mo
 
     monkeypatch.setattr(MemoryHypervisor, "list_domains", list_domains)
     async with open_node(config(tmp_path, uri=uri)) as node:
-        vms, images = LocalVms(node.vms, LOCAL_ADMIN), LocalImages(node.images, LOCAL_ADMIN)
+        vms, images = vms_of(node), images_of(node)
         asked = (
             vms.list_vms(),
             vms.get_vm("one"),
@@ -57,5 +55,5 @@ async def test_images_can_go_from_a_machine_without_vms(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(MemoryHypervisor, "list_domains", list_domains)
     async with open_test_node(tmp_path) as (node, _, _):
-        images = LocalImages(node.images, LOCAL_ADMIN)
+        images = images_of(node)
         assert (await images.remove_image("disk")).name == "disk"

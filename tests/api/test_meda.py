@@ -209,7 +209,7 @@ async def test_no_room_is_503_with_a_word_for_what_is_missing(tmp_path: Path) ->
     async with served(tmp_path) as api:
         for asked, word in (({"memory": "9999G"}, "MEM"), ({"cpus": 16}, "CPU"), ({"disk": "900T"}, "DISK")):
             limits = api.node.config.hypervisor
-            api.node.vms.ledger._limits = replace(limits, cpu_overcommit=0.001) if word == "CPU" else limits
+            api.node.vms.admission._limits = replace(limits, cpu_overcommit=0.001) if word == "CPU" else limits
             wanted = {"image": "disk", "name": "big", **SMALL, **asked}
             for path, body in (("/images/run", wanted), ("/vms", {**wanted, "image": ...})):
                 body = {key: value for key, value in body.items() if value is not ...}

@@ -24,7 +24,7 @@ OFFENCES = [
     ("leaf rooms do not know each other", "agent/p2p/__init__.py", "from .. import state"),
     (
         "VMs on the journal, streams to peers on top, the audit log beside",
-        "agent/journal/run.py",
+        "agent/journal/active.py",
         "from ..vm import record",
     ),
     (
@@ -35,7 +35,7 @@ OFFENCES = [
     (
         "VMs on the journal, streams to peers on top, the audit log beside",
         "agent/audit/log.py",
-        "from ..journal import run",
+        "from ..journal import active",
     ),
     ("the agent has no face", "agent/config.py", "import quart"),
 ]

@@ -25,7 +25,7 @@ async def test_a_creation_on_a_full_disk_is_refused_and_leaves_nothing(small_dis
     home = small_disk / "node"
     async with open_test_node(home, reserve_disk=0) as (node, vms, _):
         # The size of the guest's disk is not what is short here: room for the files that make it is.
-        node.vms.ledger._look = lambda: Host(memory=8192, cpus=4, free_disk=100)
+        node.vms.admission._look = lambda: Host(memory=8192, cpus=4, free_disk=100)
         await vms.create_vm(spec("there"))
         await vms.create_vm(spec("running", start=True))
         filler = fill(small_disk, leave)

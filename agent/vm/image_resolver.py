@@ -34,7 +34,7 @@ ATTEMPTS = 3
 
 
 class Fleet(Protocol):
-    """What the peers have."""
+    """The images of the peers."""
 
     async def has(self, ref: str) -> bool:
         """Whether a peer that can be reached has the image. Raises: InvalidRequest."""
@@ -45,14 +45,14 @@ class Fleet(Protocol):
         ...
 
 
-class Supply:
-    """`promised` holds the VMs that are being made: their names, and the digests of their images, empty until known.
+class ImageResolver:
+    """`reserved` holds the VMs that are being made: their names, and the digests of their images, empty until known.
 
-    Whoever asks which VMs stand on an image asks here too: what is promised is not removed.
+    An image that is reserved counts as used: it is not removed.
     """
 
     def __init__(self, store: ImageStore, exchange: ImageExchange, fleet: Fleet, events: EventLog) -> None:
-        self.promised: dict[str, str] = {}
+        self.reserved: dict[str, str] = {}
         self._store, self.exchange, self._fleet, self._events = store, exchange, fleet, events
 
     async def find(self, ref: str) -> Image | None:
@@ -101,12 +101,12 @@ class Supply:
         except (PeerUnreachable, PeerMisbehaved, Forbidden, NotFound, Unavailable, Unsupported) as error:
             if not self.exchange.knows(ref):
                 raise
-            log.warning("the fleet does not bring an image", image=ref, why=error.message)
+            log.warning("the fleet cannot give an image", image=ref, why=error.message)
             image = None
         return image or await self.exchange.pull_image(ref, report=report, name=name)
 
-    async def bring(self, spec: VmSpec, report: Report) -> Image:
-        """The image of a VM that is being made, fetched if it is not here, and promised to the VM.
+    async def ensure(self, spec: VmSpec, report: Report) -> Image:
+        """The image of a VM that is being made, fetched if it is not here, and reserved for the VM.
 
         Raises: ImageNotFound, RegistryFailed, InsufficientResources, InvalidRequest when the VM's disk is too small.
         """
@@ -116,9 +116,9 @@ class Supply:
                 image = await self._fetch(spec.image, "", report)
                 data = {"name": image.name, "tag": image.tag, "digest": image.digest}
                 self._events.publish("image.added", data)
-            self.promised[spec.name] = image.digest
+            self.reserved[spec.name] = image.digest
             check_disk_size(spec, image)
-            # Between its arrival and the promise it may have been removed.
+            # Between the fetch and the reservation it may have been removed.
             with suppress(ImageNotFound):
                 return await self._store.get_image(image.digest)
         raise ImageNotFound(f"the image '{spec.image}' is removed as often as it is fetched; try again later")

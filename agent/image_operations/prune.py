@@ -1,0 +1,27 @@
+"""Remove the images that no VM stands on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...protocols.image import Pruned
+from ...protocols.services import ImageService
+from ..journal.active import ActiveOperation
+from .context import ImageOperation
+
+
+class PruneImages(ImageOperation):
+    method = ImageService.prune_images
+    runs_on_full_disk = True
+
+    def target(self, request: Any) -> str:
+        return "images"
+
+    async def do(self, active: ActiveOperation) -> Pruned:
+        asked, users = active.request, self.services.vms.all_users_of
+        removed = await self.services.store.prune_images(used_by=users, everything=asked.all, dry_run=asked.dry_run)
+        if not asked.dry_run:
+            for image in removed:
+                self.services.publish("image.removed", image)
+        freed = sum(image.allocated for image in removed)
+        return Pruned(images=list(removed), freed=freed, dry_run=asked.dry_run)

@@ -1,0 +1,17 @@
+"""Fetch an image from the fleet, the catalogue, a registry or an https address."""
+
+from __future__ import annotations
+
+from ...protocols.image import Image
+from ...protocols.services import ImageService
+from ..journal.active import ActiveOperation
+from .context import ImageOperation
+
+
+class PullImage(ImageOperation):
+    method = ImageService.pull_image
+
+    async def do(self, active: ActiveOperation) -> Image:
+        image = await self.services.vms.resolver.pull(active.request.request, active.report)
+        self.services.publish("image.added", image)
+        return self.services.with_users(image)

@@ -1,0 +1,365 @@
+"""The journal: every mutation is written down before it acts, and survives kill -9.
+
+An operation is idempotent from its first line: after a crash it is run again, or undone. The caller may hang up; the
+work goes on. The same idempotency key with the same request is the same operation.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
+
+import msgspec
+import structlog
+import trio
+
+from ...protocols.access import Caller, Limits
+from ...protocols.errors import (
+    DeadlineExceeded,
+    ErrorBody,
+    IdempotencyMismatch,
+    InsufficientResources,
+    OperationCancelled,
+    OperationNotFound,
+    Overloaded,
+    TwinshareError,
+    Unavailable,
+)
+from ...protocols.operation import Detached, Operation, OperationState, Progress
+from ...protocols.table import Method
+from ...protocols.tolerant import decode_tolerantly, known_part
+from ..events import EventLog
+from ..state import State
+from .active import UNDO, ActiveOperation
+from .former_requests import convert_former_request
+from .operation import JournalledOperation, Release
+from .pace import Pace
+from .store import JournalStore, Row
+
+log = structlog.get_logger(__name__)
+
+Kind: TypeAlias = JournalledOperation[Any]
+
+MAX_RUNNING = 256
+UNDO_TIMEOUT = 60.0
+"""Seconds that a caller waits for an undo that cannot reach the hypervisor."""
+UNDO_RETRY = 0.5
+CLOSE_TIMEOUT = 8.0
+
+
+class Journal:
+    """Made by `open_journal`. `close_timeout` is how long, in seconds, closing waits for operations under way."""
+
+    def __init__(
+        self,
+        state: State,
+        events: EventLog,
+        node: str,
+        ended: Callable[[Operation], object],
+        kinds: Iterable[Kind],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.close_timeout = CLOSE_TIMEOUT
+        self._store, self._events, self._node, self._nursery = JournalStore(state), events, node, nursery
+        self._ended = ended
+        self._kinds = {kind.kind: kind for kind in kinds}
+        self._of_method = {(kind.call.name, kind.through_peer): kind for kind in self._kinds.values()}
+        self._active: dict[str, ActiveOperation] = {}
+        self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+        self._pace = Pace()
+        self._closing = False
+
+    async def run(
+        self, caller: Caller, method: Method, arguments: Mapping[str, Any], *, through_peer: bool = False
+    ) -> Any:
+        """Carry out a journalled method, or find it done under its key, and return its result.
+
+        Raises: IdempotencyMismatch, Detached when the caller does not wait, and what the operation raises.
+        """
+        kind = self._of_method[method.name, through_peer]
+        request = kind.request_type()(**arguments)
+        key = caller.idempotency_key or uuid.uuid4().hex
+        # One lock a key: the same request that arrives twice at once must not be refused by its own claims.
+        async with self._keys.setdefault(key, trio.Lock()):
+            row = await self._store.by_key(key)
+            id = self._repeated(row, kind, request) if row else await self._begin(kind, key, request, caller)
+        return await self._answer(id, detach=caller.detach)
+
+    def _repeated(self, row: Row, kind: Kind, request: Any) -> str:
+        """The id of the operation that this request repeats. Compared is what was asked, not how it is written."""
+        if row.kind != kind.kind or _decode_request(row, kind) != request:
+            raise IdempotencyMismatch("this idempotency key was used for another request; use a new key", key=row.key)
+        return row.id
+
+    async def _begin(self, kind: Kind, key: str, request: Any, caller: Caller) -> str:
+        if self._closing:
+            raise Unavailable("the node is stopping; try again when it is back")
+        if len(self._active) >= MAX_RUNNING:
+            raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
+        active = self._make(
+            kind, uuid.uuid4().hex, key=key, target=kind.target(request), principal=caller.principal, request=request
+        )
+        release = await self._admit(kind, active, caller, caller.limits)
+        self._launch(kind, active, release)
+        return active.id
+
+    def _make(self, kind: Kind, id: str, **asked: Any) -> ActiveOperation:
+        async def save(active: ActiveOperation) -> None:
+            await self._save(active, best_effort=kind.runs_on_full_disk)
+
+        def publish(active: ActiveOperation) -> None:
+            self._publish("op.progress", active)
+
+        return ActiveOperation(id=id, kind=kind.kind, save=save, publish=publish, **asked)
+
+    async def _admit(self, kind: Kind, active: ActiveOperation, caller: Caller, limits: Limits) -> Release:
+        """Count it, let its class admit it, and write it down. What was counted and claimed is given back on errors."""
+        self._pace.begin(active.principal, limits, time.monotonic())
+        try:
+            release = await kind.admit(active, caller)
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._insert(kind, active)
+            except BaseException:
+                release()
+                raise
+        except BaseException:
+            self._pace.end(active.principal)
+            raise
+        return release
+
+    async def _insert(self, kind: Kind, active: ActiveOperation) -> None:
+        try:
+            await self._store.insert(active)
+        except InsufficientResources as error:
+            if not kind.runs_on_full_disk:
+                raise
+            log.warning("the disk is full: an operation runs without the journal", kind=kind.kind, error=error.message)
+
+    def _launch(self, kind: Kind, active: ActiveOperation, release: Release) -> None:
+        self._active[active.id] = active
+        name = f"operation {active.kind} {active.target}"
+        self._nursery.start_soon(self._execute, kind, active, release, name=name)
+
+    async def _answer(self, id: str, *, detach: bool) -> Any:
+        active = self._active.get(id)
+        if detach:
+            raise Detached(active.view(self._node) if active else await self.get(id))
+        if active is None:
+            return _outcome(await self.get(id))
+        await active.answered.wait()
+        return _outcome(active.view(self._node))
+
+    async def _execute(self, kind: Kind, active: ActiveOperation, release: Release) -> None:
+        """Run one operation to its end. Nothing is raised here but the cancellation of the whole node."""
+        active.state = OperationState.RUNNING
+        try:
+            if active.step_name != UNDO:
+                with active.scope:
+                    await self._do(kind, active)
+            # Neither done nor failed nor cancelled by a caller: the node is stopping, and the next start goes on.
+            if active.result is not None or active.error is not None or active.cancel_asked:
+                await self._finish(kind, active)
+        finally:
+            release()
+            self._pace.end(active.principal)
+            self._active.pop(active.id, None)
+            active.answered.set()
+            active.ended.set()
+
+    async def _do(self, kind: Kind, active: ActiveOperation) -> None:
+        try:
+            active.result = await kind.do(active)
+        except TwinshareError as error:
+            active.error = error.to_wire()
+        except Exception:
+            log.exception("operation failed by a bug", operation=active.id, kind=active.kind)
+            active.error = TwinshareError(f"internal error; the node's log tells more under {active.id}").to_wire()
+
+    async def _finish(self, kind: Kind, active: ActiveOperation) -> None:
+        outcome = OperationState.DONE
+        if active.result is None:
+            outcome = OperationState.CANCELLED if active.error is None else OperationState.FAILED
+            active.error = active.error or OperationCancelled(f"operation {active.id} was cancelled").to_wire()
+            if kind.has_undo() and not await self._undo(kind, active):
+                return
+        active.state = outcome
+        with trio.CancelScope(shield=True):
+            await self._save(active, best_effort=True)
+        self._ended(active.view(self._node))
+        self._publish("op.done", active)
+
+    async def _undo(self, kind: Kind, active: ActiveOperation) -> bool:
+        """Return whether all was taken back. Waits for a hypervisor that is away; the caller waits `UNDO_TIMEOUT`.
+
+        Not shielded: what the stop of the node interrupts, or a bug, stays in the journal for the next start.
+        """
+        active.step_name = UNDO
+        with trio.CancelScope(shield=True):
+            await self._save(active, best_effort=True)
+        deadline = trio.current_time() + UNDO_TIMEOUT
+        while True:
+            try:
+                await kind.undo(active)
+                return True
+            except (Unavailable, DeadlineExceeded) as error:
+                if trio.current_time() >= deadline and not active.answered.is_set():
+                    log.warning("cannot undo it yet", operation=active.id, kind=active.kind, error=error.message)
+                    active.answered.set()
+            except TwinshareError as error:
+                log.warning("could not undo all", operation=active.id, kind=active.kind, error=error.message)
+                break
+            except Exception:
+                log.exception("undo failed by a bug", operation=active.id, kind=active.kind)
+                break
+            await trio.sleep(UNDO_RETRY)
+        log.error("an operation is left half undone until the next start", operation=active.id, kind=active.kind)
+        return False
+
+    def _publish(self, type: str, active: ActiveOperation) -> None:
+        progress = msgspec.to_builtins(active.progress)
+        data = {
+            "id": active.id,
+            "kind": active.kind,
+            "target": active.target,
+            "state": str(active.state),
+            "progress": progress,
+        }
+        if active.error is not None:
+            data["error"] = msgspec.to_builtins(active.error)
+        self._events.publish(type, data)
+
+    async def _save(self, active: ActiveOperation, *, best_effort: bool = False) -> None:
+        try:
+            await self._store.update(active)
+        except TwinshareError as failure:
+            if not best_effort:
+                raise
+            log.warning("cannot write an operation down", operation=active.id, error=failure.message)
+
+    async def recover(self) -> None:
+        """Go on with what a former life of the agent left under way. Claims are taken before this returns.
+
+        An operation of a kind, or with a request, that this version does not know is left as it is.
+        """
+        for row in await self._store.unfinished():
+            kind = self._kinds.get(row.kind)
+            request = _decode_request(row, kind) if kind else None
+            if kind is None or request is None:
+                log.warning("an operation of another version is left alone", operation=row.id, kind=row.kind)
+                continue
+            active = self._make(kind, row.id, key=row.key, target=row.target, principal=row.principal, request=request)
+            active.step_name, active.created_at = row.step, row.created_at
+            active.notes = msgspec.msgpack.decode(row.notes)
+            active.error = _decode(row.error, ErrorBody)
+            log.info("an operation goes on", operation=row.id, kind=row.kind, target=row.target, step=row.step)
+            self._launch(kind, active, kind.claim(active))
+        await self._store.forget_old()
+
+    async def list(self, state: OperationState | None = None) -> list[Operation]:
+        """The newest thousand, newest first."""
+        if state in {OperationState.PENDING, OperationState.RUNNING}:
+            live = [active.view(self._node) for active in self._active.values() if active.state is state]
+            left = [self._view(row) for row in await self._store.newest(state) if row.kind not in self._kinds]
+            return sorted([*live, *left], key=lambda operation: operation.created_at, reverse=True)
+        rows = await self._store.newest(state)
+        return [active.view(self._node) if (active := self._active.get(row.id)) else self._view(row) for row in rows]
+
+    async def get(self, id: str) -> Operation:
+        """Raises: OperationNotFound."""
+        if active := self._active.get(id):
+            return active.view(self._node)
+        row = await self._store.get(id)
+        if row is None:
+            raise OperationNotFound(f"no operation '{id}' on this node", operation=id)
+        return self._view(row)
+
+    async def wait(self, id: str, timeout: float) -> Operation:
+        """The operation when it has ended, or after `timeout` seconds. Raises: OperationNotFound."""
+        if active := self._active.get(id):
+            with trio.move_on_after(timeout):
+                await active.ended.wait()
+            return active.view(self._node)
+        return await self.get(id)
+
+    async def cancel(self, id: str) -> Operation:
+        """Cancel and undo an operation, and wait until that is done. Raises: OperationNotFound."""
+        if active := self._active.get(id):
+            active.cancel_asked = True
+            active.scope.cancel()
+            await active.answered.wait()
+        return await self.get(id)
+
+    def _view(self, row: Row) -> Operation:
+        kind = self._kinds.get(row.kind)
+        return Operation(
+            id=row.id,
+            kind=row.kind,
+            target=row.target,
+            node=self._node,
+            state=OperationState(known_part(row.state, OperationState)),
+            progress=Progress(message=row.step),
+            result=_decode(row.result, kind.call.result if kind else Any),
+            error=_decode(row.error, ErrorBody),
+            created_at=datetime.fromtimestamp(row.created_at, UTC),
+            updated_at=datetime.fromtimestamp(row.updated_at, UTC),
+            idempotency_key=row.key,
+            principal=row.principal,
+        )
+
+    async def close(self) -> None:
+        """Refuse new operations, wait for those under way for `close_timeout`, leave the rest to the next start."""
+        self._closing = True
+        with trio.move_on_after(self.close_timeout):
+            for active in list(self._active.values()):
+                await active.ended.wait()
+
+
+def _outcome(operation: Operation) -> Any:
+    if operation.state is OperationState.DONE:
+        return operation.result
+    if operation.error is None:
+        raise Unavailable("the node stopped while the operation was under way; it goes on when the node is back")
+    raise TwinshareError.from_wire(operation.error)
+
+
+def _decode(data: bytes | None, kind: Any) -> Any:
+    """A stored result, as it stands where this version does not understand it."""
+    if not data:
+        return None
+    try:
+        return decode_tolerantly(data, kind)
+    except (msgspec.MsgspecError, ValueError):
+        return msgspec.msgpack.decode(data)
+
+
+def _decode_request(row: Row, kind: Kind) -> Any:
+    """What was asked; None when this version does not understand it."""
+    for request in (row.request, convert_former_request(row.kind, row.target, row.request)):
+        with suppress(msgspec.MsgspecError, ValueError):
+            if request is not None:
+                return decode_tolerantly(request, kind.request_type())
+    return None
+
+
+@asynccontextmanager
+async def open_journal(
+    state: State, events: EventLog, node: str, ended: Callable[[Operation], object], kinds: Iterable[Kind]
+) -> AsyncIterator[Journal]:
+    """The node's journal. What has not ended when this closes goes on at the next start.
+
+    `kinds` are the operations that it runs; `ended` gets each operation that has ended.
+    """
+    async with trio.open_nursery() as nursery:
+        journal = Journal(state, events, node, ended, kinds, nursery)
+        try:
+            yield journal
+        finally:
+            with trio.CancelScope(shield=True):
+                await journal.close()
+            nursery.cancel_scope.cancel()

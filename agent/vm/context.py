@@ -1,0 +1,108 @@
+"""The services that operations on VMs work with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+import trio
+
+from ...protocols.access import Caller
+from ...protocols.errors import Forbidden, HypervisorDown, VmNotFound, WrongState
+from ...protocols.vm import Vm, VmStatus
+from ..config import HypervisorConfig
+from ..hypervisor.port import Hypervisor
+from ..images.port import ImageStore
+from .admission import Admission
+from .files import VmFiles
+from .forwards import Forwards
+from .image_resolver import ImageResolver
+from .inventory import Inventory
+from .record import Record
+
+MAX_UNDEFINE_ATTEMPTS = 2
+"""A start whose QEMU is killed is begun a second time by libvirt's thread."""
+
+
+@dataclass(slots=True)
+class VmContext:
+    """What the VMs of a node are made with, and the steps that several operations share."""
+
+    hypervisor: Hypervisor
+    images: ImageStore
+    resolver: ImageResolver
+    inventory: Inventory
+    forwards: Forwards
+    admission: Admission
+    files: VmFiles
+    limits: HypervisorConfig
+    locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
+
+    def require_hypervisor(self) -> None:
+        """Raises: HypervisorDown."""
+        if not self.hypervisor.connected:
+            raise HypervisorDown("the hypervisor does not answer now; try again in a moment")
+
+    def owned(self, caller: Caller, vm: str) -> Record:
+        """A VM that the caller may change. Raises: VmNotFound, Forbidden, HypervisorDown."""
+        record = self.inventory.find(vm)
+        if not caller.may_change(record.metadata.owner):
+            raise Forbidden(
+                f"VM '{record.domain.name}' belongs to {record.metadata.owner}; this needs the role admin",
+                role_needed="admin",
+            )
+        self.require_hypervisor()
+        return record
+
+    async def record(self, id: str) -> Record:
+        """A VM as the hypervisor sees it now. Raises: VmNotFound, HypervisorDown, DeadlineExceeded."""
+        if record := await self.inventory.refresh(id):
+            return record
+        raise VmNotFound(f"Virtual machine '{id}' not found", vm=id)
+
+    @asynccontextmanager
+    async def locked(self, id: str, shown_as: VmStatus | None = None, making: Vm | None = None) -> AsyncIterator[None]:
+        """Hold a VM's lock: operations on one VM follow each other. Meanwhile it is shown as `shown_as`.
+
+        `making` is shown in place of a VM that is not there yet.
+        """
+        async with self.locks.setdefault(id, trio.Lock()):
+            with self.inventory.at_work(id, shown_as, making):
+                yield
+                await self.inventory.refresh(id)
+
+    async def boot(self, id: str) -> None:
+        """Start a VM, and open the ports that lead to the guest before anybody is told that it runs."""
+        await self.hypervisor.start(id)
+        if record := await self.inventory.refresh(id):
+            await self.forwards.reconcile(record)
+
+    async def undefine(self, id: str) -> None:
+        """End a VM and undefine it. A start that was given up and completes only now is ended as well."""
+        for _ in range(MAX_UNDEFINE_ATTEMPTS):
+            await self.hypervisor.destroy(id)
+            with suppress(WrongState):
+                await self.hypervisor.undefine(id)
+                return
+        await self.hypervisor.destroy(id)
+        await self.hypervisor.undefine(id)
+
+    def users_of(self, digest: str) -> Sequence[str]:
+        """The names of the VMs that stand on an image, the ones being created and the disks that were kept included."""
+        making = [name for name, base in self.resolver.reserved.items() if base == digest]
+        kept = [f"the kept disk of {name}" for name in self.files.kept_disks(digest)]
+        return sorted({*self.inventory.used_by(digest), *making, *kept})
+
+    def all_users_of(self, digest: str) -> Sequence[str]:
+        """The same, to decide on what is removed.
+
+        Raises: HypervisorDown while there may be VMs that the hypervisor has not listed yet.
+        """
+        if not self.inventory.is_complete and self.files.has_vms():
+            raise HypervisorDown(
+                "the hypervisor has not listed its VMs yet, and images may be under their disks; "
+                "no image is removed before"
+            )
+        return self.users_of(digest)

@@ -1,0 +1,80 @@
+"""What operations on VMs have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import msgspec
+
+from ....protocols.access import Caller
+from ....protocols.node import Resources
+from ....protocols.vm import VmStatus
+from ...hypervisor.port import DomainState
+from ...journal.active import ActiveOperation
+from ...journal.operation import JournalledOperation, Release, nothing_claimed
+from ..context import VmContext
+from ..lifecycle import ANY, require_state
+from ..record import Record
+
+
+class VmOperation(JournalledOperation[VmContext]):
+    """An operation on a VM. `shown_as` is the status that the VM has meanwhile; None leaves its own."""
+
+    shown_as: ClassVar[VmStatus | None] = None
+
+
+class ExistingVmOperation(VmOperation):
+    """An operation on a VM that exists, done under its lock. It returns the VM.
+
+    `allowed_in` are the states that it accepts, `remedy` is what the error says in the others.
+    """
+
+    allowed_in: ClassVar[frozenset[DomainState]] = ANY
+    remedy: ClassVar[str] = ""
+
+    async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
+        record = self.services.owned(caller, active.request.vm)
+        self.check(record, active.request)
+        active.notes = {
+            "id": record.domain.id,
+            "digest": record.metadata.digest,
+            "vm": msgspec.to_builtins(self.services.inventory.view(record)),
+        }
+        return self.reserve(record)
+
+    def check(self, record: Record, request: Any) -> None:
+        """Refuse it. Raises: WrongState, and what a subclass refuses."""
+        require_state(record.domain, self.allowed_in, self.remedy)
+
+    def reserve(self, record: Record) -> Release:
+        """Claim what the VM needs. Raises: InsufficientResources."""
+        return nothing_claimed
+
+    async def do(self, active: ActiveOperation) -> Any:
+        id = active.notes["id"]
+        async with self.services.locked(id, self.shown_as):
+            await self.change(active, id)
+        return self.services.inventory.get(id)
+
+    @abstractmethod
+    async def change(self, active: ActiveOperation, id: str) -> None:
+        """Change the VM, whose lock is held."""
+
+
+class RunningVmOperation(ExistingVmOperation):
+    """An operation after which the VM runs: what it will take is reserved before, also after a crash."""
+
+    def reserve(self, record: Record) -> Release:
+        vms = self.services
+        if record.active:
+            return nothing_claimed
+        need = Resources(memory=record.domain.memory, cpu=record.domain.cpu_cores, disk=0)
+        return vms.admission.claim(need, vms.inventory.running(), what=f"VM '{record.domain.name}' to run")
+
+    def claim(self, active: ActiveOperation) -> Release:
+        records = self.services.inventory.records()
+        if any(record.domain.id == active.notes["id"] and record.active for record in records):
+            return nothing_claimed
+        vm = active.notes["vm"]
+        return self.services.admission.claim_again(Resources(memory=vm["memory"], cpu=vm["cpu_cores"], disk=0))

@@ -1,0 +1,49 @@
+"""Delete a VM, with its disk or without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import trio
+
+from ....protocols.services import VmService
+from ....protocols.vm import Vm, VmStatus
+from ...journal.active import ActiveOperation
+from ..lifecycle import ACTIVE, ANY, require_state
+from ..record import Record
+from .base import ExistingVmOperation
+
+
+class DeleteVm(ExistingVmOperation):
+    """Forward only: once the domain is gone there is nothing to go back to."""
+
+    method = VmService.delete_vm
+    shown_as = VmStatus.DELETING
+    runs_on_full_disk = True
+    allowed_in = ANY - ACTIVE
+    remedy = "stop it first, or ask with force"
+
+    def check(self, record: Record, request: Any) -> None:
+        if not request.force:
+            require_state(record.domain, self.allowed_in, self.remedy)
+
+    async def do(self, active: ActiveOperation) -> Vm:
+        async with self.services.locked(active.notes["id"], self.shown_as):
+            await self.change(active, active.notes["id"])
+        last = msgspec.convert(active.notes["vm"], Vm)
+        return msgspec.structs.replace(last, status=VmStatus.STOPPED, vnc_port=None, uptime=None, ip=None)
+
+    async def change(self, active: ActiveOperation, id: str) -> None:
+        vms = self.services
+        if record := await vms.inventory.refresh(id):
+            self.check(record, active.request)
+            await active.step("destroy")
+            await vms.hypervisor.destroy(id)
+        await active.step("files")
+        if active.request.delete_disk:
+            await trio.to_thread.run_sync(vms.files.remove, id)
+        else:
+            await trio.to_thread.run_sync(vms.files.keep_disk, id, active.notes)
+        await active.step("undefine")
+        await vms.undefine(id)

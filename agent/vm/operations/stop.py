@@ -1,0 +1,61 @@
+"""Stop a VM: ask its guest to shut down, or power it off by force."""
+
+from __future__ import annotations
+
+import trio
+
+from ....protocols.errors import DeadlineExceeded, WrongState
+from ....protocols.services import VmService
+from ....protocols.vm import VmStatus
+from ...hypervisor.port import DomainState
+from ...journal.active import ActiveOperation
+from ..context import VmContext
+from .base import ExistingVmOperation
+
+SHUTDOWN_REPEATED_EVERY = 5.0
+"""Seconds between two shutdown requests to one guest."""
+
+
+class StopVm(ExistingVmOperation):
+    method = VmService.stop_vm
+    shown_as = VmStatus.STOPPING
+    runs_on_full_disk = True
+
+    async def change(self, active: ActiveOperation, id: str) -> None:
+        await stop(self.services, active, id)
+
+
+async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
+    """Stop a VM as the `force` and `timeout` of the request say; its lock is held.
+
+    Raises: WrongState when it is paused, DeadlineExceeded when the guest does not shut down.
+    """
+    record = await vms.record(id)
+    if not record.active:
+        return
+    if active.request.force:
+        await active.step("destroy")
+        await vms.hypervisor.destroy(id)
+        return
+    if record.domain.state is DomainState.PAUSED:
+        raise WrongState(f"VM '{record.domain.name}' is paused and cannot shut down; resume it first, or use force")
+    await active.step("shutdown")
+    timeout = active.request.timeout or vms.limits.stop_timeout
+    with trio.move_on_after(timeout) as deadline:
+        await _request_shutdown(vms, id)
+    if deadline.cancelled_caught:
+        raise DeadlineExceeded(
+            f"VM '{record.domain.name}' did not shut down within {timeout} s; its guest may not listen. "
+            "Wait longer with timeout, or use force to power it off",
+            vm=record.domain.name, timeout=timeout,
+        )  # fmt: skip
+
+
+async def _request_shutdown(vms: VmContext, id: str) -> None:
+    """Request a shutdown until the VM is off. A guest that is still booting misses the first request."""
+    while True:
+        await vms.hypervisor.shutdown(id)
+        with trio.move_on_after(SHUTDOWN_REPEATED_EVERY):
+            await vms.inventory.wait_until(id, lambda record: record is None or not record.active)
+            return
+        await vms.inventory.refresh(id)

@@ -1,0 +1,19 @@
+"""Change what a VM is kept with."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ....protocols.services import VmService
+from ...journal.active import ActiveOperation
+from .base import ExistingVmOperation
+
+
+class UpdateVm(ExistingVmOperation):
+    method = VmService.update_vm
+
+    async def change(self, active: ActiveOperation, id: str) -> None:
+        record, change = await self.services.record(id), active.request.change
+        wanted = {name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not None}
+        metadata = msgspec.structs.replace(record.metadata, **wanted)
+        await self.services.hypervisor.set_metadata(id, metadata.to_text())

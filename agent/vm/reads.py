@@ -1,0 +1,85 @@
+"""The VMs of this node, as one caller may read them: the part of `VmService` that changes nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from ...protocols.access import Caller
+from ...protocols.errors import Unsupported, VmNotFound
+from ...protocols.vm import Blob, ConsoleLog, Forward, Vm, VmAddresses, VmStats
+from ..hypervisor.port import GuestInspection
+from .context import VmContext
+from .lifecycle import require_active
+
+
+class VmReads:
+    """The reads of `VmService` for one caller."""
+
+    def __init__(self, vms: VmContext, caller: Caller) -> None:
+        self._vms, self._caller = vms, caller
+        self._inventory = vms.inventory
+
+    async def list_vms(self) -> list[Vm]:
+        return list(self._inventory.list())
+
+    async def get_vm(self, vm: str) -> Vm:
+        return self._inventory.get(vm)
+
+    async def vm_ip(self, vm: str) -> VmAddresses:
+        record = self._inventory.find(vm)
+        if not record.active:
+            return VmAddresses(ip=None, addresses=[], source="none")
+        found = await self._inspection().addresses(record.domain.id)
+        if found.addresses:
+            self._inventory.addresses[record.domain.id] = found.addresses[0]
+        first = found.addresses[0] if found.addresses else None
+        return VmAddresses(ip=first, addresses=list(found.addresses), source=found.source)
+
+    async def vm_stats(self, vm: str) -> VmStats:
+        record = self._inventory.find(vm)
+        require_active(record.domain)
+        stats = await self._inspection().stats(record.domain.id)
+        fields = {name: getattr(stats, name) for name in stats.__dataclass_fields__}
+        return VmStats(**fields, observed_at=datetime.now(UTC))
+
+    async def vm_screenshot(self, vm: str) -> Blob:
+        record = self._inventory.find(vm)
+        require_active(record.domain)
+        return Blob(media_type="image/png", data=await self._inspection().screenshot(record.domain.id))
+
+    async def vm_log(self, vm: str, offset: int | None = None, limit: int = 65536) -> ConsoleLog:
+        id = self._inventory.find(vm).domain.id
+        path = self._vms.files.directory(id) / "tty.log"
+        return await trio.to_thread.run_sync(_read_log, path, offset, limit)
+
+    def _inspection(self) -> GuestInspection:
+        if isinstance(self._vms.hypervisor, GuestInspection):
+            return self._vms.hypervisor
+        raise Unsupported(f"the hypervisor '{self._vms.hypervisor.features.name}' cannot look into running VMs")
+
+    async def list_forwards(self, vm: str) -> list[Forward]:
+        return list(self._vms.forwards.list(self._inventory.find(vm)))
+
+
+def _read_log(path: Path, offset: int | None, limit: int) -> ConsoleLog:
+    """Read a part of a serial log. QEMU's user owns the file, so no link is followed, and only a plain file is read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ConsoleLog(text="", offset=0, next_offset=0)
+    except OSError:
+        raise VmNotFound("the VM's serial log cannot be read") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise VmNotFound("the VM's serial log cannot be read")
+        start = max(0, status.st_size - limit) if offset is None else min(max(0, offset), status.st_size)
+        data = os.pread(descriptor, limit, start)
+    finally:
+        os.close(descriptor)
+    return ConsoleLog(text=data.decode(errors="replace"), offset=start, next_offset=start + len(data))
