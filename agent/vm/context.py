@@ -74,7 +74,7 @@ class VmContext:
                 await self.inventory.refresh(id)
 
     async def boot(self, id: str) -> None:
-        """Start a VM, and open the ports that lead to the guest before anybody is told that it runs."""
+        """Start a VM, and open the ports that lead to the guest before callers learn that it runs."""
         await self.hypervisor.start(id)
         if record := await self.inventory.refresh(id):
             await self.forwards.reconcile(record)

@@ -38,10 +38,12 @@ AREAS = {
         ),
     ),
     "forwards": Area(
-        ("agent/vm/forwards.py", "agent/relays.py"),
+        ("agent/vm/forwards.py", "agent/vm/operations/add_forward.py", "agent/relays.py"),
         ("tests/agent/test_bounds.py", "tests/agent/test_relay*.py", "tests/agent/test_faults.py"),
     ),
-    "captures": Area(("agent/vm/captures.py",), ("tests/agent/test_bounds.py", "tests/agent/test_images.py")),
+    "captures": Area(
+        ("agent/image_operations/capture.py",), ("tests/agent/test_bounds.py", "tests/agent/test_images.py")
+    ),
     "muxer": Area(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
     "journal": Area(
         ("agent/journal/*.py",),
