@@ -10,7 +10,7 @@ from ...protocols.image import Image
 from ...protocols.services import ImageService
 from ..hypervisor.port import DiskExport, DomainState
 from ..images.port import Export, Overlay
-from ..images.shelf import parse_new_name
+from ..images.tag_index import parse_new_name
 from ..journal.active import ActiveOperation
 from ..journal.operation import Release, nothing_claimed
 from ..vm.lifecycle import ANY, require_state

@@ -19,7 +19,7 @@ import trio
 
 from ...protocols.reference import Reference
 from ..database import Database, DatabaseDamaged, Schema, open_database
-from .shelf import Base, Held, Shelf
+from .tag_index import Base, TagIndex, TagTarget
 
 log = structlog.get_logger(__name__)
 
@@ -44,21 +44,21 @@ class ImageDatabase:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def load(self) -> tuple[Shelf, list[str]]:
+    async def load(self) -> tuple[TagIndex, list[str]]:
         """The images that are whole, and the digests of those that are not."""
 
-        def work(db: sqlite3.Connection) -> tuple[Shelf, list[str]]:
-            shelf = Shelf()
+        def work(db: sqlite3.Connection) -> tuple[TagIndex, list[str]]:
+            tags = TagIndex()
             for row in db.execute(
                 "SELECT digest, size, allocated, source, created_at, labels, whole FROM bases WHERE whole"
             ):
-                shelf.bases[row[0]] = _base(*row)
+                tags.disks[row[0]] = _base(*row)
             for *name, digest, manifest in db.execute(
                 "SELECT registry, name, tag, digest, manifest FROM names ORDER BY rowid"
             ):
                 reference = Reference(registry=name[0], name=name[1], tag=name[2])
-                shelf.names[reference] = Held(digest, manifest)
-            return shelf, [digest for (digest,) in db.execute("SELECT digest FROM bases WHERE NOT whole")]
+                tags.names[reference] = TagTarget(digest, manifest)
+            return tags, [digest for (digest,) in db.execute("SELECT digest FROM bases WHERE NOT whole")]
 
         return await self._database.transact(work)
 
@@ -66,7 +66,7 @@ class ImageDatabase:
         """A base's file is about to get its place."""
         await self._database.transact(lambda db: _put_base(db, base, _HALF))
 
-    async def restore(self, base: Base, names: Mapping[Reference, Held]) -> None:
+    async def restore(self, base: Base, names: Mapping[Reference, TagTarget]) -> None:
         """The base is in its place, damaged or not; write down what is known of it, and names that it has besides."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -76,7 +76,7 @@ class ImageDatabase:
 
         await self._database.transact(work)
 
-    async def give(self, name: Reference, held: Held) -> None:
+    async def give(self, name: Reference, held: TagTarget) -> None:
         """The base is in its place, and the name stands for it."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -117,7 +117,7 @@ def _put_base(db: sqlite3.Connection, base: Base, whole: int) -> None:
     )
 
 
-def _put_name(db: sqlite3.Connection, name: Reference, held: Held) -> None:
+def _put_name(db: sqlite3.Connection, name: Reference, held: TagTarget) -> None:
     row = (name.registry, name.name, name.tag, held.digest, held.manifest)
     db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", row)
 

@@ -16,8 +16,8 @@ from ...protocols.reference import DEFAULT_TAG, LOCAL, Reference, parse_referenc
 from .catalogue import MAX_SUMS, OWN_CATALOGUE, Catalogue, Entry, find_sum, load_catalogue
 from .port import Report
 from .settings import RegistrySettings
-from .shelf import parse_new_name
 from .store import DiskImageStore
+from .tag_index import parse_new_name
 
 if TYPE_CHECKING:
     from .registry.remote import Remote
@@ -107,7 +107,7 @@ class DiskImageExchange:
         manifest = await remote.push(image, where, report)
         if image.name:
             own = Reference(registry=image.registry, name=image.name, tag=image.tag)
-            image = await self._store.bases.rename(own, image.digest, manifest, replace=True) or image
+            image = await self._store.repository.rename(own, image.digest, manifest, replace=True) or image
         return Pushed(image=image, target=str(where), manifest=manifest)
 
     async def _pull_entry(self, entry: Entry, name: Reference, report: Report) -> Image:

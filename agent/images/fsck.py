@@ -20,14 +20,14 @@ import trio
 from ...protocols.image import Fault, Finding, ImageCheck
 from ...protocols.operation import Progress
 from ..files import atomic_write, discard, full_disk_named
-from .bases import FOLDERS, Bases
-from .cards import SUFFIX as CARD
-from .cards import Card, read_card
+from .disk_scan import DiskScan, mend_permissions, scan_disk, stamp_of
 from .index import BadIndexError, ChunkIndex
-from .look import Look, look_at, mend_permissions, stamp_of
+from .metadata import SUFFIX as CARD
+from .metadata import ImageMetadata, read_metadata
 from .partial import leftovers
 from .port import Report
-from .shelf import Base, UsedBy
+from .repository import FOLDERS, DiskRepository
+from .tag_index import Base, UsedBy
 
 _DISK = re.compile(r"([0-9a-f]{64})\.raw")
 _BESIDE = re.compile(r"([0-9a-f]{64})\.(?:idx|json)")
@@ -38,9 +38,9 @@ class Fsck:
     """One check of all images. `in_use` tells the scratch files that are at work."""
 
     def __init__(
-        self, bases: Bases, *, used_by: UsedBy, in_use: Callable[[], Collection[Path]], report: Report
+        self, repository: DiskRepository, *, used_by: UsedBy, in_use: Callable[[], Collection[Path]], report: Report
     ) -> None:
-        self._bases, self._used_by, self._in_use, self._report = bases, used_by, in_use, report
+        self._repository, self._used_by, self._in_use, self._report = repository, used_by, in_use, report
         self._findings: list[Finding] = []
         self._done = self._total = 0
 
@@ -50,34 +50,36 @@ class Fsck:
         digests = await trio.to_thread.run_sync(self._candidates)
         for digest in digests:
             look = await trio.to_thread.run_sync(self._read, digest)
-            async with self._bases.changing:
+            async with self._repository.changing:
                 with trio.CancelScope(shield=True), full_disk_named("what is kept beside the images"):
                     await self._settle(digest, look)
         await self._sweep()
-        self._bases.unlisted = 0
+        self._repository.unlisted = 0
         return ImageCheck(images=len(digests), bytes=self._done, findings=self._findings)
 
     # -- looking: blocking, in a worker thread
 
     def _candidates(self) -> list[str]:
         """The digests that the database or a file names; of the files without a row the newest card first."""
-        listed = list(self._bases.shelf.bases)
-        found = [match[1] for path in (self._bases.root / "raw").iterdir() if (match := _DISK.fullmatch(path.name))]
+        listed = list(self._repository.tags.disks)
+        found = [
+            match[1] for path in (self._repository.root / "raw").iterdir() if (match := _DISK.fullmatch(path.name))
+        ]
         others = {f"blake3:{name}" for name in found} - set(listed)
-        order = sorted(others, key=lambda digest: _modified(self._bases.card_path(digest)), reverse=True)
+        order = sorted(others, key=lambda digest: _modified(self._repository.metadata_path(digest)), reverse=True)
         for digest in (*listed, *order):
             with suppress(FileNotFoundError):
-                seen = self._bases.path(digest).lstat()
+                seen = self._repository.path(digest).lstat()
                 self._total += min(seen.st_size, seen.st_blocks * 512)
         return [*listed, *order]
 
-    def _read(self, digest: str) -> Look:
-        path = self._bases.path(digest)
+    def _read(self, digest: str) -> DiskScan:
+        path = self._repository.path(digest)
         mended = mend_permissions(path)
         if mended is not None:
             said = "could be changed or could not be read" + ("" if mended else "; its owner is another user")
             self._find(Fault.PERMISSIONS, f"the disk of {{}} {said}", digest, mended=mended)
-        return look_at(path, self._told)
+        return scan_disk(path, self._told)
 
     def _told(self, count: int) -> None:
         trio.from_thread.check_cancelled()
@@ -87,9 +89,9 @@ class Fsck:
 
     # -- deciding
 
-    async def _settle(self, digest: str, look: Look) -> None:
+    async def _settle(self, digest: str, look: DiskScan) -> None:
         """Judge a disk, unless it was removed or taken in anew while it was read."""
-        path, base = self._bases.path(digest), self._bases.shelf.bases.get(digest)
+        path, base = self._repository.path(digest), self._repository.tags.disks.get(digest)
         if stamp_of(path) != look.stamp or (look.stamp is None and base is None):
             return
         if look.index is None or look.index.digest != digest:
@@ -116,9 +118,9 @@ class Fsck:
             self._find(Fault.ROW, "what the list said of {} was wrong", digest)
         await self._write(whole)
 
-    async def _mark(self, digest: str, look: Look, base: Base | None) -> None:
+    async def _mark(self, digest: str, look: DiskScan, base: Base | None) -> None:
         """Never give this disk to anybody."""
-        card = await trio.to_thread.run_sync(read_card, self._bases.card_path(digest))
+        card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(digest))
         size = base.size if base else card.size if card else look.size
         if base is None:
             made = datetime.fromtimestamp(look.modified, UTC)
@@ -136,30 +138,30 @@ class Fsck:
 
     async def _restore(self, base: Base) -> bool:
         """Give a base that is in no list its row again, and the names that its card knows; whether there was one."""
-        card = await trio.to_thread.run_sync(read_card, self._bases.card_path(base.digest))
-        shelf, names = self._bases.shelf, {}
+        card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
+        tags, names = self._repository.tags, {}
         if card is not None:
             base = replace(base, created_at=card.created_at, source=card.source, labels=card.labels)
             base = replace(base, size=card.size) if base.damaged else base
             known = card.references(base.digest)
-            names = {name: held for name, held in known.items() if name not in shelf.names}
-        await self._bases.database.restore(base, names)
-        shelf.replace_base(base)
-        shelf.names.update(names)
-        await self._bases.note(base.digest)
+            names = {name: held for name, held in known.items() if name not in tags.names}
+        await self._repository.database.restore(base, names)
+        tags.replace_base(base)
+        tags.names.update(names)
+        await self._repository.note(base.digest)
         return bool(names)
 
     async def _write(self, base: Base) -> None:
         """Bring the row and the card up to date."""
-        if base != self._bases.shelf.bases[base.digest]:
-            await self._bases.database.restore(base, {})
-            self._bases.shelf.replace_base(base)
-        card = await trio.to_thread.run_sync(read_card, self._bases.card_path(base.digest))
-        if card != Card.of(base, self._bases.shelf.names_of(base.digest)):
-            await self._bases.note(base.digest)
+        if base != self._repository.tags.disks[base.digest]:
+            await self._repository.database.restore(base, {})
+            self._repository.tags.replace_base(base)
+        card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
+        if card != ImageMetadata.of(base, self._repository.tags.names_of(base.digest)):
+            await self._repository.note(base.digest)
 
     def _mend_index(self, digest: str, index: ChunkIndex) -> None:
-        path = self._bases.index_path(digest)
+        path = self._repository.index_path(digest)
         with suppress(OSError, BadIndexError):
             if ChunkIndex.decode(path.read_bytes()).digest == digest:
                 return
@@ -171,7 +173,7 @@ class Fsck:
     async def _folders(self) -> None:
         def work() -> None:
             for name, mode in FOLDERS.items():
-                folder = self._bases.root / name
+                folder = self._repository.root / name
                 if stat.S_IMODE(folder.stat().st_mode) != mode:
                     folder.chmod(mode)
                     self._find(Fault.PERMISSIONS, f"the folder images/{name} had other permissions than it should")
@@ -181,16 +183,16 @@ class Fsck:
     async def _sweep(self) -> None:
         """Remove scratch files that nobody is writing, and what stands beside no disk; name what is not ours."""
         # Listed before it is asked what is in use: what begins meanwhile is not in the list.
-        found = await trio.to_thread.run_sync(lambda: leftovers(self._bases.root / "partial", keep_for=math.inf))
+        found = await trio.to_thread.run_sync(lambda: leftovers(self._repository.root / "partial", keep_for=math.inf))
         stale = [path for path in found if path not in self._in_use()]
-        async with self._bases.changing:
+        async with self._repository.changing:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._clear, stale)
 
     def _clear(self, stale: list[Path]) -> None:
-        known = {digest.partition(":")[2] for digest in self._bases.shelf.bases}
+        known = {digest.partition(":")[2] for digest in self._repository.tags.disks}
         for folder, pattern in (("raw", _DISK), ("idx", _BESIDE)):
-            for path in (self._bases.root / folder).iterdir():
+            for path in (self._repository.root / folder).iterdir():
                 match = pattern.fullmatch(path.name)
                 if match and match[1] in known:
                     continue
@@ -205,8 +207,8 @@ class Fsck:
 
     def _find(self, fault: Fault, message: str, digest: str = "", *, mended: bool = True) -> None:
         """`{}` in the message stands for the image's names. Called from worker threads too: it only appends."""
-        shelf = self._bases.shelf
-        names = [str(name) for name in shelf.names_of(digest)] if digest else []
+        tags = self._repository.tags
+        names = [str(name) for name in tags.names_of(digest)] if digest else []
         vms = list(self._used_by(digest)) if digest and not mended else []
         if digest:
             message = message.replace("{}", ", ".join(names) or digest)

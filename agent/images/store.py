@@ -23,21 +23,21 @@ from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from ..files import Own, discard, full_disk_named
-from .bases import Bases, make_folders
 from .chunker import chunks
 from .convert import RunTool, check_room, convert_qcow2, exported_disk, inspect_qcow2, overlay_disk, whole_disk
 from .database import open_image_database
 from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
 from .fsck import Fsck
 from .index import ChunkIndex, index_chunks
-from .intake import receive
 from .overlay import is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
 from .port import Export, Overlay, Report
-from .recut import index_like
+from .receive import receive
+from .rechunk import index_like
+from .repository import DiskRepository, make_folders
 from .reset import require_tools, reset_identity
-from .shelf import Base, UsedBy, parse_new_name
+from .tag_index import Base, UsedBy, parse_new_name
 
 Fetch = Callable[[Partial], Awaitable[None]]
 
@@ -53,10 +53,10 @@ async def open_image_store(
     """
     await trio.to_thread.run_sync(make_folders, root)
     async with open_image_database(root / "images.db") as database:
-        shelf, broken = await database.load()
-        bases = Bases(root, shelf, database)
-        await bases.clear_away(broken)
-        yield DiskImageStore(bases, run_tool, own, max_size)
+        tags, broken = await database.load()
+        repository = DiskRepository(root, tags, database)
+        await repository.clear_away(broken)
+        yield DiskImageStore(repository, run_tool, own, max_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ImportRequest:
     """An image that comes in: what it is to be called, where it comes from, and who hears how far it is."""
 
     name: Reference
@@ -86,10 +86,10 @@ class _Scratch:
 class DiskImageStore:
     """`ImageStore` on files. Chunks of another node or a registry come in by `add_chunks`."""
 
-    def __init__(self, bases: Bases, run_tool: RunTool, own: Own, max_size: int) -> None:
-        self.bases = bases
+    def __init__(self, repository: DiskRepository, run_tool: RunTool, own: Own, max_size: int) -> None:
+        self.repository = repository
         self.max_size = max_size
-        self.partials = bases.root / "partial"
+        self.partials = repository.root / "partial"
         self._run_tool = run_tool
         self._own = own
         self._turns = Turns()
@@ -98,27 +98,27 @@ class DiskImageStore:
 
     def base_path(self, digest: str) -> Path:
         """Where the raw disk of `digest` is."""
-        return self.bases.path(digest)
+        return self.repository.path(digest)
 
     async def list_images(self) -> Sequence[Image]:
-        return self.bases.shelf.images()
+        return self.repository.tags.images()
 
     async def get_image(self, ref: str) -> Image:
-        return self.bases.shelf.get(ref)
+        return self.repository.tags.get(ref)
 
     async def remove_image(self, ref: str, *, used_by: UsedBy) -> Image:
-        return await self.bases.remove(ref, used_by)
+        return await self.repository.remove(ref, used_by)
 
     async def prune_images(self, *, used_by: UsedBy, everything: bool, dry_run: bool) -> Sequence[Image]:
-        return await self.bases.prune(used_by, everything=everything, dry_run=dry_run)
+        return await self.repository.prune(used_by, everything=everything, dry_run=dry_run)
 
     async def fsck_images(self, *, used_by: UsedBy, report: Report) -> ImageCheck:
         async with self._checking:
-            return await Fsck(self.bases, used_by=used_by, in_use=lambda: self._in_use, report=report).run()
+            return await Fsck(self.repository, used_by=used_by, in_use=lambda: self._in_use, report=report).run()
 
     @property
     def problems(self) -> Sequence[str]:
-        return self.bases.problems
+        return self.repository.problems
 
     async def add_image(
         self,
@@ -129,25 +129,25 @@ class DiskImageStore:
         source: str = "import",
         replace: bool = False,
     ) -> Image:
-        arrival = Arrival(parse_new_name(ref), Origin(source), report)
-        return await self.add_content(content, arrival, replace=replace)
+        request = ImportRequest(parse_new_name(ref), Origin(source), report)
+        return await self.add_content(content, request, replace=replace)
 
-    async def add_content(self, content: AsyncIterable[bytes], arrival: Arrival, *, replace: bool) -> Image:
+    async def add_content(self, content: AsyncIterable[bytes], request: ImportRequest, *, replace: bool) -> Image:
         """`add_image` for a name that was read and an image that has a history."""
         async with self._scratch() as incoming, self._scratch() as flat:
             with full_disk_named("the image"):
-                received = await receive(content, incoming.fd, max_size=self.max_size, report=arrival.report)
+                received = await receive(content, incoming.fd, max_size=self.max_size, report=request.report)
             disk, size = incoming, received.size
             if received.format is Format.QCOW2:
                 self._own(incoming.fd)
                 disk, size = flat, await inspect_qcow2(self._run_tool, incoming.path, self.max_size)
-                await self._flatten(whole_disk(incoming.path), size, flat, arrival.report)
-            return await self._keep(disk, whole_sectors(size), arrival, replace=replace)
+                await self._flatten(whole_disk(incoming.path), size, flat, request.report)
+            return await self._keep(disk, whole_sectors(size), request, replace=replace)
 
     async def add_disk(
         self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
     ) -> Image:
-        arrival = Arrival(parse_new_name(ref), Origin(source), report)
+        request = ImportRequest(parse_new_name(ref), Origin(source), report)
         if reset:
             require_tools()
         if isinstance(disk, Overlay):
@@ -159,26 +159,28 @@ class DiskImageStore:
             if reset:
                 report(Progress(message="taking out the machine's identity"))
                 await reset_identity(flat, size, run_tool=self._run_tool, scratch=self._scratch, own=self._own)
-            return await self._keep(flat, size, arrival, replace=False, like=disk.digest)
+            return await self._keep(flat, size, request, replace=False, like=disk.digest)
 
     async def _check_overlay(self, disk: Overlay, size: int) -> list[str]:
         base = self.base_path(disk.digest)
-        if disk.digest not in self.bases.shelf.bases:
+        if disk.digest not in self.repository.tags.disks:
             raise base_missing(disk.digest)
         if not await trio.to_thread.run_sync(is_overlay, disk.path, str(base), size):
             raise foreign_overlay(disk.path)
         return overlay_disk(disk.path, base)
 
-    async def _keep(self, disk: _Scratch, size: int, arrival: Arrival, *, replace: bool, like: str = "") -> Image:
+    async def _keep(self, disk: _Scratch, size: int, request: ImportRequest, *, replace: bool, like: str = "") -> Image:
         """Hash a raw disk, and give it its place and its name. `like` is the digest of the base it was made from."""
-        arrival.report(Progress(done=0, total=size, unit="bytes", message="hashing"))
+        request.report(Progress(done=0, total=size, unit="bytes", message="hashing"))
         with full_disk_named("the image"):
             index, allocated = await trio.to_thread.run_sync(self._seal, disk.fd, size, like)
-        return await self._give(disk.path, index, allocated, arrival, replace=replace)
+        return await self._give(disk.path, index, allocated, request, replace=replace)
 
-    async def _give(self, path: Path, index: ChunkIndex, allocated: int, arrival: Arrival, *, replace: bool) -> Image:
+    async def _give(
+        self, path: Path, index: ChunkIndex, allocated: int, request: ImportRequest, *, replace: bool
+    ) -> Image:
         """A finished disk, of which `allocated` bytes take space, gets its place and its name."""
-        origin = arrival.origin
+        origin = request.origin
         base = Base(
             digest=index.digest,
             size=index.size,
@@ -187,19 +189,19 @@ class DiskImageStore:
             source=origin.source,
             labels=origin.labels or {},
         )
-        return await self.bases.give(arrival.name, base, origin.manifest, path, index, replace=replace)
+        return await self.repository.give(request.name, base, origin.manifest, path, index, replace=replace)
 
     def _seal(self, fd: int, size: int, like: str) -> tuple[ChunkIndex, int]:
         """Hash every byte of a raw disk, which nobody else can change any more; the space it takes. Blocking."""
         os.fchown(fd, os.geteuid(), os.getegid())
-        known = self.bases.index(like)
+        known = self.repository.index(like)
         if known is None:
             index = index_chunks(size, _cancellable(chunks(fd, size)))
         else:
             index = index_like(fd, size, known, trio.from_thread.check_cancelled)
         return index, _settle(fd)
 
-    async def add_chunks(self, index: ChunkIndex, fetch: Fetch, arrival: Arrival) -> Image:
+    async def add_chunks(self, index: ChunkIndex, fetch: Fetch, request: ImportRequest) -> Image:
         """Put a disk together: of what an earlier attempt left, what other images hold, and what `fetch` brings.
 
         A name that stands for another image moves on to this one.
@@ -208,14 +210,14 @@ class DiskImageStore:
         Raises: InsufficientResources (and then nothing stays), and what `fetch` raises.
         """
         async with self._turns.take(index.digest):
-            known = await self.bases.rename(arrival.name, index.digest, arrival.origin.manifest, replace=True)
+            known = await self.repository.rename(request.name, index.digest, request.origin.manifest, replace=True)
             if known is not None:
                 return known
             path = self.partials / f"{index.digest.partition(':')[2]}{SUFFIX}"
             try:
                 with full_disk_named("the image"):
-                    allocated = await self._fill(path, index, fetch, arrival.report)
-                return await self._give(path, index, allocated, arrival, replace=True)
+                    allocated = await self._fill(path, index, fetch, request.report)
+                return await self._give(path, index, allocated, request, replace=True)
             except InsufficientResources:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(discard, path)
@@ -228,7 +230,7 @@ class DiskImageStore:
             partial = Partial(path, fd, index)
             report(Progress(done=0, total=index.data_size, unit="bytes", message="looking for what is here already"))
             await trio.to_thread.run_sync(partial.survey, trio.from_thread.check_cancelled)
-            await trio.to_thread.run_sync(partial.borrow, self.bases.indexes(), trio.from_thread.check_cancelled)
+            await trio.to_thread.run_sync(partial.borrow, self.repository.indexes(), trio.from_thread.check_cancelled)
             if partial.gaps:
                 await fetch(partial)
             if partial.gaps:
@@ -238,7 +240,7 @@ class DiskImageStore:
             os.close(fd)
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
-        base = self.bases.shelf.whole(digest)
+        base = self.repository.tags.whole(digest)
         if base is None:
             raise base_missing(digest)
         check_overlay_size(size, base.size)
@@ -251,7 +253,7 @@ class DiskImageStore:
 
         with full_disk_named("the VM's disk"):
             await trio.to_thread.run_sync(work)
-        if self.bases.shelf.whole(digest) is None:
+        if self.repository.tags.whole(digest) is None:
             raise base_missing(digest)
 
     async def _flatten(self, disk: Sequence[str], size: int, flat: _Scratch, report: Report) -> None:

@@ -22,11 +22,11 @@ from ...protocols.reference import LOCAL, Reference, parse_reference
 from ...protocols.services import ImageService
 from ...protocols.table import methods
 from ...protocols.tunnel import encode
-from ..images.gather import Source, gather_image
+from ..images.peer_pull import Source, pull_from_peers
+from ..images.peer_serve import SharedDisk, open_disk, serve_chunks
 from ..images.port import Report
-from ..images.share import SharedDisk, open_disk, serve_chunks
-from ..images.shelf import parse_new_name
 from ..images.store import DiskImageStore
+from ..images.tag_index import parse_new_name
 from ..p2p.host import PathKind, PeerId, Stream
 from ..p2p.mesh import Mesh
 from .tunnel import OPENING, ask_on_stream, receive_frame
@@ -78,7 +78,7 @@ class FleetImages:
         sources = [self._source(peer) for peer in offer.peers]
         wanted = parse_new_name(name) if name else self._name(parse_reference(ref), offer.image)
         labels = offer.image.labels
-        return await gather_image(self.store, wanted, offer.image.digest, sources, labels=labels, report=report)
+        return await pull_from_peers(self.store, wanted, offer.image.digest, sources, labels=labels, report=report)
 
     def _source(self, peer: PeerId) -> Source:
         async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:
@@ -95,7 +95,7 @@ class FleetImages:
         short = image.digest.partition(":")[2][:12]
         with suppress(InvalidRequest):  # it is the peer's word
             there = parse_new_name(str(Reference(registry=image.registry, name=image.name, tag=image.tag)))
-            held = self.store.bases.shelf.names.get(there)
+            held = self.store.repository.tags.names.get(there)
             if held is None or held.digest == image.digest:
                 return there
             return Reference(registry=there.registry, name=there.name, tag=short)
@@ -167,7 +167,7 @@ class BlobServer:
             caller.require(Role.VIEWER, "reading an image")
             if full:
                 raise Overloaded("this node sends as many images as it may; try again later", retry_after=5)
-            async with open_disk(self._store.bases, request.digest) as disk:
+            async with open_disk(self._store.repository, request.digest) as disk:
                 limit = caller.limits.image_bytes
                 if limit is not None and disk.index.data_size > limit:
                     raise QuotaExceeded(f"this node lets you read images of at most {limit} bytes")

@@ -28,7 +28,7 @@ from twinshare.agent.images.registry.manifest import Descriptor, Manifest
 from twinshare.agent.images.registry.packs import Packer
 from twinshare.agent.images.registry.pull import pull_chunks
 from twinshare.agent.images.registry.push import push_image
-from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
+from twinshare.agent.images.store import DiskImageStore, ImportRequest, Origin
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
 from twinshare.protocols.reference import parse_reference
@@ -138,7 +138,7 @@ async def _pull(
     repository = Repository(registry.host, "bench")
     found = await client.manifest(repository, tag)
     name = parse_reference(f"{registry.host}/bench:{tag}")
-    return await pull_chunks(store, client, repository, found, Arrival(name, Origin(tag), report))
+    return await pull_chunks(store, client, repository, found, ImportRequest(name, Origin(tag), report))
 
 
 async def _pulls(folder: Path, disks: Disks, registry: Settings, sizes: dict[str, int]) -> list[Row]:

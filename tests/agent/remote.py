@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from twinshare.agent import backends
-from twinshare.agent.images.fake import FakeImageExchange
+from twinshare.agent.images.memory import MemoryImageExchange
 from twinshare.agent.images.port import Report
 from twinshare.protocols.errors import TwinshareError
 from twinshare.protocols.image import Image
@@ -33,7 +33,7 @@ class Remote:
         self.opened = trio.Event()
 
 
-class SlowExchange(FakeImageExchange):
+class SlowExchange(MemoryImageExchange):
     def __init__(self, store: Any, remote: Remote) -> None:
         super().__init__(store, remote.contents)
         store.contents_of = lambda digest: store.base_path(digest).read_bytes()

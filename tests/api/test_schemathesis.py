@@ -14,7 +14,7 @@ import trio
 
 from tests.api.served import SPEC, TABLE, Served, served, served_in_a_fleet
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.images.registry import reach
+from twinshare.agent.images.registry import transport
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.vm import VmSpec
@@ -74,7 +74,7 @@ async def furnish(node: Node) -> None:
 @pytest.mark.system
 @pytest.mark.parametrize(("root", "examples"), [("/api", 15), ("/api/v1", 60)])
 async def test_a_thousand_cases(root: str, examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "resolve", nowhere)
+    monkeypatch.setattr(transport, "resolve", nowhere)
     async with served(tmp_path / "node") as api:
         await furnish(api.node)
         done = await run_cases(f"{api.url}{root}/openapi.json", api.url, examples, tmp_path)
@@ -100,7 +100,7 @@ async def document(api: Served, keep: Callable[[str, str], bool], file: Path) ->
 @pytest.mark.system
 async def test_peers_and_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operation again on a peer, and what is asked about peers; the fleet must be whole at the end."""
-    monkeypatch.setattr(reach, "resolve", nowhere)
+    monkeypatch.setattr(transport, "resolve", nowhere)
 
     def keep(path: str, verb: str) -> bool:
         return path.startswith(("/api/remote", "/api/p2p", "/api/fleet")) and FLEET_ENDS.get(path) != verb

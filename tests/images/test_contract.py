@@ -9,14 +9,14 @@ from pathlib import Path
 
 from tests.images.stores import disk_store
 from twinshare.agent.images.contract import check_image_store
-from twinshare.agent.images.fake import FakeImageStore
+from twinshare.agent.images.memory import MemoryImageStore
 from twinshare.agent.images.port import ImageStore
 
 
 async def test_the_twin(tmp_path: Path) -> None:
     @asynccontextmanager
     async def open_store() -> AsyncIterator[ImageStore]:
-        yield FakeImageStore()
+        yield MemoryImageStore()
 
     await check_image_store(open_store, tmp_path)
 

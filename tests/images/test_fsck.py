@@ -16,7 +16,7 @@ from tests.images.test_store import dying_at
 from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.partial import Partial
-from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
+from twinshare.agent.images.store import DiskImageStore, ImportRequest, Origin
 from twinshare.protocols.errors import ImageDamaged
 from twinshare.protocols.image import Fault, ImageCheck
 from twinshare.protocols.operation import Progress
@@ -47,8 +47,8 @@ async def filled(root: Path) -> AsyncIterator[DiskImageStore]:
     async with disk_store(root) as store:
         for seed, name in enumerate(NAMES):
             origin = Origin("test", f"sha256:{seed}" * 3, {"user": "me"})
-            arrival = Arrival(parse_reference(name), origin, quiet)
-            await store.add_content(pieces(raw_disk(seed)), arrival, replace=False)
+            wanted_image = ImportRequest(parse_reference(name), origin, quiet)
+            await store.add_content(pieces(raw_disk(seed)), wanted_image, replace=False)
         yield store
 
 
@@ -133,7 +133,7 @@ async def test_without_cards_the_disks_come_back_without_names(tmp_path: Path) -
 
 async def test_an_index_that_is_lost_or_wrong_is_made_again(tmp_path: Path) -> None:
     async with filled(tmp_path) as store:
-        first, second, third = (store.bases.index_path(digest) for digest in store.bases.shelf.bases)
+        first, second, third = (store.repository.index_path(digest) for digest in store.repository.tags.disks)
         right = [path.read_bytes() for path in (first, second, third)]
         first.unlink()
         second.write_bytes(right[0])
@@ -145,7 +145,7 @@ async def test_an_index_that_is_lost_or_wrong_is_made_again(tmp_path: Path) -> N
 
 async def test_permissions_are_set_right(tmp_path: Path) -> None:
     async with filled(tmp_path) as store:
-        [first, second, _] = store.bases.shelf.bases
+        [first, second, _] = store.repository.tags.disks
         store.base_path(first).chmod(0o666)
         store.base_path(second).chmod(0)
         (tmp_path / "idx").chmod(0o777)
@@ -240,7 +240,7 @@ async def test_anew_by_chunks_only_what_is_damaged_is_fetched(tmp_path: Path) ->
                 partial.fill([(digest, disk[offset : offset + length])])
 
         name = parse_reference("one")
-        await store.add_chunks(index_bytes(disk), fetch, Arrival(name, Origin("test"), quiet))
+        await store.add_chunks(index_bytes(disk), fetch, ImportRequest(name, Origin("test"), quiet))
         assert 0 < fetched <= 256 * 1024
         assert store.base_path(image.digest).read_bytes() == disk
         assert not (await store.get_image("one")).damaged
@@ -309,7 +309,7 @@ async def test_an_image_removed_while_it_is_read_is_no_damage(tmp_path: Path) ->
         def remove(progress: Progress) -> None:
             seen.append(progress)
             if len(seen) == 1:
-                store.base_path(next(iter(store.bases.shelf.bases))).unlink()
+                store.base_path(next(iter(store.repository.tags.disks))).unlink()
                 nursery.start_soon(removal)
 
         async def removal() -> None:
@@ -346,7 +346,7 @@ async def harmed(root: Path) -> tuple[dict[str, str], str]:
     async with filled(root) as store:
         before, damaged = await names(store), (await store.get_image("three")).digest
         flip(store.base_path(damaged))
-        store.bases.index_path((await store.get_image("one")).digest).unlink()
+        store.repository.index_path((await store.get_image("one")).digest).unlink()
     no_database(root)
     (root / "idx" / f"{'b' * 64}.idx").write_bytes(b"x")
     return before, damaged
@@ -358,6 +358,6 @@ async def whole_after_a_check(root: Path, before: dict[str, str], damaged: str) 
         assert await names(store) == before
         assert [image.digest for image in await store.list_images() if image.damaged] == [damaged]
         for digest in before.values():
-            assert ChunkIndex.decode(store.bases.index_path(digest).read_bytes()).digest == digest
+            assert ChunkIndex.decode(store.repository.index_path(digest).read_bytes()).digest == digest
         files = {path.name for path in (root / "idx").iterdir()}
         assert files == {digest[7:] + suffix for digest in before.values() for suffix in (".idx", ".json")}

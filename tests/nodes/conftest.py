@@ -6,13 +6,13 @@ import pytest
 
 from tests.agent.remote import Remote, install
 from tests.nodes.images import Sent
-from twinshare.agent.images import gather
+from twinshare.agent.images import peer_pull
 
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
     """Nothing is at a registry, unless a test puts it there; a peer that fails is asked again soon."""
-    monkeypatch.setattr(gather, "PAUSE", 0.01)
+    monkeypatch.setattr(peer_pull, "PAUSE", 0.01)
     return install(monkeypatch)
 
 

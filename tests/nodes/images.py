@@ -10,7 +10,7 @@ import pytest
 
 from tests.nodes.test_in_memory import call
 from twinshare.agent.images.contract import pieces
-from twinshare.agent.images.share import SharedDisk
+from twinshare.agent.images.peer_serve import SharedDisk
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.image import Image, PullRequest

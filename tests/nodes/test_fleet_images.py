@@ -111,14 +111,14 @@ async def test_after_a_cut_it_goes_on_where_it_was(
         with trio.fail_after(30):
             image = await pull(b)
         assert content(b, image) == DISK + bytes(-len(DISK) % 512)
-        whole = len(next(iter(a.backends.images.bases.indexes()))[0])
+        whole = len(next(iter(a.backends.images.repository.indexes()))[0])
         assert sent.chunks <= whole + 4 * 64, "what came before the cut is not sent again"
 
 
 async def test_what_came_is_kept_for_the_next_attempt(tmp_path: Path, sent: Sent) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a)
-        whole = len(next(iter(a.backends.images.bases.indexes()))[0])
+        whole = len(next(iter(a.backends.images.repository.indexes()))[0])
 
         def harm(answer: bytes) -> bytes:
             if sent.answers > 3:
@@ -199,7 +199,7 @@ async def test_a_fetch_is_cancelled_at_once_and_its_creation_leaves_nothing(tmp_
 async def test_two_at_once_fetch_it_once(tmp_path: Path, sent: Sent) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a)
-        whole = len(next(iter(a.backends.images.bases.indexes()))[0])
+        whole = len(next(iter(a.backends.images.repository.indexes()))[0])
         async with trio.open_nursery() as nursery:
             for name in ("one", "two"):
 

@@ -14,7 +14,7 @@ import trio
 
 from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
 from tests.nodes.test_in_memory import call, join, open_fleet, open_node_on
-from twinshare.agent.images import gather, share
+from twinshare.agent.images import peer_pull, peer_serve
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.host import Stream
 from twinshare.protocols.access import Limits, Role
@@ -45,7 +45,7 @@ HARM: dict[str, Callable[[bytes], bytes]] = {
 async def test_a_peer_that_sends_nonsense_writes_no_byte(
     tmp_path: Path, sent: Sent, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gather, "STALL", 0.3)
+    monkeypatch.setattr(peer_pull, "STALL", 0.3)
     sent.harm = HARM[kind]
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a)
@@ -119,7 +119,7 @@ async def asked(near: Node, far: Node, *frames: Any) -> AsyncIterator[Stream]:
 async def test_whatever_a_peer_says_at_a_stream_of_images_the_node_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share, "IDLE", 0.2)
+    monkeypatch.setattr(peer_serve, "IDLE", 0.2)
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         digest = (await give(a)).digest
         request = BlobRequest(digest=digest)

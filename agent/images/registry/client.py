@@ -12,7 +12,8 @@ import trio
 
 from ....protocols.errors import ImageNotFound, RegistryFailed
 from ..settings import RegistrySettings
-from .bodies import PassingError
+from .http_body import PassingError
+from .http_client import Body, HttpClient, Request
 from .manifest import (
     ACCEPT,
     MAX_MANIFEST,
@@ -22,7 +23,6 @@ from .manifest import (
     decode_manifest,
     sha256,
 )
-from .web import Body, Request, Web
 
 _DOCKER_HUB = "registry-1.docker.io"
 _ALIASES = {"docker.io": _DOCKER_HUB, "index.docker.io": _DOCKER_HUB}
@@ -52,7 +52,7 @@ class Found:
 class RegistryClient:
     """Made by `open_registry_client`."""
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: HttpClient) -> None:
         self.web = web
 
     async def manifest(self, repository: Repository, reference: str, architecture: str = "amd64") -> Found:
@@ -191,7 +191,7 @@ async def open_registry_client(
     settings: Sequence[RegistrySettings] = (), sleep: Callable[[float], Awaitable[None]] = trio.sleep
 ) -> AsyncIterator[RegistryClient]:
     """A client that knows these registries from the configuration; `sleep` waits between attempts."""
-    web = Web(settings, sleep)
+    web = HttpClient(settings, sleep)
     try:
         yield RegistryClient(web)
     finally:

@@ -15,11 +15,11 @@ from ....protocols.operation import Progress
 from ...files import discard, full_disk_named
 from ..parallel import each
 from ..port import Report
-from ..store import Arrival, DiskImageStore
+from ..store import DiskImageStore, ImportRequest
+from .blob_cache import Wanted, spool
 from .client import Found, RegistryClient, Repository
 from .foreign import disk_of_container, joined, placed
 from .manifest import Descriptor, Kind, kind_of, lume_layers, meda_layers
-from .spool import Wanted, spool
 
 AT_ONCE = 4
 
@@ -29,7 +29,7 @@ async def pull_foreign(
     client: RegistryClient,
     repository: Repository,
     found: Found,
-    arrival: Arrival,
+    request: ImportRequest,
 ) -> Image:
     """An image in the form of Meda, Lume or KubeVirt.
 
@@ -40,8 +40,8 @@ async def pull_foreign(
         raise RegistryFailed(f"the image's parts are larger than the {store.max_size} bytes that this node takes")
     wanted = [Wanted("sha256", layer.digest.partition(":")[2], layer.size, repository.host) for layer in layers]
     streams = [partial(_blob, client, repository, layer) for layer in layers]
-    files = await _spool(store, wanted, streams, arrival.report)
-    return await _take_in(store, assemble(files), files, arrival)
+    files = await _spool(store, wanted, streams, request.report)
+    return await _take_in(store, assemble(files), files, request)
 
 
 async def pull_url(
@@ -49,7 +49,7 @@ async def pull_url(
     client: RegistryClient,
     url: str,
     digest: tuple[str, str],
-    arrival: Arrival,
+    request: ImportRequest,
 ) -> Image:
     """A disk by https, compressed or not. Raises: as `pull_foreign`."""
     wanted = Wanted(digest[0], digest[1], None, url.split("/")[2])
@@ -57,8 +57,8 @@ async def pull_url(
     def stream(start: int) -> AsyncGenerator[bytes, None]:
         return client.web.stream(url, start, None)
 
-    files = await _spool(store, [wanted], [stream], arrival.report)
-    return await _take_in(store, joined(files), files, arrival)
+    files = await _spool(store, [wanted], [stream], request.report)
+    return await _take_in(store, joined(files), files, request)
 
 
 def _read(found: Found, max_size: int) -> tuple[list[Descriptor], Callable[[Sequence[Path]], Iterator[bytes]]]:
@@ -104,9 +104,11 @@ async def _spool(
     return paths
 
 
-async def _take_in(store: DiskImageStore, disk: Iterator[bytes], files: Sequence[Path], arrival: Arrival) -> Image:
+async def _take_in(
+    store: DiskImageStore, disk: Iterator[bytes], files: Sequence[Path], request: ImportRequest
+) -> Image:
     with _gone_when_full(files):
-        image = await store.add_content(_in_thread(disk), arrival, replace=True)
+        image = await store.add_content(_in_thread(disk), request, replace=True)
     with trio.CancelScope(shield=True):
         await trio.to_thread.run_sync(_discard_all, files)
     return image

@@ -13,7 +13,7 @@ from ....protocols.errors import RegistryFailed
 from ..parallel import Turns
 from ..settings import RegistrySettings
 from .auth import Challenge, Credentials, find_credentials, parse_challenge
-from .bodies import MAX_ANSWER, PassingError, gathered
+from .http_body import MAX_ANSWER, PassingError, gathered
 
 
 class _Token(msgspec.Struct):

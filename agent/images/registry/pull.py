@@ -16,11 +16,11 @@ from ..index import BadIndexError
 from ..parallel import each
 from ..partial import Partial
 from ..port import Report
-from ..store import Arrival, DiskImageStore
+from ..store import DiskImageStore, ImportRequest
 from .client import Found, RegistryClient, Repository
 from .manifest import Descriptor, twinshare_layers
 from .packs import MAX_INDEX, Layout, decode_layout, unpack_chunk
-from .plan import Run, plan_runs
+from .ranges import Run, plan_runs
 
 AT_ONCE = 4
 # More of them would wait for each other at the interpreter's lock.
@@ -34,7 +34,7 @@ async def pull_chunks(
     client: RegistryClient,
     repository: Repository,
     found: Found,
-    arrival: Arrival,
+    request: ImportRequest,
 ) -> Image:
     """Raises: RegistryFailed, ImageNotFound, InsufficientResources."""
     index_layer, packs = twinshare_layers(found.manifest)
@@ -44,8 +44,8 @@ async def pull_chunks(
         layout = await trio.to_thread.run_sync(decode_layout, data, sizes, store.max_size)
     except BadIndexError as error:
         raise RegistryFailed(f"the image's index at {repository.host} is wrong: {error}") from None
-    fetch = _Fetch(client, repository, packs, layout, arrival.report)
-    return await store.add_chunks(layout.index, fetch, arrival)
+    fetch = _Fetch(client, repository, packs, layout, request.report)
+    return await store.add_chunks(layout.index, fetch, request)
 
 
 class _Fetch:

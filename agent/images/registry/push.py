@@ -66,7 +66,7 @@ async def push_image(
 def _read_index(store: DiskImageStore, image: Image) -> ChunkIndex:
     """Blocking. Raises: ImageDamaged."""
     try:
-        index = ChunkIndex.decode(store.bases.index_path(image.digest).read_bytes())
+        index = ChunkIndex.decode(store.repository.index_path(image.digest).read_bytes())
     except (OSError, BadIndexError):
         raise ImageDamaged(
             f"the index of {image.digest} cannot be read; `twinshare image fsck` makes it anew"
@@ -78,7 +78,7 @@ def _read_index(store: DiskImageStore, image: Image) -> ChunkIndex:
 
 def _neighbours(store: DiskImageStore, target: Reference) -> Sequence[str]:
     """Other repositories of the same registry that may have the same blobs."""
-    names = [name.name for name in store.bases.shelf.names if name.registry == target.registry]
+    names = [name.name for name in store.repository.tags.names if name.registry == target.registry]
     return list(dict.fromkeys(name for name in names if name != target.name))[:3]
 
 

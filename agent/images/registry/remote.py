@@ -10,13 +10,13 @@ from ....protocols.reference import Reference
 from ..parallel import Turns
 from ..port import Report
 from ..settings import RegistrySettings
-from ..store import Arrival, DiskImageStore, Origin
+from ..store import DiskImageStore, ImportRequest, Origin
 from .client import RegistryClient, Repository, open_registry_client
 from .fetch import pull_foreign, pull_url
+from .http_client import Request
 from .manifest import Kind, kind_of
 from .pull import pull_chunks
 from .push import push_image
-from .web import Request
 
 _NOWHERE = "sha256:" + "0" * 64
 
@@ -40,8 +40,8 @@ class Remote:
         origin = Origin(url, ":".join(digest), labels)
         async with self._turns.take(origin.manifest):
             known = await self._known(origin.manifest, name)
-            arrival = Arrival(name, origin, report)
-            return known or await pull_url(self._store, self._client, url, digest, arrival)
+            request = ImportRequest(name, origin, report)
+            return known or await pull_url(self._store, self._client, url, digest, request)
 
     async def pull_reference(
         self, reference: Reference, name: Reference, labels: Mapping[str, str], report: Report
@@ -55,7 +55,7 @@ class Remote:
             if known is not None:
                 return known
             pull = pull_chunks if kind_of(found.manifest) is Kind.TWINSHARE else pull_foreign
-            return await pull(self._store, self._client, repository, found, Arrival(name, origin, report))
+            return await pull(self._store, self._client, repository, found, ImportRequest(name, origin, report))
 
     async def push(self, image: Image, target: Reference, report: Report) -> str:
         """Send an image; the digest of its manifest. Raises: ImageDamaged."""
@@ -67,8 +67,8 @@ class Remote:
 
     async def _known(self, manifest: str, name: Reference) -> Image | None:
         """The image if it was fetched before, under its name from now on."""
-        digest = self._store.bases.shelf.of_manifest(manifest)
-        return await self._store.bases.rename(name, digest, manifest, replace=True) if digest else None
+        digest = self._store.repository.tags.of_manifest(manifest)
+        return await self._store.repository.rename(name, digest, manifest, replace=True) if digest else None
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from tests.images.stores import disk_store
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
 from twinshare.agent.images.registry.manifest import Descriptor
 from twinshare.agent.images.registry.pull import pull_chunks
-from twinshare.agent.images.store import Arrival, Origin
+from twinshare.agent.images.store import ImportRequest, Origin
 from twinshare.protocols.operation import Progress
 from twinshare.protocols.reference import parse_reference
 
@@ -54,7 +54,7 @@ async def main(folder: Path, host: str, ref: str, fraction: float, log: Path) ->
         client = Logging(plain.web)
         client.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         found = await client.manifest(repository, name.tag)
-        await pull_chunks(store, client, repository, found, Arrival(name, Origin(ref), report))
+        await pull_chunks(store, client, repository, found, ImportRequest(name, Origin(ref), report))
     print("done", flush=True)
 
 

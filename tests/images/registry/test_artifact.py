@@ -22,7 +22,7 @@ from twinshare.agent.images.registry.client import RegistryClient, Repository, o
 from twinshare.agent.images.registry.manifest import MANIFEST, Descriptor
 from twinshare.agent.images.registry.pull import pull_chunks
 from twinshare.agent.images.registry.push import push_image
-from twinshare.agent.images.store import Arrival, DiskImageStore, Origin
+from twinshare.agent.images.store import DiskImageStore, ImportRequest, Origin
 from twinshare.protocols.errors import ImageNotFound, InsufficientResources, RegistryFailed
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
@@ -88,7 +88,7 @@ async def pull(store: DiskImageStore, client: RegistryClient, ref: str, report: 
     repository = Repository.of(name.registry, name.name)
     found = await client.manifest(repository, name.tag)
     origin = Origin(ref, found.digest)
-    return await pull_chunks(store, client, repository, found, Arrival(name, origin, report))
+    return await pull_chunks(store, client, repository, found, ImportRequest(name, origin, report))
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls", "htpasswd", "tls and htpasswd"])
@@ -125,7 +125,7 @@ async def test_nothing_is_sent_twice(tmp_path: Path) -> None:
         assert again == first
         assert "there already" in seen[-1].message
         # Another repository of the same registry is mounted from.
-        await store.bases.rename(parse_reference(f"{registry.host}/a:1"), image.digest, first, replace=True)
+        await store.repository.rename(parse_reference(f"{registry.host}/a:1"), image.digest, first, replace=True)
         seen.clear()
         await push_image(store, client, image, parse_reference(f"{registry.host}/b:1"), seen.append)
         assert f"{seen[-1].done} bytes were there already" in seen[-1].message

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.images.registry.servers import PASSWORD, USER, Exchange, Settings, no_pause, scripted
-from twinshare.agent.images.registry import bodies
+from twinshare.agent.images.registry import http_body
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.auth import find_credentials, parse_challenge
 from twinshare.agent.images.registry.client import Repository, open_registry_client
@@ -171,7 +171,7 @@ async def test_a_range_that_was_not_asked_for_is_refused() -> None:
 
 
 async def test_a_body_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SLOWEST_SECONDS", 0.05)
+    monkeypatch.setattr(http_body, "SLOWEST_SECONDS", 0.05)
 
     async def handler(exchange: Exchange) -> None:
         await exchange.stream.send_all(f"HTTP/1.1 200 x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode())

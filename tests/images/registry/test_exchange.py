@@ -25,10 +25,10 @@ from tests.images.stores import disk_store
 from tests.images.test_store import as_qcow2, random_disk
 from twinshare.agent.images.contract import check_image_exchange, pieces, quiet
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
-from twinshare.agent.images.fake import FakeImageExchange, FakeImageStore
+from twinshare.agent.images.memory import MemoryImageExchange, MemoryImageStore
 from twinshare.agent.images.port import ImageExchange, ImageStore
+from twinshare.agent.images.registry import http_client as web_module
 from twinshare.agent.images.registry import manifest as m
-from twinshare.agent.images.registry import web as web_module
 from twinshare.agent.images.registry.client import RegistryClient, Repository, once, open_registry_client
 from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import AddressRefused, ImageNotFound, InvalidRequest, RegistryFailed, TwinshareError
@@ -58,8 +58,8 @@ async def test_the_twin_keeps_the_contract() -> None:
 
     @asynccontextmanager
     async def open_exchange() -> AsyncIterator[tuple[ImageStore, ImageExchange]]:
-        store = FakeImageStore()
-        yield store, FakeImageExchange(store, remote)
+        store = MemoryImageStore()
+        yield store, MemoryImageExchange(store, remote)
 
     await check_image_exchange(open_exchange, "registry.example")
 

@@ -53,7 +53,7 @@ async def test_a_disk_goes_through_a_registry_that_wants_tokens(tmp_path: Path, 
             digest = await push(*here, "big", ref)
             got = await pull(*there, ref)
             assert (got.digest, got.manifest) == (image.digest, digest)
-            await here[0].bases.rename(parse_reference(ref), image.digest, digest, replace=True)
+            await here[0].repository.rename(parse_reference(ref), image.digest, digest, replace=True)
         assert there[0].base_path(image.digest).read_bytes() == disk
         # One token for each repository and what is done there, not one for each of the many requests; and one for
         # both, so that the second has the packs of the first mounted.

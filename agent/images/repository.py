@@ -15,12 +15,12 @@ from ...protocols.image import Image
 from ...protocols.reference import Reference
 from ..database import PASSING_FAULTS
 from ..files import atomic_write, discard, durable_rename, full_disk_named
-from .cards import SUFFIX as CARD
-from .cards import Card, write_card
 from .database import ImageDatabase
 from .index import BadIndexError, ChunkIndex
+from .metadata import SUFFIX as CARD
+from .metadata import ImageMetadata, write_metadata
 from .partial import leftovers
-from .shelf import Base, Held, Removal, Shelf, UsedBy
+from .tag_index import Base, Removal, TagIndex, TagTarget, UsedBy
 
 log = structlog.get_logger(__name__)
 
@@ -38,15 +38,15 @@ def make_folders(root: Path) -> None:
         folder.chmod(mode)
 
 
-class Bases:
+class DiskRepository:
     """What the store's folder holds.
 
     Whoever holds `changing` may change names and places; it is never held while content streams in.
     """
 
-    def __init__(self, root: Path, shelf: Shelf, database: ImageDatabase) -> None:
+    def __init__(self, root: Path, tags: TagIndex, database: ImageDatabase) -> None:
         self.root = root
-        self.shelf = shelf
+        self.tags = tags
         self.database = database
         self.changing = trio.Lock()
         # Disks that are in the folder and not in the database: only a check of all images finds out what they are.
@@ -59,7 +59,7 @@ class Bases:
     def index_path(self, digest: str) -> Path:
         return self.root / "idx" / f"{digest.partition(':')[2]}.idx"
 
-    def card_path(self, digest: str) -> Path:
+    def metadata_path(self, digest: str) -> Path:
         return self.index_path(digest).with_suffix(CARD)
 
     @property
@@ -68,8 +68,8 @@ class Bases:
         said = []
         if self.unlisted:
             said.append(f"{self.unlisted} files of the image store are in no list: run `twinshare image fsck`")
-        if damaged := [base.digest for base in self.shelf.bases.values() if base.damaged]:
-            names = [str(name) for digest in damaged for name in self.shelf.names_of(digest)] or damaged
+        if damaged := [base.digest for base in self.tags.disks.values() if base.damaged]:
+            names = [str(name) for digest in damaged for name in self.tags.names_of(digest)] or damaged
             said.append(f"damaged images, to be pulled or imported anew or removed: {', '.join(names[:10])}")
         return said
 
@@ -79,19 +79,19 @@ class Bases:
         def work() -> None:
             for scratch in (*leftovers(self.root / "partial"), *(self.root / "idx").glob(".*")):
                 discard(scratch)
-            for digest in set(self.shelf.bases) - set(broken):
-                if not self.card_path(digest).exists():
-                    self._write_card(digest)
+            for digest in set(self.tags.disks) - set(broken):
+                if not self.metadata_path(digest).exists():
+                    self._write_metadata(digest)
 
         await trio.to_thread.run_sync(work)
         for digest in broken:
             await self._clear(digest)
         found = await trio.to_thread.run_sync(lambda: {path.name for path in (self.root / "raw").iterdir()})
-        self.unlisted = len(found - {self.path(digest).name for digest in self.shelf.bases})
+        self.unlisted = len(found - {self.path(digest).name for digest in self.tags.disks})
 
     def index(self, digest: str) -> ChunkIndex | None:
         """The index of a base, or None where there is none that can be read. Blocking."""
-        if digest not in self.shelf.bases:
+        if digest not in self.tags.disks:
             return None
         try:
             found = ChunkIndex.decode(self.index_path(digest).read_bytes())
@@ -101,7 +101,7 @@ class Bases:
 
     def indexes(self) -> Iterable[tuple[ChunkIndex, Path]]:
         """The index and the disk of each base, the newest first; an index that cannot be read is left out. Blocking."""
-        for digest in reversed(list(self.shelf.bases)):
+        for digest in reversed(list(self.tags.disks)):
             if (index := self.index(digest)) is not None:
                 yield index, self.path(digest)
 
@@ -113,14 +113,14 @@ class Bases:
         Raises: ImageExists, InsufficientResources.
         """
         async with self.changing:
-            self.shelf.check_free(name, base.digest, replace=replace)
+            self.tags.check_free(name, base.digest, replace=replace)
             # A change that has begun is finished: it is short, and half of it would need undoing.
-            new = base.digest not in self.shelf.bases
+            new = base.digest not in self.tags.disks
             with trio.CancelScope(shield=True):
                 try:
-                    if self.shelf.whole(base.digest) is None:
+                    if self.tags.whole(base.digest) is None:
                         await self._place(scratch, base, index)
-                    await self.database.give(name, Held(base.digest, manifest))
+                    await self.database.give(name, TagTarget(base.digest, manifest))
                 except (*PASSING_FAULTS, OSError):
                     if new:
                         await self._clear(base.digest)
@@ -130,18 +130,18 @@ class Bases:
     async def rename(self, name: Reference, digest: str, manifest: str, *, replace: bool) -> Image | None:
         """Let the name stand for a base that is here; None when there is none. Raises: ImageExists."""
         async with self.changing:
-            base = self.shelf.whole(digest)
+            base = self.tags.whole(digest)
             if base is None:
                 return None
-            self.shelf.check_free(name, digest, replace=replace)
+            self.tags.check_free(name, digest, replace=replace)
             with trio.CancelScope(shield=True):
-                await self.database.give(name, Held(digest, manifest))
+                await self.database.give(name, TagTarget(digest, manifest))
             return await self._named(name, base, manifest)
 
     async def _named(self, name: Reference, base: Base, manifest: str) -> Image:
-        """The database knows the name by now: so does the shelf, and the cards of the bases that it is and was for."""
-        before = self.shelf.names.get(name)
-        image = self.shelf.put(name, base, manifest)
+        """The database knows the name by now: so does the tags, and the cards of the bases that it is and was for."""
+        before = self.tags.names.get(name)
+        image = self.tags.put(name, base, manifest)
         with trio.CancelScope(shield=True):
             await self.note(base.digest, *([before.digest] if before else []))
         return image
@@ -150,14 +150,16 @@ class Bases:
         """Bring the cards of bases up to date."""
 
         def work() -> None:
-            for digest in set(digests) & self.shelf.bases.keys():
-                self._write_card(digest)
+            for digest in set(digests) & self.tags.disks.keys():
+                self._write_metadata(digest)
 
         await trio.to_thread.run_sync(work)
 
-    def _write_card(self, digest: str) -> None:
+    def _write_metadata(self, digest: str) -> None:
         try:
-            write_card(self.card_path(digest), Card.of(self.shelf.bases[digest], self.shelf.names_of(digest)))
+            write_metadata(
+                self.metadata_path(digest), ImageMetadata.of(self.tags.disks[digest], self.tags.names_of(digest))
+            )
         except OSError as error:
             # It is the second record of the two: on a full disk the first one does.
             log.warning("an image's card cannot be written", digest=digest, error=str(error))
@@ -166,7 +168,7 @@ class Bases:
         """Raises: ImageNotFound, ImageInUse."""
         async with self.changing:
             # Nothing is awaited between asking who uses it and taking it off: no overlay can come in between.
-            removal = self.shelf.plan_removal(ref, used_by)
+            removal = self.tags.plan_removal(ref, used_by)
             await self._take_away(removal)
         return removal.image
 
@@ -174,7 +176,7 @@ class Bases:
         """Remove what no VM stands on; what was, or would be, removed."""
         removed = []
         async with self.changing:
-            for removal in self.shelf.plan_prune(used_by, everything=everything):
+            for removal in self.tags.plan_prune(used_by, everything=everything):
                 # Asked again: while the ones before went, a VM may have been begun on this one.
                 if removal.base is None or used_by(removal.base.digest):
                     continue
@@ -184,12 +186,12 @@ class Bases:
         return removed
 
     async def _take_away(self, removal: Removal) -> None:
-        self.shelf.drop(removal)
+        self.tags.drop(removal)
         with trio.CancelScope(shield=True):
             try:
                 await self.database.take(removal.names, removal.base.digest if removal.base else None)
             except PASSING_FAULTS:
-                self.shelf.restore(removal)
+                self.tags.restore(removal)
                 raise
             if removal.base is not None:
                 await self._clear(removal.base.digest)
@@ -200,7 +202,7 @@ class Bases:
 
         In the place of a damaged one it needs no announcing: there is a row for it, and VMs may stand on the file.
         """
-        is_new = base.digest not in self.shelf.bases
+        is_new = base.digest not in self.tags.disks
         if is_new:
             await self.database.announce(base)
 
@@ -219,7 +221,7 @@ class Bases:
         def work() -> None:
             discard(self.path(digest))
             discard(self.index_path(digest))
-            discard(self.card_path(digest))
+            discard(self.metadata_path(digest))
 
         await trio.to_thread.run_sync(work)
         await self.database.strike(digest)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.images.registry.servers import Exchange, no_pause, scripted
-from twinshare.agent.images.registry import reach
+from twinshare.agent.images.registry import transport
 from twinshare.agent.images.registry.client import Repository, once, open_registry_client
 from twinshare.agent.images.registry.manifest import Descriptor, sha256
 from twinshare.protocols.errors import AddressRefused, RegistryFailed
@@ -32,7 +32,7 @@ async def test_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPat
     async def inside(_host: str, _port: int) -> list[str]:
         return ["127.0.0.1", "10.0.0.1", "::1"]
 
-    monkeypatch.setattr(reach, "resolve", inside)
+    monkeypatch.setattr(transport, "resolve", inside)
     async with open_registry_client([], no_pause) as client:
         with pytest.raises(AddressRefused):
             await client.manifest(Repository("registry.example", "a"), "latest")
@@ -58,7 +58,7 @@ async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest
         asked.append(host)
         return next(answers)
 
-    monkeypatch.setattr(reach, "resolve", resolve)
+    monkeypatch.setattr(transport, "resolve", resolve)
     tried: list[str] = []
     send = httpx.AsyncHTTPTransport.handle_async_request
 
@@ -73,14 +73,14 @@ async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest
         assert asked == ["127.0.0.1"]
         assert tried == ["127.0.0.9", "127.0.0.1", "127.0.0.1", "127.0.0.1"]
     # What cannot be reached is not tried first again; where nobody listens any more, the name is asked for anew.
-    transport = reach.GuardedTransport([server])
+    guarded = transport.GuardedTransport([server])
     request = httpx.Request("GET", f"http://{server.host}/")
     answers = iter([["127.0.0.1"], ["127.0.0.2"]])
     for _ in range(2):
         with pytest.raises(httpx.ConnectError):
-            await transport.handle_async_request(request)
+            await guarded.handle_async_request(request)
     assert len(asked) == 3
-    await transport.aclose()
+    await guarded.aclose()
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
-    assert reach.is_public(address) is public
+    assert transport.is_public(address) is public

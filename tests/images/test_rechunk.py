@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from tests.images.stores import disk_store
 from tests.images.test_chunker import disks
-from twinshare.agent.images import chunker, recut
+from twinshare.agent.images import chunker, rechunk
 from twinshare.agent.images.chunker import BLOCK, MAX_CHUNK
 from twinshare.agent.images.contract import pieces, quiet
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.port import Overlay
-from twinshare.agent.images.recut import index_like
+from twinshare.agent.images.rechunk import index_like
 
 MIB = 1 << 20
 
@@ -108,7 +108,7 @@ def test_only_what_changed_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         cut.append(used)
         return spans, used
 
-    monkeypatch.setattr(recut, "cut", counting)
+    monkeypatch.setattr(rechunk, "cut", counting)
     known = index_bytes(before)
     cut.clear()
     assert recut_as(known, before) == known
@@ -153,7 +153,7 @@ async def test_an_image_of_a_vm_is_the_same_by_whatever_way(tmp_path: Path, monk
         assert compared == [len(index_bytes(disk))]
         # Without the base's index, or with another in its place, it takes longer and is the same.
         for content in (b"", index_bytes(bytes(expected)).encode()):
-            store.bases.index_path(base.digest).write_bytes(content)
+            store.repository.index_path(base.digest).write_bytes(content)
             again = await store.add_disk("again", Overlay(overlay, base.digest), 16 * MIB, report=quiet, source="a VM")
             assert again.digest == made.digest
         assert len(compared) == 1

@@ -18,9 +18,9 @@ import trio
 
 from ....protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
 from ..settings import RegistrySettings
-from .bodies import MAX_ANSWER, PassingError, gathered, received
+from .http_body import MAX_ANSWER, PassingError, gathered, received
 from .login import Logins
-from .reach import GuardedTransport, PrivateAddressError
+from .transport import GuardedTransport, PrivateAddressError
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
@@ -49,7 +49,7 @@ class Request:
     led: bool = False
 
 
-class Web:
+class HttpClient:
     """One for a node; closed by `close`. `sleep` is what waits between attempts."""
 
     def __init__(

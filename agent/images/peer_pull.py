@@ -22,10 +22,10 @@ from ...protocols.reference import Reference
 from ...protocols.tunnel import encode
 from .index import BadIndexError, ChunkIndex
 from .partial import Partial
+from .peer_serve import Reader
 from .port import Report
 from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
-from .share import Reader
-from .store import Arrival, DiskImageStore, Origin
+from .store import DiskImageStore, ImportRequest, Origin
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Source:
     open: Callable[[BlobRequest], Awaitable[tuple[BlobAnswer, trio.abc.Stream]]]
 
 
-async def gather_image(
+async def pull_from_peers(
     store: DiskImageStore,
     name: Reference,
     digest: str,
@@ -66,9 +66,9 @@ async def gather_image(
     titles = ", ".join(source.title for source in sources)
     report(Progress(message=f"asking {titles}"))
     index = await _index(sources, digest, store.max_size)
-    arrival = Arrival(name, Origin(f"fleet: {titles}", labels=labels), report)
-    fetch = _Gather(index, sources[:SOURCES], report)
-    return await store.add_chunks(index, fetch, arrival)
+    request = ImportRequest(name, Origin(f"fleet: {titles}", labels=labels), report)
+    fetch = _PeerPull(index, sources[:SOURCES], report)
+    return await store.add_chunks(index, fetch, request)
 
 
 async def _index(sources: Sequence[Source], digest: str, max_size: int) -> ChunkIndex:
@@ -104,7 +104,7 @@ async def _ask_index(source: Source, digest: str, max_size: int) -> ChunkIndex:
     return index
 
 
-class _Gather:
+class _PeerPull:
     """Fills the gaps of a partial disk. The disk's own lock decides who writes a chunk."""
 
     def __init__(self, index: ChunkIndex, sources: Sequence[Source], report: Report) -> None:

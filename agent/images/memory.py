@@ -26,17 +26,17 @@ from .disks import (
     whole_sectors,
 )
 from .index import index_bytes
-from .intake import closed_after
 from .overlay import is_overlay, write_overlay
 from .port import Export, Overlay, Report
-from .shelf import Base, Shelf, parse_new_name
+from .receive import closed_after
+from .tag_index import Base, TagIndex, parse_new_name
 
 
-class FakeImageStore:
+class MemoryImageStore:
     """Images are forgotten with the object. A qcow2 disk is kept as it came: nobody reads it here."""
 
     def __init__(self) -> None:
-        self._shelf = Shelf()
+        self._tags = TagIndex()
         self._lost: set[str] = set()
         self._contents: dict[str, bytes] = {}
 
@@ -45,10 +45,10 @@ class FakeImageStore:
         self._lost.add(digest)
 
     async def list_images(self) -> Sequence[Image]:
-        return self._shelf.images()
+        return self._tags.images()
 
     async def get_image(self, ref: str) -> Image:
-        return self._shelf.get(ref)
+        return self._tags.get(ref)
 
     async def add_image(
         self,
@@ -70,7 +70,7 @@ class FakeImageStore:
         check_size(len(received), MAX_SIZE)
         received += bytes(whole_sectors(len(received)) - len(received))
         index = index_bytes(bytes(received))
-        self._shelf.check_free(name, index.digest, replace=replace)
+        self._tags.check_free(name, index.digest, replace=replace)
         base = Base(
             digest=index.digest,
             size=size or index.size,
@@ -80,7 +80,7 @@ class FakeImageStore:
         )
         self._contents[index.digest] = bytes(received)
         self._lost.discard(index.digest)
-        return self._shelf.put(name, base)
+        return self._tags.put(name, base)
 
     async def add_disk(
         self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
@@ -92,7 +92,7 @@ class FakeImageStore:
         if reset:
             raise InvalidRequest("the twin's disks have no file system", path="reset_identity")
         digest = disk.digest
-        base = self._shelf.bases.get(digest)
+        base = self._tags.disks.get(digest)
         if base is None or digest in self._lost:
             raise base_missing(digest)
         if not is_overlay(disk.path, f"/memory/{digest}", size):
@@ -102,42 +102,42 @@ class FakeImageStore:
             longer = self._contents[digest].ljust(size, b"\0")
             base = replace(base, digest=index_bytes(longer).digest, size=size, source=source)
             self._contents[base.digest] = longer
-        self._shelf.check_free(name, base.digest, replace=False)
-        return self._shelf.put(name, base)
+        self._tags.check_free(name, base.digest, replace=False)
+        return self._tags.put(name, base)
 
     async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
-        removal = self._shelf.plan_removal(ref, used_by)
-        self._shelf.drop(removal)
+        removal = self._tags.plan_removal(ref, used_by)
+        self._tags.drop(removal)
         return removal.image
 
     async def prune_images(
         self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool
     ) -> Sequence[Image]:
-        removals = self._shelf.plan_prune(used_by, everything=everything)
+        removals = self._tags.plan_prune(used_by, everything=everything)
         for removal in removals if not dry_run else ():
-            self._shelf.drop(removal)
+            self._tags.drop(removal)
         return [removal.image for removal in removals]
 
     async def fsck_images(self, *, used_by: Callable[[str], Sequence[str]], report: Report) -> ImageCheck:
         findings = []
-        for digest, base in self._shelf.bases.items():
+        for digest, base in self._tags.disks.items():
             report(Progress(done=len(self._contents[digest]), unit="bytes", message="reading"))
             if digest in self._lost:
-                names, vms = [str(name) for name in self._shelf.names_of(digest)], list(used_by(digest))
+                names, vms = [str(name) for name in self._tags.names_of(digest)], list(used_by(digest))
                 said = f"the disk of {', '.join(names) or digest} is missing"
-                self._shelf.replace_base(replace(base, damaged=True))
+                self._tags.replace_base(replace(base, damaged=True))
                 findings.append(
                     Finding(fault=Fault.MISSING, message=said, mended=False, digest=digest, names=names, vms=vms)
                 )
-        read = sum(len(self._contents[digest]) for digest in self._shelf.bases if digest not in self._lost)
-        return ImageCheck(images=len(self._shelf.bases), bytes=read, findings=findings)
+        read = sum(len(self._contents[digest]) for digest in self._tags.disks if digest not in self._lost)
+        return ImageCheck(images=len(self._tags.disks), bytes=read, findings=findings)
 
     @property
     def problems(self) -> Sequence[str]:
         return [f"the disk of {digest} is missing" for digest in self._lost]
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
-        base = self._shelf.bases.get(digest)
+        base = self._tags.disks.get(digest)
         if base is None or digest in self._lost:
             raise base_missing(digest)
         check_overlay_size(size, base.size)
@@ -150,10 +150,10 @@ class FakeImageStore:
         return self._contents[digest]
 
 
-class FakeImageExchange:
+class MemoryImageExchange:
     """Registries in memory: what is pushed, or put there with `publish`, can be pulled by all who share `remote`."""
 
-    def __init__(self, store: FakeImageStore, remote: dict[str, bytes] | None = None) -> None:
+    def __init__(self, store: MemoryImageStore, remote: dict[str, bytes] | None = None) -> None:
         self._store = store
         self.remote: dict[str, bytes] = {} if remote is None else remote
 

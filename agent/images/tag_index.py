@@ -30,7 +30,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class TagTarget:
     """What a name stands for: the content and, of an image from or at a registry, the manifest's `sha256:…`."""
 
     digest: str
@@ -42,20 +42,20 @@ class Removal:
     """What a removal takes away: `base` is None while other names keep it."""
 
     image: Image
-    names: Mapping[Reference, Held]
+    names: Mapping[Reference, TagTarget]
     base: Base | None
 
 
 @dataclass(slots=True)
-class Shelf:
+class TagIndex:
     """Names in the order they were given. A base may be without a name: a name that moved on left it behind."""
 
-    bases: dict[str, Base] = field(default_factory=dict)
-    names: dict[Reference, Held] = field(default_factory=dict)
+    disks: dict[str, Base] = field(default_factory=dict)
+    names: dict[Reference, TagTarget] = field(default_factory=dict)
 
     def images(self) -> list[Image]:
         """One row for each name, and one without name and tag for each base that has none."""
-        named = [self._image(name, self.bases[held.digest]) for name, held in self.names.items()]
+        named = [self._image(name, self.disks[held.digest]) for name, held in self.names.items()]
         return named + [self._image(None, base) for base in self._unnamed()]
 
     def find(self, ref: str) -> tuple[Reference | None, Base]:
@@ -63,9 +63,9 @@ class Shelf:
         wanted = parse_reference(ref)
         for name, held in self.names.items():
             if wanted.digest in {"", held.digest, held.manifest} and (wanted.is_digest or _names(wanted, name)):
-                return name, self.bases[held.digest]
-        if wanted.is_digest and wanted.digest in self.bases:
-            return None, self.bases[wanted.digest]
+                return name, self.disks[held.digest]
+        if wanted.is_digest and wanted.digest in self.disks:
+            return None, self.disks[wanted.digest]
         raise ImageNotFound(f"there is no image '{ref}' on this node; import, pull or build it first")
 
     def of_manifest(self, manifest: str) -> str | None:
@@ -74,12 +74,12 @@ class Shelf:
 
     def whole(self, digest: str) -> Base | None:
         """The base if it is here and not known to be damaged."""
-        base = self.bases.get(digest)
+        base = self.disks.get(digest)
         return None if base is None or base.damaged else base
 
     def replace_base(self, base: Base) -> None:
         """What is known of a content has changed; its names stay."""
-        self.bases[base.digest] = base
+        self.disks[base.digest] = base
 
     def get(self, ref: str) -> Image:
         return self._image(*self.find(ref))
@@ -93,8 +93,8 @@ class Shelf:
     def put(self, name: Reference, base: Base, manifest: str = "") -> Image:
         if self.whole(base.digest) is None:
             self.replace_base(base)
-        self.names[name] = Held(base.digest, manifest)
-        return self._image(name, self.bases[base.digest])
+        self.names[name] = TagTarget(base.digest, manifest)
+        return self._image(name, self.disks[base.digest])
 
     def plan_removal(self, ref: str, used_by: UsedBy) -> Removal:
         """Decide what goes when `ref` goes. Raises: ImageNotFound, ImageInUse naming the VMs."""
@@ -109,7 +109,7 @@ class Shelf:
 
     def plan_prune(self, used_by: UsedBy, *, everything: bool) -> list[Removal]:
         """Decide what goes: bases that no VM stands on, and without `everything` only those that have no name."""
-        candidates = list(self.bases.values()) if everything else self._unnamed()
+        candidates = list(self.disks.values()) if everything else self._unnamed()
         removals = []
         for base in candidates:
             if not used_by(base.digest):
@@ -121,19 +121,19 @@ class Shelf:
         for name in removal.names:
             self.names.pop(name, None)
         if removal.base is not None:
-            self.bases.pop(removal.base.digest, None)
+            self.disks.pop(removal.base.digest, None)
 
     def restore(self, removal: Removal) -> None:
         """Undo `drop`."""
         if removal.base is not None:
-            self.bases[removal.base.digest] = removal.base
+            self.disks[removal.base.digest] = removal.base
         self.names.update(removal.names)
 
     def _unnamed(self) -> list[Base]:
         held = {held.digest for held in self.names.values()}
-        return [base for digest, base in self.bases.items() if digest not in held]
+        return [base for digest, base in self.disks.items() if digest not in held]
 
-    def names_of(self, digest: str) -> dict[Reference, Held]:
+    def names_of(self, digest: str) -> dict[Reference, TagTarget]:
         return {name: held for name, held in self.names.items() if held.digest == digest}
 
     def _image(self, name: Reference | None, base: Base) -> Image:

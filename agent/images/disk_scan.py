@@ -19,7 +19,7 @@ Told = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DiskScan:
     """What a disk file is like, in bytes and seconds. `stamp` is None when there is none.
 
     `index` is None where it cannot be read to its end.
@@ -32,19 +32,19 @@ class Look:
     index: ChunkIndex | None = None
 
 
-def look_at(path: Path, told: Told) -> Look:
+def scan_disk(path: Path, told: Told) -> DiskScan:
     """`told` hears how many bytes were read, often, and raises when nobody waits any more."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return Look(stamp_of(path))
+        return DiskScan(stamp_of(path))
     try:
         seen = os.fstat(fd)
         index = None
         with suppress(OSError, EOFError):
             if stat.S_ISREG(seen.st_mode):
                 index = index_chunks(seen.st_size, _counted(chunks(fd, seen.st_size), told))
-        return Look(_stamp(seen), seen.st_size, seen.st_blocks * 512, seen.st_mtime, index)
+        return DiskScan(_stamp(seen), seen.st_size, seen.st_blocks * 512, seen.st_mtime, index)
     finally:
         os.close(fd)
 

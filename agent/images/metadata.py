@@ -13,13 +13,13 @@ import msgspec
 
 from ...protocols.reference import Reference
 from ..files import atomic_write
-from .shelf import Base, Held
+from .tag_index import Base, TagTarget
 
 SUFFIX = ".json"
 MAX_CARD = 1 << 20
 
 
-class CardName(msgspec.Struct, frozen=True):
+class TagMetadata(msgspec.Struct, frozen=True):
     """One name of a base, and the registry's digest of its manifest."""
 
     registry: str
@@ -28,42 +28,42 @@ class CardName(msgspec.Struct, frozen=True):
     manifest: str = ""
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
+class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of a base beside its bytes; the sizes in bytes."""
 
     size: int
     created_at: datetime
     source: str
     labels: dict[str, str]
-    names: list[CardName]
+    names: list[TagMetadata]
 
     @classmethod
-    def of(cls, base: Base, names: Mapping[Reference, Held]) -> Card:
+    def of(cls, base: Base, names: Mapping[Reference, TagTarget]) -> ImageMetadata:
         return cls(
             size=base.size,
             created_at=base.created_at,
             source=base.source,
             labels=dict(base.labels),
-            names=[CardName(name.registry, name.name, name.tag, held.manifest) for name, held in names.items()],
+            names=[TagMetadata(name.registry, name.name, name.tag, held.manifest) for name, held in names.items()],
         )
 
-    def references(self, digest: str) -> dict[Reference, Held]:
+    def references(self, digest: str) -> dict[Reference, TagTarget]:
         """The names again."""
         return {
-            Reference(registry=one.registry, name=one.name, tag=one.tag): Held(digest, one.manifest)
+            Reference(registry=one.registry, name=one.name, tag=one.tag): TagTarget(digest, one.manifest)
             for one in self.names
         }
 
 
-def read_card(path: Path) -> Card | None:
+def read_metadata(path: Path) -> ImageMetadata | None:
     """None when there is none that can be read."""
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(MAX_CARD), type=Card)
+            return msgspec.json.decode(file.read(MAX_CARD), type=ImageMetadata)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
 
 
-def write_card(path: Path, card: Card) -> None:
+def write_metadata(path: Path, card: ImageMetadata) -> None:
     """Raises: OSError."""
     atomic_write(path, msgspec.json.encode(card))

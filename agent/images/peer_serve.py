@@ -13,8 +13,8 @@ from blake3 import blake3
 from ...protocols.blob import LENGTH, MAX_BATCH, BlobWant
 from ...protocols.errors import ImageDamaged, ImageNotFound, PeerMisbehaved
 from ...protocols.tunnel import HEAD, decode, length_of
-from .bases import Bases
 from .index import BadIndexError, ChunkIndex
+from .repository import DiskRepository
 
 LEVEL = 1
 IDLE = 60.0
@@ -74,19 +74,19 @@ class SharedDisk:
 
 
 @asynccontextmanager
-async def open_disk(bases: Bases, digest: str) -> AsyncIterator[SharedDisk]:
+async def open_disk(repository: DiskRepository, digest: str) -> AsyncIterator[SharedDisk]:
     """Raises: ImageNotFound, ImageDamaged."""
-    base = bases.shelf.whole(digest)
+    base = repository.tags.whole(digest)
     if base is None:
         raise ImageNotFound(f"there is no whole image {digest} on this node")
     fd = -1
 
     def work() -> ChunkIndex:
         nonlocal fd
-        index = ChunkIndex.decode(bases.index_path(digest).read_bytes())
+        index = ChunkIndex.decode(repository.index_path(digest).read_bytes())
         if index.digest != digest:
             raise BadIndexError("it is another one's")
-        fd = os.open(bases.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(repository.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         return index
 
     try:
