@@ -1,4 +1,4 @@
-"""What every image store must do. The twin and the real store pass the same check, and so must any other.
+"""What every image store must do. The memory adapter and the store on disk pass the same check, and so must any other.
 
 `trio.run(check_image_store, open_store, folder)` raises AssertionError where a store breaks the port's promises.
 """
@@ -134,7 +134,7 @@ async def _bad_content(store: ImageStore, _folder: Path) -> None:
 
 
 async def _broken_off(store: ImageStore, _folder: Path) -> None:
-    """A source that fails, and a caller that loses patience, leave nothing."""
+    """A source that fails, and a caller that is cancelled, leave nothing."""
 
     class BrokenError(Exception):
         pass

@@ -73,18 +73,18 @@ async def check_room(run_tool: RunTool, disk: Sequence[str], free: int) -> None:
 
 
 def whole_disk(path: Path) -> list[str]:
-    """How qemu-img is told of a qcow2 file that stands alone."""
+    """Arguments of qemu-img for a qcow2 file that stands alone."""
     return ["-f", "qcow2", str(path)]
 
 
 def overlay_disk(overlay: Path, base: Path) -> list[str]:
-    """How qemu-img is told of an overlay: the base is named here, whatever the overlay's header says of it."""
+    """Arguments of qemu-img for an overlay: the base is named here, whatever the overlay's header says of it."""
     layers = {"file.filename": overlay, "backing.driver": "raw", "backing.file.filename": base}
     return _told({"driver": "qcow2", **layers})
 
 
 def exported_disk(socket: Path, name: str) -> list[str]:
-    """How qemu-img is told of a raw disk that is served by NBD."""
+    """Arguments of qemu-img for a raw disk that is served by NBD."""
     server = {"file.server.type": "unix", "file.server.path": socket, "file.export": name}
     return _told({"driver": "raw", "file.driver": "nbd", **server})
 

@@ -15,7 +15,7 @@ from .index import ChunkIndex, index_chunks
 MODE = 0o444
 
 Stamp = tuple[int, int, int]
-Told = Callable[[int], None]
+OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class DiskScan:
     index: ChunkIndex | None = None
 
 
-def scan_disk(path: Path, told: Told) -> DiskScan:
-    """`told` hears how many bytes were read, often, and raises when nobody waits any more."""
+def scan_disk(path: Path, on_bytes: OnBytes) -> DiskScan:
+    """`on_bytes` is called with the number of bytes read, often, and raises when nobody waits any more."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -43,21 +43,21 @@ def scan_disk(path: Path, told: Told) -> DiskScan:
         index = None
         with suppress(OSError, EOFError):
             if stat.S_ISREG(seen.st_mode):
-                index = index_chunks(seen.st_size, _counted(chunks(fd, seen.st_size), told))
+                index = index_chunks(seen.st_size, _counted(chunks(fd, seen.st_size), on_bytes))
         return DiskScan(_stamp(seen), seen.st_size, seen.st_blocks * 512, seen.st_mtime, index)
     finally:
         os.close(fd)
 
 
-def _counted(found: Iterator[tuple[int, memoryview]], told: Told) -> Iterator[tuple[int, memoryview]]:
+def _counted(found: Iterator[tuple[int, memoryview]], on_bytes: OnBytes) -> Iterator[tuple[int, memoryview]]:
     gathered = 0
     for number, (offset, data) in enumerate(found):
         gathered += len(data)
         if number % 64 == 0:
-            told(gathered)
+            on_bytes(gathered)
             gathered = 0
         yield offset, data
-    told(gathered)
+    on_bytes(gathered)
 
 
 def mend_permissions(path: Path) -> bool | None:

@@ -88,9 +88,9 @@ class MemoryImageStore:
         """No guest writes here: the image is the base, or the base made longer. Nothing is served in memory."""
         name = parse_new_name(ref)
         if isinstance(disk, Export):
-            raise Unsupported("the twin reads no disks by NBD")
+            raise Unsupported("the memory adapter reads no disks by NBD")
         if reset:
-            raise InvalidRequest("the twin's disks have no file system", path="reset_identity")
+            raise InvalidRequest("disks in memory have no file system", path="reset_identity")
         digest = disk.digest
         base = self._tags.disks.get(digest)
         if base is None or digest in self._lost:

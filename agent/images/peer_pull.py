@@ -1,6 +1,6 @@
 """Puts an image together from peers that have it: several at once, each chunk checked, whoever fails is left out.
 
-What one peer was asked for and did not bring another one is asked for. When all are gone, what came stays for the next
+What one peer was asked for and did not send another one is asked for. When all are gone, what came stays for the next
 attempt, from whomever.
 """
 
@@ -60,7 +60,7 @@ async def pull_from_peers(
 ) -> Image:
     """Fetch the image `digest` and call it `name`.
 
-    Raises: PeerUnreachable, PeerMisbehaved and what the peers say, when none of them can bring it; InvalidRequest for a
+    Raises: PeerUnreachable, PeerMisbehaved and what the peers say, when none of them can send it; InvalidRequest for a
     disk that is too large; InsufficientResources.
     """
     titles = ", ".join(source.title for source in sources)

@@ -58,7 +58,7 @@ async def closed_after(content: AsyncIterable[bytes]) -> AsyncIterator[None]:
 
 
 class _Feed:
-    """The async side: gathers small parts, so that a thread is not woken for each."""
+    """The async side: collects small parts, so that a thread is not woken for each."""
 
     def __init__(self, content: AsyncIterable[bytes], report: Report) -> None:
         self._content: AsyncIterator[bytes] = aiter(content)
@@ -68,15 +68,15 @@ class _Feed:
     async def more(self) -> bytes:
         """At least a window of bytes, or what there is left; nothing at the end."""
         parts: list[bytes] = []
-        gathered = 0
-        while gathered < WINDOW:
+        collected = 0
+        while collected < WINDOW:
             part = await anext(self._content, None)
             if part is None:
                 break
             parts.append(part)
-            gathered += len(part)
-        self._received += gathered
-        if gathered:
+            collected += len(part)
+        self._received += collected
+        if collected:
             self._report(Progress(done=self._received, unit="bytes", message="receiving"))
         return b"".join(parts)
 

@@ -27,7 +27,7 @@ def index_like(fd: int, size: int, known: ChunkIndex, check: Check) -> ChunkInde
 def _chunks(fd: int, size: int, known: ChunkIndex, check: Check) -> Chunks:
     starts = {offset for offset, _, _ in known}
     buffer = memoryview(bytearray(WINDOW))
-    position = 0  # a chunk may start here, and all before it is told
+    position = 0  # a chunk may start here, and all before it is yielded
     for (offset, length, digest), found in compare(fd, known, check):
         if position < offset:
             for start, chunk in _cut(buffer, fd, position, min(offset, size), size):

@@ -198,7 +198,7 @@ class DiskRepository:
             await self.note(*(held.digest for held in removal.names.values()))
 
     async def _place(self, scratch: Path, base: Base, index: ChunkIndex) -> None:
-        """Move a finished base to where it stays; the database knows of it before and is told after.
+        """Move a finished base to where it stays; the database knows of it before, and the row is marked whole after.
 
         In the place of a damaged one it needs no announcing: there is a row for it, and VMs may stand on the file.
         """

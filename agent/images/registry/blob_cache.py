@@ -1,4 +1,4 @@
-"""Blobs kept whole on disk until they are used: for images of others, whose parts cannot be told apart by chunks.
+"""Blobs kept whole on disk until they are used: for images of others, whose parts cannot be distinguished by chunks.
 
 A spool file may be left at any instant and be taken up again: what is there is hashed, and the rest is asked for.
 """
@@ -20,12 +20,12 @@ from ..partial import SUFFIX
 
 STEP = 1 << 20
 Stream = Callable[[int], AsyncGenerator[bytes, None]]
-Told = Callable[[int], None]
+OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A blob to fetch. `algorithm` and `digest` are what it must hash to; `size` is None where nobody told it."""
+    """A blob to fetch. `algorithm` and `digest` are what it must hash to; `size` is None where it is not known."""
 
     algorithm: str
     digest: str
@@ -36,10 +36,10 @@ class Wanted:
         return folder / f"{self.algorithm}-{self.digest}{SUFFIX}"
 
 
-async def spool(wanted: Wanted, folder: Path, stream: Stream, *, limit: int, told: Told) -> Path:
+async def cache_blob(wanted: Wanted, folder: Path, stream: Stream, *, limit: int, on_bytes: OnBytes) -> Path:
     """Fetch a blob into its file, or find it there. `stream(start)` gives its bytes from `start` on.
 
-    `told` hears how many bytes came, those that were there first. At most `limit` bytes are taken.
+    `on_bytes` hears how many bytes came, those that were there first. At most `limit` bytes are taken.
     Raises: RegistryFailed when it is not what it should be (the file goes then), OSError, what `stream` raises.
     """
     path = wanted.path(folder)
@@ -47,7 +47,7 @@ async def spool(wanted: Wanted, folder: Path, stream: Stream, *, limit: int, tol
     try:
         hashed = hashlib.new(wanted.algorithm, usedforsecurity=True)
         position = await trio.to_thread.run_sync(_hash_file, fd, hashed)
-        told(position)
+        on_bytes(position)
         if wanted.size is None or position < wanted.size:
             async with aclosing(stream(position)) as parts, aclosing(_lots(parts)) as lots:
                 async for lot in lots:
@@ -55,7 +55,7 @@ async def spool(wanted: Wanted, folder: Path, stream: Stream, *, limit: int, tol
                         raise RegistryFailed(f"{wanted.source} sends more than the {limit} bytes that are taken here")
                     await trio.to_thread.run_sync(_append, fd, lot, position, hashed)
                     position += len(lot)
-                    told(len(lot))
+                    on_bytes(len(lot))
         if hashed.hexdigest() != wanted.digest:
             await trio.to_thread.run_sync(discard, path)
             raise RegistryFailed(f"{wanted.source} sends other bytes than its {wanted.algorithm} digest stands for")

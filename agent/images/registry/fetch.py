@@ -16,7 +16,7 @@ from ...files import discard, full_disk_named
 from ..parallel import each
 from ..port import Report
 from ..store import DiskImageStore, ImportRequest
-from .blob_cache import Wanted, spool
+from .blob_cache import Wanted, cache_blob
 from .client import Found, RegistryClient, Repository
 from .foreign import disk_of_container, joined, placed
 from .manifest import Descriptor, Kind, kind_of, lume_layers, meda_layers
@@ -88,13 +88,13 @@ async def _spool(
     total = None if None in sizes else sum(size or 0 for size in sizes)
     done = 0
 
-    def told(count: int) -> None:
+    def on_bytes(count: int) -> None:
         nonlocal done
         done += count
         report(Progress(done=done, total=total, unit="bytes", message="fetching"))
 
     async def work(number: int) -> None:
-        await spool(wanted[number], store.partials, streams[number], limit=store.max_size, told=told)
+        await cache_blob(wanted[number], store.partials, streams[number], limit=store.max_size, on_bytes=on_bytes)
 
     # A part that stands twice in a manifest is fetched once.
     first = {part.path(store.partials): number for number, part in reversed(list(enumerate(wanted)))}

@@ -1,4 +1,4 @@
-"""Bodies of answers: taken as they come over the wire, bounded in size and in patience."""
+"""Bodies of answers: taken as they come over the wire, bounded in size and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 from ....protocols.errors import RegistryFailed
 
 MAX_ANSWER = 1 << 20
-# A body that brings fewer bytes than this in this many seconds has stalled.
+# A body that has fewer bytes than this in this many seconds has stalled.
 SLOWEST_BYTES = 64 * 1024
 SLOWEST_SECONDS = 60.0
 
@@ -37,7 +37,7 @@ async def received(response: httpx.Response) -> AsyncGenerator[bytes, None]:
             raise PassingError(f"{response.url.host} has stalled")
 
 
-async def gathered(response: httpx.Response, limit: int) -> bytes:
+async def read_body(response: httpx.Response, limit: int) -> bytes:
     """A body of at most `limit` bytes. Raises: RegistryFailed, PassingError, httpx.TransportError."""
     body = bytearray()
     async with aclosing(received(response)) as parts:

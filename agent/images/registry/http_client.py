@@ -18,7 +18,7 @@ import trio
 
 from ....protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
 from ..settings import RegistrySettings
-from .http_body import MAX_ANSWER, PassingError, gathered, received
+from .http_body import MAX_ANSWER, PassingError, read_body, received
 from .login import Logins
 from .transport import GuardedTransport, PrivateAddressError
 
@@ -91,7 +91,7 @@ class HttpClient:
 
         async def attempt() -> tuple[httpx.Response, bytes]:
             async with self.open(request) as response:
-                return response, await gathered(response, limit)
+                return response, await read_body(response, limit)
 
         return await self.retry(attempt)
 

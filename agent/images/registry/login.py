@@ -13,7 +13,7 @@ from ....protocols.errors import RegistryFailed
 from ..parallel import Turns
 from ..settings import RegistrySettings
 from .auth import Challenge, Credentials, find_credentials, parse_challenge
-from .http_body import MAX_ANSWER, PassingError, gathered
+from .http_body import MAX_ANSWER, PassingError, read_body
 
 
 class _Token(msgspec.Struct):
@@ -70,7 +70,7 @@ class Logins:
             request = self._client.build_request("GET", realm.copy_merge_params(parameters), headers=headers)
             response = await self._client.send(request, stream=True)
             async with aclosing(response):
-                body = await gathered(response, MAX_ANSWER)
+                body = await read_body(response, MAX_ANSWER)
         except (httpx.TransportError, PassingError) as error:
             raise RegistryFailed(f"{realm.host} cannot be reached to log in: {str(error)[:200]}") from None
         if response.status_code != 200:
