@@ -1,4 +1,4 @@
-"""The in-memory twins of the image store and of the exchange with registries.
+"""The in-memory memory adapter of the image store and of the exchange with registries.
 
 Overlays alone are files, since a hypervisor is handed their paths.
 """

@@ -11,12 +11,7 @@ import trio
 from tests.agent.nodes import images_of
 from tests.images.stores import run_tool
 from twinshare.agent.images.contract import pieces, raw_disk
-<<<<<<< HEAD
 from twinshare.agent.images.memory import MemoryImageExchange
-=======
-from twinshare.agent.images.memory import MemoryImageExchange
-from twinshare.agent.local_images import LocalImages
->>>>>>> 41403c1 (images: modules and classes named by OCI and casync terms)
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
@@ -162,15 +157,9 @@ async def test_a_capture_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
 
 async def test_a_pull_is_an_operation_with_progress_and_an_event(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-<<<<<<< HEAD
         images = images_of(node)
         exchange = MemoryImageExchange(node.images.store)  # type: ignore[arg-type]  # it only adds to it
         node.images.exchange = node.vms.resolver.exchange = exchange
-=======
-        images = LocalImages(node.images, LOCAL_ADMIN)
-        exchange = MemoryImageExchange(node.images.store)  # type: ignore[arg-type]  # it only adds to it
-        node.images.exchange = node.vms.supply.exchange = exchange
->>>>>>> 41403c1 (images: modules and classes named by OCI and casync terms)
         exchange.publish("registry.example/org/web:v1", raw_disk(7))
         async with node.events.subscribe(None) as events:
             got = await images.pull_image(PullRequest(image="registry.example/org/web:v1"))
