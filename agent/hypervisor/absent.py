@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import trio
@@ -53,4 +54,7 @@ class AbsentHypervisor:
         self._refuse()
 
     async def set_metadata(self, id: str, metadata: str) -> None:
+        self._refuse()
+
+    async def disk_path(self, id: str) -> Path:
         self._refuse()

@@ -13,7 +13,17 @@ from uuid import uuid4
 import trio
 
 from ...protocols.errors import TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
-from .port import ChangeKind, DiskExport, Domain, DomainPlan, DomainState, GuestInspection, GuestStreams, Hypervisor
+from .port import (
+    ChangeKind,
+    DiskExport,
+    Domain,
+    DomainPlan,
+    DomainState,
+    GuestClock,
+    GuestInspection,
+    GuestStreams,
+    Hypervisor,
+)
 
 MakePlan = Callable[[str], Awaitable[DomainPlan]]
 
@@ -67,18 +77,27 @@ async def _definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: Domai
         accelerator=plan.accelerator,
         metadata=_AWKWARD,
         started_at=None,
+        mac=plan.mac,
     )
     assert await hypervisor.get_domain(plan.id) == expected
     assert expected in await hypervisor.list_domains()
     await hypervisor.define(replace(plan, memory=plan.memory + 16, metadata="{}"))
     assert await hypervisor.get_domain(plan.id) == replace(expected, memory=plan.memory + 16, metadata="{}")
+    assert await hypervisor.disk_path(plan.id) == plan.disk
     await hypervisor.undefine(plan.id)
     await _wait_for(hypervisor, ChangeKind.UNDEFINED, plan)
 
 
 async def _missing_domain(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     """Stopping and deleting it succeeds; all other calls are refused."""
-    calls = (hypervisor.get_domain, hypervisor.start, hypervisor.shutdown, hypervisor.pause, hypervisor.resume)
+    calls: tuple[Callable[[str], Awaitable[object]], ...] = (
+        hypervisor.get_domain,
+        hypervisor.start,
+        hypervisor.shutdown,
+        hypervisor.pause,
+        hypervisor.resume,
+        hypervisor.disk_path,
+    )
     for call in calls:
         with _refused(VmNotFound):
             await call(plan.id)
@@ -205,6 +224,21 @@ async def _inspection(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -
     assert (await hypervisor.screenshot(plan.id)).startswith(b"\x89PNG\r\n\x1a\n")
 
 
+async def _clock_is_set(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, GuestClock):
+        return
+    await hypervisor.define(plan)
+    with _refused(WrongState):
+        await hypervisor.set_guest_time(plan.id)
+    await hypervisor.start(plan.id)
+    assert await hypervisor.disk_path(plan.id) == plan.disk
+    with suppress(Unsupported):  # a guest without an agent
+        await hypervisor.set_guest_time(plan.id)
+    await hypervisor.pause(plan.id)
+    with _refused(Unsupported):  # nobody answers in a paused guest
+        await hypervisor.set_guest_time(plan.id)
+
+
 async def _guest_port_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     if not isinstance(hypervisor, GuestStreams):
         return
@@ -302,6 +336,7 @@ _CHECKS = (
     _concurrent_calls,
     _cancelled_calls,
     _inspection,
+    _clock_is_set,
     _guest_port_is_dialled,
     _screen_is_dialled,
     _console_is_dialled,

@@ -20,10 +20,12 @@ METADATA_URI = "urn:twinshare:domain:1"
 METADATA_PREFIX = "twinshare"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 RESTRICTED_NETDEV = "ts0"
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
 USER_NETDEV = "hostnet0"  # libvirt's own name for the first <interface type='user'>
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NOT_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
+_AGENT_CONNECTED = f"devices/channel/target[@name='{AGENT_CHANNEL}'][@state='connected']"
 _MACHINES = {"x86_64": "q35", "aarch64": "virt"}
 
 
@@ -122,6 +124,17 @@ def parse_domain(xml: str) -> DomainDefinition:
     )
 
 
+def parse_disk(xml: str) -> str | None:
+    """Return the file of the first disk, None when it is no file."""
+    disk = ET.fromstring(xml).find("devices/disk[@device='disk']/source[@file]")  # noqa: S314 - as above
+    return None if disk is None else disk.get("file")
+
+
+def has_agent(xml: str) -> bool:
+    """Return whether a guest agent is connected to a running domain's channel."""
+    return ET.fromstring(xml).find(_AGENT_CONNECTED) is not None  # noqa: S314 - as above
+
+
 def parse_screen(xml: str) -> str | None:
     """Return the unix socket of a running domain's VNC server."""
     listen = ET.fromstring(xml).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - as above
@@ -173,7 +186,7 @@ def _other_devices(devices: ET.Element, plan: DomainPlan) -> None:
     ET.SubElement(serial, "target", {"port": "0"})
     agent = ET.SubElement(devices, "channel", {"type": "unix"})
     ET.SubElement(agent, "source", {"mode": "bind", "path": str(plan.directory / "agent.sock")})
-    ET.SubElement(agent, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
+    ET.SubElement(agent, "target", {"type": "virtio", "name": AGENT_CHANNEL})
     screen = ET.SubElement(devices, "graphics", {"type": "vnc"})
     ET.SubElement(screen, "listen", {"type": "socket", "socket": str(plan.directory / "vnc.sock")})
     ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": "vga"})

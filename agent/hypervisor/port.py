@@ -63,6 +63,7 @@ class Domain:
     accelerator: str
     metadata: str | None
     started_at: datetime | None
+    mac: str | None = None  # of its first network card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +175,22 @@ class Hypervisor(Protocol):
         ...
 
     async def resume(self, id: str) -> None:
-        """Resume a paused or suspended one; no error if it runs. Raises: WrongState when it is off."""
+        """Resume a paused or suspended one; no error if it runs. Raises: WrongState when it is off.
+
+        A guest does not notice a pause: its clock is set then as `GuestClock` does, best effort.
+        """
         ...
 
     async def set_metadata(self, id: str, metadata: str) -> None:
         """Replace the text of the plan's `metadata`, whether the domain runs or not."""
+        ...
+
+    async def disk_path(self, id: str) -> Path:
+        """Return the file of the first disk that the guest writes to, or will when it starts.
+
+        It is the plan's only at first: a snapshot or a block copy that somebody makes with libvirt changes it.
+        Raises: Unsupported when it is no file.
+        """
         ...
 
 
@@ -196,6 +208,18 @@ class GuestInspection(Protocol):
 
     async def screenshot(self, id: str) -> bytes:
         """Return the screen as PNG."""
+        ...
+
+
+@runtime_checkable
+class GuestClock(Protocol):
+    """Optional power: set the clock of a running guest."""
+
+    async def set_guest_time(self, id: str) -> None:
+        """Set the guest's clock to the host's, by the guest agent.
+
+        Raises: WrongState when it is not running, Unsupported when no agent answers.
+        """
         ...
 
 

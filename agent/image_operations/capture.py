@@ -58,8 +58,9 @@ class CaptureImage(ImageOperation):
 
     async def _of_stopped(self, active: ActiveOperation, record: Record) -> Image:
         _require_state(record)
-        directory = self.services.vms.files.directory(record.domain.id)
-        return await self._add(active, record, Overlay(directory / "disk.qcow2", record.metadata.digest))
+        # Not a name of ours: a snapshot or a block copy by virsh moves the disk.
+        disk = await self.services.vms.hypervisor.disk_path(record.domain.id)
+        return await self._add(active, record, Overlay(disk, record.metadata.digest))
 
     async def _of_running(self, active: ActiveOperation, record: Record) -> Image:
         """The VM's lock is not held: who wants to stop it need not wait, and the capture then fails."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,6 +60,25 @@ async def test_an_image_is_what_the_guest_saw(tmp_path: Path) -> None:
         second = await vms.create_vm(spec("two", image="made:v1"))
         assert second.disk_size == 1
         assert (await images_of(node).get_image("made:v1")).used_by == ["two"]
+
+
+async def test_a_disk_that_was_moved_with_libvirt_is_the_one_captured(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (node, vms, hypervisor):
+        made = await vms.create_vm(spec())
+        disk = tmp_path / "vms" / made.id / "disk.qcow2"
+        copied = disk.with_name("copied.qcow2")
+        shutil.copy(disk, copied)
+        await write_as_a_guest(copied, "write -P 0x5a 12k 3k")
+        hypervisor.move_disk(made.id, copied)
+        image = await images_of(node).capture_image("one", "made")
+        found = await content(node, image)
+        assert found.read_bytes()[12 << 10 : 15 << 10] == b"\x5a" * (3 << 10)
+        snapshot = disk.with_name("disk.snapshot")
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(copied), "-F", "qcow2", str(snapshot)]
+        assert (await run_tool(command, timeout=30)).returncode == 0
+        hypervisor.move_disk(made.id, snapshot)
+        with pytest.raises(WrongState):
+            await images_of(node).capture_image("one", "other")
 
 
 async def test_what_cannot_be_captured(tmp_path: Path) -> None:

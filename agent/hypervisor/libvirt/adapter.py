@@ -46,7 +46,7 @@ class AdapterParts:
 
 
 class LibvirtHypervisor:
-    """Implements Hypervisor, GuestInspection, GuestStreams and DiskExport."""
+    """Implements Hypervisor, GuestInspection, GuestClock, GuestStreams and DiskExport."""
 
     def __init__(self, parts: AdapterParts) -> None:
         self._connection, self._lanes, self._cache = parts.connection, parts.lanes, parts.cache
@@ -112,13 +112,18 @@ class LibvirtHypervisor:
         await self._ask_qemu(id, "pause the VM", domain_ops.pause)
 
     async def resume(self, id: str) -> None:
-        await self._ask_qemu(id, "resume the VM", domain_ops.resume)
+        if await self._ask_qemu(id, "resume the VM", domain_ops.resume):
+            with suppress(TwinshareError):  # its own log line says why: there may be no agent
+                await self.set_guest_time(id)
 
     async def set_metadata(self, id: str, metadata: str) -> None:
         await self._ask_qemu(id, "write the VM's record", lambda domain: domain_ops.set_metadata(domain, metadata))
         self._cache.forget(id)
 
-    # --- GuestInspection, GuestStreams and DiskExport ---
+    async def disk_path(self, id: str) -> Path:
+        return Path(await self._on_domain(Lane.QUICK, id, "find the VM's disk", domain_ops.read_disk_path))
+
+    # --- GuestInspection, GuestClock, GuestStreams and DiskExport ---
 
     async def stats(self, id: str) -> DomainStats:
         return await self._ask_qemu(id, "read the VM's counters", inspection.read_stats)
@@ -128,6 +133,9 @@ class LibvirtHypervisor:
 
     async def screenshot(self, id: str) -> bytes:
         return await self._ask_qemu(id, "take a picture of the VM's screen", inspection.take_screenshot)
+
+    async def set_guest_time(self, id: str) -> None:
+        await self._ask_qemu(id, "set the VM's clock", domain_ops.set_guest_time)
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
         quick = partial(self._on_domain, Lane.QUICK, id, "reach into the VM")

@@ -14,6 +14,7 @@ from pathlib import Path
 import libvirt
 import structlog
 
+from ..domain_xml import has_agent
 from .domain_ops import AGENT_TIMEOUT, running_state
 from .errors import ignoring
 
@@ -28,7 +29,7 @@ _POLL_INTERVAL = 0.01
 def begin(domain: libvirt.virDomain, socket: Path, scratch: Path) -> None:
     """Export the disk on `socket`; an export that a killed agent left is ended. Raises: WrongState."""
     end(domain)
-    frozen = running_state(domain) == libvirt.VIR_DOMAIN_RUNNING and _has_agent(domain)
+    frozen = running_state(domain) == libvirt.VIR_DOMAIN_RUNNING and has_agent(domain.XMLDesc(0))
     if frozen:
         _freeze(domain)
     try:
@@ -58,10 +59,6 @@ def _backup(socket: Path, scratch: Path) -> str:
     disk = ET.SubElement(ET.SubElement(backup, "disks"), "disk", {"name": DISK, "backup": "yes", "type": "file"})
     ET.SubElement(disk, "scratch", {"file": str(scratch)})
     return ET.tostring(backup, encoding="unicode")
-
-
-def _has_agent(domain: libvirt.virDomain) -> bool:
-    return ET.fromstring(domain.XMLDesc(0)).find("devices/channel/target[@state='connected']") is not None  # noqa: S314 - from our own libvirt
 
 
 def _freeze(domain: libvirt.virDomain) -> None:

@@ -96,6 +96,7 @@ class Scan:
                 memory=definition.memory,
                 accelerator=definition.accelerator,
                 metadata=definition.metadata,
+                mac=definition.mac,
                 started_at=self._started_at(uuid, domain.ID(), definition, state) if state[0] in _ACTIVE else None,
             )
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import libvirt
 
-from ....protocols.errors import WrongState
-from ..domain_xml import METADATA_PREFIX, METADATA_URI, metadata_element
+from ....protocols.errors import Unsupported, WrongState
+from ..domain_xml import METADATA_PREFIX, METADATA_URI, has_agent, metadata_element, parse_disk
 from .errors import ignoring, qemu_ended
 
 AGENT_TIMEOUT = 3  # seconds for a guest agent's answer
@@ -71,12 +73,33 @@ def pause(domain: libvirt.virDomain) -> None:
         domain.suspend()
 
 
-def resume(domain: libvirt.virDomain) -> None:
+def resume(domain: libvirt.virDomain) -> bool:
+    """Return whether it was paused or suspended."""
     state = running_state(domain)
     if state == libvirt.VIR_DOMAIN_PAUSED:
         domain.resume()
     elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:
         domain.pMWakeup(0)
+    return state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED)
+
+
+def set_guest_time(domain: libvirt.virDomain) -> None:
+    """Set the guest's clock to the host's. Raises: WrongState when it is not running, Unsupported without an agent."""
+    if running_state(domain) != libvirt.VIR_DOMAIN_RUNNING or not has_agent(domain.XMLDesc(0)):
+        raise Unsupported("no guest agent answers in the VM, by which its clock could be set")
+    with ignoring(libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
+        domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    now = {"seconds": seconds, "nseconds": nanoseconds}
+    domain.setTime(now, 0)  # type: ignore[arg-type]  # the binding's types say int, and it takes this
+
+
+def read_disk_path(domain: libvirt.virDomain) -> str:
+    """Return the file of the first disk, of the running domain or else of the one to be started."""
+    path = parse_disk(domain.XMLDesc(0))
+    if path is None:
+        raise Unsupported("the VM's first disk is no file")
+    return path
 
 
 def set_metadata(domain: libvirt.virDomain, metadata: str) -> None:

@@ -7,7 +7,7 @@ alone: with a virtual clock a day passes at once.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -47,7 +47,7 @@ async def open_memory_hypervisor(
 
 
 class MemoryHypervisor(Simulation):
-    """Implements Hypervisor, GuestInspection, GuestStreams and DiskExport; `Simulation` has the faults."""
+    """Implements Hypervisor, GuestInspection, GuestClock, GuestStreams and DiskExport; `Simulation` has the faults."""
 
     # --- Hypervisor ---
 
@@ -129,6 +129,7 @@ class MemoryHypervisor(Simulation):
         record = await self._running(id)
         if record.state is DomainState.RUNNING:
             self._move(record, DomainState.PAUSED, "user")
+            record.paused_at = self.behaviour.now()
 
     async def resume(self, id: str) -> None:
         await self._call()
@@ -136,14 +137,23 @@ class MemoryHypervisor(Simulation):
         if id in self._full:
             self.fill_disk(id)
         elif record.state is DomainState.PAUSED:
+            now = self.behaviour.now()
+            record.clock_behind += (now - (record.paused_at or now)).total_seconds()
             self._move(record, DomainState.RUNNING)
+            with suppress(Unsupported):
+                await self.set_guest_time(id)
 
     async def set_metadata(self, id: str, metadata: str) -> None:
         await self._call()
         self._record(id).metadata = metadata
         self._changed(ChangeKind.DEFINED, id)
 
-    # --- GuestInspection, GuestStreams and DiskExport ---
+    async def disk_path(self, id: str) -> Path:
+        await self._call()
+        record = self._record(id)
+        return record.disk or record.plan.disk
+
+    # --- GuestInspection, GuestClock, GuestStreams and DiskExport ---
 
     async def stats(self, id: str) -> DomainStats:
         await self._call()
@@ -171,6 +181,13 @@ class MemoryHypervisor(Simulation):
         await self._call()
         await self._running(id)
         return png(720, 400, b"\x80" * (720 * 400), channels=1)
+
+    async def set_guest_time(self, id: str) -> None:
+        await self._call()
+        record = await self._running(id)
+        if self.behaviour.boots_in is None or record.state is not DomainState.RUNNING:
+            raise Unsupported("no guest agent answers in the VM, by which its clock could be set")
+        record.clock_behind = 0.0
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
         await self._call()
@@ -202,7 +219,7 @@ class MemoryHypervisor(Simulation):
     async def export_disk(self, id: str, directory: Path) -> AsyncIterator[ExportedDisk]:
         await self._call()
         record = await self._running(id)
-        async with serve_disk(record.plan.disk) as exported:
+        async with serve_disk(record.disk or record.plan.disk) as exported:
             yield exported
 
 

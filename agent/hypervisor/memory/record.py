@@ -46,6 +46,9 @@ class Record:
     state: DomainState = DomainState.SHUTOFF
     reason: str | None = None
     started_at: datetime | None = None
+    paused_at: datetime | None = None
+    clock_behind: float = 0.0  # seconds that the guest's clock lost by pauses
+    disk: Path | None = None  # the active one, when somebody moved it with libvirt
 
     @property
     def active(self) -> bool:
@@ -62,6 +65,7 @@ class Record:
             memory=plan.memory,
             accelerator=plan.accelerator,
             metadata=self.metadata,
+            mac=plan.mac,
             started_at=self.started_at,
         )
 

@@ -82,6 +82,14 @@ class Simulation:
     def free_disk(self, id: str) -> None:
         self._full.discard(id)
 
+    def move_disk(self, id: str, disk: Path) -> None:
+        """Somebody makes a snapshot or a block copy with libvirt: from now on the guest writes to this file."""
+        self._record(id).disk = disk
+
+    def clock_behind(self, id: str) -> float:
+        """Seconds that the guest's clock is behind the host's."""
+        return self._record(id).clock_behind
+
     def go_down(self) -> None:
         """The connection is lost: every call raises HypervisorDown. The guests run on."""
         self._connected = False

@@ -10,6 +10,7 @@ INIT = r"""#!/bin/sh
 # The first process. Stages are told on the console with the seconds since the kernel's start.
 export PATH=/bin:/sbin:/usr/sbin
 /bin/busybox --install -s /bin
+ln -s /bin/busybox /sbin/hwclock  # the guest agent sets no clock without it
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

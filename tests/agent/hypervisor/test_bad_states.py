@@ -162,6 +162,28 @@ async def test_a_hung_guest_holds_up_nobody_else() -> None:
         await lab.hypervisor.stats(hung.id)
 
 
+async def test_a_destroy_overrules_a_shutdown_that_waits() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("polite")
+        os.kill(lab.qemu(plan), signal.SIGSTOP)
+        waited: list[float] = []
+
+        async def shut_down() -> None:
+            begin = trio.current_time()
+            with pytest.raises((DeadlineExceeded, WrongState)):
+                await lab.hypervisor.shutdown(plan.id)
+            waited.append(trio.current_time() - begin)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(shut_down)
+            await trio.sleep(0.2)
+            with trio.fail_after(15):  # libvirt terminates a stopped QEMU, and kills it after ten seconds
+                await lab.hypervisor.destroy(plan.id)
+        assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.SHUTOFF
+        assert len(waited) == 4
+
+
 async def test_a_guest_that_hangs_for_a_while_answers_again() -> None:
     async with new_lab() as lab:
         plan = await lab.running("slow")
@@ -211,6 +233,17 @@ async def test_what_virsh_does_behind_our_back_is_seen() -> None:
         assert await lab.hypervisor.list_domains() == []
         await lab.hypervisor.destroy(plan.id)
         await lab.hypervisor.undefine(plan.id)
+
+
+async def test_a_disk_that_virsh_moved_is_found() -> None:
+    async with new_lab() as lab:
+        plan = await lab.running("moved")
+        snapshot = ("snapshot-create-as", plan.name, "s1", "--disk-only", "--diskspec")
+        moved = plan.directory / "disk.s1"
+        await lab.virsh(*snapshot, f"vda,file={moved}")
+        assert await lab.hypervisor.disk_path(plan.id) == moved
+        await lab.hypervisor.destroy(plan.id)
+        assert await lab.hypervisor.disk_path(plan.id) == moved
 
 
 async def test_a_domain_that_is_not_ours_is_listed_and_left_alone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,34 @@ async def test_domains_outlast_the_agent_in_the_file(tmp_path: Path) -> None:
     async with open_memory_hypervisor(path=path) as third:
         assert await third.list_domains() == []
     assert [entry.name for entry in path.parent.iterdir()] == ["domains.json"]
+
+
+async def test_a_resume_sets_the_guests_clock_where_an_agent_answers() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    behaviour = Behaviour(now=lambda: now)
+    async with open_memory_hypervisor(behaviour=behaviour) as hypervisor:
+        await hypervisor.define(PLAN)
+        await hypervisor.start(ALICE)
+        for boots_in, behind in ((0.0, 0.0), (None, 20.0)):
+            behaviour.boots_in = boots_in
+            await hypervisor.pause(ALICE)
+            now += timedelta(seconds=20)
+            await hypervisor.resume(ALICE)
+            assert hypervisor.clock_behind(ALICE) == behind
+        with pytest.raises(Unsupported):
+            await hypervisor.set_guest_time(ALICE)
+
+
+async def test_a_destroy_does_not_wait_for_a_shutdown(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_memory_hypervisor(behaviour=Behaviour(timeout=60)) as hypervisor:
+        await hypervisor.define(PLAN)
+        await hypervisor.start(ALICE)
+        hypervisor.hang(ALICE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hypervisor.shutdown, ALICE)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(1):
+                await hypervisor.destroy(ALICE)
 
 
 async def test_a_guest_may_never_shut_down(autojump_clock: trio.testing.MockClock) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -21,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("apt-get") is None, reason="the tiny guest is made from Debian packages"),
 ]
 
+_CLOCK = re.compile(r"clock: (\d+)\s")
 PROBE = """#!/bin/sh
 for target in 10.0.2.2 192.0.2.1 1.1.1.1; do
     wget -q -T 2 -O - http://$target/ && echo "probe: reached $target" >/dev/console
@@ -84,6 +87,27 @@ async def test_a_guest_with_an_agent_is_found_and_powers_off() -> None:
         assert stats.memory_rss > 64 << 20
         await lab.hypervisor.shutdown(plan.id)
         await lab.becomes(plan, DomainState.SHUTOFF, None)
+
+
+CLOCK = """#!/bin/sh
+while true; do echo "clock: $(date +%s)" >/dev/console; sleep 1; done
+"""
+
+
+async def test_a_resumed_guest_has_the_right_time() -> None:
+    async with new_sandbox("namespaces") as sandbox, open_lab(sandbox) as lab:
+        plan = await tiny(lab, "clock", "default", CLOCK)
+        with trio.fail_after(90):
+            while (await lab.hypervisor.addresses(plan.id)).source == "none":
+                await trio.sleep(0.2)
+        await lab.hypervisor.pause(plan.id)
+        await trio.sleep(8)
+        await lab.hypervisor.resume(plan.id)
+        length = len(await said(plan, "clock: "))
+        with trio.fail_after(30):
+            while not (found := _CLOCK.findall((await said(plan, "clock: "))[length:])):
+                await trio.sleep(0.1)
+        assert abs(time.time() - int(found[-1])) < 4
 
 
 async def test_an_isolated_guest_reaches_nobody_and_is_reached() -> None:
