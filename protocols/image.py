@@ -38,7 +38,7 @@ Source = Annotated[str, Meta(min_length=1, max_length=2048, description="a name,
 LocalName = Annotated[str, Meta(max_length=512, description="what the image is called here; empty: as it is there")]
 
 
-class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What to fetch: a name of the catalogue, `registry/name:tag`, or an https address with its `sha256`."""
 
     image: Source
@@ -46,7 +46,7 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sha256: Annotated[str, Meta(max_length=64)] = ""
 
 
-class PushRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PushRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which image to send, and the name `registry/name:tag` it is to have there. `dry_run` only tries the login."""
 
     image: ImageRef

@@ -44,7 +44,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str] = []
 
 
-class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`expires_in` is in seconds; None never expires."""
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]

@@ -56,7 +56,7 @@ class Ping(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A message to a peer; `data` is any JSON object up to 64 KiB."""
 
     peer_id: PeerRef
@@ -72,7 +72,7 @@ class MessageReply(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-class InviteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InviteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`expires` is in seconds; `limits` are what the new member may take of each node."""
 
     role: Role = Role.OPERATOR

@@ -79,7 +79,7 @@ class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError("hostname must be letters, digits, '-' and '.'")
 
 
-class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What somebody asks for. `start` boots the VM as part of the same operation."""
 
     name: VmName
@@ -105,7 +105,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             check_text(value, "labels")
 
 
-class VmChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VmChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What can be changed on a VM that exists; None leaves it as it is."""
 
     autostart: bool | None = None
@@ -179,7 +179,7 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
-class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Open `host_port` on the node and carry its connections to `guest_port`. Port 0 lets the node choose."""
 
     host_port: Annotated[int, Meta(ge=0, le=65535)]

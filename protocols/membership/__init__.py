@@ -53,7 +53,7 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
-class SignedRevocation(msgspec.Struct, frozen=True, kw_only=True):
+class SignedRevocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A revocation as a JWS, and the chain of who signed it (empty for the founder)."""
 
     token: Token

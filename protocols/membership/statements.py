@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from ..access import Limits, Role
 from ..errors import Forbidden
+from ..tolerant import decode_json_tolerantly
 
 MAX_TOKEN = 4096
 LIFETIME = 30 * 86400
@@ -145,7 +146,7 @@ def _read(token: str, verify: Verify, kind: type[Certificate | Revocation]) -> S
     try:
         issuer = signer_of(token)
         payload = verify(token, issuer)
-        claims = msgspec.json.decode(payload, type=kind)
+        claims = decode_json_tolerantly(payload, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Forbidden(f"a {kind.__name__.lower()} is not valid: {error}") from None
     return Statement(issuer, claims, statement_id(issuer, payload), token)

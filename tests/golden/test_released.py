@@ -82,7 +82,10 @@ async def names(agent: Agent, path: str = "/api/vm") -> set[str]:
 
 
 async def test_both_work_on_one_directory_in_turn(old: list[str], tmp_path: Path) -> None:
-    """Forward, back, and forward again: neither loses what the other wrote, nor an operation that it left."""
+    """Forward, back, and forward again: neither loses what the other wrote, nor an operation that it left.
+
+    The first version compares how requests are spelt: it refuses a repeated one, and makes no second VM.
+    """
     data = unpack(tmp_path / "node")
     async with running(PRESENT, data) as agent:
         first = await settled(agent)
@@ -94,7 +97,7 @@ async def test_both_work_on_one_directory_in_turn(old: list[str], tmp_path: Path
         second = await settled(agent)
         assert {each["id"] for each in first} <= {each["id"] for each in second}
         assert await names(agent) == before
-        await agent.ask("POST", "/api/vm", SMALL | {"name": "by-new", "start": True}, key="new-1")
+        await agent.ask("POST", "/api/vm", SMALL | {"name": "by-new", "start": True}, key="new-1", status=409)
         await agent.ask("POST", "/api/vm", SMALL | {"name": "by-old"}, key="old-1")
         assert len((await agent.ask("GET", "/api/vm/by-new/port-forward"))["forwards"]) == 1
         assert len((await agent.ask("GET", "/api/tokens"))["tokens"]) == 2
