@@ -86,9 +86,14 @@ async def live(home: Path, act: Act) -> dict[str, Any]:
                 await node.operations.wait(operation.id, 20)
         states = [str(operation.state) for operation in await node.operations.list()]
         vms = await vms_of(node, "").list_vms()
+        forwards = [await vms_of(node, "").list_forwards(vm.id) for vm in vms]
+        images = [image.digest for image in await node.images.store.list_images()]
         directories = [path.name for path in (home / "vms").iterdir()]
         files = sorted(path.name for path in (home / "vms").glob("*/*"))
-        return {"vms": [vm.id for vm in vms], "directories": directories, "files": files, "states": states}
+        return {
+            "vms": [vm.id for vm in vms], "directories": directories, "files": files, "states": states,
+            "forwards": sum(map(len, forwards)), "images": len(images),
+        }  # fmt: skip
 
 
 def in_child(work: Callable[[], Any]) -> tuple[int, int]:

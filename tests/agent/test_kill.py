@@ -30,6 +30,8 @@ def check(pair: dict[str, Any]) -> None:
     assert set(seen["files"]) <= WHOLE | {"tty.log"}, pair
     assert len(seen["files"]) >= 2 * pair["expected"], pair
     assert set(seen["states"]) == {"done"}, pair
+    assert seen["forwards"] == (1 if pair["scenario"] == "forward" else 0), pair
+    assert seen["images"] == 1, pair
 
 
 @pytest.mark.system
