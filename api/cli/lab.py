@@ -13,17 +13,23 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import msgspec
 
 from ...protocols.access import Role
 from ...protocols.peer import InviteRequest
 from .node import Card, NodeClient, running_card
-from .output import print_json, print_table, say
+from .output import Column, print_json, print_table, say
 
 READY_WITHIN = 60.0
 END_WITHIN = 20.0
 DEFAULT_DIR = "twinshare-lab"
 FLEET_WITHIN = 20.0
 TICKET_LIFE = 600
+COLUMNS: list[Column] = [
+    ("NAME", lambda card: card.name),
+    ("URL", lambda card: card.api_url),
+    ("DATA", lambda card: card.data_dir),
+]
 
 
 @click.group()
@@ -46,10 +52,10 @@ def up(count: int, folder: Path, hypervisor: str | None, as_json: bool) -> None:
     """Start N nodes named node-1 … node-N, all admins of one fleet, and end them with Ctrl-C or SIGTERM."""
     folder.mkdir(parents=True, exist_ok=True)
     stop = _Stop()
-    with _pid_file(folder / "lab.pid"), contextlib.ExitStack() as stack:
+    with _lab_file(folder, hypervisor), contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(_node(folder, 1, hypervisor, []))]
         cards = [_ready(*nodes[0], stop)]
-        # On new ports each time: whoever comes back asks the first, as a node asks the ones it is configured with.
+        # On new ports each time: a member that comes back asks the first, as one asks its configured peers.
         first = cards[0].addresses
         nodes += [stack.enter_context(_node(folder, number, hypervisor, first)) for number in range(2, count + 1)]
         cards += [_ready(process, place, stop) for process, place in nodes[1:]]
@@ -60,32 +66,75 @@ def up(count: int, folder: Path, hypervisor: str | None, as_json: bool) -> None:
         if as_json:
             print_json(cards)
         else:
-            print_table(cards, [("NAME", lambda card: card.name), ("URL", lambda card: card.api_url),
-                                ("DATA", lambda card: card.data_dir)])  # fmt: skip
+            print_table(cards, COLUMNS)
             say("Ctrl-C ends them; their VMs run on.")
         sys.stdout.flush()
-        while not stop.asked:
-            for process, place in nodes:
-                if process.poll() is not None:
-                    raise click.ClickException(f"{place.name} ended with {process.returncode}; see {place}.log")
-            time.sleep(0.1)
+        _watch(nodes, stop)
+
+
+def _watch(nodes: Sequence[tuple[subprocess.Popen[bytes], Path]], stop: _Stop) -> None:
+    """Wait for the end. A node that dies is reported, and the others go on.
+
+    Raises: ClickException when none is left.
+    """
+    living = list(nodes)
+    while not stop.asked:
+        for process, place in living:
+            if process.poll() is not None:
+                say(f"{place.name} ended with {process.returncode}; see {place}.log")
+        living = [(process, place) for process, place in living if process.returncode is None]
+        if not living:
+            raise click.ClickException("no node of the lab is left")
+        time.sleep(0.1)
 
 
 @lab.command()
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default=DEFAULT_DIR,
               show_default=True, help="As given to `lab up`.")  # fmt: skip
 def down(folder: Path) -> None:
-    """End the nodes that `lab up` started in a folder."""
+    """End the nodes that `lab up` started in a folder, also those that outlived it."""
+    state = _read_lab(folder)
+    found = state is not None
+    if state is not None and _is_command(state.pid, "lab"):
+        os.kill(state.pid, signal.SIGTERM)
+        _wait_for_end(state.pid, READY_WITHIN + END_WITHIN)
+    for place in sorted(folder.glob("node-*/")):
+        card = running_card(place)
+        if card is not None and _is_command(card.pid, "agent", place.name):
+            found = True
+            os.kill(card.pid, signal.SIGTERM)
+            _wait_for_end(card.pid, END_WITHIN)
+        if (place / "agent.json").exists():
+            found = True
+            _clean_up(place, state.hypervisor if state is not None else None)
+    _lab_path(folder).unlink(missing_ok=True)
+    say(f"the lab in {folder} has ended" if found else f"no lab runs in {folder}")
+
+
+def _is_command(pid: int, *words: str) -> bool:
+    """Return whether a process is a command of ours with these words, not another one that has its number now."""
     try:
-        pid = int((folder / "lab.pid").read_text())
-        os.kill(pid, signal.SIGTERM)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
-        say(f"no lab runs in {folder}")
-        return
-    ends = time.monotonic() + END_WITHIN
-    while (folder / "lab.pid").exists() and time.monotonic() < ends:
+        arguments = [Path(word.decode()).name for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    except OSError:
+        return False
+    return set(words) <= set(arguments)
+
+
+def _wait_for_end(pid: int, timeout: float) -> None:
+    """Wait until a process has ended; kill it after `timeout` seconds."""
+    ends = time.monotonic() + timeout
+    while _is_alive(pid):
+        if time.monotonic() > ends:
+            os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-    say(f"the lab in {folder} has ended")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        # The state stands after the name in brackets; a zombie has ended.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class _Stop:
@@ -100,43 +149,80 @@ class _Stop:
         self.asked = True
 
 
-@contextlib.contextmanager
-def _pid_file(file: Path) -> Iterator[None]:
+class _Lab(msgspec.Struct, frozen=True):
+    """What `lab up` leaves for `lab down`."""
+
+    pid: int
+    hypervisor: str | None = None
+
+
+def _lab_path(folder: Path) -> Path:
+    return folder / "lab.json"
+
+
+def _read_lab(folder: Path) -> _Lab | None:
     try:
-        os.kill(int(file.read_text()), 0)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
-        pass
-    else:
-        raise click.ClickException(f"a lab runs in {file.parent}; end it with: twinshare lab down --dir {file.parent}")
-    file.write_text(f"{os.getpid()}\n")
+        return msgspec.json.decode(_lab_path(folder).read_bytes(), type=_Lab)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+@contextlib.contextmanager
+def _lab_file(folder: Path, hypervisor: str | None) -> Iterator[None]:
+    known = _read_lab(folder)
+    if known is not None and _is_command(known.pid, "lab"):
+        raise click.ClickException(f"a lab runs in {folder}; end it with: twinshare lab down --dir {folder}")
+    _lab_path(folder).write_bytes(msgspec.json.encode(_Lab(os.getpid(), hypervisor)))
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        _lab_path(folder).unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _node(
-    folder: Path, number: int, hypervisor: str | None, bootstrap: Sequence[str]
-) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """One node's process; a session of its own, so that Ctrl-C reaches it through us and in order."""
-    place = folder / f"node-{number}"
+def _start(place: Path, hypervisor: str | None, bootstrap: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start one node; in a session of its own, so that Ctrl-C reaches it through us and in order."""
     command = [sys.executable, "-m", "twinshare", "agent", "--data-dir", str(place), "--name", place.name]
     command += ["--api", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0"]
     command += ["--hypervisor", hypervisor] if hypervisor else []
     for address in bootstrap:
         command += ["--bootstrap", address]
     with Path(f"{place}.log").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_WITHIN)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _clean_up(place: Path, hypervisor: str | None) -> None:
+    """Start a node that was killed and end it in order: it knows which daemons it left, and which VMs run on."""
+    process = _start(place, hypervisor, [])
+    ends = time.monotonic() + READY_WITHIN
+    while process.poll() is None and time.monotonic() < ends:
+        if (card := running_card(place)) is not None and card.pid == process.pid:
+            break
+        time.sleep(0.02)
+    _end(process)
+
+
+@contextlib.contextmanager
+def _node(
+    folder: Path, number: int, hypervisor: str | None, bootstrap: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run one node for as long as the block lasts."""
+    place = folder / f"node-{number}"
+    process = _start(place, hypervisor, bootstrap)
     try:
         yield process, place
     finally:
-        process.terminate()
-        try:
-            process.wait(END_WITHIN)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+        if (place / "agent.json").exists():
+            _clean_up(place, hypervisor)
 
 
 def _ready(process: subprocess.Popen[bytes], place: Path, stop: _Stop) -> Card:

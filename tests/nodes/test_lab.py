@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TOP)}
 
 
 @contextmanager
-def lab(folder: Path, count: int) -> Iterator[list[dict[str, Any]]]:
+def lab(folder: Path, count: int, *, killed: bool = False) -> Iterator[list[dict[str, Any]]]:
     """The cards of the nodes, once every node sees every other."""
     command = [*TWINSHARE, "lab", "up", str(count), "--dir", str(folder), "--hypervisor", "fake://", "--json"]
     with (folder.parent / "lab.err").open("w+") as errors:
@@ -38,7 +40,7 @@ def lab(folder: Path, count: int) -> Iterator[list[dict[str, Any]]]:
         finally:
             process.terminate()
             process.stdout.close()
-            assert process.wait(30) == 0
+            assert process.wait(60) == (-signal.SIGKILL if killed else 0)
 
 
 def test_three_nodes_see_each_other_and_end_together(tmp_path: Path) -> None:
@@ -62,6 +64,37 @@ def test_a_lab_that_comes_back_is_the_same_fleet(tmp_path: Path) -> None:
         pass
     with lab(tmp_path / "lab", 2) as second:
         assert [card["peer_id"] for card in second] == [card["peer_id"] for card in first]
+
+
+def test_the_others_live_when_one_node_is_killed(tmp_path: Path) -> None:
+    with lab(tmp_path / "lab", 2) as (first, second):
+        os.kill(second["pid"], signal.SIGKILL)
+        wait_until(lambda: "node-2 ended with -9" in (tmp_path / "lab.err").read_text())
+        assert httpx.get(f"{first['api_url']}/api/health").json()["status"]
+    assert not list((tmp_path / "lab").glob("*/agent.json"))
+
+
+def test_down_ends_what_outlived_a_killed_lab(tmp_path: Path) -> None:
+    folder = tmp_path / "lab"
+    down = [*TWINSHARE, "lab", "down", "--dir", str(folder)]
+    with lab(folder, 2, killed=True) as (first, second):
+        os.kill(second["pid"], signal.SIGKILL)
+        lab_pid = json.loads((folder / "lab.json").read_text())["pid"]
+        os.kill(lab_pid, signal.SIGKILL)
+        ended = subprocess.run(down, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=120)
+    assert "has ended" in ended.stderr
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{first['api_url']}/api/health")
+    assert not list(folder.glob("*/agent.json"))
+    again = subprocess.run(down, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=60)
+    assert "no lab runs" in again.stderr
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    event, ends = threading.Event(), time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends
+        event.wait(0.02)
 
 
 def test_ten_nodes_converge(tmp_path: Path) -> None:
