@@ -15,6 +15,7 @@ from .user_data import check_user_data
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _NAME = re.compile(NAME_PATTERN.removeprefix("^").removesuffix("$"))
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -24,12 +25,15 @@ Label = Annotated[str, Meta(max_length=256)]
 
 
 def check_name(name: str) -> None:
-    """The pattern again, whole: a pattern that ends in `$` lets a trailing newline pass.
+    """Check the pattern again, whole: a pattern that ends in `$` lets a trailing newline pass.
 
+    A name that could be the id of another VM is refused: one reference would mean two VMs.
     Raises: ValueError.
     """
     if not _NAME.fullmatch(name):
         raise ValueError("name must be 1-63 of a-z, 0-9 and '-', and neither begin nor end with '-'")
+    if _ID.fullmatch(name):
+        raise ValueError("name must not be shaped like an id")
 
 
 def check_text(text: str, what: str) -> None:

@@ -70,8 +70,12 @@ class Inventory:
         return list(self._records.values())
 
     def find(self, ref: str) -> Record:
-        """By name or id. Raises: VmNotFound."""
-        record = self._records.get(ref) or next((r for r in self._records.values() if r.domain.name == ref), None)
+        """Return the VM of this name, else of this id: libvirt lets a domain be named like the id of another.
+
+        Raises: VmNotFound.
+        """
+        named = next((record for record in self._records.values() if record.domain.name == ref), None)
+        record = named or self._records.get(ref)
         if record is None:
             self.require_complete()
             raise VmNotFound(f"Virtual machine '{ref}' not found", vm=ref)

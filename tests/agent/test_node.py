@@ -1,11 +1,13 @@
 """A whole node on the hypervisor's twin."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.agent.nodes import vms_of
+from twinshare.agent.hypervisor.port import ChangeKind
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import Forbidden, IdempotencyMismatch, VmExists, VmNotFound, WrongState
 from twinshare.protocols.operation import Detached, OperationState
@@ -66,6 +68,20 @@ async def test_one_name_is_given_once(tmp_path: Path) -> None:
                 nursery.start_soon(create)
         assert sorted(outcomes) == ["made"] + ["taken"] * 7
         assert len(await node.operations.list()) == 1
+
+
+async def test_a_reference_is_a_name_before_it_is_an_id(tmp_path: Path) -> None:
+    """Nobody can create such a name here, but whoever uses virsh can."""
+    async with open_test_node(tmp_path) as (_, vms, hypervisor):
+        first, second = [await vms.create_vm(spec(name)) for name in ("va", "vb")]
+        record = hypervisor._records[second.id]
+        record.plan = dataclasses.replace(record.plan, name=first.id)
+        hypervisor._changed(ChangeKind.DEFINED, second.id)
+        with trio.fail_after(5):
+            while first.id not in {vm.name for vm in await vms.list_vms()}:
+                await trio.lowlevel.checkpoint()
+        await vms.delete_vm(first.id)
+        assert [vm.name for vm in await vms.list_vms()] == ["va"]
 
 
 async def test_who_owns_what(tmp_path: Path) -> None:

@@ -14,6 +14,12 @@ from twinshare.protocols.vm import ForwardSpec, VmSpec
     ("body", "kind", "sentence", "path"),
     [
         (b'{"name":"a_b","image":"x"}', VmSpec, "name: must be 1 to 63 of a-z, 0-9 and '-', and neither", "name"),
+        (
+            b'{"name":"0f6e1c1e-6f0e-5d7b-9a51-8c3f5d6f7a10","image":"x"}',
+            VmSpec,
+            "name must not be shaped like an id",
+            "$",
+        ),
         (b'{"name":"a","image":"x","hypervisor":"xen"}', VmSpec, "hypervisor: must be kvm or qemu", "hypervisor"),
         (b'{"host_port":1,"guest_port":1,"protocol":"x"}', ForwardSpec, "protocol: must be tcp or udp", "protocol"),
         (b'"2"', SizeText, "must be a number and a unit, such as 512M or 2G", "$"),
