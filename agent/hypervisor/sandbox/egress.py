@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from ...backoff import Backoff
 from ...environment import PATH
 from . import processes
 from .client import SupervisorClient
@@ -46,7 +47,7 @@ class Egress:
         if self._died and self._client.identity.user is None and not os.access(_TUN, os.R_OK | os.W_OK):
             return f"Guests reach no outside network: {_TUN} may not be opened. Run as root: chmod 666 {_TUN}"
         if self._died:
-            return "Guests reach no outside network: pasta ended; sandbox.log says why. It is tried again every 30 s."
+            return "Guests reach no outside network: pasta ended; sandbox.log says why. It is tried again within 45 s."
         return None
 
     def is_up(self) -> bool:
@@ -60,14 +61,13 @@ class Egress:
 
     async def run(self) -> None:
         """Keep one `pasta` running; never returns."""
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, steady=2 * _STABLE_AFTER)
         if not processes.alive(self.process):
             await trio.sleep(_START_DELAY)
         while True:
             begin = trio.current_time()
             await self._run_once()
-            pause = _FIRST_PAUSE if trio.current_time() - begin > 2 * _STABLE_AFTER else min(pause * 2, _LONGEST_PAUSE)
-            with trio.move_on_after(pause):
+            with trio.move_on_after(backoff.next(trio.current_time() - begin)):
                 await self._routes_changed.wait()
 
     async def follow_routes(self) -> None:
