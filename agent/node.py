@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import re
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import ConsoleRequest
 from ..protocols.image import Image
-from ..protocols.node import Capacity, Health
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import Dispatcher, Method, method_of
 from ..protocols.tunnel import PROTOCOL as TUNNEL
@@ -31,15 +30,18 @@ from .audit.log import AuditLog, open_audit
 from .backends import Backends, open_backends
 from .config import Config, default_data_dir
 from .events import EventLog, open_events
+from .health import NodeHealth
 from .home import Home, locked_home
 from .identity import Identity, load_identity
 from .image_operations.context import ImageContext
 from .image_operations.reads import ImageReads, import_image
 from .journal.journal import Journal, open_journal
-from .mesh import HostFactory, open_node_mesh
+from .mesh import HostFactory, NodeParts, make_node_mesh_client, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
 from .operations import open_operations
+from .p2p.context import Served
 from .p2p.mesh import Mesh
+from .p2p.mesh_client import MeshClient
 from .p2p.store import SCHEMA as MESH_SCHEMA
 from .p2p.store import DatabaseKeyValueStore
 from .reach.consoles import Console, Consoles, open_consoles
@@ -62,34 +64,31 @@ from .vm.watch import Watch, start_after_boot
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What the faces speak to."""
+    """A running node, as the faces use it: its parts, and calls that are done here or by a peer."""
 
-    def __init__(
-        self,
-        config: Config,
-        home: Home,
-        identity: Identity,
-        events: EventLog,
-        audit: AuditLog,
-        operations: Journal,
-        tokens: TokenStore,
-        backends: Backends,
-        vms: VmContext,
-        images: ImageContext,
-        mesh: Mesh,
-        tunnels: Tunnels,
-        consoles: Consoles,
-    ) -> None:
-        self.config, self.home, self.identity = config, home, identity
-        self.events, self.audit, self.operations, self.tokens = events, audit, operations, tokens
-        self.backends, self.vms, self.images, self.mesh, self.tunnels = backends, vms, images, mesh, tunnels
-        self.consoles = consoles
-        self.name = node_name(config)
-        self.peer_id = identity.peer_id
-        self.version = __version__
-        self._born = time.monotonic()
-        self.dispatcher = mesh.dispatcher
+    config: Config
+    home: Home
+    name: str
+    peer_id: str
+    version: str
+    events: EventLog
+    audit: AuditLog
+    operations: Journal
+    tokens: TokenStore
+    backends: Backends
+    vms: VmContext
+    images: ImageContext
+    mesh: Mesh
+    tunnels: Tunnels
+    consoles: Consoles
+    health: NodeHealth
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The operations of this node for its own users."""
+        return self.mesh.dispatcher
 
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
         """Any operation, here or on a peer (an ID, a prefix, a name). The role is checked where the operation is done.
@@ -135,7 +134,7 @@ class Node:
         asked = ConsoleRequest(vm=vm, role=caller.role, principal=caller.delegate)
         async with self.audit.witness(caller, "open_console", vm, at_peer=peer_id):
             caller.require(Role.OPERATOR, "open_console")
-            async with open_remote_console(self.mesh, peer_id, asked) as console:
+            async with open_remote_console(self.mesh.client, peer_id, asked) as console:
                 yield console
 
     def is_here(self, peer: str | None) -> bool:
@@ -159,44 +158,28 @@ class Node:
         async with self.audit.witness(caller, "import_image", ref):
             return await import_image(self.images, caller, ref, content)
 
-    @property
-    def uptime(self) -> int:
-        """Seconds since the agent was ready."""
-        return int(time.monotonic() - self._born)
-
     def guest_pids(self) -> list[int]:
         """Processes that speak for guests: no connection of theirs is this user's."""
         return list(self.backends.guest_pids())
-
-    def capacity(self) -> Capacity:
-        return self.vms.admission.capacity(self.vms.inventory.running())
-
-    def health(self) -> Health:
-        features = self.vms.hypervisor.features
-        problems = list(features.problems) + list(self.backends.problems())
-        if self.config.p2p.enabled and self.mesh.running is None:
-            problems.append("P2P services are not running: this node is alone; see `twinshare peer` and p2p.listen")
-        problems += self.mesh.problems
-        if not self.vms.hypervisor.connected and not features.problems:
-            problems.append("the hypervisor does not answer; the node is reconnecting")
-        return Health(
-            status="ok" if self.vms.hypervisor.connected else "degraded",
-            name=self.name,
-            version=self.version,
-            peer_id=self.peer_id,
-            hypervisor=features.name,
-            accelerator=features.accelerator,
-            p2p="started" if self.mesh.running else "stopped",
-            vms=len(list(self.vms.inventory.records())),
-            uptime=self.uptime,
-            problems=problems,
-        )
 
 
 def node_name(config: Config) -> str:
     """The configured name, else the machine's."""
     name = config.node.name or platform.node() or "node"
     return re.sub(r"[^A-Za-z0-9.-]", "-", name)[:63]
+
+
+@dataclass(frozen=True, slots=True)
+class _Foundation:
+    """What all parts of a node stand on."""
+
+    config: Config
+    home: Home
+    identity: Identity
+    state: State
+    events: EventLog
+    audit: AuditLog
+    backends: Backends
 
 
 @asynccontextmanager
@@ -213,93 +196,82 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
             open_events(state) as events,
             open_audit(state, identity.seed) as audit,
             open_backends(home.path, config) as backends,
-            _open_joined(config, home, identity, state, events, audit, backends, other_network) as node,
         ):
-            yield node
+            base = _Foundation(config, home, identity, state, events, audit, backends)
+            parts = NodeParts(
+                config, identity, node_name(config), __version__, state, events, audit.witness, other_network
+            )
+            async with _open_parts(base, await make_node_mesh_client(parts)) as node:
+                yield node
 
 
 @asynccontextmanager
-async def _open_joined(
-    config: Config,
-    home: Home,
-    identity: Identity,
-    state: State,
-    events: EventLog,
-    audit: AuditLog,
-    backends: Backends,
-    other_network: HostFactory | None,
-) -> AsyncIterator[Node]:
-    """The rooms on top of the backends, joined; then what was under way is taken up again."""
-    name, limits, hypervisor = node_name(config), config.hypervisor, backends.hypervisor
+async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Node]:
+    """The parts of a node in the order in which they need each other; what was under way goes on before it serves."""
+    config, backends, events, audit = base.config, base.backends, base.events, base.audit
+    name = node_name(config)
     async with (
-        open_inventory(hypervisor, events, name, limits.resync_interval) as inventory,
+        open_inventory(backends.hypervisor, events, name, config.hypervisor.resync_interval) as inventory,
         open_relays() as relays,
     ):
-        fleet = FleetImages(backends.images)
-        resolver = ImageResolver(backends.images, backends.exchange, fleet, events)
-        vms = _vm_context(config, home, backends, inventory, relays, resolver)
+        vms = _vm_context(base, inventory, relays, peers)
         images = ImageContext(backends.images, backends.exchange, events, vms, backends.scratch)
-        tunnels = Tunnels(relays, DatabaseKeyValueStore(state))
-        tokens = await open_tokens(state, home.ensure_admin_token())
-        watch = Watch(vms, events, home.path)
+        tunnels = Tunnels(relays, DatabaseKeyValueStore(base.state), peers)
+        tokens = await open_tokens(base.state, base.home.ensure_admin_token())
+        health = NodeHealth(name, __version__, config.p2p.enabled, vms, peers, backends.problems)
         kinds = open_operations(vms, images, tunnels)
         async with (
-            open_journal(state, events, name, audit.operation_ended, kinds) as operations,
+            open_journal(base.state, events, name, audit.operation_ended, kinds) as operations,
             trio.open_nursery() as nursery,
             open_consoles(vms, audit.witness) as consoles,
         ):
-            nursery.start_soon(watch.run)
+            nursery.start_soon(Watch(vms, events, base.home.path).run)
             await operations.recover()
-            dispatcher = Dispatcher(_services(vms, images, operations, tokens, lambda: node), operations)
-            nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), state)
+            dispatcher = Dispatcher(_services(vms, images, operations, tokens, health), operations)
+            nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), base.state)
             nursery.start_soon(_flush_tokens, tokens)
-            served = {
+            streams = {
                 TUNNEL: TunnelServer(vms).serve,
                 CONSOLE: ConsoleServer(consoles).serve,
                 BLOB: BlobServer(backends.images).serve,
             }
-            async with open_node_mesh(
-                config, identity, name, __version__, dispatcher, state, events, served, audit.witness,
-                other_network,
-            ) as mesh:  # fmt: skip
-                fleet.join(mesh)
-                await tunnels.join(mesh)
+            async with open_node_mesh(peers, Served(dispatcher, streams), start=config.p2p.enabled) as mesh:
+                await tunnels.open_kept()
                 nursery.start_soon(tunnels.tend)
-                node = Node(
-                    config, home, identity, events, audit, operations, tokens, backends, vms, images, mesh, tunnels,
-                    consoles,
+                yield Node(
+                    config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
+                    events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
+                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, health=health,
                 )  # fmt: skip
-                yield node
                 with trio.CancelScope(shield=True):
                     await operations.close()
             await tokens.flush()
             nursery.cancel_scope.cancel()
 
 
-def _vm_context(
-    config: Config, home: Home, backends: Backends, inventory: Inventory, relays: Relays, resolver: ImageResolver
-) -> VmContext:
+def _vm_context(base: _Foundation, inventory: Inventory, relays: Relays, peers: MeshClient) -> VmContext:
+    backends = base.backends
     return VmContext(
         hypervisor=backends.hypervisor,
         images=backends.images,
-        resolver=resolver,
+        resolver=ImageResolver(backends.images, backends.exchange, FleetImages(backends.images, peers), base.events),
         inventory=inventory,
         forwards=Forwards(backends.hypervisor, inventory, relays, backends.admits),
-        admission=Admission(config.hypervisor, partial(read_host, home.path)),
+        admission=Admission(base.config.hypervisor, partial(read_host, base.home.path)),
         files=VmFiles(backends.vms, backends.chown),
-        limits=config.hypervisor,
+        limits=base.config.hypervisor,
     )
 
 
 def _services(
-    vms: VmContext, images: ImageContext, operations: Journal, tokens: TokenStore, node: Callable[[], Node]
+    vms: VmContext, images: ImageContext, operations: Journal, tokens: TokenStore, health: NodeHealth
 ) -> dict[type, Callable[[Caller], Any]]:
     """What binds the reads of each service of this node to a caller; the mesh adds its own."""
     return {
         VmService: partial(VmReads, vms),
         ImageService: partial(ImageReads, images),
         OperationService: partial(LocalOperations, operations),
-        NodeService: lambda caller: LocalNode(node()),
+        NodeService: lambda caller: LocalNode(health),
         TokenService: lambda caller: LocalTokens(tokens),
     }
 

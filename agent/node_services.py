@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..protocols.access import Caller, Role
 from ..protocols.errors import Forbidden
 from ..protocols.node import Capacity, Health, Token, TokenRequest
 from ..protocols.operation import Operation, OperationState
+from .health import NodeHealth
 from .journal.journal import Journal
 from .tokens import TokenStore
-
-if TYPE_CHECKING:
-    from .node import Node
 
 
 class LocalOperations:
@@ -43,14 +39,14 @@ class LocalOperations:
 class LocalNode:
     """`NodeService`."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, state: NodeHealth) -> None:
+        self._state = state
 
     async def health(self) -> Health:
-        return self._node.health()
+        return self._state.report()
 
     async def capacity(self) -> Capacity:
-        return self._node.capacity()
+        return self._state.capacity()
 
 
 class LocalTokens:

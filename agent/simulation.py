@@ -34,9 +34,10 @@ from ..protocols.services import SERVICES, PeerService
 from ..protocols.table import Dispatcher, Method, all_methods, stub
 from ..protocols.vm import Vm, VmSpec, VmStatus
 from .background import open_background
+from .p2p.context import Served
 from .p2p.membership import Override
 from .p2p.memory import MemoryNetwork, open_memory_host
-from .p2p.mesh import Mesh, open_mesh
+from .p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
 from .p2p.signing import Signer
 from .p2p.store import MemoryKeyValueStore
 
@@ -233,14 +234,13 @@ class Cluster:
     async def _live(self, node: SimulatedNode, task_status: trio.TaskStatus[None]) -> None:
         try:
             with node.scope:
-                async with open_mesh(
+                settings = MeshSettings(
                     open_host=lambda gate: open_memory_host(
                         self.network, node.peer_id, gate, peer_timeout=self.connection_timeout
                     ),
                     signer=node.signer,
                     name=node.name,
                     agent="twinshare/simulation",
-                    dispatcher=node.dispatcher(),
                     store=node.store,
                     events=node.events.subscribe,
                     publish=node.events.publish,
@@ -248,7 +248,10 @@ class Cluster:
                     overrides=node.overrides,
                     peer_timeout=self.peer_timeout,
                     rng=random.Random(self.rng.random()),  # noqa: S311 - it must repeat
-                ) as node.running:
+                )
+                client = await make_mesh_client(settings)
+                async with open_mesh(client, Served(node.dispatcher())) as node.running:
+                    await node.running.start()
                     task_status.started()
                     await trio.sleep_forever()
         finally:

@@ -24,19 +24,25 @@ Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
 """A handler for members only: it gets the peer as a caller, with the role and limits of its certificate."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What this node offers to members: the operations of `dispatcher`, and further protocols by their IDs."""
+
+    dispatcher: Dispatcher
+    protocols: Mapping[str, Serve] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshContext:
     """`agent` is our program and its version; a peer silent for `peer_timeout` seconds is gone; `now` is Unix time.
 
-    `dispatcher` has the operations on this node, those on its peers excepted. `served` are the
-    handlers of further protocols by their IDs; `joining_via` the inviters of joins under way.
+    `joining_via` are the inviters of joins under way.
     """
 
     open_host: OpenHost
     open_discovery: OpenDiscovery
     name: str
     agent: str
-    dispatcher: Dispatcher
     events: EventSource
     publish: Publish
     now: Callable[[], float]
@@ -45,7 +51,6 @@ class MeshContext:
     membership: Membership
     address_book: AddressBook
     tickets: TicketBook
-    served: Mapping[str, Serve] = field(default_factory=dict)
     witness: Witness = unwitnessed
     joining_via: set[PeerId] = field(default_factory=set)
 

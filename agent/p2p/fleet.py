@@ -12,7 +12,7 @@ from ...protocols.access import Caller, Role
 from ...protocols.errors import TwinshareError
 from ...protocols.messages import Follow
 from ...protocols.services import VmService
-from ...protocols.table import methods
+from ...protocols.table import Dispatcher, methods
 from ...protocols.vm import Vm
 from .calls import PeerCalls
 from .context import MeshContext
@@ -32,14 +32,14 @@ READER = Caller(principal="local", role=Role.VIEWER)
 class FleetInventory:
     """What the peers last said. While a peer is online its events keep that fresh, so that little is lost with it."""
 
-    def __init__(self, context: MeshContext) -> None:
-        self._context = context
+    def __init__(self, context: MeshContext, dispatcher: Dispatcher) -> None:
+        self._context, self._dispatcher = context, dispatcher
         self._last: dict[PeerId, list[Vm]] = {}
 
     async def vms(self, caller: Caller, online: list[PeerId], calls: PeerCalls | None) -> list[Vm]:
         """All VMs, this node's first; the rows of peers that do not answer in time say `reachable: false`."""
         context = self._context
-        rows = _told(await context.dispatcher.call(caller, LIST_VMS, {}), context.name, context.now())
+        rows = _told(await self._dispatcher.call(caller, LIST_VMS, {}), context.name, context.now())
         answered: set[PeerId] = set()
         async with trio.open_nursery() as nursery:
             if calls is not None:

@@ -5,36 +5,36 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
 from ...protocols.access import Caller, Witness, unwitnessed
-from ...protocols.errors import AmbiguousName, Conflict, Forbidden, InvalidRequest, PeerNotFound
+from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerNotFound
 from ...protocols.membership import Certificate
 from ...protocols.mesh import GossipUpdate
 from ...protocols.services import PeerService
-from ...protocols.table import Dispatcher, Method
+from ...protocols.table import Method
 from ...protocols.ticket import decode_ticket
 from ...protocols.vm import Vm
 from ..background import open_background
 from . import joining
 from .address_book import open_address_book
-from .context import MeshContext, OpenHost, Publish, Serve
+from .context import MeshContext, OpenHost, Publish, Served
 from .discovery import OpenDiscovery, no_discovery
 from .fleet import FleetInventory
 from .host import PeerId
 from .local_peers import LocalPeers
 from .membership import Override, open_membership
-from .mesh_services import MeshServices, open_mesh_services, stopped
+from .mesh_client import MeshClient
+from .mesh_services import MeshServices, open_mesh_services
+from .problems import membership_problems
 from .rpc import EventSource
 from .signing import Signer
 from .store import KeyValueStore
 from .tickets import open_tickets
 
-WARN_BEFORE = 10 * 86400
-"""Seconds before the end of this node's certificate when its health speaks of it."""
 JOIN_SETTLE_TIME = 1.0
 """Seconds that a node which has joined waits until it is connected with everybody."""
 
@@ -42,13 +42,12 @@ JOIN_SETTLE_TIME = 1.0
 class Mesh:
     """Made by `open_mesh`."""
 
-    def __init__(self, context: MeshContext, nursery: trio.Nursery) -> None:
-        self.context = context
-        self.peer_id = context.membership.peer_id
-        self.fleet = FleetInventory(context)
-        self.dispatcher = context.dispatcher.extended({PeerService: self.service})
+    def __init__(self, client: MeshClient, served: Served, nursery: trio.Nursery) -> None:
+        self.client, self.context, self.peer_id = client, client.context, client.peer_id
+        self.dispatcher = served.dispatcher.extended({PeerService: self.service})
+        self.fleet = FleetInventory(client.context, self.dispatcher)
+        self._served = Served(self.dispatcher, served.protocols)
         self._nursery = nursery
-        self._running: MeshServices | None = None
         self._leave = trio.Event()
         self._left = trio.Event()
         self._switch = trio.Lock()
@@ -58,36 +57,35 @@ class Mesh:
     @property
     def running(self) -> MeshServices | None:
         """The services, None while they are off."""
-        return self._running
+        return self.client.running
 
     def require_running(self) -> MeshServices:
         """Raises: P2pStopped."""
-        if self._running is None:
-            raise stopped()
-        return self._running
+        return self.client.require_running()
 
     async def start(self) -> None:
         """Switch the services on. Raises: what the host raises when it cannot listen."""
         async with self._switch:
-            if self._running is None:
+            if self.running is None:
                 self._leave, self._left = trio.Event(), trio.Event()
                 await self._nursery.start(self._run)
 
     async def stop(self) -> None:
         """Switch them off; the identity and the fleet stay."""
         async with self._switch:
-            if self._running is not None:
+            if self.running is not None:
                 self._leave.set()
                 await self._left.wait()
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with open_mesh_services(self.context, self.dispatcher, self.fleet) as self._running:
+            async with open_mesh_services(self.context, self._served, self.fleet) as services:
+                self.client.switched(services)
                 task_status.started()
                 await self._leave.wait()
-                self._running = None
+                self.client.switched(None)
         finally:
-            self._running = None
+            self.client.switched(None)
             self._left.set()
 
     # -- peers
@@ -97,58 +95,24 @@ class Mesh:
         return LocalPeers(self, caller)
 
     def resolve(self, ref: str) -> PeerId:
-        """The peer that a user means: an ID, a name, or the only one whose ID begins so; `local` is this node.
-
-        Raises: PeerNotFound, AmbiguousName listing those that could be meant.
-        """
-        if ref == "local":
-            return self.peer_id
-        names = {peer.sub: peer.name for peer in self.context.membership.peers}
-        names[self.peer_id] = self.context.name
-        if ref in names:
-            return ref
-        meant = [peer for peer, name in names.items() if name == ref]
-        meant = meant or [peer for peer in names if peer.startswith(ref)]
-        if not meant:
-            raise PeerNotFound(f"no peer of this fleet is called '{ref}'", peer=ref)
-        if len(meant) > 1:
-            listed = ", ".join(f"{names[peer]} ({peer})" for peer in sorted(meant))
-            raise AmbiguousName(f"'{ref}' may be any of {listed}", peers=sorted(meant))
-        return meant[0]
+        """As `MeshClient.resolve`."""
+        return self.client.resolve(ref)
 
     async def call(self, peer: str, method: Method, arguments: Mapping[str, Any], caller: Caller) -> Any:
-        """Any operation of a peer, as if it were here; the peer may be this node.
-
-        Raises: what the operation raises; Detached; Forbidden, P2pStopped, PeerNotFound, AmbiguousName,
-        PeerUnreachable, PeerMisbehaved, DeadlineExceeded.
-        """
-        running = self.require_running()
-        peer_id = self.resolve(peer)
-        if peer_id == self.peer_id:
+        """Call any operation of a peer, as if it were here; the peer may be this node. Raises: as `MeshClient.call`."""
+        self.require_running()
+        if self.resolve(peer) == self.peer_id:
             return await self.dispatcher.call(caller, method, arguments)
-        if method.local:
-            raise Forbidden(f"{method.name} is for a node's own users; call it on {peer} itself")
-        caller.require(method.role, method.name)
-        return await running.calls.call(peer_id, method, arguments, caller)
+        return await self.client.call(peer, method, arguments, caller)
 
     @property
     def problems(self) -> list[str]:
         """What is wrong with this node's place in its fleet."""
-        membership = self.context.membership
-        own = membership.valid_certificate(self.peer_id)
-        if own is not None and own.exp - self.context.now() > WARN_BEFORE:
-            return []
-        if own is not None:
-            end = datetime.fromtimestamp(own.exp, UTC).date().isoformat()
-            founder = self.context.title(membership.fleet)
-            cure = f"let {founder}, which founded the fleet, or another admin come online"
-            return [f"this node's certificate ends on {end} and no admin has renewed it: {cure}"]
-        said = f"this node's certificate of the fleet {membership.fleet} was revoked or has expired"
-        return [f"{said}: no peer talks to it; join again with a new ticket"]
+        return membership_problems(self.context)
 
     async def fleet_vms(self, caller: Caller) -> list[Vm]:
         """The VMs of all peers, in at most two seconds; without P2P services, this node's and what others last said."""
-        running = self._running
+        running = self.running
         online = [session.peer_id for session in running.sessions.live] if running else []
         return await self.fleet.vms(caller, online, running.calls if running else None)
 
@@ -184,58 +148,60 @@ class Mesh:
     async def revoke(self, peer: PeerId) -> None:
         """Put a peer out of the fleet, at once here and within moments everywhere. Raises: PeerNotFound, Forbidden."""
         update: GossipUpdate = await self.context.membership.revoke(peer)
-        if running := self._running:
+        if running := self.running:
             await running.gossip.spread_and_wait(update, joining.SPREAD_TIMEOUT)
             running.members_changed()
 
 
-@asynccontextmanager
-async def open_mesh(
-    *,
-    open_host: OpenHost,
-    open_discovery: OpenDiscovery = no_discovery,
-    signer: Signer,
-    name: str,
-    agent: str,
-    dispatcher: Dispatcher,
-    store: KeyValueStore,
-    events: EventSource,
-    publish: Publish,
-    now: Callable[[], float],
-    overrides: Mapping[PeerId, Override] | None = None,
-    bootstrap: Sequence[str] = (),
-    peer_timeout: float = 15.0,
-    served: Mapping[str, Serve] | None = None,
-    witness: Witness = unwitnessed,
-    rng: random.Random | None = None,
-    start: bool = True,
-) -> AsyncIterator[Mesh]:
-    """The mesh of the node whose key `signer` has. `peer_timeout`: seconds after which a silent peer is gone.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshSettings:
+    """What a mesh is made of. `signer` has the node's key; a peer is gone after `peer_timeout` seconds of silence.
 
-    `dispatcher` has the operations that peers may call, `witness` writes down those that change something, `served`
-    are further protocols for members; `now` is the time of day in seconds of the epoch.
-    Raises: what the host raises when it cannot listen.
+    `witness` writes down the calls that change something; `now` is the time of day in seconds of the epoch.
     """
-    context = MeshContext(
-        open_host=open_host,
-        open_discovery=open_discovery,
-        name=name,
-        agent=agent,
-        dispatcher=dispatcher,
-        events=events,
-        publish=publish,
-        now=now,
-        peer_timeout=peer_timeout,
-        served=served or {},
-        witness=witness,
-        rng=rng or random.Random(),  # noqa: S311 - it spreads retries in time
-        membership=await open_membership(store, signer, name, overrides or {}, now),
-        address_book=await open_address_book(store, bootstrap, now),
-        tickets=await open_tickets(store, signer.peer_id, now),
+
+    open_host: OpenHost
+    open_discovery: OpenDiscovery = no_discovery
+    signer: Signer
+    name: str
+    agent: str
+    store: KeyValueStore
+    events: EventSource
+    publish: Publish
+    now: Callable[[], float]
+    overrides: Mapping[PeerId, Override] = field(default_factory=dict)
+    bootstrap: Sequence[str] = ()
+    peer_timeout: float = 15.0
+    witness: Witness = unwitnessed
+    rng: random.Random = field(default_factory=random.Random)
+
+
+async def make_mesh_client(settings: MeshSettings) -> MeshClient:
+    """The client of a mesh whose services are off: what is kept of the fleet is read."""
+    store, signer, now = settings.store, settings.signer, settings.now
+    return MeshClient(
+        MeshContext(
+            open_host=settings.open_host,
+            open_discovery=settings.open_discovery,
+            name=settings.name,
+            agent=settings.agent,
+            events=settings.events,
+            publish=settings.publish,
+            now=now,
+            peer_timeout=settings.peer_timeout,
+            witness=settings.witness,
+            rng=settings.rng,
+            membership=await open_membership(store, signer, settings.name, settings.overrides, now),
+            address_book=await open_address_book(store, settings.bootstrap, now),
+            tickets=await open_tickets(store, signer.peer_id, now),
+        )
     )
+
+
+@asynccontextmanager
+async def open_mesh(client: MeshClient, served: Served) -> AsyncIterator[Mesh]:
+    """The mesh that `client` calls, and what it serves itself. It is off until `start`, and switched off at the end."""
     async with open_background() as nursery:
-        mesh = Mesh(context, nursery)
-        if start:
-            await mesh.start()
+        mesh = Mesh(client, served, nursery)
         yield mesh
         await mesh.stop()

@@ -13,11 +13,10 @@ from ...protocols.access import Caller
 from ...protocols.errors import P2pStopped
 from ...protocols.mesh import MAX_ADDRESSES, GossipUpdate, MeshService, PeerRecord
 from ...protocols.messages import Hello, Request
-from ...protocols.table import Dispatcher
 from ..background import open_background
 from . import joining, peer_session
 from .calls import PeerCalls
-from .context import MeshContext, Serve, no_member
+from .context import MeshContext, Serve, Served, no_member
 from .discovery import Discovery
 from .fleet import FleetInventory
 from .gossip import Gossip
@@ -39,14 +38,14 @@ class MeshServices:
     def __init__(
         self,
         context: MeshContext,
-        dispatcher: Dispatcher,
+        served: Served,
         host: Host,
         fleet: FleetInventory,
         discovery: Sequence[Discovery],
         nursery: trio.Nursery,
     ) -> None:
         self._context, self.host, self._fleet, self._nursery = context, host, fleet, nursery
-        self._discovery = discovery
+        self._discovery, self._protocols = discovery, served.protocols
         self._started_at = trio.current_time()
         self._declared: tuple[list[str], int] = ([], 0)
         self._published = self.own_record()
@@ -54,7 +53,7 @@ class MeshServices:
         self.calls = PeerCalls(self.sessions.session_to, context.title)
         self.gossip = Gossip(context, self.sessions, self.own_record, self.members_changed, nursery)
         self._server = PeerServer(
-            dispatcher.extended({MeshService: self.gossip.bind}),
+            served.dispatcher.extended({MeshService: self.gossip.bind}),
             self,
             context.events,
             context.session_timeout,
@@ -64,7 +63,7 @@ class MeshServices:
     def serve(self) -> None:
         """Register the protocols of the mesh at the host."""
         self.host.serve(peer_session.PROTOCOL, self._server.serve)
-        for protocol, serve in self._context.served.items():
+        for protocol, serve in self._protocols.items():
             self.host.serve(protocol, partial(self._serve_member, serve))
         join_server = JoinServer(self._context, self.gossip, self.members_changed)
         self.host.serve(joining.PROTOCOL, join_server.serve, guests=True)
@@ -206,18 +205,15 @@ class MeshServices:
 
 @asynccontextmanager
 async def open_mesh_services(
-    context: MeshContext, dispatcher: Dispatcher, fleet: FleetInventory
+    context: MeshContext, served: Served, fleet: FleetInventory
 ) -> AsyncIterator[MeshServices]:
-    """Switch the services on; `dispatcher` has the operations that peers may call.
-
-    Raises: what the host raises when it cannot listen.
-    """
+    """Switch the services on. Raises: what the host raises when it cannot listen."""
     async with (
         context.open_host(context.gate) as host,
         context.open_discovery(host) as discovery,
         open_background() as nursery,
     ):
-        services = MeshServices(context, dispatcher, host, fleet, discovery, nursery)
+        services = MeshServices(context, served, host, fleet, discovery, nursery)
         services.serve()
         services.start()
         yield services

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -28,7 +28,7 @@ from ..images.port import Report
 from ..images.store import DiskImageStore
 from ..images.tag_index import parse_new_name
 from ..p2p.host import PathKind, PeerId, Stream
-from ..p2p.mesh import Mesh
+from ..p2p.mesh_client import MeshClient
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
 log = structlog.get_logger(__name__)
@@ -52,15 +52,10 @@ class Offer:
 
 @dataclass(slots=True)
 class FleetImages:
-    """Made before the mesh, which is the last to come when a node starts: `join` it then, or say there is none."""
+    """Images of members. An operation that goes on when a node starts may ask before the mesh is on: it waits."""
 
     store: DiskImageStore
-    _mesh: Mesh | None = None
-    _joined: trio.Event = field(default_factory=trio.Event)
-
-    def join(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._joined.set()
+    mesh: MeshClient
 
     async def has(self, ref: str) -> bool:
         """Whether a member that can be reached now has the image. Raises: InvalidRequest."""
@@ -82,11 +77,9 @@ class FleetImages:
 
     def _source(self, peer: PeerId) -> Source:
         async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:
-            return await ask_on_stream(mesh, peer, PROTOCOL, request, BlobAnswer)
+            return await ask_on_stream(self.mesh, peer, PROTOCOL, request, BlobAnswer)
 
-        assert self._mesh is not None  # noqa: S101 - who was found was found through it
-        mesh = self._mesh
-        return Source(mesh.context.title(peer), ask)
+        return Source(self.mesh.context.title(peer), ask)
 
     def _name(self, wanted: Reference, image: Image) -> Reference:
         """What it is called here: by the name that was asked for; what was asked for by digest, as it is there."""
@@ -103,17 +96,16 @@ class FleetImages:
 
     async def _find(self, ref: str) -> Offer | None:
         wanted = parse_reference(ref)
-        with trio.move_on_after(SETTLE):
-            await self._joined.wait()
-        running = self._mesh.running if self._mesh else None
-        if self._mesh is None or running is None or wanted.digest.startswith("sha256:") or _is_private(wanted):
+        await self.mesh.wait_until_switched(SETTLE)
+        running = self.mesh.running
+        if running is None or wanted.digest.startswith("sha256:") or _is_private(wanted):
             return None
         await running.sessions.wait_until_tried(SETTLE)
         found: dict[PeerId, Image] = {}
         async with trio.open_nursery() as nursery:
             for session in running.sessions.live:
                 if self._trusted(session.peer_id):
-                    nursery.start_soon(self._ask, self._mesh, session.peer_id, ref, found)
+                    nursery.start_soon(self._ask, session.peer_id, ref, found)
         images = {image.digest: image for image in found.values() if wanted.digest in {"", image.digest}}
         if not images:
             return None
@@ -125,12 +117,12 @@ class FleetImages:
         return Offer(best, [peer for peer in peers if running.host.path(peer) is PathKind.DIRECT] or peers)
 
     def _trusted(self, peer: PeerId) -> bool:
-        certificate = self._mesh.context.membership.valid_certificate(peer) if self._mesh else None
+        certificate = self.mesh.context.membership.valid_certificate(peer)
         return certificate is not None and certificate.role.includes(Role.OPERATOR)
 
-    async def _ask(self, mesh: Mesh, peer: PeerId, ref: str, found: dict[PeerId, Image]) -> None:
+    async def _ask(self, peer: PeerId, ref: str, found: dict[PeerId, Image]) -> None:
         with suppress(TwinshareError), trio.move_on_after(PATIENCE):
-            image: Image = await mesh.call(peer, GET_IMAGE, {"image": ref}, READER)
+            image: Image = await self.mesh.call(peer, GET_IMAGE, {"image": ref}, READER)
             if not image.damaged and image.size <= self.store.max_size:
                 found[peer] = image
 

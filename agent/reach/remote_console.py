@@ -16,7 +16,7 @@ from ...protocols.console import PROTOCOL, ConsoleFrame, ConsoleRequest, pieces
 from ...protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
 from ...protocols.tunnel import encode
 from ..p2p.host import PeerId, Stream
-from ..p2p.mesh import Mesh
+from ..p2p.mesh_client import MeshClient
 from .consoles import CHUNK, Console, Consoles
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
@@ -56,7 +56,7 @@ class _RemoteConsole:
 
 
 @asynccontextmanager
-async def open_remote_console(mesh: Mesh, peer: PeerId, request: ConsoleRequest) -> AsyncIterator[Console]:
+async def open_remote_console(mesh: MeshClient, peer: PeerId, request: ConsoleRequest) -> AsyncIterator[Console]:
     """Listen until the block is left. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
     _, stream = await ask_on_stream(mesh, peer, PROTOCOL, request, ConsoleFrame)
     try:

@@ -18,7 +18,7 @@ from ...protocols.console import ConsoleFrame
 from ...protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError, Unavailable
 from ...protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
 from ..p2p.host import PeerId, Stream
-from ..p2p.mesh import Mesh
+from ..p2p.mesh_client import MeshClient
 from ..relays import carry
 from ..vm.context import VmContext
 
@@ -35,14 +35,14 @@ Frame = TypeVar("Frame", bound=msgspec.Struct)
 Answer = TypeVar("Answer", TunnelAnswer, ConsoleFrame, BlobAnswer)
 
 
-async def open_tunnel(mesh: Mesh, peer: PeerId, request: TunnelRequest) -> tuple[TunnelAnswer, Stream]:
+async def open_tunnel(mesh: MeshClient, peer: PeerId, request: TunnelRequest) -> tuple[TunnelAnswer, Stream]:
     """A stream on which the guest's bytes follow. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
     within = PROBING if request.probe else OPENING
     return await ask_on_stream(mesh, peer, PROTOCOL, request, TunnelAnswer, within)
 
 
 async def ask_on_stream(
-    mesh: Mesh, peer: PeerId, protocol: str, request: msgspec.Struct, kind: type[Answer], within: float = OPENING
+    mesh: MeshClient, peer: PeerId, protocol: str, request: msgspec.Struct, kind: type[Answer], within: float = OPENING
 ) -> tuple[Answer, Stream]:
     """A new stream to a peer after one frame each way, `within` so many seconds.
 

@@ -22,8 +22,7 @@ from ...protocols.tolerant import decode_tolerantly
 from ...protocols.tunnel import TunnelAnswer, TunnelRequest
 from ...protocols.vm import Forward, ForwardSpec
 from ..p2p.host import PeerId, Stream
-from ..p2p.mesh import Mesh
-from ..p2p.mesh_services import stopped
+from ..p2p.mesh_client import MeshClient
 from ..p2p.store import KeyValueStore
 from ..relays import Relays
 from ..vm.forwards import forward_view
@@ -57,19 +56,12 @@ class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Tunnels:
-    """All of them. The mesh comes last, when a node starts: `join` it then."""
+    """All of them."""
 
     relays: Relays
     store: KeyValueStore
+    mesh: MeshClient
     kept: dict[tuple[str, ...], Tunnel] = field(default_factory=dict)
-    _mesh: Mesh | None = None
-
-    @property
-    def mesh(self) -> Mesh:
-        """Raises: P2pStopped."""
-        if self._mesh is None:
-            raise stopped()
-        return self._mesh
 
     def peer_of(self, ref: str) -> PeerId:
         """The peer that a user means; one that has left the fleet is known by its ID while a tunnel to it is kept.
@@ -81,9 +73,8 @@ class Tunnels:
             return ref
         return self.mesh.resolve(ref)
 
-    async def join(self, mesh: Mesh) -> None:
+    async def open_kept(self) -> None:
         """Open what was kept; a port that another program took meanwhile stays closed, and is listed so."""
-        self._mesh = mesh
         for value in (await self.store.load(KIND)).values():
             tunnel = decode_tolerantly(value, Tunnel)
             self.kept[tunnel.key] = tunnel

@@ -136,7 +136,7 @@ def _announce_ready(node: Node, url: str, notifier: SystemdNotifier) -> None:
             "api_url": url,
             "addresses": node.addresses,
             "data_dir": str(node.home.path),
-            "hypervisor": node.health().hypervisor,
+            "hypervisor": node.health.report().hypervisor,
         }
     )
     notifier.ready(f"{node.name} at {url}")

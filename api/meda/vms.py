@@ -85,7 +85,7 @@ class MedaVms:
             return
         if key is not None and there.id == vm_id(key):
             return
-        check_replacement(self._node.capacity(), there, spec)
+        check_replacement(self._node.health.capacity(), there, spec)
         alone = msgspec.structs.replace(self._caller, idempotency_key=None, detach=False)
         if not await size_of(self._node, alone, spec.image):
             await self._node.call(alone, TABLE["pull_image"], {"request": PullRequest(image=spec.image)})

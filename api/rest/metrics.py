@@ -108,7 +108,7 @@ def _gauges(vms: list[Vm], node: Node) -> list[Metric]:
         states.add_metric([status], number)
     info = GaugeMetricFamily("twinshare_node_info", "The node.", labels=["name", "peer_id", "version"])
     info.add_metric([node.name, node.peer_id, node.version], 1)
-    health = node.health()
+    health = node.health.report()
     return [
         states,
         info,

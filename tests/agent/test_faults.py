@@ -56,11 +56,11 @@ async def test_a_refused_request_changes_nothing(
 ) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec("there"))
-        before = await node.operations.list(), node.capacity().in_flight
+        before = await node.operations.list(), node.health.capacity().in_flight
         with pytest.raises(error, match=words):
             await vms.create_vm(spec(**over))
         assert [vm.name for vm in await vms.list_vms()] == ["there"]
-        assert (await node.operations.list(), node.capacity().in_flight) == before
+        assert (await node.operations.list(), node.health.capacity().in_flight) == before
         assert len(list((tmp_path / "vms").iterdir())) == 1
 
 
@@ -126,7 +126,7 @@ async def test_reads_answer_while_the_hypervisor_is_down(tmp_path: Path) -> None
         await vms.create_vm(spec(start=True))
         hypervisor.go_down()
         assert [vm.name for vm in await vms.list_vms()] == ["one"]
-        assert node.health().status == "degraded"
+        assert node.health.report().status == "degraded"
         for refused in (vms.stop_vm("one", force=True), vms.create_vm(spec("two"))):
             with pytest.raises(HypervisorDown):
                 await refused

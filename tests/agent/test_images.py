@@ -226,13 +226,13 @@ async def test_a_damaged_image_names_its_vms_which_run_on_and_no_new_one_starts_
             await vms.create_vm(spec("two"))
         with pytest.raises(ImageDamaged):
             await images.push_image(PushRequest(image="disk", target="registry.example/disk:v1"))
-        assert any("disk:latest" in problem for problem in node.health().problems)
+        assert any("disk:latest" in problem for problem in node.health.report().problems)
         viewer = Caller(principal="token:eye", role=Role.VIEWER)
         with pytest.raises(Forbidden):
             await node.call(viewer, node.dispatcher.table["fsck_images"], {})
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
         await vms.create_vm(spec("two", start=True))
-        assert node.health().problems == []
+        assert node.health.report().problems == []
 
 
 async def test_the_identity_of_a_disk_without_a_file_system_cannot_be_reset(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ async def creation(node: Node) -> Operation:
 
 
 def nothing_left(node: Node, folder: Path) -> bool:
-    free = node.capacity().in_flight
+    free = node.health.capacity().in_flight
     return not list((folder / "vms").iterdir()) and not node.vms.resolver.reserved and not free.memory
 
 

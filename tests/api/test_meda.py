@@ -324,7 +324,8 @@ async def test_force_deletes_nothing_before_the_image_is_there(tmp_path: Path, m
     async with served(tmp_path) as api:
         body = {"name": "test-vm", **SMALL}
         await api.client.post("/api/v1/vms", json=body)
-        api.node.config = replace(api.node.config, images=replace(api.node.config.images, default="a.example/new:v1"))
+        images = replace(api.node.config.images, default="a.example/new:v1")
+        object.__setattr__(api.node, "config", replace(api.node.config, images=images))
         remote.failure = RegistryFailed("it stalls")
         assert (await api.client.post("/api/v1/vms", json={**body, "force": True})).status_code == 502
         assert (await api.get("/api/vm/test-vm"))["image"] == "disk"

@@ -12,6 +12,7 @@ from tests.agent.nodes import spec
 from tests.agent.remote import Remote
 from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
 from tests.nodes.test_in_memory import call, open_fleet
+from twinshare.agent.p2p.mesh_client import MeshClient
 from twinshare.agent.reach.fleet_images import FleetImages
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import (
@@ -225,7 +226,8 @@ async def test_a_creation_that_a_crash_broke_off_finds_the_fleet_again(tmp_path:
     """The journal is taken up before the mesh is there."""
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a)
-        fleet = FleetImages(b.backends.images)
+        client = MeshClient(b.mesh.context)
+        fleet = FleetImages(b.backends.images, client)
         found: list[bool] = []
 
         async def look() -> None:
@@ -234,7 +236,7 @@ async def test_a_creation_that_a_crash_broke_off_finds_the_fleet_again(tmp_path:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look)
             await trio.testing.wait_all_tasks_blocked()
-            fleet.join(b.mesh)
+            client.switched(b.mesh.running)
         assert found == [True]
-        await call(b, "stop_p2p")
+        client.switched(None)
         assert not await fleet.has("web:v1"), "and without P2P services there is none"

@@ -219,7 +219,7 @@ async def test_stopping_p2p_leaves_local_vms_working(tmp_path: Path) -> None:
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await call(a, "stop_p2p")
         assert (await call(a, "create_vm", spec=spec("here"))).name == "here"
-        assert a.health().p2p == "stopped"
+        assert a.health.report().p2p == "stopped"
         with pytest.raises(TwinshareError, match="P2P services are not running"):
             await call(a, "list_vms", "node-1")
         await call(a, "start_p2p")

@@ -11,9 +11,10 @@ import pytest
 import trio
 
 from tests.agent.p2p.hosts import LOOPBACK, until
+from twinshare.agent.p2p.context import Served
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.settings import HostSettings
-from twinshare.agent.p2p.mesh import Mesh, open_mesh
+from twinshare.agent.p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
 from twinshare.agent.p2p.signing import Signer
 from twinshare.agent.simulation import SimulatedNode, simulated_vm
 from twinshare.protocols.access import LOCAL_ADMIN, Role
@@ -29,21 +30,22 @@ def seed_of(number: int) -> bytes:
 
 @asynccontextmanager
 async def open_real(member: SimulatedNode) -> AsyncIterator[Mesh]:
-    async with open_mesh(
+    settings = MeshSettings(
         open_host=lambda gate: open_libp2p_host(
             seed_of(member.number), [LOOPBACK], gate=gate, settings=HostSettings(peer_timeout=PEER_TIMEOUT)
         ),
         signer=member.signer,
         name=member.name,
         agent="twinshare/test",
-        dispatcher=member.dispatcher(),
         store=member.store,
         events=member.events.subscribe,
         publish=lambda type, data: member.events.publish(type, dict(data)),
         now=time.time,
         peer_timeout=PEER_TIMEOUT,
         rng=random.Random(member.number),
-    ) as member.running:
+    )
+    async with open_mesh(await make_mesh_client(settings), Served(member.dispatcher())) as member.running:
+        await member.running.start()
         try:
             yield member.running
         finally:
