@@ -76,8 +76,10 @@ async def test_who_may(tmp_path: Path) -> None:
         await refused(near, LOCAL_ADMIN, "far", Forbidden, "operator")
     async with pair(tmp_path / "second", Role.OPERATOR) as (near, far, _):
         await refused(near, LOCAL_ADMIN, "far", Forbidden, "belongs to local")
-        await call(near, "create_vm", "node-0", spec=spec("mine", start=True))
+        await call(near, "create_vm", "node-0", worker, spec=spec("mine", start=True))
+        await call(near, "create_vm", "node-0", spec=spec("users", start=True))
         await refused(near, reader, "mine", Forbidden, "operator")
+        await refused(near, worker, "users", Forbidden, "belongs to")
         async with near.console(worker, "mine", "node-0") as console:
             await console.send(b"x")
             assert await hear(console, 1) == b"x"
