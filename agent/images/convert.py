@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
+import trio
 from msgspec import Meta
 
 from ...protocols.errors import InsufficientResources, InvalidRequest
 from .disks import check_size, damaged, refuse_features
+from .qcow2 import compressed_end, table_ends
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 LOOK_TIMEOUT = 60.0
+CHECK_TIMEOUT = 600.0
 CONVERT_TIMEOUT = 3600.0
 
 
@@ -44,6 +48,13 @@ class _Info(msgspec.Struct):
     specific: _Specific = msgspec.field(default_factory=_Specific, name="format-specific")
 
 
+class _Checked(msgspec.Struct):
+    """What `qemu-img check` says; `end` is where the last cluster ends that is in use."""
+
+    end: Annotated[int, Meta(ge=0)] = msgspec.field(name="image-end-offset")
+    compressed: int = msgspec.field(default=0, name="compressed-clusters")
+
+
 class _Measure(msgspec.Struct):
     required: Annotated[int, Meta(ge=0)]
 
@@ -59,6 +70,29 @@ async def inspect_qcow2(run_tool: RunTool, path: Path, max_size: int) -> int:
     )
     check_size(info.size, max_size)
     return info.size
+
+
+async def check_qcow2(run_tool: RunTool, path: Path) -> None:
+    """Compare the tables of a qcow2 file with its clusters and its length. Raises: InvalidRequest for a damaged one."""
+    argv = ["check", "--output=json", "-f", "qcow2", str(path)]
+    # 3 says that clusters belong to nothing: space is lost, no data.
+    found = _decode(await _qemu_img(run_tool, argv, CHECK_TIMEOUT, accepted=(0, 3)), _Checked)
+    length, head = await trio.to_thread.run_sync(_length_and_head, path)
+    if length >= found.end:
+        return
+    if found.compressed:
+        # QEMU reads zeros behind the end of the file, and may unpack a cluster that was cut into something else.
+        if length < await trio.to_thread.run_sync(compressed_end, path):
+            raise damaged("its last compressed cluster was cut off")
+        return
+    # QEMU itself leaves the last cluster short where it is a table that was written only as far as it is filled.
+    if not any(found.end - size < table_end <= length for table_end, size in table_ends(head)):
+        raise damaged(f"the file ends after {length} bytes, its last cluster at {found.end}: it was cut off")
+
+
+def _length_and_head(path: Path) -> tuple[int, bytes]:
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size, file.read(512)
 
 
 async def check_room(run_tool: RunTool, disk: Sequence[str], free: int) -> None:
@@ -99,9 +133,9 @@ async def convert_qcow2(run_tool: RunTool, disk: Sequence[str], target: Path) ->
     await _qemu_img(run_tool, argv, CONVERT_TIMEOUT)
 
 
-async def _qemu_img(run_tool: RunTool, arguments: list[str], timeout: float) -> bytes:
+async def _qemu_img(run_tool: RunTool, arguments: list[str], timeout: float, accepted: Sequence[int] = (0,)) -> bytes:
     done = await run_tool(["qemu-img", *arguments], timeout=timeout)
-    if done.returncode == 0:
+    if done.returncode in accepted:
         return done.stdout
     text = done.stderr.decode(errors="replace").strip()
     if "No space left on device" in text or "File too large" in text:

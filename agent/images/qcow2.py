@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
+from array import array
 from dataclasses import dataclass
+from pathlib import Path
 
 MAGIC = b"QFI\xfb"
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQIIB7x")
 _DATA_FILE = 1 << 2
+_EXTENDED_L2 = 1 << 4
+_COMPRESSED = 1 << 62
+_OFFSET = 0x00FFFFFFFFFFFE00
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
 _REFCOUNT_ORDER = 4  # 16-bit counts
@@ -55,6 +61,44 @@ def parse_header(data: bytes) -> Qcow2Header:
         has_data_file=bool(incompatible & _DATA_FILE),
         encrypted=crypt != 0,
     )
+
+
+def table_ends(data: bytes) -> list[tuple[int, int]]:
+    """Where the L1 table and the table of snapshots end at least, each with the size of a cluster; in bytes.
+
+    `data` begins with a header that `parse_header` takes.
+    """
+    bits, l1_entries, l1_offset = struct.unpack_from(">I12xIQ", data, 20)
+    snapshots, snapshots_offset = struct.unpack_from(">IQ", data, 60)
+    cluster = 1 << bits
+    ends = [(l1_offset + 8 * l1_entries, cluster)]
+    return [*ends, (snapshots_offset + 40 * snapshots, cluster)] if snapshots else ends
+
+
+def compressed_end(path: Path) -> int:
+    """Where the last sector of a compressed cluster ends in a checked file, in bytes. Blocking."""
+    end = 0
+    with path.open("rb") as file:
+        head = file.read(_V2.size + _V3.size)
+        bits, l1_entries, l1_offset = struct.unpack_from(">I12xIQ", head, 20)
+        step = 2 if parse_header(head).version == 3 and _V3.unpack_from(head, _V2.size)[0] & _EXTENDED_L2 else 1
+        shift = 62 - (bits - 8)
+        file.seek(l1_offset)
+        for entry in _numbers(file.read(8 * l1_entries)):
+            if table := entry & _OFFSET:
+                file.seek(table)
+                for found in _numbers(file.read(1 << bits))[::step]:
+                    if found & _COMPRESSED:
+                        sectors = ((found >> shift) & ((1 << (bits - 8)) - 1)) + 1
+                        end = max(end, (found & ((1 << shift) - 1)) // 512 * 512 + sectors * 512)
+    return end
+
+
+def _numbers(data: bytes) -> array[int]:
+    numbers = array("Q", data[: len(data) - len(data) % 8])
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers
 
 
 def backing_of(data: bytes) -> bytes:

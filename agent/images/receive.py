@@ -12,12 +12,11 @@ import trio
 from ...protocols.operation import Progress
 from ..files import write_all
 from .chunker import BLOCK
-from .disks import Format, check_size, detect_format, detect_packing, whole_sectors
+from .disks import HEAD, Format, check_size, detect_format, detect_packing, whole_sectors
 from .port import Report
 from .unpack import unpack
 
 WINDOW = 1 << 20
-_HEAD = 512
 _ZEROS = bytes(WINDOW)
 _ZERO_BLOCK = bytes(BLOCK)
 
@@ -92,7 +91,7 @@ class _Source:
     def head(self) -> bytes:
         """The first bytes, which stay to be read."""
         self._fill()
-        return self._data[:_HEAD]
+        return self._data[:HEAD]
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes; none at the end."""
@@ -113,11 +112,11 @@ def write_disk(parts: Iterator[bytes], fd: int, max_size: int) -> Received:
     offset, rest = 0, b""
     for part in parts:
         data = rest + part if rest else part
-        if kind is None and len(data) < _HEAD:
+        if kind is None and len(data) < HEAD:
             rest = data
             continue
         if kind is None:
-            kind, size = detect_format(data[:_HEAD], max_size)
+            kind, size = detect_format(data[:HEAD], max_size)
         whole = len(data) - len(data) % BLOCK
         check_size(offset + len(data), max_size)
         _write_sparse(fd, data if whole == len(data) else data[:whole], offset)

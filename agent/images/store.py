@@ -24,7 +24,16 @@ from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from ..files import Own, discard, full_disk_named
 from .chunker import chunks
-from .convert import RunTool, check_room, convert_qcow2, exported_disk, inspect_qcow2, overlay_disk, whole_disk
+from .convert import (
+    RunTool,
+    check_qcow2,
+    check_room,
+    convert_qcow2,
+    exported_disk,
+    inspect_qcow2,
+    overlay_disk,
+    whole_disk,
+)
 from .database import open_image_database
 from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
 from .fsck import Fsck
@@ -142,6 +151,7 @@ class DiskImageStore:
                 self._own(incoming.fd)
                 disk, size = flat, await inspect_qcow2(self._run_tool, incoming.path, self.max_size)
                 await self._flatten(whole_disk(incoming.path), size, flat, request.report)
+                await check_qcow2(self._run_tool, incoming.path)
             return await self._keep(disk, whole_sectors(size), request, replace=replace)
 
     async def add_disk(

@@ -17,6 +17,7 @@ import trio
 from ....protocols.errors import RegistryFailed
 from ...files import discard, write_all
 from ..partial import SUFFIX
+from .http_client import RangeRefused
 
 STEP = 1 << 20
 Stream = Callable[[int], AsyncGenerator[bytes, None]]
@@ -48,20 +49,48 @@ async def cache_blob(wanted: Wanted, folder: Path, stream: Stream, *, limit: int
         hashed = hashlib.new(wanted.algorithm, usedforsecurity=True)
         position = await trio.to_thread.run_sync(_hash_file, fd, hashed)
         on_bytes(position)
-        if wanted.size is None or position < wanted.size:
-            async with aclosing(stream(position)) as parts, aclosing(_lots(parts)) as lots:
-                async for lot in lots:
-                    if position + len(lot) > limit:
-                        raise RegistryFailed(f"{wanted.source} sends more than the {limit} bytes that are taken here")
-                    await trio.to_thread.run_sync(_append, fd, lot, position, hashed)
-                    position += len(lot)
-                    on_bytes(len(lot))
-        if hashed.hexdigest() != wanted.digest:
+        if position and hashed.hexdigest() == wanted.digest:
+            return path
+        download = _Download(fd, wanted.source, limit, on_bytes)
+        resumed = 0 < position < (position + 1 if wanted.size is None else wanted.size)
+        if resumed and await _append(download, stream, position, hashed) == wanted.digest:
+            return path
+        if position:
+            # Whatever an earlier attempt left is not the beginning of what is served now.
+            on_bytes(-os.fstat(fd).st_size)
+            await trio.to_thread.run_sync(os.ftruncate, fd, 0)
+        hashed = hashlib.new(wanted.algorithm, usedforsecurity=True)
+        if await _append(download, stream, 0, hashed) != wanted.digest:
             await trio.to_thread.run_sync(discard, path)
             raise RegistryFailed(f"{wanted.source} sends other bytes than its {wanted.algorithm} digest stands for")
     finally:
         os.close(fd)
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Download:
+    fd: int
+    source: str
+    limit: int
+    on_bytes: OnBytes
+
+
+async def _append(to: _Download, stream: Stream, position: int, hashed: hashlib._Hash) -> str:
+    """Write what `stream` gives from `position` on; the digest of the whole file, empty when nothing is there."""
+    try:
+        async with aclosing(stream(position)) as parts, aclosing(_lots(parts)) as lots:
+            async for lot in lots:
+                if position + len(lot) > to.limit:
+                    raise RegistryFailed(f"{to.source} sends more than the {to.limit} bytes that are taken here")
+                await trio.to_thread.run_sync(_write, to.fd, lot, position, hashed)
+                position += len(lot)
+                to.on_bytes(len(lot))
+    except RangeRefused:
+        if not position:
+            raise
+        return ""
+    return hashed.hexdigest()
 
 
 async def _lots(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -76,7 +105,7 @@ async def _lots(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         yield bytes(lot)
 
 
-def _append(fd: int, lot: bytes, position: int, hashed: hashlib._Hash) -> None:
+def _write(fd: int, lot: bytes, position: int, hashed: hashlib._Hash) -> None:
     hashed.update(lot)
     write_all(fd, memoryview(lot), position)
 

@@ -8,12 +8,13 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
+import structlog
 import trio
 
 from ....protocols.errors import ImageNotFound, RegistryFailed
 from ..settings import RegistrySettings
-from .http_body import PassingError
 from .http_client import Body, HttpClient, Request
+from .http_policy import PassingError
 from .manifest import (
     ACCEPT,
     MAX_MANIFEST,
@@ -23,6 +24,8 @@ from .manifest import (
     decode_manifest,
     sha256,
 )
+
+log = structlog.get_logger(__name__)
 
 _DOCKER_HUB = "registry-1.docker.io"
 _ALIASES = {"docker.io": _DOCKER_HUB, "index.docker.io": _DOCKER_HUB}
@@ -136,7 +139,7 @@ class RegistryClient:
                 if response.status_code not in {201, 204}:
                     raise PassingError(f"{repository.host} answers {response.status_code} to an upload")
 
-        await self.web.retry(attempt)
+        await self.web.policy.run(attempt)
         return True
 
     async def put_manifest(self, repository: Repository, reference: str, manifest: Manifest) -> str:
@@ -151,7 +154,12 @@ class RegistryClient:
         return digest
 
     async def _mount(self, repository: Repository, digest: str, name: str) -> bool:
-        return await self.web.retry(lambda: self._begin_upload(repository, f"?mount={digest}&from={name}")) == ""
+        """Whether the registry took the blob over from another repository: a help, never a reason to fail."""
+        try:
+            return await self._begin_upload(repository, f"?mount={digest}&from={name}") == ""
+        except (RegistryFailed, ImageNotFound, PassingError) as error:
+            log.info("a registry mounts no blob", registry=repository.host, source=name, why=str(error))
+            return False
 
     async def _begin_upload(self, repository: Repository, query: str) -> str:
         """The place to send a blob to; empty when the registry had it mounted."""
@@ -163,7 +171,7 @@ class RegistryClient:
             location = response.headers.get("location", "")
             if response.status_code != 202 or not location:
                 raise RegistryFailed(f"{repository.host} does not say where to send a blob")
-            return self.web.joined(url, location)
+            return self.web.joined(str(response.url), location)
 
     def _url(self, repository: Repository, kind: str, reference: str) -> str:
         return f"{self.web.base(repository.host)}/v2/{repository.name}/{kind}/{reference}"

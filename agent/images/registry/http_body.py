@@ -9,19 +9,12 @@ import httpx
 import trio
 
 from ....protocols.errors import RegistryFailed
+from .http_policy import PassingError
 
 MAX_ANSWER = 1 << 20
 # A body that has fewer bytes than this in this many seconds has stalled.
 SLOWEST_BYTES = 64 * 1024
 SLOWEST_SECONDS = 60.0
-
-
-class PassingError(Exception):
-    """Worth another try. `pause` is how many seconds the server wants to be left alone."""
-
-    def __init__(self, message: str, pause: float = 0.0) -> None:
-        super().__init__(message)
-        self.pause = pause
 
 
 async def received(response: httpx.Response) -> AsyncGenerator[bytes, None]:

@@ -1,36 +1,31 @@
-"""Requests to registries and other servers: patient, suspicious, bounded.
+"""Requests to registries and other servers, under the policy of `http_policy`, all bounded.
 
-What fails for a moment is tried again with growing pauses; a body that breaks goes on where it broke. Bytes are taken
-as they come: no transport encoding is asked for and none is undone. Redirects are followed step by step, each judged.
+A body that breaks goes on where it broke. Bytes are taken as they come: no transport encoding is asked for and none is
+undone. Redirects of every method are followed step by step, each checked; 303 alone turns the method into GET.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import httpx
 import trio
 
 from ....protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
 from ..settings import RegistrySettings
-from .http_body import MAX_ANSWER, PassingError, read_body, received
+from .http_body import MAX_ANSWER, read_body, received
+from .http_policy import PassingError, Retry, passes, reason_of, retry_after
 from .login import Logins
 from .transport import GuardedTransport, PrivateAddressError
 
-ATTEMPTS = 5
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
 MAX_REDIRECTS = 5
 _TIMEOUT = httpx.Timeout(30.0, connect=20.0, write=120.0, pool=120.0)
 _HEADERS = {"accept-encoding": "identity", "user-agent": "twinshare"}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
-Result = TypeVar("Result")
 Body = Callable[[], AsyncIterator[bytes]]
 
 
@@ -59,8 +54,8 @@ class HttpClient:
             transport=GuardedTransport(settings), timeout=_TIMEOUT, headers=_HEADERS, trust_env=False
         )
         self._insecure = frozenset(entry.host for entry in settings if entry.insecure)
-        self._logins = Logins(self._client, settings, self._insecure)
-        self._sleep = sleep
+        self.policy = Retry(sleep)
+        self._logins = Logins(self._client, settings, self._insecure, self.policy)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -69,23 +64,6 @@ class HttpClient:
         """Where a registry is: plain http only where the configuration says so."""
         return f"{'http' if host in self._insecure else 'https'}://{host}"
 
-    async def retry(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """Do it until it neither fails nor fails for a moment. Raises: RegistryFailed, and what `attempt` raises."""
-        failures = 0
-        while True:
-            try:
-                return await attempt()
-            except PassingError as error:
-                failures += 1
-                await self.wait(failures, error)
-
-    async def wait(self, failures: int, error: PassingError) -> None:
-        """Pause before the next attempt. Raises: RegistryFailed when there were enough."""
-        if failures >= ATTEMPTS:
-            raise RegistryFailed(f"{error}; tried {failures} times") from None
-        pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-        await self._sleep(min(max(pause, error.pause), 2 * LONGEST_PAUSE))
-
     async def fetch(self, request: Request, limit: int = MAX_ANSWER) -> tuple[httpx.Response, bytes]:
         """The whole answer, at most `limit` bytes. Raises: ImageNotFound for 404, RegistryFailed."""
 
@@ -93,7 +71,7 @@ class HttpClient:
             async with self.open(request) as response:
                 return response, await read_body(response, limit)
 
-        return await self.retry(attempt)
+        return await self.policy.run(attempt)
 
     async def stream(
         self, url: str, start: int, end: int | None, *, scope: str | None = None
@@ -124,7 +102,7 @@ class HttpClient:
                 raise PassingError(f"{_host(url)} ends too early")
             except PassingError as error:
                 failures += 1
-                await self.wait(failures, error)
+                await self.policy.wait(failures, error)
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[httpx.Response]:
@@ -135,7 +113,7 @@ class HttpClient:
         """
         response = await self._send(request)
         try:
-            await _judge(response, request)
+            await _check_status(response, request)
             yield response
         except httpx.TransportError as error:
             raise PassingError(f"{_host(request.url)} breaks off ({_reason(error)})") from None
@@ -162,8 +140,10 @@ class HttpClient:
                 await response.aclose()
                 await self._logins.answer(url, request.scope, challenge, headers.get("authorization"))
                 logged_in = True
-            elif response.is_redirect and request.method in {"GET", "HEAD"}:
+            elif response.has_redirect_location:
                 await response.aclose()
+                if response.status_code == 303 and request.method != "HEAD":
+                    request = replace(request, method="GET", content=None)
                 url = httpx.URL(self.joined(str(url), response.headers.get("location", "")))
             else:
                 return response
@@ -194,22 +174,28 @@ class HttpClient:
         return str(target)
 
 
-async def _judge(response: httpx.Response, request: Request) -> None:
+class RangeRefused(RegistryFailed):
+    """The server has nothing from the place on that was asked for."""
+
+
+async def _check_status(response: httpx.Response, request: Request) -> None:
     status, host = response.status_code, _host(request.url)
     if status < 400:
         return
+    reason = ""
+    with suppress(RegistryFailed, PassingError, httpx.TransportError):
+        reason = reason_of(await read_body(response, MAX_ANSWER))
+    reason = f" ({reason})" if reason else ""
     if status == 404:
-        raise ImageNotFound(f"{host} has no such image, or does not show it without a login")
+        raise ImageNotFound(f"{host} has no such image, or does not show it without a login{reason}")
     if status in {401, 403}:
-        raise RegistryFailed(f"{host} refuses access; give a username and a password_file under [[images.registries]]")
-    if status in {408, 425, 429} or status >= 500:
-        raise PassingError(f"{host} answers {status}", _retry_after(response))
-    raise RegistryFailed(f"{host} answers {status} to {request.method}")
-
-
-def _retry_after(response: httpx.Response) -> float:
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
+        raise RegistryFailed(
+            f"{host} refuses access{reason}; give a username and a password_file under [[images.registries]]"
+        )
+    if passes(status):
+        raise PassingError(f"{host} answers {status}{reason}", retry_after(response))
+    kind = RangeRefused if status == 416 else RegistryFailed
+    raise kind(f"{host} answers {status} to {request.method}{reason}")
 
 
 def _skipped(response: httpx.Response, position: int) -> int:

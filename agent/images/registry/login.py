@@ -13,7 +13,8 @@ from ....protocols.errors import RegistryFailed
 from ..parallel import Turns
 from ..settings import RegistrySettings
 from .auth import Challenge, Credentials, find_credentials, parse_challenge
-from .http_body import MAX_ANSWER, PassingError, read_body
+from .http_body import MAX_ANSWER, read_body
+from .http_policy import PassingError, Retry, passes, reason_of, retry_after
 
 
 class _Token(msgspec.Struct):
@@ -25,11 +26,16 @@ class Logins:
     """Headers by registry and scope. Credentials go to their own registry and to the realm it names, encrypted."""
 
     def __init__(
-        self, client: httpx.AsyncClient, settings: Sequence[RegistrySettings], insecure: frozenset[str]
+        self,
+        client: httpx.AsyncClient,
+        settings: Sequence[RegistrySettings],
+        insecure: frozenset[str],
+        policy: Retry,
     ) -> None:
         self._client = client
         self._settings = settings
         self._insecure = insecure
+        self._policy = policy
         self._headers: dict[tuple[str, str], str] = {}
         self._turns = Turns()
 
@@ -66,15 +72,26 @@ class Logins:
         if service := asked.parameters.get("service"):
             parameters["service"] = service
         headers = {"authorization": credentials.basic} if credentials else {}
-        try:
-            request = self._client.build_request("GET", realm.copy_merge_params(parameters), headers=headers)
-            response = await self._client.send(request, stream=True)
-            async with aclosing(response):
-                body = await read_body(response, MAX_ANSWER)
-        except (httpx.TransportError, PassingError) as error:
-            raise RegistryFailed(f"{realm.host} cannot be reached to log in: {str(error)[:200]}") from None
-        if response.status_code != 200:
-            raise RegistryFailed(f"{realm.host} refuses the login for {url.netloc.decode()} ({response.status_code})")
+
+        async def attempt() -> tuple[int, bytes]:
+            try:
+                request = self._client.build_request("GET", realm.copy_merge_params(parameters), headers=headers)
+                response = await self._client.send(request, stream=True)
+                async with aclosing(response):
+                    body = await read_body(response, MAX_ANSWER)
+            except httpx.TransportError as error:
+                raise PassingError(f"{realm.host} cannot be reached to log in: {str(error)[:200]}") from None
+            if passes(response.status_code):
+                reason = reason_of(body) or "no reason given"
+                raise PassingError(
+                    f"{realm.host} answers {response.status_code} to a login ({reason})", retry_after(response)
+                )
+            return response.status_code, body
+
+        status, body = await self._policy.run(attempt)
+        if status != 200:
+            reason = f"{status}: {reason_of(body)}" if reason_of(body) else str(status)
+            raise RegistryFailed(f"{realm.host} refuses the login for {url.netloc.decode()} ({reason})")
         try:
             answer = msgspec.json.decode(body, type=_Token)
         except (msgspec.MsgspecError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -36,6 +36,9 @@ _TAR = re.compile(r"application/vnd\.(oci\.image\.layer\.v1\.tar|docker\.image\.
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 Size = Annotated[int, Meta(ge=0, le=1 << 44)]
+
+
+_KINDS = {INDEX, DOCKER_LIST, MANIFEST, DOCKER_MANIFEST}
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -109,9 +112,12 @@ def sha256(data: bytes) -> str:
 def decode_manifest(data: bytes, content_type: str) -> Manifest | ManifestList:
     """Read what a registry answered. Raises: RegistryFailed."""
     head = _decode(data, _Head)
-    kind = head.media_type or content_type.partition(";")[0].strip()
-    if head.media_type and content_type and head.media_type != content_type.partition(";")[0].strip():
+    named = content_type.partition(";")[0].strip().lower()
+    # A general type such as application/json contradicts nothing: the digest vouches for the body.
+    named = named if named in _KINDS else ""
+    if head.media_type and named and head.media_type != named:
         raise RegistryFailed(f"the registry says {content_type} of a manifest that says {head.media_type}")
+    kind = head.media_type or named or (INDEX if head.manifests else MANIFEST if head.layers else content_type)
     if kind in {INDEX, DOCKER_LIST}:
         return _decode(data, ManifestList)
     if kind in {MANIFEST, DOCKER_MANIFEST}:
@@ -121,6 +127,8 @@ def decode_manifest(data: bytes, content_type: str) -> Manifest | ManifestList:
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     media_type: str = ""
+    manifests: list[Any] = []
+    layers: list[Any] = []
 
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
@@ -128,21 +136,31 @@ Wire = TypeVar("Wire", bound=msgspec.Struct)
 
 def _decode(data: bytes, kind: type[Wire]) -> Wire:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.convert(_without_nulls(msgspec.json.decode(data)), type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RegistryFailed(f"the registry's manifest cannot be read: {str(error)[:200]}") from None
 
 
+def _without_nulls(value: Any) -> Any:
+    """Drop the members that are null: writers in Go put null for what is absent."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(member) for name, member in value.items() if member is not None}
+    return [_without_nulls(member) for member in value] if isinstance(value, list) else value
+
+
 def choose_platform(manifests: ManifestList, architecture: str) -> Descriptor:
     """The manifest for this machine in a list of several. Raises: InvalidRequest when there is none."""
+    entries = manifests.manifests
     fits = [
-        entry
-        for entry in manifests.manifests
-        if entry.platform is None or (entry.platform.architecture == architecture and entry.platform.os == "linux")
+        one
+        for one in entries
+        if one.platform and (one.platform.architecture, one.platform.os) == (architecture, "linux")
     ]
-    if not fits:
+    # One that names no platform may be the image, or a list of its parts beside it (SBOM, signature).
+    unnamed = [one for one in entries if one.platform is None and not one.artifact_type]
+    if not fits and not unnamed:
         raise InvalidRequest(f"the image has no version for {architecture}")
-    return fits[0]
+    return (fits or unnamed)[0]
 
 
 def kind_of(manifest: Manifest) -> Kind:

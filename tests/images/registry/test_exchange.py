@@ -27,7 +27,7 @@ from twinshare.agent.images.contract import check_image_exchange, pieces, quiet
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
 from twinshare.agent.images.memory import MemoryImageExchange, MemoryImageStore
 from twinshare.agent.images.port import ImageExchange, ImageStore
-from twinshare.agent.images.registry import http_client as web_module
+from twinshare.agent.images.registry import http_policy as web_module
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.client import RegistryClient, Repository, once, open_registry_client
 from twinshare.agent.images.store import DiskImageStore

@@ -1,0 +1,106 @@
+"""The one policy for requests to registries, token servers and plain addresses: what is retried, when, how often.
+
+A failure that passes is retried with growing pauses; `Retry-After`, in seconds or as a date, is obeyed up to a minute.
+A longer one ends the attempts, and the error names the time. The server's own reason becomes part of every error.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from ....protocols.errors import RegistryFailed
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+LONGEST_RETRY_AFTER = 60.0
+"""Seconds. A server that wants to be left alone for longer is not waited for."""
+MAX_REASON = 300
+
+Result = TypeVar("Result")
+
+
+class PassingError(Exception):
+    """Worth another try. `pause` is how many seconds the server wants to be left alone."""
+
+    def __init__(self, message: str, pause: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+class Retry:
+    """Runs attempts under the policy. `sleep` waits between them."""
+
+    def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._sleep = sleep
+
+    async def run(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        """Run until an attempt raises no PassingError. Raises: RegistryFailed, and what `attempt` raises."""
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except PassingError as error:
+                failures += 1
+                await self.wait(failures, error)
+
+    async def wait(self, failures: int, error: PassingError) -> None:
+        """Pause before the next attempt. Raises: RegistryFailed when there were enough, or the pause is too long."""
+        if error.pause > LONGEST_RETRY_AFTER:
+            until = datetime.now(UTC) + timedelta(seconds=error.pause)
+            raise RegistryFailed(f"{error}; it asks for no request before {until:%Y-%m-%d %H:%M:%S} UTC") from None
+        if failures >= ATTEMPTS:
+            raise RegistryFailed(f"{error}; tried {failures} times") from None
+        pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        await self._sleep(max(pause, error.pause))
+
+
+def passes(status: int) -> bool:
+    """Whether a status is worth another try."""
+    return status in {408, 425, 429} or status >= 500
+
+
+def retry_after(response: httpx.Response) -> float:
+    """The seconds of a `Retry-After` header (RFC 9110, 10.2.3); 0 where there is none that can be read."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:10]), 1e9)
+    with suppress(ValueError, OverflowError):
+        date = parsedate_to_datetime(value)
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return 0.0
+
+
+class _Error(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _Errors(msgspec.Struct):
+    errors: list[_Error] = []
+    error: str = ""
+    message: str = ""
+    details: str = ""
+
+
+def reason_of(body: bytes) -> str:
+    """What an error's body says: the OCI form (`errors`), a token server's, or short plain text. Empty for a page."""
+    text = body.decode(errors="replace").strip()
+    if text.startswith("{"):
+        try:
+            said = msgspec.json.decode(body, type=_Errors)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return ""
+        parts = [one.message or one.code for one in said.errors] or [said.message or said.details or said.error]
+        text = "; ".join(filter(None, parts))
+    elif text.startswith("<"):
+        return ""
+    return "".join(char if char.isprintable() else " " for char in text)[:MAX_REASON]
