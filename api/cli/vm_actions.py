@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from ...protocols.errors import DeadlineExceeded, WrongState
 from .bulk import do_each
-from .node import open_client
+from .node import NodeClient, open_client
 from .parameters import VM_NAME, json_option, peer_option
 from .progress import run
 
@@ -16,10 +17,19 @@ def _act(names: tuple[str, ...], method: str, peer: str | None, *, as_json: bool
     with open_client() as client:
         do_each(
             names,
-            lambda name: run(client, method, {"vm": name, **more}, peer),
+            lambda name: _run(client, method, {"vm": name, **more}, peer),
             lambda vm: f"{vm.name} {done or vm.status}",
             as_json=as_json,
         )
+
+
+def _run(client: NodeClient, method: str, arguments: dict[str, Any], peer: str | None) -> Any:
+    try:
+        return run(client, method, arguments, peer)
+    except (WrongState, DeadlineExceeded) as error:
+        if arguments.get("force") is False and "--force" not in error.message:
+            error.message += " (--force)"
+        raise
 
 
 def _action(command: str, method: str, summary: str) -> click.Command:

@@ -179,6 +179,14 @@ def test_udp_is_not_offered_and_ports_are_called_ports() -> None:
         assert "host_port" not in twinshare(node, *["vm", "unforward", "--help"]).stdout.lower()
 
 
+@pytest.mark.parametrize(("command", "verb", "path"), [("rm", "DELETE", ""), ("stop", "POST", "/stop")])
+def test_what_force_would_do_is_said_as_the_option(command: str, verb: str, path: str) -> None:
+    runs = {"error": "VM 'web' is running: stop it first, or force it", "code": "wrong_state"}
+    with recorded_node({f"{verb} /api/vm/web{path}": [Answer(operation("failed", error=runs), 202)]}) as node:
+        assert twinshare(node, "vm", command, "web").stderr.endswith("or force it (--force)\n")
+        assert "--force" not in twinshare(node, "vm", command, "web", "--force").stderr
+
+
 # Completion
 
 

@@ -22,7 +22,7 @@ class DeleteVm(ExistingVmOperation):
     shown_as = VmStatus.DELETING
     runs_on_full_disk = True
     allowed_in = ANY - ACTIVE
-    remedy = "stop it first, or ask with force"
+    remedy = "stop it first, or force it"
 
     def check(self, record: Record, request: Any) -> None:
         if not request.force:

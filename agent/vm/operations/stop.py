@@ -38,7 +38,7 @@ async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
         await vms.hypervisor.destroy(id)
         return
     if record.domain.state is DomainState.PAUSED:
-        raise WrongState(f"VM '{record.domain.name}' is paused and cannot shut down; resume it first, or use force")
+        raise WrongState(f"VM '{record.domain.name}' is paused and cannot shut down; resume it first, or force it off")
     await active.step("shutdown")
     timeout = active.request.timeout or vms.limits.stop_timeout
     with trio.move_on_after(timeout) as deadline:
@@ -46,7 +46,7 @@ async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
     if deadline.cancelled_caught:
         raise DeadlineExceeded(
             f"VM '{record.domain.name}' did not shut down within {timeout} s; its guest may not listen. "
-            "Wait longer with timeout, or use force to power it off",
+            "Give it a longer timeout, or force it off",
             vm=record.domain.name, timeout=timeout,
         )  # fmt: skip
 
