@@ -1,1 +1,1 @@
-"""The faces: REST, command line, Python client. Nothing imports this room."""
+"""The outside of a node: REST, the command line, the Python client. No other package imports this one."""

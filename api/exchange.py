@@ -128,7 +128,7 @@ def read(kind: Any, status: int, media_type: str, body: bytes) -> Any:
 
 
 def read_error(status: int, body: bytes) -> TwinshareError:
-    """The error that an answer stands for; of one that a proxy wrote, only the status is told."""
+    """Return the error that a response stands for; of one that a proxy wrote only the status is known."""
     try:
         found = msgspec.json.decode(body, type=ErrorBody)
     except (msgspec.MsgspecError, ValueError, RecursionError):

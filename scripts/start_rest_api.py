@@ -49,7 +49,7 @@ def start(options: argparse.Namespace) -> int:
     home = data_dir()
     pid = running(home)
     if pid:
-        say(f"already running: {told(home, pid)}")
+        say(f"already running: {describe(home, pid)}")
         return 0
     log_file = (options.log_file or home / "agent.log").resolve()
     if options.foreground:
@@ -79,7 +79,7 @@ def await_ready(agent: subprocess.Popen[bytes], home: Path, log_file: Path) -> i
             say(f"the node is not ready after {READY_WITHIN:.0f} s; see {log_file}")
             return 1
         time.sleep(PAUSE)
-    say(f"started: {told(home, agent.pid)}; log: {log_file}")
+    say(f"started: {describe(home, agent.pid)}; log: {log_file}")
     return 0
 
 
@@ -116,7 +116,7 @@ def status(options: argparse.Namespace) -> int:
     if not pid:
         say("not running")
         return 4
-    say(f"running: {told(home, pid)}")
+    say(f"running: {describe(home, pid)}")
     return 0
 
 
@@ -180,7 +180,7 @@ def card(home: Path) -> dict[str, object]:
         return {}
 
 
-def told(home: Path, pid: int) -> str:
+def describe(home: Path, pid: int) -> str:
     found = card(home)
     return f"{found.get('name', 'a node')} at {found.get('api_url', 'an address that it will tell soon')} (pid {pid})"
 

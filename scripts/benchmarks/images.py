@@ -238,9 +238,9 @@ def _killed_half_way(folder: Path, host: str) -> int:
     """How many bytes the process had asked for when half of the disk was there. Blocking."""
     argv = [sys.executable, "-m", "scripts.benchmarks.images", str(folder), host]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
-        told = process.stdout.readline() if process.stdout else b""
+        line = process.stdout.readline() if process.stdout else b""
         process.send_signal(signal.SIGKILL)
-    return int(told)
+    return int(line)
 
 
 async def _pull_until_half(folder: Path, host: str) -> None:

@@ -38,7 +38,7 @@ async def measure() -> list[Row]:
         return rows + await _process(home / "idle")
 
 
-# REST, on the hypervisor's twin: only the face and the inventory are measured.
+# REST, on the in-memory hypervisor: the application and the inventory alone are measured.
 
 
 async def _rest(data_dir: Path) -> list[Row]:

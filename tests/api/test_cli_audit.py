@@ -41,8 +41,8 @@ async def test_what_is_whole_is_told_with_what_to_keep(folder: Path) -> None:
     assert first.exit_code == 0, first.stderr
     seen = first.stdout.splitlines()[-1]
     assert audit(folder, "verify", "--seen", seen).exit_code == 0
-    told = json.loads(audit(folder, "verify", "--json").stdout)
-    assert (told["rows"], told["seen"]) == (told["last"], seen)
+    checked = json.loads(audit(folder, "verify", "--json").stdout)
+    assert (checked["rows"], checked["seen"]) == (checked["last"], seen)
     other = "12D3KooWMiB9fwYMXZ4CjqTuoqAdCAW6XEj6Vqh3dtZrPcDJvyNn"
     assert "not signed by this node" in audit(folder, "verify", "--peer-id", other).stderr
 

@@ -1,4 +1,4 @@
-"""`twinshare vm console` as a process, in a terminal and in pipes, against a node on the twin."""
+"""`twinshare vm console` as a process, in a terminal and in pipes, against a node in memory."""
 
 from __future__ import annotations
 
@@ -199,9 +199,9 @@ async def test_a_killed_client_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_in_pipes(tmp_path: Path) -> None:
     async with running(tmp_path) as (api, hypervisor, id):
-        said, told = await piped(api.url, "one", typed=b"uname\r")
+        said, messages = await piped(api.url, "one", typed=b"uname\r")
         assert said == b"uname\r\n"
-        assert told == "console of VM 'one' on node 'here'\nleft the console of VM 'one'\n"
+        assert messages == "console of VM 'one' on node 'here'\nleft the console of VM 'one'\n"
         much = os.urandom(1 << 20).replace(b"\r", b"")
         said, _ = await piped(api.url, "one", "--for", "0.5", typed=much)
         assert said == much
@@ -229,9 +229,9 @@ async def test_exit_codes(tmp_path: Path) -> None:
 async def test_on_a_peer(tmp_path: Path) -> None:
     async with pair(tmp_path) as (near, far, _), open_api(near) as url:
         await call(near, "create_vm", spec=spec("far", start=True))
-        said, told = await piped(url, "far", "--on", "node-0", "--for", "0.3", typed=b"x")
+        said, messages = await piped(url, "far", "--on", "node-0", "--for", "0.3", typed=b"x")
         assert said == b"x"
-        assert "VM 'far' on node 'node-0'" in told
+        assert "VM 'far' on node 'node-0'" in messages
         assert "VM 'far' on node 'node-1'" in (await piped(url, "far", "--for", "0"))[1]
         async with terminal(url, "far", "--on", "node-0") as shown:
             await shown.see(b"on node 'node-0'")

@@ -35,10 +35,10 @@ def test_an_image_of_a_vm_may_be_nobodys_in_particular() -> None:
 def test_prune_tells_what_goes_and_how_much_it_frees() -> None:
     report = {"images": [LOST, THEIRS], "freed": 10 << 20, "dry_run": True}
     with recorded_node({"POST /api/image/prune": ended("prune_images", report)}) as node:
-        told = twinshare(node, *["image", "prune", "--all", "--dry-run"])
+        result = twinshare(node, *["image", "prune", "--all", "--dry-run"])
         document = twinshare(node, *["image", "prune", "--all", "--dry-run", "--json"])
-    assert told.stdout.splitlines() == ["blake3:11 5 MiB", "ghcr.io/org/base:v1 5 MiB"]
-    assert "10 MiB would be free" in told.stderr
+    assert result.stdout.splitlines() == ["blake3:11 5 MiB", "ghcr.io/org/base:v1 5 MiB"]
+    assert "10 MiB would be free" in result.stderr
     assert node.seen[0].json == {"all": True, "dry_run": True}
     assert json.loads(document.stdout)["freed"] == 10 << 20
 
@@ -128,8 +128,8 @@ def test_fsck_tells_what_it_mended_and_fails_when_something_is_damaged() -> None
     assert "images read: 2, 10 MiB" in healthy.stderr
     report["findings"] = [mended, damage]
     with recorded_node({"POST /api/image/fsck": ended("fsck_images", report)}) as node:
-        told = twinshare(node, "image", "fsck")
+        result = twinshare(node, "image", "fsck")
         document = twinshare(node, "image", "fsck", "--json")
-    assert told.exit_code == document.exit_code == 1
-    assert told.stdout.splitlines()[1] == "DAMAGE: the disk of b:1 is wrong"
+    assert result.exit_code == document.exit_code == 1
+    assert result.stdout.splitlines()[1] == "DAMAGE: the disk of b:1 is wrong"
     assert [one["vms"] for one in json.loads(document.stdout)["findings"]] == [[], ["w"]]

@@ -90,8 +90,8 @@ def test_a_list_starts_fast(capsys: pytest.CaptureFixture[str]) -> None:
         bare = cost([sys.executable, "-c", "import click"], node.url)
         listing = cost([*COMMAND, "vm", "ls"], node.url)
     with capsys.disabled():
-        told = f"{listing * 1000:.0f} ms of CPU, {listing / bare:.1f} times 'import click' ({bare * 1000:.0f} ms)"
-        sys.stdout.write(f"\nvm ls: {told}\n")
+        figures = f"{listing * 1000:.0f} ms of CPU, {listing / bare:.1f} times 'import click' ({bare * 1000:.0f} ms)"
+        sys.stdout.write(f"\nvm ls: {figures}\n")
     assert listing / bare < 8
 
 

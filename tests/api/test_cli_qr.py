@@ -96,11 +96,11 @@ def read(matrix: list[list[int]]) -> str:
     return bytes((data[1 + at] & 15) << 4 | data[2 + at] >> 4 for at in range(length)).decode()
 
 
-@pytest.mark.parametrize(("addresses", "letters", "lines"), [(IP4, 103, 21), (IP6, 190, 27)])
-def test_a_reader_gets_the_ticket(addresses: tuple[str, ...], letters: int, lines: int) -> None:
+@pytest.mark.parametrize(("addresses", "characters", "lines"), [(IP4, 103, 21), (IP6, 190, 27)])
+def test_a_reader_gets_the_ticket(addresses: tuple[str, ...], characters: int, lines: int) -> None:
     text = ticket(addresses)
     drawn = draw_qr(text)
-    assert abs(len(text) - letters) <= 1
+    assert abs(len(text) - characters) <= 1
     assert read(modules(drawn)) == text
     assert decode_ticket(read(modules(drawn))).addresses == addresses
     assert len(drawn.splitlines()) <= lines, "it fits on a screen of 80 by 30"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from scripts.documents.words import GLOSSARY, new_faults, read_allowed, retired_words, search_tree, words_in
+from scripts.documents.words import (
+    GLOSSARY,
+    new_faults,
+    read_allowed,
+    retired_words,
+    search_tree,
+    stale_lines,
+    words_in,
+)
 from tests.rules.tree import TOP
 
 TABLE = "| term | meaning | retired words |\n|---|---|---|\n| grace | time | last word, `Place` |\n"
@@ -10,6 +18,11 @@ TABLE = "| term | meaning | retired words |\n|---|---|---|\n| grace | time | las
 
 def test_no_retired_word_comes_back() -> None:
     assert new_faults(search_tree(TOP), read_allowed(TOP)) == []
+
+
+def test_the_list_of_files_shrinks() -> None:
+    """python -m scripts.documents.words --shrink removes what was cleaned."""
+    assert stale_lines(search_tree(TOP), read_allowed(TOP)) == []
 
 
 def test_a_retired_word_is_found_in_any_spelling() -> None:
