@@ -14,12 +14,11 @@ import structlog
 import trio
 
 from ..protocols.errors import PortTaken, TwinshareError
+from .streams import carry
 
 log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 256
-CHUNK = 65536
-IDLE_TIMEOUT = 3600.0
 DIAL_WITHIN = 20.0
 
 Dial = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
@@ -92,7 +91,7 @@ async def listen(bind: str, port: int) -> list[trio.SocketListener]:
 
 
 async def _connect(near: trio.SocketStream, dial: Dial) -> None:
-    """Nothing that either end does leaves this function: a relay outlives its connections."""
+    """Serve one connection. Nothing that either end does leaves this function: a relay outlives its connections."""
     try:
         with trio.fail_after(DIAL_WITHIN):
             far = await dial()
@@ -101,31 +100,6 @@ async def _connect(near: trio.SocketStream, dial: Dial) -> None:
         return
     async with far:
         await carry(near, far)
-
-
-async def carry(near: trio.abc.HalfCloseableStream, far: trio.abc.HalfCloseableStream) -> None:
-    """Carry bytes both ways until both ends have ended, either breaks, or nothing has moved for `IDLE_TIMEOUT` seconds.
-
-    Bytes in either direction count: a long download hears nothing from its client. The streams are left to be closed
-    by the caller, who may find them broken.
-    """
-    with trio.CancelScope(deadline=trio.current_time() + IDLE_TIMEOUT) as scope:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_pump, near, far, scope)
-            nursery.start_soon(_pump, far, near, scope)
-
-
-async def _pump(
-    source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream, scope: trio.CancelScope
-) -> None:
-    """Carry one direction to its end, which the other side is told; what breaks ends both."""
-    try:
-        while data := await source.receive_some(CHUNK):
-            await sink.send_all(data)
-            scope.deadline = trio.current_time() + IDLE_TIMEOUT
-        await sink.send_eof()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        scope.cancel()
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from ...protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, Twi
 from ...protocols.tunnel import HEAD, PROTOCOL, TunnelAnswer, TunnelRequest, decode, encode, length_of
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh_client import MeshClient
-from ..relays import carry
+from ..streams import carry
 from ..vm.context import VmContext
 
 log = structlog.get_logger(__name__)

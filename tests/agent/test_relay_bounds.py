@@ -9,7 +9,8 @@ import trio
 from trio.testing import memory_stream_pair
 
 from twinshare.agent import relays
-from twinshare.agent.relays import IDLE_TIMEOUT, carry, open_relays
+from twinshare.agent.relays import open_relays
+from twinshare.agent.streams import IDLE_TIMEOUT, carry
 from twinshare.protocols.errors import PortTaken
 
 

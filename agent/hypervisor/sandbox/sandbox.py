@@ -14,6 +14,7 @@ import trio
 
 from ....protocols.errors import DeadlineExceeded, HypervisorDown
 from ...background import open_background
+from ...backoff import Backoff
 from ...environment import limit_problems, tool_environment
 from .client import SupervisorClient
 from .connection import Process
@@ -104,19 +105,18 @@ class Sandbox:
         Raises: OSError when nothing answers, HypervisorDown.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        pause = _FIRST_ATTEMPT
+        timeouts = Backoff(_FIRST_ATTEMPT, _LONGEST_ATTEMPT, jitter=0)
         with trio.move_on_after(_DIAL_TIMEOUT):
             while True:
                 connection = trio.socket.from_stdlib_socket(await self._client.create_socket(family))
                 try:
-                    with trio.move_on_after(pause):
+                    with trio.move_on_after(timeouts.next()):
                         await connection.connect((host, port))
                         return trio.SocketStream(connection)
                 except BaseException:
                     connection.close()
                     raise
                 connection.close()
-                pause = min(pause * 2, _LONGEST_ATTEMPT)
         raise TimeoutError(f"nothing answers on port {port} in the sandbox")
 
     def chown(self, path: Path) -> None:

@@ -58,7 +58,7 @@ class LibP2pHost:
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        return self.swarm.peers.events
+        return self.swarm.peers.events.receive
 
     @property
     def protocols(self) -> list[str]:
@@ -130,6 +130,6 @@ async def open_host(
                 listeners.close()
                 with trio.CancelScope(shield=True):
                     await swarm.aclose()
-        swarm.peers.close()
+        swarm.peers.events.close()
     finally:
         listeners.close()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import trio
-
+from ...channels import LossyChannel
 from ..host import MAX_EVENTS, Connection, PathKind, PeerEvent, PeerId
 from .yamux.connection import YamuxConnection
 
@@ -24,8 +23,7 @@ class Peers:
 
     def __init__(self) -> None:
         self._live: dict[PeerId, list[Live]] = {}
-        self._send_events, self.events = trio.open_memory_channel[PeerEvent](MAX_EVENTS)
-        self._drop_events = self.events.clone()
+        self.events = LossyChannel[PeerEvent](MAX_EVENTS)
 
     def __iter__(self) -> Iterator[Live]:
         return iter([live for lives in self._live.values() for live in lives])
@@ -50,7 +48,7 @@ class Peers:
     def add(self, live: Live) -> None:
         before = self.path(live.info.peer_id)
         self._live.setdefault(live.info.peer_id, []).append(live)
-        self._tell(live.info.peer_id, before)
+        self._publish_path(live.info.peer_id, before)
 
     def remove(self, live: Live) -> None:
         peer_id = live.info.peer_id
@@ -58,23 +56,9 @@ class Peers:
         self._live[peer_id].remove(live)
         if not self._live[peer_id]:
             del self._live[peer_id]
-        self._tell(peer_id, before)
+        self._publish_path(peer_id, before)
 
-    def close(self) -> None:
-        """No more events."""
-        self._send_events.close()
-        self._drop_events.close()
-
-    def _tell(self, peer_id: PeerId, before: PathKind | None) -> None:
+    def _publish_path(self, peer_id: PeerId, before: PathKind | None) -> None:
         path = self.path(peer_id)
         if path is not before:
-            self.publish(PeerEvent(peer_id=peer_id, path=path))
-
-    def publish(self, event: PeerEvent) -> None:
-        while True:
-            try:
-                self._send_events.send_nowait(event)
-            except trio.WouldBlock:
-                self._drop_events.receive_nowait()
-            else:
-                return
+            self.events.publish(PeerEvent(peer_id=peer_id, path=path))

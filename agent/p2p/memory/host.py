@@ -10,6 +10,7 @@ import trio
 
 from ....protocols.errors import PeerUnreachable, Unsupported
 from ...background import open_background
+from ...channels import LossyChannel
 from ..host import (
     DIAL_DEADLINE,
     MAX_EVENTS,
@@ -49,7 +50,7 @@ class MemoryHost:
         self._nursery = nursery
         self._handlers: dict[str, tuple[Handler, bool]] = {}
         self._open: list[MemoryConnection] = []
-        self._tell, self._events = trio.open_memory_channel[PeerEvent](MAX_EVENTS)
+        self._events = LossyChannel[PeerEvent](MAX_EVENTS)
 
     @property
     def peer_id(self) -> PeerId:
@@ -65,7 +66,7 @@ class MemoryHost:
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        return self._events
+        return self._events.receive
 
     def path(self, peer_id: PeerId) -> PathKind | None:
         return PathKind.DIRECT if self._connection_to(peer_id) else None
@@ -122,12 +123,12 @@ class MemoryHost:
     def hold(self, connection: MemoryConnection) -> None:
         self._open.append(connection)
         if len(self._to(connection)) == 1:
-            self._publish(PeerEvent(peer_id=connection.view(self).peer_id, path=PathKind.DIRECT))
+            self._events.publish(PeerEvent(peer_id=connection.view(self).peer_id, path=PathKind.DIRECT))
 
     def release(self, connection: MemoryConnection) -> None:
         self._open.remove(connection)
         if not self._to(connection):
-            self._publish(PeerEvent(peer_id=connection.view(self).peer_id, path=None))
+            self._events.publish(PeerEvent(peer_id=connection.view(self).peer_id, path=None))
 
     def watch_silence(self, connection: MemoryConnection) -> None:
         self._nursery.start_soon(self._give_up_when_dead, connection, connection.silent_since)
@@ -192,17 +193,9 @@ class MemoryHost:
     def _to(self, connection: MemoryConnection) -> list[MemoryConnection]:
         return [other for other in self._open if other.view(self).peer_id == connection.view(self).peer_id]
 
-    def _publish(self, event: PeerEvent) -> None:
-        try:
-            self._tell.send_nowait(event)
-        except trio.WouldBlock:
-            self._events.receive_nowait()
-            self._tell.send_nowait(event)
-
     def close(self) -> None:
         for connection in list(self._open):
             connection.give_up(self)
-        self._tell.close()
         self._events.close()
 
 

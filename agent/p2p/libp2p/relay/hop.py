@@ -26,6 +26,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import (
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as PbPeer
 
 from .....protocols.errors import TwinshareError
+from ....streams import carry
 from ...host import DIAL_DEADLINE, PathKind, PeerId, Stream
 from ..listener import Listeners
 from ..multiaddr_bytes import peer_id_from_bytes, peer_id_to_bytes, to_bytes
@@ -37,7 +38,6 @@ log = structlog.get_logger(__name__)
 
 TIME_TO_LIVE: Final = 3600.0
 """Seconds that a reservation lasts."""
-_PIECE: Final = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,25 +149,12 @@ class Hop:
             await _say(stream, OK, limit=self._limit())
             await onward.send_all(ahead)
             await stream.send_all(back)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._copy, stream, onward)
-                nursery.start_soon(self._copy, onward, stream)
+            if not await carry(stream, onward, limit=self._limits.data):
+                stream.reset()
         except BadMessage:
             await _say(stream, CONNECTION_FAILED)
         finally:
             onward.reset()
-
-    async def _copy(self, source: Stream, target: Stream) -> None:
-        """Until the end, which is passed on, or the bound."""
-        left = self._limits.data
-        try:
-            while left > 0 and (data := await source.receive_some(_PIECE)):
-                left -= len(data)
-                await target.send_all(data)
-            await target.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            source.reset()
-            target.reset()
 
     def _limit(self) -> Limit:
         return Limit(duration=int(self._limits.duration), data=self._limits.data)

@@ -14,6 +14,7 @@ import trio
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from .....protocols.errors import TwinshareError
+from ....backoff import Backoff
 from ...addresses import Address
 from ...host import Admission, Direction, PathKind, Stream
 from ..dialer import dial_tcp
@@ -90,14 +91,13 @@ class Punch:
 
     async def _until_direct(self, live: Live) -> None:
         """As long as there is only the relay, again and again with longer pauses: networks change."""
-        peer, pause = live.info.peer_id, _FIRST_PAUSE
+        peer, backoff = live.info.peer_id, Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while self._swarm.peers.path(peer) is not PathKind.DIRECT and not live.muxer.session.over:
             await self._try_once(live)
             log.debug("hole punching", peer=peer, path=self._swarm.peers.path(peer))
             if self._swarm.peers.path(peer) is not PathKind.DIRECT:
-                with trio.move_on_after(pause):
+                with trio.move_on_after(backoff.next()):
                     await live.muxer.closed.wait()
-                pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _try_once(self, live: Live) -> None:
         try:

@@ -79,7 +79,7 @@ class Reservations:
                     await self.reserve(live.info.peer_id)
             if self.addresses != published:
                 published = self.addresses
-                self._swarm.peers.publish(PeerEvent(peer_id=self._swarm.peer_id, path=None))
+                self._swarm.peers.events.publish(PeerEvent(peer_id=self._swarm.peer_id, path=None))
             with trio.move_on_after(_LOOK_EVERY):
                 await self._changed.wait()
 
