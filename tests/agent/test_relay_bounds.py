@@ -151,3 +151,18 @@ async def test_why_a_port_cannot_be_had() -> None:
             await opened.open(("b",), "127.0.0.1", port, never)
         with pytest.raises(PortTaken, match="cannot be opened: Cannot assign"):
             await opened.open(("b",), "203.0.113.7", 0, never)
+
+
+async def test_a_direction_ends_after_its_limit(autojump_clock: trio.testing.MockClock) -> None:
+    (client, near), (far, server) = memory_stream_pair(), memory_stream_pair()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(carry, near, far, limit=3))
+            for _ in range(2):
+                await client.send_all(b"xx")
+                assert await server.receive_some() == b"xx"
+            assert await server.receive_some() == b""
+            await client.send_all(b"xx")
+            await server.send_all(b"yy")
+            assert await client.receive_some() == b"yy"
+            await server.aclose()
