@@ -11,6 +11,7 @@ import trio
 
 from ...protocols.errors import ErrorBody
 from ...protocols.operation import Operation, OperationState, Progress
+from .keys import plain_key
 
 PROGRESS_INTERVAL = 0.2
 """Seconds between two progress events of one operation, at least."""
@@ -76,6 +77,6 @@ class ActiveOperation:
             error=self.error,
             created_at=datetime.fromtimestamp(self.created_at, UTC),
             updated_at=datetime.fromtimestamp(self.updated_at, UTC),
-            idempotency_key=self.key,
+            idempotency_key=plain_key(self.key),
             principal=self.principal,
         )

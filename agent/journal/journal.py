@@ -1,7 +1,7 @@
 """The journal: every mutation is written down before it acts, and survives kill -9.
 
 An operation is idempotent from its first line: after a crash it is run again, or undone. The caller may hang up; the
-work goes on. The same idempotency key with the same request is the same operation.
+work goes on. The same idempotency key with the same request is the same operation, for each principal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller, Limits
+from ...protocols.access import Caller, Limits, account_of
 from ...protocols.errors import (
     DeadlineExceeded,
     ErrorBody,
@@ -37,6 +37,7 @@ from ..events import EventLog
 from ..state import State
 from .active import UNDO, ActiveOperation
 from .former_requests import convert_former_request
+from .keys import plain_key, scoped_key
 from .operation import JournalledOperation, Release
 from .pace import Pace
 from .store import JournalStore, Row
@@ -83,7 +84,7 @@ class Journal:
         """
         kind = self._of_method[method.name, through_peer]
         request = kind.request_type()(**arguments)
-        key = caller.idempotency_key or uuid.uuid4().hex
+        key = scoped_key(caller)
         # One lock a key: the same request that arrives twice at once must not be refused by its own claims.
         async with self._keys.setdefault(key, trio.Lock()):
             row = await self._store.by_key(key)
@@ -93,7 +94,9 @@ class Journal:
     def _repeated(self, row: Row, kind: Kind, request: Any) -> str:
         """The id of the operation that this request repeats. Compared is what was asked, not how it is written."""
         if row.kind != kind.kind or _decode_request(row, kind) != request:
-            raise IdempotencyMismatch("this idempotency key was used for another request; use a new key", key=row.key)
+            raise IdempotencyMismatch(
+                "this idempotency key was used for another request; use a new key", key=plain_key(row.key)
+            )
         return row.id
 
     async def _begin(self, kind: Kind, key: str, request: Any, caller: Caller) -> str:
@@ -119,7 +122,7 @@ class Journal:
 
     async def _admit(self, kind: Kind, active: ActiveOperation, caller: Caller, limits: Limits) -> Release:
         """Count it, let its class admit it, and write it down. What was counted and claimed is given back on errors."""
-        self._pace.begin(active.principal, limits, time.monotonic())
+        self._pace.begin(account_of(active.principal), limits, time.monotonic())
         try:
             release = await kind.admit(active, caller)
             try:
@@ -129,7 +132,7 @@ class Journal:
                 release()
                 raise
         except BaseException:
-            self._pace.end(active.principal)
+            self._pace.end(account_of(active.principal))
             raise
         return release
 
@@ -167,7 +170,7 @@ class Journal:
                 await self._finish(kind, active)
         finally:
             release()
-            self._pace.end(active.principal)
+            self._pace.end(account_of(active.principal))
             self._active.pop(active.id, None)
             active.answered.set()
             active.ended.set()
@@ -308,7 +311,7 @@ class Journal:
             error=_decode(row.error, ErrorBody),
             created_at=datetime.fromtimestamp(row.created_at, UTC),
             updated_at=datetime.fromtimestamp(row.updated_at, UTC),
-            idempotency_key=row.key,
+            idempotency_key=plain_key(row.key),
             principal=row.principal,
         )
 

@@ -6,7 +6,7 @@ connection, or when its peer is asked for its VMs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,6 +34,7 @@ KIND = "tunnel"
 MAX_KEPT = 256
 GET_VM, LIST_VMS = methods(VmService)["get_vm"], methods(VmService)["list_vms"]
 WEED_EVERY = 60.0
+LOOK_FOR_ENDS_EVERY = 0.5
 
 
 class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +129,18 @@ class Tunnels:
             kept = list(self.kept.values())
             for peer in {tunnel.peer for tunnel in kept}:
                 await self._weed(peer, [tunnel for tunnel in kept if tunnel.peer == peer])
+
+    async def end_with_principals(self, holds: Callable[[str], bool]) -> None:
+        """Delete the tunnels of tokens that have ended, and their connections; runs until it is cancelled."""
+        while True:
+            for tunnel in [tunnel for tunnel in self.kept.values() if not holds(tunnel.owner)]:
+                log.info("a tunnel ends with the token that opened it", vm=tunnel.vm_name, owner=tunnel.owner)
+                try:
+                    await self.forget(tunnel.key)
+                except TwinshareError as error:  # the database cannot be written now: the port closes all the same
+                    self.relays.close(tunnel.key)
+                    log.warning("a tunnel cannot be deleted yet", vm=tunnel.vm_name, error=error.message)
+            await trio.sleep(LOOK_FOR_ENDS_EVERY)
 
     async def _weed(self, peer: PeerId, tunnels: Sequence[Tunnel]) -> None:
         try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.agent.nodes import spec
-from tests.nodes.test_in_memory import call, open_fleet
+from tests.nodes.test_in_memory import call, eventually, open_fleet
 from twinshare.protocols.access import Caller, Limits, Role
-from twinshare.protocols.errors import Forbidden, QuotaExceeded
+from twinshare.protocols.errors import Forbidden, IdempotencyMismatch, QuotaExceeded, RateLimited, VmExists
+from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.vm import ForwardSpec
 
 PORT = ForwardSpec(host_port=0, guest_port=80)
@@ -44,3 +46,68 @@ async def test_the_limits_of_a_peer_hold_for_all_that_it_asks_for_others(tmp_pat
         for caller in (CI, OTHER, Caller(principal="token:new", role=Role.OPERATOR)):
             with pytest.raises(QuotaExceeded, match=a.peer_id):
                 await call(a, "create_vm", "node-0", caller, spec=spec("three"))
+
+
+def with_key(principal: str, role: Role, key: str = "the-key") -> Caller:
+    return Caller(principal=principal, role=role, idempotency_key=key)
+
+
+async def test_each_principal_has_idempotency_keys_of_its_own(tmp_path: Path) -> None:
+    """An admin was answered with the VM that an operator had made under the same key, and which stayed the operator's."""
+    async with open_fleet(tmp_path, Role.ADMIN) as (_, (b, a)):
+        for node, peer in ((b, None), (a, "node-0")):
+            where = "there" if peer else "here"
+            first = await call(node, "create_vm", peer, with_key("token:ci", Role.OPERATOR), spec=spec(f"one-{where}"))
+            other = await call(node, "create_vm", peer, with_key("token:x", Role.OPERATOR), spec=spec(f"two-{where}"))
+            admins = await call(
+                node, "create_vm", peer, with_key("local", Role.ADMIN, where), spec=spec(f"three-{where}")
+            )
+            assert len({first.id, other.id, admins.id}) == 3
+            again = await call(node, "create_vm", peer, with_key("token:ci", Role.OPERATOR), spec=spec(f"one-{where}"))
+            assert again.id == first.id
+            with pytest.raises(VmExists):
+                await call(node, "create_vm", peer, with_key("local", Role.ADMIN), spec=spec(f"one-{where}"))
+            with pytest.raises(IdempotencyMismatch) as refused:
+                await call(node, "create_vm", peer, with_key("token:ci", Role.OPERATOR), spec=spec("else"))
+            assert refused.value.details["key"] == "the-key"
+        shown = {operation.idempotency_key for operation in await b.operations.list()}
+        assert "the-key" in shown
+        assert not any("\n" in key for key in shown)
+
+
+async def test_the_pace_of_a_peer_holds_for_all_that_it_asks_for_others(tmp_path: Path) -> None:
+    async with open_fleet(tmp_path, Role.OPERATOR, limits=Limits(operations_per_minute=2)) as (_, (_, a)):
+        await call(a, "create_vm", "node-0", CI, spec=spec("one"))
+        await call(a, "create_vm", "node-0", OTHER, spec=spec("two"))
+        with pytest.raises(RateLimited):
+            await call(a, "create_vm", "node-0", Caller(principal="token:new", role=Role.OPERATOR), spec=spec("three"))
+
+
+async def test_a_tunnel_ends_with_the_token_that_opened_it(tmp_path: Path) -> None:
+    async with open_fleet(tmp_path, Role.ADMIN) as (_, (_, a)):
+        await a.tokens.create(TokenRequest(name="ci"))
+        await call(a, "create_vm", "node-0", CI, spec=spec("mine", start=True))
+        await call(a, "create_vm", "node-0", spec=spec("users", start=True))
+        theirs = await call(a, "add_forward", "node-0", CI, vm="mine", forward=PORT)
+        ours = await call(a, "add_forward", "node-0", vm="users", forward=PORT)
+        async with await trio.open_tcp_stream("127.0.0.1", theirs.host_port) as stream:
+            await a.tokens.revoke("ci")
+            with trio.fail_after(1.5):
+                assert await _ended(stream)
+        await eventually(lambda: _closed(theirs.host_port))
+        assert [tunnel.spec.host_port for tunnel in a.tunnels.kept.values()] == [ours.host_port]
+
+
+async def _ended(stream: trio.SocketStream) -> bool:
+    try:
+        return await stream.receive_some(1) == b""
+    except trio.BrokenResourceError:
+        return True
+
+
+async def _closed(port: int) -> bool:
+    try:
+        await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+    except OSError:
+        return True
+    return False
