@@ -53,7 +53,7 @@ def with_key(principal: str, role: Role, key: str = "the-key") -> Caller:
 
 
 async def test_each_principal_has_idempotency_keys_of_its_own(tmp_path: Path) -> None:
-    """An admin was answered with the VM that an operator had made under the same key, and which stayed the operator's."""
+    """An admin was answered with the VM that an operator had made under the same key, and still owned."""
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (b, a)):
         for node, peer in ((b, None), (a, "node-0")):
             where = "there" if peer else "here"
