@@ -6,7 +6,7 @@ import ipaddress
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -83,7 +83,37 @@ class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError("hostname must be letters, digits, '-' and '.'")
 
 
-class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class VmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a VM that are only kept and shown: in its spec, its change, its domain's metadata and the answer.
+
+    A new one needs a default: peers and metadata of an earlier version do not have it.
+    """
+
+    autostart: bool = False
+    labels: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=63)], Label], Meta(max_length=64)] = {}
+
+
+def settings_of(source: VmSettings) -> dict[str, Any]:
+    """The settings of a spec, of a domain's metadata or of an answer, by field."""
+    return {name: getattr(source, name) for name in VmSettings.__struct_fields__}
+
+
+def check_settings(source: Any) -> None:
+    """Raises: ValueError if the labels of a spec or a change hold control characters."""
+    for key, value in (source.labels or {}).items():
+        check_text(key, "labels")
+        check_text(value, "labels")
+
+
+def _optional_fields(struct: type[msgspec.Struct]) -> Any:
+    """The Struct of a request with the fields of `struct`, each None by default."""
+    fields = [(field.name, field.type | None, None) for field in msgspec.structs.fields(struct)]
+    return msgspec.defstruct(
+        f"Optional{struct.__name__}", fields, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True
+    )
+
+
+class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What somebody asks for. `start` boots the VM as part of the same operation."""
 
     name: VmName
@@ -95,8 +125,6 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hypervisor: Annotated[str, Meta(pattern="^(kvm|qemu)$")] = "kvm"
     cloud_init: CloudInit | None = None
     start: bool = False
-    autostart: bool = False
-    labels: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=63)], Label], Meta(max_length=64)] = {}
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -104,19 +132,17 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if re.search(r"\s", text):
                 raise ValueError("image, network and hypervisor must not contain spaces or line ends")
             check_text(text, "image, network and hypervisor")
-        for key, value in self.labels.items():
-            check_text(key, "labels")
-            check_text(value, "labels")
+        check_settings(self)
 
 
-class VmChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What can be changed on a VM that exists; None leaves it as it is."""
+class VmChange(_optional_fields(VmSettings)):  # type: ignore[misc]  # mypy takes its base as Any
+    """The settings that are to be changed on a VM that exists; None leaves one as it is."""
 
-    autostart: bool | None = None
-    labels: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=63)], Label], Meta(max_length=64)] | None = None
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
-class Vm(msgspec.Struct, frozen=True, kw_only=True):
+class Vm(VmSettings, frozen=True, kw_only=True):
     """One VM as its owner last saw it.
 
     `id` is the libvirt UUID; `hypervisor` is `kvm` only where KVM truly works; `uptime` is None unless it runs;
@@ -141,8 +167,6 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     node: str | None = None
     observed_at: datetime | None = None
     reachable: bool = True
-    autostart: bool = False
-    labels: dict[str, str] = {}
     reason: str | None = None
     warnings: list[str] = []
 

@@ -9,11 +9,10 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
-from ...protocols.vm import ForwardSpec, Vm, VmStatus
+from ...protocols.vm import ForwardSpec, Vm, VmSettings, VmStatus, settings_of
 from ..hypervisor.port import Domain
 from .lifecycle import ACTIVE, STATUS_OF
 
@@ -21,7 +20,7 @@ from .lifecycle import ACTIVE, STATUS_OF
 _NAMESPACE = uuid.UUID("b9a3f2d4-5f5e-5c1a-9d0b-7a3f6c2e8d11")
 
 
-class VmMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class VmMetadata(VmSettings, frozen=True, kw_only=True, omit_defaults=True):
     """`forwards` are kept with the host port that was chosen; `disk_size` in GiB."""
 
     image: str
@@ -31,18 +30,11 @@ class VmMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     owner: str
     created_at: datetime
     key: str
-    autostart: bool = False
-    labels: dict[str, str] = {}
-    forwards: list[ForwardSpec] = []
-    warnings: list[str] = []
+    forwards: list[ForwardSpec] = msgspec.field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
 
     def to_text(self) -> str:
         return msgspec.json.encode(self).decode()
-
-
-def settings_of(source: Any) -> dict[str, Any]:
-    """What is only kept and shown: the fields that a spec, a VM's metadata and the answer share."""
-    return {name: getattr(source, name) for name in ("autostart", "labels")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from ....protocols.access import Caller
 from ....protocols.errors import Forbidden, InvalidRequest, Unsupported, VmExists
 from ....protocols.node import Resources
 from ....protocols.services import VmService
-from ....protocols.vm import CloudInit, Vm, VmSpec, VmStatus
+from ....protocols.vm import CloudInit, Vm, VmSpec, VmStatus, settings_of
 from ...hypervisor.port import DomainPlan
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release
 from ..guest import build_seed, check_cloud_init
 from ..image_resolver import check_disk_size
 from ..quota import check_quota
-from ..record import VmMetadata, mac_of, settings_of, vm_id
+from ..record import VmMetadata, mac_of, vm_id
 from .base import VmOperation
 
 MAX_CPUS_PER_HOST_CPU = 16
