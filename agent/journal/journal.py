@@ -261,14 +261,17 @@ class Journal:
             active.notes = msgspec.msgpack.decode(row.notes)
             active.error = _decode(row.error, ErrorBody)
             log.info("an operation goes on", operation=row.id, kind=row.kind, target=row.target, step=row.step)
+            self._pace.begin(row.principal, Limits(), time.monotonic())
             self._launch(kind, active, kind.claim(active))
         await self._store.forget_old()
 
     async def list(self, state: OperationState | None = None) -> list[Operation]:
         """The newest thousand, newest first."""
         if state in {OperationState.PENDING, OperationState.RUNNING}:
+            rows = await self._store.newest(state)
             live = [active.view(self._node) for active in self._active.values() if active.state is state]
-            left = [self._view(row) for row in await self._store.newest(state) if row.kind not in self._kinds]
+            # What this version leaves alone: of an unknown kind, or with a request that it cannot read.
+            left = [self._view(row) for row in rows if row.id not in self._active]
             return sorted([*live, *left], key=lambda operation: operation.created_at, reverse=True)
         rows = await self._store.newest(state)
         return [active.view(self._node) if (active := self._active.get(row.id)) else self._view(row) for row in rows]

@@ -47,7 +47,14 @@ AREAS = {
     "muxer": Area(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
     "journal": Area(
         ("agent/journal/*.py",),
-        ("tests/agent/test_bounds.py", "tests/agent/test_faults.py", "tests/agent/test_undo.py"),
+        (
+            "tests/agent/test_journal.py",
+            "tests/agent/test_operation_classes.py",
+            "tests/agent/test_bounds.py",
+            "tests/agent/test_node.py",
+            "tests/agent/test_undo.py",
+            "tests/agent/test_faults.py",
+        ),
     ),
     "guard": Area(("api/rest/guard.py", "api/rest/rate_limit.py"), ("tests/api/test_guard*.py",)),
 }
