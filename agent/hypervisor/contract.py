@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -13,6 +13,7 @@ from uuid import uuid4
 import trio
 
 from ...protocols.errors import TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
+from .contract_streams import STREAM_CHECKS, refused
 from .port import (
     ChangeKind,
     DiskExport,
@@ -21,7 +22,6 @@ from .port import (
     DomainState,
     GuestClock,
     GuestInspection,
-    GuestStreams,
     Hypervisor,
 )
 
@@ -90,18 +90,12 @@ async def _definition_is_kept(hypervisor: Hypervisor, plan: DomainPlan, _: Domai
 
 async def _missing_domain(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     """Stopping and deleting it succeeds; all other calls are refused."""
-    calls: tuple[Callable[[str], Awaitable[object]], ...] = (
-        hypervisor.get_domain,
-        hypervisor.start,
-        hypervisor.shutdown,
-        hypervisor.pause,
-        hypervisor.resume,
-        hypervisor.disk_path,
-    )
-    for call in calls:
-        with _refused(VmNotFound):
+    calls = (hypervisor.start, hypervisor.shutdown, hypervisor.pause, hypervisor.resume)
+    reads: tuple[Callable[[str], Awaitable[object]], ...] = (hypervisor.get_domain, hypervisor.disk_path)
+    for call in (*calls, *reads):
+        with refused(VmNotFound):
             await call(plan.id)
-    with _refused(VmNotFound):
+    with refused(VmNotFound):
         await hypervisor.set_metadata(plan.id, "{}")
     await hypervisor.destroy(plan.id)
     await hypervisor.undefine(plan.id)
@@ -109,9 +103,9 @@ async def _missing_domain(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPla
 
 async def _names_are_unique(hypervisor: Hypervisor, plan: DomainPlan, other: DomainPlan) -> None:
     await hypervisor.define(plan)
-    with _refused(VmExists):
+    with refused(VmExists):
         await hypervisor.define(replace(other, name=plan.name))
-    with _refused(VmExists):
+    with refused(VmExists):
         await hypervisor.define(replace(plan, name=other.name))
     await hypervisor.undefine(plan.id)
     rivals = [replace(plan, id=str(uuid4())) for _ in range(8)]
@@ -135,7 +129,7 @@ async def _lifecycle(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) ->
     assert before < started.started_at <= datetime.now(UTC) + timedelta(seconds=1)
     await hypervisor.start(plan.id)
     assert started in await hypervisor.list_domains()
-    with _refused(WrongState):
+    with refused(WrongState):
         await hypervisor.undefine(plan.id)
     for _again in range(2):
         await hypervisor.pause(plan.id)
@@ -212,7 +206,7 @@ async def _inspection(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -
         hypervisor.screenshot,
     )
     for look in looks:
-        with _refused(WrongState):
+        with refused(WrongState):
             await look(plan.id)
     await hypervisor.start(plan.id)
     first, second = await hypervisor.stats(plan.id), await hypervisor.stats(plan.id)
@@ -228,84 +222,22 @@ async def _clock_is_set(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan)
     if not isinstance(hypervisor, GuestClock):
         return
     await hypervisor.define(plan)
-    with _refused(WrongState):
+    with refused(WrongState):
         await hypervisor.set_guest_time(plan.id)
     await hypervisor.start(plan.id)
     assert await hypervisor.disk_path(plan.id) == plan.disk
     with suppress(Unsupported):  # a guest without an agent
         await hypervisor.set_guest_time(plan.id)
     await hypervisor.pause(plan.id)
-    with _refused(Unsupported):  # nobody answers in a paused guest
+    with refused(Unsupported):  # nobody answers in a paused guest
         await hypervisor.set_guest_time(plan.id)
-
-
-async def _guest_port_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, GuestStreams):
-        return
-    await hypervisor.define(plan)
-    with _refused(WrongState):
-        await hypervisor.dial_guest(plan.id, 80)
-    for network in ("default", "isolated"):
-        await hypervisor.define(replace(plan, network=network))
-        await hypervisor.start(plan.id)
-        for _again in range(2):
-            try:
-                stream = await hypervisor.dial_guest(plan.id, 9)
-            except (OSError, Unsupported):
-                continue
-            await stream.aclose()  # a guest behind QEMU's own NAT: that accepts at once, and closes later
-        await hypervisor.destroy(plan.id)
-
-
-async def _screen_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, GuestStreams):
-        return
-    await hypervisor.define(plan)
-    with _refused(WrongState):
-        await hypervisor.dial_screen(plan.id)
-    await hypervisor.start(plan.id)
-    try:
-        stream = await hypervisor.dial_screen(plan.id)
-    except (OSError, Unsupported):
-        return  # a driver without QEMU
-    async with stream:
-        assert (await stream.receive_some(12)).startswith(b"RFB 003.")
-
-
-async def _console_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
-    if not isinstance(hypervisor, GuestStreams):
-        return
-    await hypervisor.define(plan)
-    with _refused(WrongState):
-        await hypervisor.dial_console(plan.id)
-    await hypervisor.start(plan.id)
-    for _again in range(2):
-        try:
-            stream = await hypervisor.dial_console(plan.id)
-        except (OSError, Unsupported):
-            return  # a driver without QEMU
-        async with stream:
-            await stream.send_all(b"hello\r")
-            said = await stream.receive_some(1 << 16)
-            assert said
-            for _moment in range(500):  # it is written a moment after it is sent
-                if said in (plan.directory / "tty.log").read_bytes():
-                    break
-                await trio.sleep(0.01)
-            else:
-                raise AssertionError("what the console said is not in its log")
-    async with await hypervisor.dial_console(plan.id) as stream:
-        await hypervisor.destroy(plan.id)
-        with suppress(trio.BrokenResourceError):
-            while await stream.receive_some(1 << 16):
-                pass
 
 
 async def _disk_is_exported(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     if not isinstance(hypervisor, DiskExport):
         return
     await hypervisor.define(plan)
-    with _refused(WrongState, Unsupported):
+    with refused(WrongState, Unsupported):
         async with hypervisor.export_disk(plan.id, plan.directory):
             raise AssertionError("a domain that is off has no export")
     await hypervisor.start(plan.id)
@@ -337,9 +269,7 @@ _CHECKS = (
     _cancelled_calls,
     _inspection,
     _clock_is_set,
-    _guest_port_is_dialled,
-    _screen_is_dialled,
-    _console_is_dialled,
+    *STREAM_CHECKS,
     _disk_is_exported,
 )
 
@@ -348,7 +278,7 @@ async def _check_off(hypervisor: Hypervisor, plan: DomainPlan) -> None:
     domain = await hypervisor.get_domain(plan.id)
     assert (domain.state, domain.started_at) == (DomainState.SHUTOFF, None)
     for call in (hypervisor.pause, hypervisor.resume):
-        with _refused(WrongState):
+        with refused(WrongState):
             await call(plan.id)
     await hypervisor.shutdown(plan.id)
     await hypervisor.destroy(plan.id)
@@ -360,15 +290,6 @@ async def _wait_for(hypervisor: Hypervisor, kind: ChangeKind, plan: DomainPlan) 
         if (change.kind, change.id) == (kind, plan.id):
             return
     raise AssertionError("the channel of changes ended")
-
-
-@contextmanager
-def _refused(*kinds: type[TwinshareError]) -> Iterator[None]:
-    try:
-        yield
-    except kinds:
-        return
-    raise AssertionError(f"none of {[kind.__name__ for kind in kinds]} was raised")
 
 
 async def _all_at_once(calls: list[Callable[[], Awaitable[None]]]) -> Counter[str]:

@@ -21,6 +21,7 @@ METADATA_PREFIX = "twinshare"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 RESTRICTED_NETDEV = "ts0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+GUEST_CHANNEL = "org.twinshare.guest.0"
 USER_NETDEV = "hostnet0"  # libvirt's own name for the first <interface type='user'>
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -135,6 +136,15 @@ def has_agent(xml: str) -> bool:
     return ET.fromstring(xml).find(_AGENT_CONNECTED) is not None  # noqa: S314 - as above
 
 
+def parse_guest_channel(xml: str) -> str | None:
+    """Return the unix socket of a domain's guest channel, None when it was defined without one."""
+    for channel in ET.fromstring(xml).iterfind("devices/channel"):  # noqa: S314 - as above
+        target, source = channel.find("target"), channel.find("source")
+        if target is not None and source is not None and target.get("name") == GUEST_CHANNEL:
+            return source.get("path")
+    return None
+
+
 def parse_screen(xml: str) -> str | None:
     """Return the unix socket of a running domain's VNC server."""
     listen = ET.fromstring(xml).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - as above
@@ -177,16 +187,17 @@ def _disks(devices: ET.Element, plan: DomainPlan) -> None:
 
 
 def _other_devices(devices: ET.Element, plan: DomainPlan) -> None:
-    """Serial console, guest agent, screen, entropy, balloon; every socket in the VM's own directory."""
+    """Serial console, guest agent, guest channel, screen, entropy, balloon; every socket in the VM's own directory."""
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     serial = ET.SubElement(devices, "serial", {"type": "unix"})
     ET.SubElement(serial, "source", {"mode": "bind", "path": str(plan.directory / "tty.sock")})
     # Appended: the log then outlasts a restart, and can be cut short while QEMU writes.
     ET.SubElement(serial, "log", {"file": str(plan.directory / "tty.log"), "append": "on"})
     ET.SubElement(serial, "target", {"port": "0"})
-    agent = ET.SubElement(devices, "channel", {"type": "unix"})
-    ET.SubElement(agent, "source", {"mode": "bind", "path": str(plan.directory / "agent.sock")})
-    ET.SubElement(agent, "target", {"type": "virtio", "name": AGENT_CHANNEL})
+    for name, file in ((AGENT_CHANNEL, "agent.sock"), (GUEST_CHANNEL, "guest.sock")):
+        channel = ET.SubElement(devices, "channel", {"type": "unix"})
+        ET.SubElement(channel, "source", {"mode": "bind", "path": str(plan.directory / file)})
+        ET.SubElement(channel, "target", {"type": "virtio", "name": name})
     screen = ET.SubElement(devices, "graphics", {"type": "vnc"})
     ET.SubElement(screen, "listen", {"type": "socket", "socket": str(plan.directory / "vnc.sock")})
     ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": "vga"})

@@ -30,8 +30,8 @@ class DomainState(StrEnum):
 class DomainPlan:
     """A domain to define. Memory in MiB. `directory` is the VM's own folder: its sockets and its serial log go there.
 
-    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`, `agent.sock`. `metadata` is opaque text that the hypervisor
-    keeps for us.
+    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`, `agent.sock`, `guest.sock`. `metadata` is opaque text that
+    the hypervisor keeps for us.
     """
 
     id: str
@@ -245,6 +245,15 @@ class GuestStreams(Protocol):
         It serves one connection at a time: a second one gets nothing until the first is closed. Unread output blocks
         the guest.
         Raises: Unsupported when it has none, OSError.
+        """
+        ...
+
+    async def dial_channel(self, id: str) -> trio.SocketStream:
+        """Connect to the guest channel, the virtio-serial port `org.twinshare.guest.0`; one connection at a time.
+
+        It connects whether or not a process in the guest has the port open; what is written before that is kept or
+        dropped by QEMU. Whatever comes from it is the guest's, which may be hostile.
+        Raises: Unsupported when the domain was defined without one, OSError.
         """
         ...
 

@@ -148,6 +148,9 @@ class LibvirtHypervisor:
     async def dial_console(self, id: str) -> trio.SocketStream:
         return await self._dialer.dial_console(partial(self._on_domain, Lane.QUICK, id, "reach the VM's console"))
 
+    async def dial_channel(self, id: str) -> trio.SocketStream:
+        return await self._dialer.dial_channel(partial(self._on_domain, Lane.QUICK, id, "reach the VM's guest channel"))
+
     @asynccontextmanager
     async def export_disk(self, id: str, directory: Path) -> AsyncIterator[ExportedDisk]:
         socket, scratch = directory / "export.sock", directory / "export.qcow2"

@@ -24,7 +24,7 @@ import structlog
 import trio
 
 from ....protocols.errors import Unsupported
-from ..domain_xml import parse_domain, parse_screen
+from ..domain_xml import parse_domain, parse_guest_channel, parse_screen
 from .domain_ops import running_state
 from .inspection import read_addresses
 
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 Endpoint = tuple[str, int]  # of the guests' loopback: address and port
 _MAX_FORWARDS = 256
+_DIAL_TIMEOUT, _DIAL_INTERVAL = 5.0, 0.02  # seconds, for a unix socket whose backlog is full
 # QEMU prints a table: protocol and state, descriptor, source address and port, destination address and port, queues.
 _ROW = re.compile(r"^\s*TCP\[HOST_FORWARD\]\s+\d+\s+([\d.]+)\s+(\d+)\s+[\d.]+\s+(\d+)\s", re.MULTILINE)
 _HUB = re.compile(r"^\S.*\(([^()]+)\):\s*$", re.MULTILINE)
@@ -86,14 +87,25 @@ class GuestDialer:
         """Raises: WrongState, Unsupported, OSError."""
         return await self._dial_socket(await quick(_console_of), "console")
 
+    async def dial_channel(self, quick: Run) -> trio.SocketStream:
+        """Raises: WrongState, Unsupported, OSError."""
+        return await self._dial_socket(await quick(_channel_of), "guest channel")
+
     async def _dial_socket(self, path: str, what: str) -> trio.SocketStream:
-        stream = await trio.open_unix_socket(path)
-        credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        if self._uid is not None and struct.unpack("3i", credentials)[1] != self._uid:
-            # The socket is in a folder of QEMU's user, who could have put a link to another socket there.
-            await stream.aclose()
-            raise PermissionError(f"another process than the VM's QEMU listens on the socket of its {what}")
-        return stream
+        with trio.move_on_after(_DIAL_TIMEOUT):
+            while True:
+                stream = await trio.open_unix_socket(path)
+                credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                pid, uid, _ = struct.unpack("3i", credentials)
+                if pid != 0 and self._uid in (None, uid):
+                    return stream
+                await stream.aclose()
+                if pid != 0:
+                    # The socket is in a folder of QEMU's user, who could have put a link to another socket there.
+                    raise PermissionError(f"another process than the VM's QEMU listens on the socket of its {what}")
+                # QEMU's backlog is one connection; trio takes the kernel's EAGAIN for a connection in progress.
+                await trio.sleep(_DIAL_INTERVAL)
+        raise TimeoutError(f"the VM's QEMU does not accept a connection to its {what}")
 
 
 def _screen_of(domain: libvirt.virDomain) -> str:
@@ -109,6 +121,14 @@ def _console_of(domain: libvirt.virDomain) -> str:
     path = parse_domain(domain.XMLDesc(0)).serial
     if path is None:
         raise Unsupported("the VM has no serial console that this node can reach")
+    return path
+
+
+def _channel_of(domain: libvirt.virDomain) -> str:
+    running_state(domain)
+    path = parse_guest_channel(domain.XMLDesc(0))
+    if path is None:
+        raise Unsupported("the VM was defined without a guest channel")
     return path
 
 

@@ -18,8 +18,8 @@ class GuestRun:
     """One run of a guest, from its start to its end, and the tasks that end with it."""
 
     def __init__(self) -> None:
-        # The serial console has one connection at a time.
-        self.console = trio.Lock()
+        # Each has one connection at a time.
+        self.console, self.channel = trio.Lock(), trio.Lock()
         self._ended = False
         self._scopes: set[trio.CancelScope] = set()
 
@@ -59,6 +59,11 @@ def http_server(name: str) -> GuestServer:
 async def show_screen(stream: trio.SocketStream) -> None:
     """Send RFB's greeting, and read until the viewer closes."""
     await stream.send_all(b"RFB 003.008\n")
+    await read_all(stream)
+
+
+async def read_all(stream: trio.SocketStream) -> None:
+    """A guest channel that nothing in the guest has open: read until the peer closes."""
     while await stream.receive_some(4096):
         pass
 

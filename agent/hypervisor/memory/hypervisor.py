@@ -17,7 +17,7 @@ from ...background import open_background
 from ..png import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, ExportedDisk, Features
 from .disk_export import serve_disk
-from .guest import GuestRun, GuestServer, echo, http_server, run_server, show_screen, stream_pair
+from .guest import GuestServer, echo, http_server, read_all, run_server, show_screen, stream_pair
 from .record import Behaviour, Record, load
 from .simulation import Simulation
 
@@ -212,7 +212,15 @@ class MemoryHypervisor(Simulation):
         near, far = stream_pair()
         serve = self._consoles.get(id) or echo(record.plan.directory / "tty.log")
         run = self._runs[id]
-        self._nursery.start_soon(run.run, _in_turn, run, serve, far)
+        self._nursery.start_soon(run.run, _in_turn, run.console, serve, far)
+        return near
+
+    async def dial_channel(self, id: str) -> trio.SocketStream:
+        await self._call()
+        await self._running(id)
+        near, far = stream_pair()
+        run = self._runs[id]
+        self._nursery.start_soon(run.run, _in_turn, run.channel, self._channels.get(id, read_all), far)
         return near
 
     @asynccontextmanager
@@ -223,6 +231,6 @@ class MemoryHypervisor(Simulation):
             yield exported
 
 
-async def _in_turn(run: GuestRun, serve: GuestServer, stream: trio.SocketStream) -> None:
-    async with stream, run.console:
+async def _in_turn(turn: trio.Lock, serve: GuestServer, stream: trio.SocketStream) -> None:
+    async with stream, turn:
         await run_server(serve, stream)

@@ -39,6 +39,7 @@ class Simulation:
         self._full: set[str] = set()
         self._servers: dict[tuple[str, int], GuestServer] = {}
         self._consoles: dict[str, GuestServer] = {}
+        self._channels: dict[str, GuestServer] = {}
         for record in records.values():
             if record.active:  # the file says so: it ran all the time
                 self._begin(record)
@@ -106,6 +107,10 @@ class Simulation:
     def serve_console(self, id: str, server: GuestServer) -> None:
         """Serve the guest's serial console; by default it echoes."""
         self._consoles[id] = server
+
+    def serve_channel(self, id: str, server: GuestServer) -> None:
+        """Serve the guest channel; by default nothing in the guest answers."""
+        self._channels[id] = server
 
     async def _call(self) -> None:
         await trio.sleep(self.behaviour.delay)

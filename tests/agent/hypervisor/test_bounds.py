@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -180,7 +181,7 @@ async def test_of_a_reply_four_descriptors_are_taken() -> None:
             os.close(number)
 
 
-def test_a_supervisor_that_nobody_connects_to_ends(tmp_path: Any) -> None:
+def test_a_supervisor_that_nobody_connects_to_ends(tmp_path: Path) -> None:
     command = program("supervisor", "main", ["{}"])
     code = command[4].replace("import main; main()", "import Supervisor, __name__ as name; import sys, socket; ")
     code += (
@@ -191,3 +192,30 @@ def test_a_supervisor_that_nobody_connects_to_ends(tmp_path: Any) -> None:
         [sys.executable, *command[1:4], code, str(tmp_path / "s")], capture_output=True, timeout=8, check=True
     )
     assert done.stdout == b"ended\n"
+
+
+async def test_a_full_backlog_of_qemu_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(path)
+        listener.listen(0)
+        waiting.connect(path)
+        dialer, dialled = guest_streams.GuestDialer(_no_dial, os.geteuid()), list[trio.SocketStream]()
+
+        async def dial() -> None:
+            dialled.append(await dialer._dial_socket(path, "guest channel"))
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(dial)
+                await trio.sleep(0.1)
+                assert not dialled
+                accepted = listener.accept()[0]
+        with accepted, listener.accept()[0] as second:
+            second.sendall(b"hello")
+            async with dialled[0] as stream:
+                assert await stream.receive_some(5) == b"hello"
+
+
+async def _no_dial(port: int, host: str) -> trio.SocketStream:
+    raise ConnectionRefusedError
