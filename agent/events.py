@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from ..protocols.event import Event
+from ..protocols.events import Event, EventPayload
 from .database import PASSING_FAULTS
 from .state import State
 
@@ -46,9 +46,10 @@ class EventLog:
         """The number of the newest event that listeners have been told."""
         return self._kept[-1].id if self._kept else 0
 
-    def publish(self, type: str, data: Mapping[str, Any]) -> None:
-        """Tell everybody, as soon as it is written."""
-        self._unwritten.append(Event(id=self._next, type=type, at=datetime.now(UTC), data=dict(data)))
+    def publish(self, payload: EventPayload) -> None:
+        """Send an event to every listener, as soon as it is written."""
+        data = msgspec.to_builtins(payload, builtin_types=(bytes,))
+        self._unwritten.append(Event(id=self._next, type=str(payload.event), at=datetime.now(UTC), data=data))
         self._next += 1
         self._wake.set()
 

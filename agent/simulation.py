@@ -24,11 +24,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import msgspec
 import trio
 
 from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.errors import P2pStopped, VmNotFound
-from ..protocols.event import Event
+from ..protocols.events import Event, EventPayload, VmStateChanged
 from ..protocols.peer import InviteRequest
 from ..protocols.services import SERVICES, PeerService
 from ..protocols.table import Dispatcher, Method, all_methods, stub
@@ -77,8 +78,9 @@ class MemoryEvents:
         self.kept: list[Event] = []
         self._listeners: set[trio.MemorySendChannel[Event]] = set()
 
-    def publish(self, type: str, data: Mapping[str, Any]) -> None:
-        event = Event(id=len(self.kept) + 1, type=type, at=now(), data=dict(data))
+    def publish(self, payload: EventPayload) -> None:
+        data = msgspec.to_builtins(payload)
+        event = Event(id=len(self.kept) + 1, type=str(payload.event), at=now(), data=data)
         self.kept.append(event)
         for listener in list(self._listeners):
             try:
@@ -166,7 +168,8 @@ class SimulatedNode:
         name = spec.name if spec else arguments.get("vm", "")
         if method.name == "create_vm":
             self.vms[name] = simulated_vm(name, spec)
-            self.events.publish("vm.state", {"name": name, "status": "running"})
+            made = self.vms[name]
+            self.events.publish(VmStateChanged(id=made.id, name=name, status=made.status))
         if name not in self.vms:
             raise VmNotFound(f"no VM is called '{name}' here", name=name)
         return self.vms.pop(name) if method.name == "delete_vm" else self.vms[name]

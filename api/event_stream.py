@@ -10,7 +10,7 @@ from typing import Self
 
 import httpx
 
-from ..protocols.event import Event
+from ..protocols.events import Event
 from ..protocols.sse import EventReader
 from .async_client import AsyncApiClient, sleep
 from .exchange import NodeUnreachable

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from .event import Event
+from .events import Event
 
 MAX_LINE = 1 << 20
 KEEPALIVE = b":\n\n"

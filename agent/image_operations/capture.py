@@ -6,6 +6,7 @@ import trio
 
 from ...protocols.access import Caller
 from ...protocols.errors import ImageExists, ImageNotFound, InvalidRequest, Unsupported, WrongState
+from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.services import ImageService
 from ..hypervisor.port import DiskExport, DomainState
@@ -42,7 +43,7 @@ class CaptureImage(ImageOperation):
         id = active.notes["id"]
         async with self.services.capture_locks.setdefault(id, trio.Lock()):
             image = await self._capture(active, id)
-        self.services.publish("image.added", image)
+        self.services.events.publish(ImageAdded.of(image))
         return image
 
     async def _capture(self, active: ActiveOperation, id: str) -> Image:

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from ...protocols.errors import ImageNotFound
+from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.reference import Reference
 from ..events import EventLog
@@ -38,11 +39,8 @@ class ImageContext:
     ) -> Image:
         """Add an image to the store and publish that. Raises: what `ImageStore.add_image` raises."""
         image = await self.store.add_image(ref, content, report=report, source=source, replace=replace)
-        self.publish("image.added", image)
+        self.events.publish(ImageAdded.of(image))
         return image
-
-    def publish(self, type: str, image: Image) -> None:
-        self.events.publish(type, {"name": image.name, "tag": image.tag, "digest": image.digest})
 
     async def full_name(self, ref: str) -> str:
         """The name under which the store has the image that `ref` means. Raises: ImageNotFound, InvalidRequest."""

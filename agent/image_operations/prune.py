@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...protocols.events import ImageRemoved
 from ...protocols.image import Pruned
 from ...protocols.services import ImageService
 from ..journal.active import ActiveOperation
@@ -22,6 +23,6 @@ class PruneImages(ImageOperation):
         removed = await self.services.store.prune_images(used_by=users, everything=asked.all, dry_run=asked.dry_run)
         if not asked.dry_run:
             for image in removed:
-                self.services.publish("image.removed", image)
+                self.services.events.publish(ImageRemoved.of(image))
         freed = sum(image.allocated for image in removed)
         return Pruned(images=list(removed), freed=freed, dry_run=asked.dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.services import ImageService
 from ..journal.active import ActiveOperation
@@ -13,5 +14,5 @@ class PullImage(ImageOperation):
 
     async def do(self, active: ActiveOperation) -> Image:
         image = await self.services.vms.resolver.pull(active.request.request, active.report)
-        self.services.publish("image.added", image)
+        self.services.events.publish(ImageAdded.of(image))
         return self.services.with_users(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...protocols.access import Caller
+from ...protocols.events import ImageRemoved
 from ...protocols.image import Image
 from ...protocols.services import ImageService
 from ..journal.active import ActiveOperation
@@ -21,5 +22,5 @@ class RemoveImage(ImageOperation):
     async def do(self, active: ActiveOperation) -> Image:
         users = self.services.vms.all_users_of
         removed = await self.services.store.remove_image(active.notes["ref"], used_by=users)
-        self.services.publish("image.removed", removed)
+        self.services.events.publish(ImageRemoved.of(removed))
         return removed

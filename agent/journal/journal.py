@@ -30,6 +30,7 @@ from ...protocols.errors import (
     TwinshareError,
     Unavailable,
 )
+from ...protocols.events import OperationDone, OperationEvent, OperationProgress
 from ...protocols.operation import Detached, Operation, OperationState, Progress
 from ...protocols.table import Method
 from ...protocols.tolerant import decode_tolerantly, known_part
@@ -116,7 +117,7 @@ class Journal:
             await self._save(active, best_effort=kind.runs_on_full_disk)
 
         def publish(active: ActiveOperation) -> None:
-            self._publish("op.progress", active)
+            self._events.publish(_payload(OperationProgress, active))
 
         return ActiveOperation(id=id, kind=kind.kind, save=save, publish=publish, **asked)
 
@@ -195,7 +196,7 @@ class Journal:
         with trio.CancelScope(shield=True):
             await self._save(active, best_effort=True)
         self._ended(active.view(self._node))
-        self._publish("op.done", active)
+        self._events.publish(_payload(OperationDone, active))
 
     async def _undo(self, kind: Kind, active: ActiveOperation) -> bool:
         """Return whether all was taken back. Waits for a hypervisor that is away; the caller waits `UNDO_TIMEOUT`.
@@ -223,19 +224,6 @@ class Journal:
             await trio.sleep(UNDO_RETRY)
         log.error("an operation is left half undone until the next start", operation=active.id, kind=active.kind)
         return False
-
-    def _publish(self, type: str, active: ActiveOperation) -> None:
-        progress = msgspec.to_builtins(active.progress)
-        data = {
-            "id": active.id,
-            "kind": active.kind,
-            "target": active.target,
-            "state": str(active.state),
-            "progress": progress,
-        }
-        if active.error is not None:
-            data["error"] = msgspec.to_builtins(active.error)
-        self._events.publish(type, data)
 
     async def _save(self, active: ActiveOperation, *, best_effort: bool = False) -> None:
         try:
@@ -324,6 +312,17 @@ class Journal:
         with trio.move_on_after(self.close_timeout):
             for active in list(self._active.values()):
                 await active.ended.wait()
+
+
+def _payload(kind: type[OperationEvent], active: ActiveOperation) -> OperationEvent:
+    return kind(
+        id=active.id,
+        kind=active.kind,
+        target=active.target,
+        state=active.state,
+        progress=active.progress,
+        error=active.error,
+    )
 
 
 def _outcome(operation: Operation) -> Any:

@@ -6,10 +6,11 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ...protocols.access import Caller, Role, Witness, unwitnessed
 from ...protocols.errors import Forbidden
+from ...protocols.events import EventPayload
 from ...protocols.table import Dispatcher
 from .address_book import AddressBook
 from .discovery import OpenDiscovery
@@ -19,7 +20,7 @@ from .rpc import EventSource
 from .tickets import TicketBook
 
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
-Publish: TypeAlias = Callable[[str, Mapping[str, Any]], object]
+Publish: TypeAlias = Callable[[EventPayload], object]
 Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
 """A handler for members only: it gets the peer as a caller, with the role and limits of its certificate."""
 

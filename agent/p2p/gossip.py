@@ -11,6 +11,7 @@ import trio
 
 from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import TwinshareError
+from ...protocols.events import P2pMessage
 from ...protocols.membership import Chain
 from ...protocols.mesh import MAX_UPDATE_ITEMS, GossipUpdate, MeshService, Message, PeerRecord
 from ...protocols.peer import MessageReply
@@ -144,12 +145,11 @@ def deliver(context: MeshContext, sender: PeerId, message: Message) -> MessageRe
         return MessageReply(status="ok", message="Hello received")
     known = context.membership.known(sender)
     context.publish(
-        "p2p.message",
-        {
-            "from": sender,
-            "name": known.name if known else "",
-            "message_type": message.message_type,
-            "data": message.data,
-        },
+        P2pMessage(
+            sender=sender,
+            name=known.name if known else "",
+            message_type=message.message_type,
+            data=message.data,
+        )
     )
     return MessageReply(status="ok", message=f"{message.message_type} received")

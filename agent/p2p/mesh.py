@@ -12,6 +12,7 @@ import trio
 
 from ...protocols.access import Caller, Witness, unwitnessed
 from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerNotFound
+from ...protocols.events import FleetJoined
 from ...protocols.membership import Certificate
 from ...protocols.mesh import GossipUpdate
 from ...protocols.services import PeerService
@@ -142,7 +143,7 @@ class Mesh:
         inviter = context.membership.known(ticket.inviter)
         if inviter is None:
             raise PeerNotFound(f"{ticket.inviter} did not tell its own certificate", peer=ticket.inviter)
-        context.publish("fleet.joined", {"fleet": fleet, "by": inviter.name})
+        context.publish(FleetJoined(fleet=fleet, by=inviter.name))
         return inviter
 
     async def revoke(self, peer: PeerId) -> None:

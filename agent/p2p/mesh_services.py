@@ -11,6 +11,7 @@ import trio
 
 from ...protocols.access import Caller
 from ...protocols.errors import P2pStopped
+from ...protocols.events import PeerOffline, PeerOnline
 from ...protocols.mesh import MAX_ADDRESSES, GossipUpdate, MeshService, PeerRecord
 from ...protocols.messages import Hello, Request
 from ..background import open_background
@@ -140,8 +141,8 @@ class MeshServices:
         peer = session.peer_id
         await self._take_hello(peer, session.greeting)
         known = self._context.membership.known(peer)
-        data = {"id": peer, "name": known.name if known else session.greeting.name}
-        self._context.publish("peer.online", data)
+        name = known.name if known else session.greeting.name
+        self._context.publish(PeerOnline(id=peer, name=name))
         try:
             async with open_background() as nursery:
                 nursery.start_soon(self.gossip.send_everything, session)
@@ -149,7 +150,7 @@ class MeshServices:
                 nursery.start_soon(self._fleet.follow, session, self.calls)
                 await session.over.wait()
         finally:
-            self._context.publish("peer.offline", data)
+            self._context.publish(PeerOffline(id=peer, name=name))
 
     # -- tasks
 

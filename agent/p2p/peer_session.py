@@ -11,7 +11,7 @@ import trio
 
 from ...protocols.access import Role
 from ...protocols.errors import Overloaded, PeerUnreachable, TwinshareError
-from ...protocols.event import Event as NodeEvent
+from ...protocols.events import Event as NodeEvent
 from ...protocols.messages import (
     FOLLOW_EVENTS,
     Answered,

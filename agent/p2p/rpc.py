@@ -24,7 +24,7 @@ from ...protocols.errors import (
     TwinshareError,
     Unsupported,
 )
-from ...protocols.event import Event as NodeEvent
+from ...protocols.events import Event as NodeEvent
 from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
 from ...protocols.operation import Detached
 from ...protocols.session import OwnerSession

@@ -21,6 +21,7 @@ from ...protocols.errors import (
     Unavailable,
     Unsupported,
 )
+from ...protocols.events import ImageAdded
 from ...protocols.image import Image, PullRequest
 from ...protocols.reference import LOCAL, parse_reference
 from ...protocols.size import GIB
@@ -114,8 +115,7 @@ class ImageResolver:
             image = await self.find(spec.image)
             if image is None:
                 image = await self._fetch(spec.image, "", report)
-                data = {"name": image.name, "tag": image.tag, "digest": image.digest}
-                self._events.publish("image.added", data)
+                self._events.publish(ImageAdded.of(image))
             self.reserved[spec.name] = image.digest
             check_disk_size(spec, image)
             # Between the fetch and the reservation it may have been removed.

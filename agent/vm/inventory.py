@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from ...protocols.errors import HypervisorDown, TwinshareError, VmNotFound
+from ...protocols.events import VmStateChanged, VmUndefined, payload_of
 from ...protocols.node import Resources
 from ...protocols.vm import Vm, VmStatus
 from ..events import EventLog
@@ -189,21 +190,21 @@ class Inventory:
         record, making = self._records.get(id), self._making.get(id)
         if record is None and making is None:
             if self._told.pop(id, None) is not None:
-                self._events.publish("vm.deleted", {"id": id})
+                self._events.publish(VmUndefined(id=id))
             return
         vm = self.view(record) if record else making
         if vm is not None and self._told.get(id) != (vm.status, vm.reason):
             self._told[id] = (vm.status, vm.reason)
-            data = {"id": id, "name": vm.name, "status": str(vm.status), "reason": vm.reason}
-            self._events.publish("vm.state", data)
+            self._events.publish(VmStateChanged(id=id, name=vm.name, status=vm.status, reason=vm.reason))
 
     def remember(self) -> None:
         """Take what a former life of the agent told listeners, so that they hear only what has changed since."""
         for event in self._events.kept:
-            if event.type == "vm.state":
-                self._told[event.data["id"]] = (VmStatus(event.data["status"]), event.data["reason"])
-            elif event.type == "vm.deleted":
-                self._told.pop(event.data["id"], None)
+            match payload_of(event):
+                case VmStateChanged() as said:
+                    self._told[said.id] = (said.status, said.reason)
+                case VmUndefined() as gone:
+                    self._told.pop(gone.id, None)
 
     async def _follow(self) -> None:
         async for change in self._hypervisor.changes:

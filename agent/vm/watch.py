@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from ...protocols.errors import TwinshareError
+from ...protocols.events import HypervisorBack, HypervisorLost, VmDiskFull
 from ..events import EventLog
 from ..hypervisor.port import Change, ChangeKind, DomainState, GuestInspection, Hypervisor
 from ..state import State
@@ -34,6 +35,7 @@ class Watch:
     def __init__(self, vms: VmContext, events: EventLog, data_dir: Path) -> None:
         self._vms, self._events, self._data_dir = vms, events, data_dir
         self._send, self._receive = trio.open_memory_channel[str](MAX_CHANGES)
+        self._is_down = False
         vms.inventory.on_change = self._note
         vms.inventory.on_notice = self._notice
 
@@ -53,9 +55,13 @@ class Watch:
 
     def _notice(self, change: Change) -> None:
         if change.kind is ChangeKind.DISK_FULL and change.id is not None:
-            self._events.publish("vm.disk_full", {"id": change.id})
+            self._events.publish(VmDiskFull(id=change.id))
         elif change.kind is ChangeKind.DOWN:
-            self._events.publish("hypervisor.down", {})
+            self._is_down = True
+            self._events.publish(HypervisorLost())
+        elif change.kind is ChangeKind.RESYNC and self._is_down and self._hypervisor.connected:
+            self._is_down = False
+            self._events.publish(HypervisorBack())
         elif change.kind is ChangeKind.AGENT_UP and change.id is not None:
             self._note(change.id)
 

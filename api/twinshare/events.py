@@ -20,7 +20,7 @@ from ...agent.events import EventLog
 from ...agent.tokens import TokenStore
 from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest, Unauthenticated
-from ...protocols.event import Event
+from ...protocols.events import Event
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.sse import KEEPALIVE, encode_event, encode_start
 from ..rest.requests import current_request

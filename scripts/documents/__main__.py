@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts.documents import commands, configuration, errors, links, rest
+from scripts.documents import commands, configuration, errors, events, links, rest
 
 REFERENCE = Path("docs/reference")
 PAGES = {
     "cli.md": commands.page,
     "configuration.md": configuration.page,
     "errors.md": errors.page,
+    "events.md": events.page,
     "rest.md": rest.page,
 }
 NOTE = "<!-- Made by scripts/docs from the code: change it there. -->\n\n"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import trio
 
+from tests.agent.probe import probe
 from twinshare.agent.events import KEPT, LISTENER_BUFFER, open_events
 from twinshare.agent.state import open_state
 
@@ -13,12 +14,12 @@ async def test_listeners_hear_what_they_missed_also_after_a_restart(tmp_path: Pa
     async with open_state(file) as state, open_events(state) as events:
         async with events.subscribe() as heard:
             for number in range(5):
-                events.publish("test", {"n": number})
+                events.publish(probe("test", n=number))
             first = [await heard.receive() for _ in range(5)]
         assert [event.data["n"] for event in first] == list(range(5))
     async with open_state(file) as state, open_events(state) as events:
         async with events.subscribe(after=first[2].id) as heard:
-            events.publish("test", {"n": 5})
+            events.publish(probe("test", n=5))
             with trio.fail_after(60):
                 again = [await heard.receive() for _ in range(3)]
         assert [event.data["n"] for event in again] == [3, 4, 5]
@@ -28,7 +29,7 @@ async def test_listeners_hear_what_they_missed_also_after_a_restart(tmp_path: Pa
 async def test_what_is_published_last_is_written_too(tmp_path: Path) -> None:
     async with open_state(tmp_path / "db") as state:
         async with open_events(state) as events:
-            events.publish("last", {})
+            events.publish(probe("last"))
         async with open_events(state) as events:
             assert [event.type for event in events.kept] == ["last"]
 
@@ -38,7 +39,7 @@ async def test_a_listener_that_does_not_read_is_cut_off_and_no_one_else(tmp_path
         async with events.subscribe() as stuck, events.subscribe() as reader:
             read = 0
             for _ in range(LISTENER_BUFFER + 2):
-                events.publish("test", {})
+                events.publish(probe("test"))
                 with trio.fail_after(60):
                     await reader.receive()
                 read += 1
@@ -52,7 +53,7 @@ async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     async with open_state(tmp_path / "db") as state:
         async with open_events(state) as events:
             for _ in range(KEPT + 10):
-                events.publish("test", {})
+                events.publish(probe("test"))
         async with open_events(state) as events:
             assert len(events.kept) == KEPT
             assert events.last_id == KEPT + 10

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 
+from tests.agent.probe import probe
 from tests.api.served import SPEC, served
 from twinshare.agent.node import Node
 from twinshare.protocols.errors import PeerUnreachable, TwinshareError
@@ -51,7 +52,7 @@ async def test_a_bug_in_the_middle_of_a_stream_ends_the_connection(
     async with served(tmp_path) as api:
         monkeypatch.setattr("twinshare.api.twinshare.events.encode_event", lambda _: 1 / 0)
         async with api.client.stream("GET", "/api/events") as stream:
-            api.node.events.publish("test.x", {})
+            api.node.events.publish(probe("test.x"))
             with pytest.raises(httpx.RemoteProtocolError):
                 await stream.aread()
         assert (await api.client.get("/api/vm")).status_code == 200

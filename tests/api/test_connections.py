@@ -12,6 +12,7 @@ import httpx
 import pytest
 import trio
 
+from tests.agent.probe import probe
 from tests.api.served import Served, served
 from tests.leaks import nothing_leaks
 from twinshare.api.rest import requests
@@ -206,7 +207,7 @@ async def test_a_slow_reader_is_dropped(tmp_path: Path, monkeypatch: pytest.Monk
             sock.sendall(b"GET /api/events HTTP/1.1\r\n" + HOST + b"\r\n")
             await until(lambda: bool(api.node.events._listeners))
             for number in range(600):
-                api.node.events.publish("test.big", {"number": number, "text": "x" * 20_000})
+                api.node.events.publish(probe("test.big", number=number, text="x" * 20_000))
                 if number % 20 == 0:
                     await trio.sleep(0.01)
             await until(lambda: not api.node.events._listeners, 10)

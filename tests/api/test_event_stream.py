@@ -13,7 +13,7 @@ from tests.api.recorded import Answer, recorded_node
 from twinshare.api import retry
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.protocols.errors import Unauthenticated
-from twinshare.protocols.event import Event
+from twinshare.protocols.events import Event
 from twinshare.protocols.sse import KEEPALIVE, encode_event, encode_start
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]

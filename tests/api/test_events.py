@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.agent.probe import probe
 from tests.api.served import SPEC, Served, served
 from twinshare.api.twinshare import events
 from twinshare.protocols.access import Role
-from twinshare.protocols.event import Event
+from twinshare.protocols.events import Event
 from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.sse import EventReader
 
@@ -67,15 +68,15 @@ async def test_what_happens_is_told(tmp_path: Path) -> None:
 async def test_a_client_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         async with listening(api) as listener:
-            api.node.events.publish("test.one", {"n": 1})
+            api.node.events.publish(probe("test.one", n=1))
             first = await listener.next()
         for n in range(2, 40):
-            api.node.events.publish("test.more", {"n": n})
+            api.node.events.publish(probe("test.more", n=n))
         async with listening(api, last=first.id) as listener:
             missed = [await listener.next() for _ in range(38)]
             assert [event.data["n"] for event in missed] == list(range(2, 40))
             assert [event.id for event in missed] == list(range(first.id + 1, first.id + 39))
-            api.node.events.publish("test.live", {"n": 40})
+            api.node.events.publish(probe("test.live", n=40))
             assert (await listener.next()).id == first.id + 39
         async with listening(api, query=f"?after={first.id}", last=first.id + 38) as listener:
             assert (await listener.next()).data["n"] == 40
@@ -103,7 +104,7 @@ async def test_events_survive_the_node(tmp_path: Path) -> None:
 async def test_a_filter(types: str, wanted: list[str], tmp_path: Path) -> None:
     async with served(tmp_path) as api, listening(api, query=f"?types={types}") as listener:
         for name in ("test.a", "test.b", "other.c"):
-            api.node.events.publish(name, {})
+            api.node.events.publish(probe(name))
         assert [(await listener.next()).type for _ in wanted] == wanted
 
 
@@ -130,7 +131,7 @@ async def test_a_revoked_token_ends_its_streams_at_once(tmp_path: Path) -> None:
         headers = {"authorization": f"Bearer {made.secret}"}
         async with api.client.stream("GET", "/api/events", headers=headers) as stream:
             await api.node.tokens.revoke("x")
-            api.node.events.publish("test.secret", {})
+            api.node.events.publish(probe("test.secret"))
             with trio.fail_after(1):
                 assert b"test.secret" not in await stream.aread()
 

@@ -18,7 +18,7 @@ from twinshare.agent.p2p.records import make_record
 from twinshare.agent.p2p.signing import Signer
 from twinshare.protocols import blob, console, tunnel
 from twinshare.protocols.errors import ErrorBody, TwinshareError
-from twinshare.protocols.event import Event
+from twinshare.protocols.events import Event
 from twinshare.protocols.frames import Frame, Kind, encode
 from twinshare.protocols.membership import Certificate, Revocation
 from twinshare.protocols.mesh import JoinService, MeshService, PeerRecord

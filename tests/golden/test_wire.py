@@ -13,7 +13,7 @@ from tests.golden.meaning import differences
 from twinshare.agent.p2p.records import read_record, record_key
 from twinshare.agent.p2p.signing import open_token
 from twinshare.protocols import blob, console, tunnel
-from twinshare.protocols.event import Event
+from twinshare.protocols.events import Event
 from twinshare.protocols.frames import FrameReader, Kind
 from twinshare.protocols.membership import Certificate, SignedRevocation, check_chain, open_chain, open_revocation
 from twinshare.protocols.mesh import GossipUpdate, JoinService, MeshService

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from twinshare.protocols.event import Event
+from twinshare.protocols.events import Event
 from twinshare.protocols.sse import KEEPALIVE, MAX_LINE, EventReader, encode_event, encode_start
 
 EVENTS = [

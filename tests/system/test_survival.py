@@ -14,7 +14,7 @@ from tests.guest.disks import tick_disk
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
 from twinshare.protocols.errors import TwinshareError
-from twinshare.protocols.event import Event
+from twinshare.protocols.events import Event
 from twinshare.protocols.vm import Vm, VmStatus
 
 pytestmark = pytest.mark.system

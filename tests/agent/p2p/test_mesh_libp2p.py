@@ -39,7 +39,7 @@ async def open_real(member: SimulatedNode) -> AsyncIterator[Mesh]:
         agent="twinshare/test",
         store=member.store,
         events=member.events.subscribe,
-        publish=lambda type, data: member.events.publish(type, dict(data)),
+        publish=member.events.publish,
         now=time.time,
         peer_timeout=PEER_TIMEOUT,
         rng=random.Random(member.number),

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from tests.agent.p2p.workshop import Pair, Piece, open_pair
+from tests.agent.probe import probe
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.p2p.peer_session import PROTOCOL, open_peer_session
@@ -239,12 +240,12 @@ async def test_events_are_followed_with_credit_and_a_slow_reader_holds_up_nobody
     async with open_pair() as pair:
         assert pair.session is not None
         for number in range(10):
-            pair.events.publish("vm.state", {"number": number})
-            pair.events.publish("op.done", {})
+            pair.events.publish(probe("vm.state", number=number))
+            pair.events.publish(probe("op.done"))
         async with pair.session.follow(Follow(after=0, types=["vm."])) as feed:
             seen = [(await feed.__anext__()).data["number"] for _ in range(10)]
             for number in range(10, 500):
-                pair.events.publish("vm.state", {"number": number})
+                pair.events.publish(probe("vm.state", number=number))
             await settle()
             assert await pair.call("echo", text="x") == "x"
             async for event in feed:
