@@ -64,7 +64,7 @@ from .vm.watch import Watch, start_after_boot
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Node:
     """A running node, as the faces use it: its parts, and calls that are done here or by a peer."""
 

@@ -12,7 +12,7 @@ from ...protocols.access import Caller
 from ...protocols.errors import Unavailable
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ConnectionInfo:
     """One connection as the guard sees it.
 
@@ -25,11 +25,18 @@ class ConnectionInfo:
     served: str = "127.0.0.1"
     secure: bool = False
     local: Caller | None = None
+    # Whether a request on it was admitted: until then its client is a stranger.
+    admitted: bool = False
     # When its client last sent anything, on trio's clock.
     heard_at: float = 0.0
     # An endless response (events, a console) is cut at once when the server stops; others get time to finish.
     endless: bool = False
     _view: trio.CancelScope | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its client has shown a right to be here."""
+        return self.admitted or self.local is not None
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ SECURITY.md, "Callers of the local API".
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import unquote_to_bytes
@@ -27,7 +28,11 @@ Authenticate = Callable[[str], Caller | None]
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # A reverse proxy of this very user carries requests of others: they need a token.
-_PROXIED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
+# Which fields a proxy adds is no closed list: whatever speaks of forwarding, of another client or host, or of a hop.
+_PROXIED = re.compile(
+    rb"forward|(client|remote|connecting|real|cluster|source|user|peer)[-_]?(ip|addr)|^via$|[-_]via$|^x-original-|^x-host$"
+    rb"|^cf-|^cdn-|^x-envoy|^x-amz|^x-azure|^x-arr-|^fly-|^fastly|^akamai|^x-vercel|proxy|^x-scheme$|^x-request-start$"
+)
 # The node's own user may be a benchmark; what it spends is its own.
 LOCAL_SHARE = 50.0
 # A wrong token costs as much as this many requests.
@@ -85,6 +90,7 @@ class Guard:
         connection = request.connection
         _charge(self._sources, connection.source, now, _share(connection))
         caller = self._caller(request, now)
+        connection.admitted = True
         _charge(self._principals, caller.principal, now, _share(connection) if caller is connection.local else 1.0)
         return caller
 
@@ -99,7 +105,7 @@ class Guard:
                 self._sources.fine(request.connection.source, now, WRONG_TOKEN_COST)
                 raise Unauthenticated("this token is wrong, revoked or expired")
             return caller
-        if request.connection.local is not None and not _PROXIED.intersection(request.fields):
+        if request.connection.local is not None and not any(map(_PROXIED.search, request.fields)):
             return request.connection.local
         caller = self._session(cookie) if (cookie := _cookie(request, self._cookie)) else None
         if caller is None:

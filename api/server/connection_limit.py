@@ -1,29 +1,45 @@
-"""How many connections may be open: pure accounting."""
+"""How many connections may be open: pure accounting.
+
+Connections that have shown no right to be here (another local user, no valid token yet) share a small part of all
+places, so that however many strangers hold theirs open, the node's own user and those with tokens come in.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Protocol
+
+
+class Visitor(Protocol):
+    """A connection as it is counted: where it comes from, and whether it has shown a right to be here."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def is_known(self) -> bool: ...
 
 
 class ConnectionLimit:
-    """How many connections are open, in all and by source."""
+    """The open connections. One source may hold `per_source` of `total`, all strangers together `strangers`."""
 
-    def __init__(self, total: int, per_source: int) -> None:
-        self._total = total
-        self._per_source = per_source
-        self._open: Counter[str] = Counter()
-        self.count = 0
+    def __init__(self, total: int, per_source: int, strangers: int) -> None:
+        self._total, self._per_source, self._strangers = total, per_source, strangers
+        self._open: list[Visitor] = []
 
-    def take(self, source: str) -> bool:
-        """Whether one more may be opened; if so it is counted until `give`n back."""
-        if self.count >= self._total or self._open[source] >= self._per_source:
+    @property
+    def count(self) -> int:
+        return len(self._open)
+
+    def take(self, visitor: Visitor) -> bool:
+        """Return whether one more may be opened; if so it is counted until `give`n back."""
+        if self.count >= self._total:
             return False
-        self.count += 1
-        self._open[source] += 1
+        if sum(one.source == visitor.source for one in self._open) >= self._per_source:
+            return False
+        if not visitor.is_known and sum(not one.is_known for one in self._open) >= self._strangers:
+            return False
+        self._open.append(visitor)
         return True
 
-    def give(self, source: str) -> None:
-        self.count -= 1
-        self._open[source] -= 1
-        if not self._open[source]:
-            del self._open[source]
+    def give(self, visitor: Visitor) -> None:
+        self._open.remove(visitor)

@@ -32,8 +32,9 @@ log = structlog.get_logger(__name__)
 GRACE = 3.0
 ANSWER_TIME = 1.0
 HANDSHAKE_TIME = 10.0
-# Of all connections, one source may hold this part.
+# Of all connections, one source may hold this part, and all strangers together that one.
 SOURCE_SHARE = 0.75
+STRANGERS_SHARE = 0.25
 
 
 @asynccontextmanager
@@ -74,7 +75,8 @@ class _Server:
         hypercorn.websocket_max_message_size = MAX_MESSAGE
         hypercorn.websocket_ping_interval = HEARTBEAT
         self._serving = Serving(app, hypercorn, WorkerContext(None), config.idle_timeout)
-        self._limit = ConnectionLimit(config.max_connections, max(1, int(config.max_connections * SOURCE_SHARE)))
+        shares = (max(1, int(config.max_connections * share)) for share in (SOURCE_SHARE, STRANGERS_SHARE))
+        self._limit = ConnectionLimit(config.max_connections, *shares)
         self._open: set[Connection] = set()
         self._changed = trio.Event()
 
@@ -100,7 +102,7 @@ class _Server:
             # It is gone already.
             await trio.aclose_forcefully(stream)
             return
-        if not self._limit.take(info.source):
+        if not self._limit.take(info):
             await _turn_away(stream, secure=info.secure)
             return
         self._metrics.connections += 1
@@ -108,7 +110,7 @@ class _Server:
             await self._hold(stream, info)
         finally:
             self._metrics.connections -= 1
-            self._limit.give(info.source)
+            self._limit.give(info)
 
     async def _hold(self, stream: trio.SocketStream, info: ConnectionInfo) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

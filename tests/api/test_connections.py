@@ -17,7 +17,9 @@ from tests.api.served import Served, served
 from tests.leaks import nothing_leaks
 from twinshare.api.rest import requests
 from twinshare.api.server import connection, serve
+from twinshare.protocols.access import Role
 from twinshare.protocols.errors import ImageExists
+from twinshare.protocols.node import TokenRequest
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET /api/health HTTP/1.1\r\n" + HOST
@@ -228,6 +230,28 @@ async def test_too_many_connections(tmp_path: Path) -> None:
             await stream.aclose()
         await until(lambda: open_connections(api) == 0)
         assert (await trio.to_thread.run_sync(api.raw, GET + b"\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_strangers_keep_nobody_out(tmp_path: Path) -> None:
+    """Programs of other users held all places with half a request; who shows a token is no stranger any more."""
+    async with served(tmp_path, auth="token", max_connections=8) as api:
+        made = await api.node.tokens.create(TokenRequest(name="x", role=Role.VIEWER))
+        admitted = GET + f"Authorization: Bearer {made.secret}\r\n\r\n".encode()
+        owners = []
+        for _ in range(4):
+            owners.append(await trio.open_tcp_stream(*api.address))
+            await owners[-1].send_all(admitted)
+            assert (await owners[-1].receive_some()).startswith(b"HTTP/1.1 200")
+        strangers = [await trio.open_tcp_stream(*api.address) for _ in range(2)]
+        for stream in strangers:
+            await stream.send_all(GET[:10])
+        await until(lambda: open_connections(api) == 6)
+        assert (await trio.to_thread.run_sync(api.raw, admitted)).startswith(b"HTTP/1.1 503")
+        await strangers[0].aclose()
+        await until(lambda: open_connections(api) == 5)
+        assert (await trio.to_thread.run_sync(api.raw, admitted)).startswith(b"HTTP/1.1 200")
+        for stream in [*owners, strangers[1]]:
+            await stream.aclose()
 
 
 @asynccontextmanager

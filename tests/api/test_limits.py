@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from twinshare.api.rest.rate_limit import TokenBuckets
 from twinshare.api.server.connection_limit import ConnectionLimit
 
@@ -25,10 +27,30 @@ def test_buckets_do_not_grow_without_end() -> None:
     assert len(buckets._state) == 10
 
 
-def test_a_connection_limit() -> None:
-    limit = ConnectionLimit(total=3, per_source=2)
-    assert [limit.take("a"), limit.take("a"), limit.take("a")] == [True, True, False]
-    assert [limit.take("b"), limit.take("c")] == [True, False]
-    limit.give("a")
-    assert limit.take("c")
+@dataclass(eq=False)
+class Visitor:
+    source: str
+    is_known: bool = True
+
+
+def test_connections_are_shared_between_sources() -> None:
+    limit = ConnectionLimit(total=3, per_source=2, strangers=3)
+    first = Visitor("a")
+    assert [limit.take(first), limit.take(Visitor("a")), limit.take(Visitor("a"))] == [True, True, False]
+    assert [limit.take(Visitor("b")), limit.take(Visitor("c"))] == [True, False]
+    limit.give(first)
+    assert limit.take(Visitor("c"))
     assert limit.count == 3
+
+
+def test_strangers_share_a_part_until_they_are_known() -> None:
+    limit = ConnectionLimit(total=8, per_source=8, strangers=2)
+    strangers = [Visitor("uid 1", is_known=False), Visitor("uid 2", is_known=False)]
+    assert all(limit.take(stranger) for stranger in strangers)
+    assert not limit.take(Visitor("uid 3", is_known=False))
+    assert limit.take(Visitor("uid 0"))
+    strangers[0].is_known = True
+    assert limit.take(Visitor("uid 3", is_known=False))
+    assert not limit.take(Visitor("uid 4", is_known=False))
+    limit.give(strangers[1])
+    assert limit.take(Visitor("uid 4", is_known=False))

@@ -325,7 +325,7 @@ async def test_force_deletes_nothing_before_the_image_is_there(tmp_path: Path, m
         body = {"name": "test-vm", **SMALL}
         await api.client.post("/api/v1/vms", json=body)
         images = replace(api.node.config.images, default="a.example/new:v1")
-        object.__setattr__(api.node, "config", replace(api.node.config, images=images))
+        api.node.config = replace(api.node.config, images=images)
         remote.failure = RegistryFailed("it stalls")
         assert (await api.client.post("/api/v1/vms", json={**body, "force": True})).status_code == 502
         assert (await api.get("/api/vm/test-vm"))["image"] == "disk"
