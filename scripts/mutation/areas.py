@@ -42,7 +42,8 @@ AREAS = {
         ("tests/agent/test_bounds.py", "tests/agent/test_relay*.py", "tests/agent/test_faults.py"),
     ),
     "captures": Area(
-        ("agent/image_operations/capture.py",), ("tests/agent/test_bounds.py", "tests/agent/test_images.py")
+        ("agent/image_operations/capture.py",),
+        ("tests/agent/test_captures.py", "tests/agent/test_bounds.py", "tests/agent/test_images.py"),
     ),
     "muxer": Area(("agent/p2p/libp2p/yamux/*.py",), ("tests/agent/p2p/test_yamux_*.py",)),
     "journal": Area(
