@@ -23,7 +23,7 @@ SETTLE, IDLE = 5.0, 30.0
 async def measure() -> list[Row]:
     """As users run them, multicast and all, but on the in-memory hypervisor."""
     with tempfile.TemporaryDirectory(prefix="ts-bench-") as folder:
-        async with fleet(Path(folder), PEERS + 1, dead_after=15.0, mdns=True) as nodes:
+        async with fleet(Path(folder), PEERS + 1, peer_timeout=15.0, mdns=True) as nodes:
             return [*await _far(nodes[0], nodes[1]), *await _burden(nodes)]
 
 
