@@ -31,7 +31,8 @@ from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.errors import P2pStopped, VmNotFound
 from ..protocols.events import Event, EventPayload, VmStateChanged
 from ..protocols.peer import InviteRequest
-from ..protocols.services import SERVICES, PeerService
+from ..protocols.peer_service import PeerService
+from ..protocols.services import SERVICES
 from ..protocols.table import Dispatcher, Method, all_methods, stub
 from ..protocols.vm import Vm, VmSpec, VmStatus
 from .background import open_background
@@ -41,6 +42,7 @@ from .p2p.memory import MemoryNetwork, open_memory_host
 from .p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
 from .p2p.signing import Signer
 from .p2p.store import MemoryKeyValueStore
+from .p2p.verification import in_place
 
 START = datetime(2025, 5, 10, 12, tzinfo=UTC)
 """The time of day when a simulation begins."""
@@ -107,7 +109,10 @@ class MemoryEvents:
 
 @dataclass
 class SimulatedNode:
-    """One node: what outlives it, and its mesh while it runs. `done` are the operations that were called on it."""
+    """One node: what outlives it, and its mesh while it runs. `done` are the operations that were called on it.
+
+    `clock`: seconds by which its clock is ahead.
+    """
 
     number: int
     signer: Signer
@@ -116,6 +121,7 @@ class SimulatedNode:
     vms: dict[str, Vm] = field(default_factory=dict)
     events: MemoryEvents = field(default_factory=MemoryEvents)
     done: list[tuple[Caller, str]] = field(default_factory=list)
+    clock: float = 0.0
     running: Mesh | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -247,10 +253,11 @@ class Cluster:
                     store=node.store,
                     events=node.events.subscribe,
                     publish=node.events.publish,
-                    now=lambda: now().timestamp(),
+                    now=lambda: now().timestamp() + node.clock,
                     overrides=node.overrides,
                     peer_timeout=self.peer_timeout,
                     rng=random.Random(self.rng.random()),  # noqa: S311 - it must repeat
+                    offload=in_place,
                 )
                 client = await make_mesh_client(settings)
                 async with open_mesh(client, Served(node.dispatcher())) as node.running:

@@ -45,6 +45,7 @@ class EventKind(StrEnum):
     PEER_ONLINE = "peer.online"
     PEER_OFFLINE = "peer.offline"
     FLEET_JOINED = "fleet.joined"
+    FLEET_LEFT = "fleet.left"
     P2P_MESSAGE = "p2p.message"
 
 
@@ -162,6 +163,13 @@ class FleetJoined(EventPayload, frozen=True, kw_only=True):
     event = EventKind.FLEET_JOINED
     fleet: str
     by: str
+
+
+class FleetLeft(EventPayload, frozen=True, kw_only=True):
+    """The node left the fleet with the ID `fleet`."""
+
+    event = EventKind.FLEET_LEFT
+    fleet: str
 
 
 class P2pMessage(EventPayload, frozen=True, kw_only=True):

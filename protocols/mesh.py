@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from .access import Role
-from .membership import Chain, SignedRevocation
+from .membership.statements import Chain, SignedRevocation
 from .peer import MessageReply, check_nesting
 from .table import peers_only
 

@@ -25,7 +25,8 @@ Kept = TypeVar("Kept")
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """What each end says first. The caller lists the versions it speaks, the owner answers with the one they share.
 
-    `addresses` are where the sender can be dialled, `number` grows with every change of them.
+    `addresses` are where the sender can be dialled, `number` grows with every change of them. `clock` is the sender's
+    time in seconds of the epoch.
     """
 
     versions: tuple[int, ...] = VERSIONS
@@ -33,6 +34,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     agent: str = ""
     addresses: list[str] = []
     number: int = 0
+    clock: int = 0
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

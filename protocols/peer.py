@@ -13,6 +13,8 @@ from .access import Limits, Role
 MAX_NESTING = 32
 PeerRef = Annotated[str, Meta(min_length=1, max_length=255, description="peer ID, unique prefix of it, or node name")]
 
+LeftOut = Annotated[tuple[PeerRef, ...], Meta(max_length=256)]
+
 
 def check_nesting(value: Any, depth: int = 1) -> None:
     """Raises: ValueError when free-form data nests deeper than `MAX_NESTING`."""
@@ -24,7 +26,11 @@ def check_nesting(value: Any, depth: int = 1) -> None:
 
 
 class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. `status` is `online`, `offline` or `stopped`; `path` is `direct`, `relayed` or None."""
+    """One node. `status` is `online`, `offline` or `stopped`; `path` is `direct`, `relayed` or None.
+
+    `membership` is `founder`, `member`, `expired`, `revoked`, `held_back` (its certificate is dated ahead of this
+    node's clock) or `unknown`; `reason` says why, and `cure` what changes it. `admitted_by` is the name of who signed.
+    """
 
     id: str
     name: str
@@ -37,6 +43,23 @@ class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
     role: Role | None = None
     path: str | None = None
     addresses: list[str] = []
+    membership: str | None = None
+    admitted_by: str | None = None
+    reason: str = ""
+    cure: str = ""
+
+
+class RevocationEffect(msgspec.Struct, frozen=True, kw_only=True):
+    """What revoking a peer changes for a node; `becomes` says what.
+
+    `revoked`: the peer itself. `adopted`: admitted by it, and signed for anew by the revoker. `stays`: admitted below
+    it. `out`: left out, or without anybody to vouch for it. `back`: the peer had revoked it, which is void.
+    """
+
+    id: str
+    name: str
+    role: Role
+    becomes: str
 
 
 class P2pState(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,10 +16,7 @@ from .bodies import (
     CatalogueList,
     ForwardList,
     ImageList,
-    MessageAnswer,
     OperationList,
-    P2pChanged,
-    PeerList,
     RemoteVmChanged,
     RemoteVmDeleted,
     TokenList,
@@ -31,7 +28,7 @@ from .bodies import (
 from .image import CatalogueEntry, Image, ImageCheck, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from .node import Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
-from .peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, PeerRef, Ping, Ticket
+from .peer_service import PeerService
 from .table import rest
 from .vm import (
     Blob,
@@ -306,80 +303,6 @@ class TokenService(Protocol):
     @rest("DELETE", "/tokens/<name>", Role.ADMIN, local=True, journalled=False)
     async def revoke_token(self, name: Annotated[str, Meta(min_length=1, max_length=64)]) -> Token:
         """Revoke a token at once."""
-        ...
-
-
-class PeerService(Protocol):
-    """The mesh, as the node that is asked sees it; no peer can steer it."""
-
-    @rest("GET", "/p2p/info", Role.VIEWER, local=True)
-    async def p2p_info(self) -> PeerInfo:
-        """Show this node as its peers see it."""
-        ...
-
-    @rest("GET", "/p2p/status", Role.VIEWER, local=True)
-    async def p2p_status(self) -> P2pState:
-        """Show whether P2P services run."""
-        ...
-
-    @rest("GET", "/p2p/peers", Role.VIEWER, local=True, answer=PeerList)
-    async def list_peers(self) -> list[PeerInfo]:
-        """List the peers of the fleet."""
-        ...
-
-    @rest("GET", "/p2p/peers/<peer>", Role.VIEWER, local=True)
-    async def get_peer(self, peer: PeerRef) -> PeerInfo:
-        """Show one peer."""
-        ...
-
-    @rest("POST", "/p2p/peers/<peer>/ping", Role.VIEWER, local=True, journalled=False)
-    async def ping_peer(self, peer: PeerRef) -> Ping:
-        """Measure the round trip to a peer."""
-        ...
-
-    @rest("DELETE", "/p2p/peers/<peer>", Role.ADMIN, local=True, journalled=False)
-    async def revoke_peer(self, peer: PeerRef) -> PeerInfo:
-        """Revoke a peer's membership."""
-        ...
-
-    @rest("POST", "/p2p/start", Role.ADMIN, local=True, answer=P2pChanged, journalled=False)
-    async def start_p2p(self) -> P2pState:
-        """Start P2P services."""
-        ...
-
-    @rest("POST", "/p2p/stop", Role.ADMIN, local=True, answer=P2pChanged, journalled=False)
-    async def stop_p2p(self) -> P2pState:
-        """Stop P2P services; local VMs and REST go on."""
-        ...
-
-    @rest(
-        "POST",
-        "/p2p/message",
-        Role.OPERATOR,
-        local=True,
-        answer=MessageAnswer,
-        journalled=False,
-        example={"peer_id": "peer-456", "message_type": "HELLO", "data": {"message": "Hello from REST API!"}},
-    )
-    async def send_message(self, message: Message) -> MessageReply:
-        """Send a message to a peer."""
-        ...
-
-    @rest(
-        "POST",
-        "/p2p/invite",
-        Role.ADMIN,
-        local=True,
-        journalled=False,
-        example={"role": "operator", "expires": 600, "uses": 1},
-    )
-    async def invite_peer(self, invite: InviteRequest) -> Ticket:
-        """Make a ticket with which another node can join the fleet."""
-        ...
-
-    @rest("POST", "/p2p/join", Role.ADMIN, local=True, journalled=False)
-    async def join_fleet(self, ticket: Annotated[str, Meta(min_length=1, max_length=4096)]) -> PeerInfo:
-        """Join the fleet that a ticket comes from."""
         ...
 
 

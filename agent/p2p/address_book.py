@@ -62,10 +62,12 @@ class AddressBook:
             entry.hints = (fresh + entry.hints)[:MAX_HINTS]
         return bool(fresh)
 
-    async def declare(self, record: PeerRecord) -> bool:
+    async def declare(self, record: PeerRecord, *, first_hand: bool = False) -> bool:
         """A peer says, itself or through another, where it is; whether that was new."""
         entry = self._entry(record.peer)
-        if entry is None or (entry.declared and entry.declared.number >= record.number):
+        if entry is None or record == entry.declared:
+            return False
+        if entry.declared and entry.declared.number >= record.number and not first_hand:
             return False
         entry.declared = msgspec.structs.replace(record, addresses=_bounded(record.addresses))
         await self._save(record.peer, entry)

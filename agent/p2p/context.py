@@ -54,6 +54,8 @@ class MeshContext:
     tickets: TicketBook
     witness: Witness = unwitnessed
     joining_via: set[PeerId] = field(default_factory=set)
+    peer_clocks: dict[PeerId, float] = field(default_factory=dict)
+    """The time of day by each peer that is online, less trio's time: it holds when our own clock is set."""
 
     def gate(self, peer: PeerId, direction: Direction) -> Admission:
         """Admit members; as guests the inviters of our joins and, while a ticket is valid, unknown peers."""

@@ -12,7 +12,7 @@ import trio
 from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import TwinshareError
 from ...protocols.events import P2pMessage
-from ...protocols.membership import Chain
+from ...protocols.membership.statements import Chain
 from ...protocols.mesh import MAX_UPDATE_ITEMS, GossipUpdate, MeshService, Message, PeerRecord
 from ...protocols.peer import MessageReply
 from ...protocols.table import methods
@@ -72,19 +72,20 @@ class Gossip:
 
     async def take(self, update: GossipUpdate, source: PeerId) -> None:
         """Take in an update, and pass on what was new."""
-        learnt = await self._context.membership.learn(update)
-        fresh = [record for record in update.records if await self._take_record(record)]
+        learnt = await self._context.membership.learn(update, source)
+        await self._context.tickets.bar(self._context.membership.revoked_in(learnt))
+        fresh = [record for record in update.records if await self._take_record(record, source)]
         if new := GossipUpdate(members=learnt.members, revocations=learnt.revocations, records=fresh):
             self._changed()
             for record in fresh:
                 self._sessions.retry_now(record.peer)
             self.spread(new, source)
 
-    async def _take_record(self, record: PeerRecord) -> bool:
+    async def _take_record(self, record: PeerRecord, source: PeerId) -> bool:
         membership = self._context.membership
         if record.peer == membership.peer_id or membership.known(record.peer) is None:
             return False
-        return await self._context.address_book.declare(record)
+        return await self._context.address_book.declare(record, first_hand=record.peer == source)
 
     def spread(self, update: GossipUpdate, source: PeerId | None = None) -> None:
         """Send an update of our own to every online peer, and one of another peer to `FAN_OUT` of them."""

@@ -10,8 +10,8 @@ import msgspec
 import trio
 
 from ...protocols.access import LOCAL_ADMIN, Caller, Role
-from ...protocols.errors import Forbidden, PeerMisbehaved, PeerUnreachable, Unsupported
-from ...protocols.membership import Chain
+from ...protocols.errors import Forbidden, InvalidRequest, PeerMisbehaved, PeerUnreachable, Unsupported
+from ...protocols.membership.statements import Chain, as_label, is_label
 from ...protocols.mesh import GossipUpdate, JoinHello, JoinReply, JoinRequest, JoinService
 from ...protocols.messages import Hello, Request
 from ...protocols.table import Dispatcher, methods
@@ -72,10 +72,13 @@ class _BoundJoin:
     async def join(self, candidacy: JoinRequest) -> JoinReply:
         membership = self._context.membership
         membership.require_issuer()
+        if not is_label(candidacy.name):
+            raise InvalidRequest("a node's name consists of A-Z, a-z, 0-9, dots and hyphens, at most 63", path="name")
         role, limits, proof = await self._context.tickets.redeem(self._joiner, candidacy.ticket, candidacy.proof)
         stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
         async with self._context.witness(stranger, "join", f"{candidacy.name} as {role}"):
-            chain = await membership.issue(self._joiner, candidacy.name, role, limits)
+            name = membership.free_name(candidacy.name, self._joiner)
+            chain = await membership.issue(self._joiner, name, role, limits)
         self._changed()
         # Whoever is online must know the new member before it connects to them.
         await self._gossip.spread_and_wait(GossipUpdate(members=[chain]), SPREAD_TIMEOUT)
@@ -120,7 +123,7 @@ async def _redeem(me: PeerId, session: PeerSession, ticket: TicketContent, name:
     hello = JoinHello(ticket=ticket.id, nonce=ours)
     theirs: bytes = await calls.call(ticket.inviter, JOIN["knock"], {"knock": hello}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT)
     proof = ticket.proof("joiner", me, theirs, ours)
-    request = JoinRequest(ticket=ticket.id, proof=proof, name=name)
+    request = JoinRequest(ticket=ticket.id, proof=proof, name=as_label(name))
     reply: JoinReply = await calls.call(
         ticket.inviter, JOIN["join"], {"candidacy": request}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -12,8 +12,8 @@ import trio
 from ...protocols import mesh
 from ...protocols.access import Caller, Limits
 from ...protocols.errors import PeerNotFound, PeerUnreachable, TooLarge
-from ...protocols.membership import Certificate
-from ...protocols.peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, Ping, Ticket
+from ...protocols.membership.statements import Certificate
+from ...protocols.peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, Ping, RevocationEffect, Ticket
 from ...protocols.ticket import encode_ticket
 from . import addresses
 from .context import MeshContext
@@ -45,7 +45,9 @@ class MeshControl(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def revoke(self, peer: PeerId) -> None: ...
+    async def revoke(self, peer: PeerId, leave_out: Sequence[PeerId] = ()) -> None: ...
+
+    async def leave(self) -> None: ...
 
     async def join(self, text: str) -> Certificate: ...
 
@@ -61,7 +63,7 @@ class LocalPeers:
         known = list(running.host.addresses) if running else []
         own = membership.valid_certificate(self._mesh.peer_id)
         address, port = _first(known)
-        return PeerInfo(
+        info = PeerInfo(
             id=self._mesh.peer_id,
             name=self._context.name,
             address=address,
@@ -72,6 +74,12 @@ class LocalPeers:
             role=own.role if own else None,
             addresses=known,
         )
+        return self._explained(info)
+
+    def _explained(self, info: PeerInfo) -> PeerInfo:
+        said = self._context.membership.explain(info.id)
+        by = self._context.title(said.path[-2]) if len(said.path) > 1 else None
+        return msgspec.structs.replace(info, membership=said.status, admitted_by=by, reason=said.why, cure=said.cure)
 
     async def p2p_status(self) -> P2pState:
         info = await self.p2p_info()
@@ -98,11 +106,20 @@ class LocalPeers:
             raise PeerUnreachable(f"the connection with {peer_id} is lost", peer=peer_id)
         return Ping(id=peer_id, rtt=round(seconds * 1000, 3), path=str(path))
 
-    async def revoke_peer(self, peer: str) -> PeerInfo:
+    async def revoke_peer(self, peer: str, leave_out: Sequence[str] = ()) -> PeerInfo:
         peer_id = self._mesh.resolve(peer)
+        left_out = [self._mesh.resolve(ref) for ref in leave_out]
         info = await self._show(peer_id)
-        await self._mesh.revoke(peer_id)
-        return msgspec.structs.replace(info, status="offline", role=None, services=[], path=None)
+        await self._mesh.revoke(peer_id, left_out)
+        gone = msgspec.structs.replace(info, status="offline", role=None, services=[], path=None)
+        return self._explained(gone)
+
+    async def preview_revocation(self, peer: str) -> list[RevocationEffect]:
+        return self._context.membership.consequences(self._mesh.resolve(peer))
+
+    async def leave_fleet(self) -> PeerInfo:
+        await self._mesh.leave()
+        return await self.p2p_info()
 
     async def start_p2p(self) -> P2pState:
         await self._mesh.start()
@@ -151,7 +168,7 @@ class LocalPeers:
         seen = self._context.now() if online else self._context.address_book.last_seen(peer)
         valid = self._context.membership.valid_certificate(peer)
         address, port = _first(known)
-        return PeerInfo(
+        info = PeerInfo(
             id=peer,
             name=certificate.name,
             address=address,
@@ -163,6 +180,7 @@ class LocalPeers:
             path=str(running.host.path(peer) or "") or None if running else None,
             addresses=known,
         )
+        return self._explained(info)
 
 
 def _first(known: list[str]) -> tuple[str, int]:

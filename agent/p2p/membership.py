@@ -1,44 +1,46 @@
-"""Who belongs to our fleet, as this node knows it: its members' certificates, and revocations. All of it is verified.
+"""Who belongs to our fleet, as this node knows it: the statements that it keeps, and what follows from them.
 
-Reads (`valid_certificate`, `gate`) are answered from memory; a change is stored before it takes effect.
+The rules are in `protocols.membership`. Reads (`valid_certificate`, `gate`) are answered from memory; a change is
+stored before it takes effect.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import count, islice
 
 import msgspec
 import structlog
+import trio
 
 from ...protocols.access import Limits, Role
-from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerMisbehaved, PeerNotFound
-from ...protocols.membership import (
-    LIFETIME,
-    MAX_CHAIN,
+from ...protocols.errors import Conflict, Forbidden, PeerMisbehaved, PeerNotFound
+from ...protocols.membership.drafts import Drafts, founders_name, require_authority
+from ...protocols.membership.explain import Explanation, consequences, dated_ahead, explain
+from ...protocols.membership.rules import SKEW, Roster, evaluate
+from ...protocols.membership.statement_set import StatementSet
+from ...protocols.membership.statements import (
+    MAX_LABEL,
     RENEW_BEFORE,
-    SKEW,
     Certificate,
     Chain,
-    HeardRevocation,
     Revocation,
     SignedRevocation,
-    check_chain,
-    open_chain,
-    open_revocation,
-    voided_by,
+    Statement,
+    as_label,
 )
 from ...protocols.mesh import MAX_UPDATE_ITEMS, GossipUpdate
+from ...protocols.peer import RevocationEffect
 from .host import PeerId
-from .signing import Signer, open_token
+from .signing import Signer
+from .statement_rows import StatementRows
 from .store import KeyValueStore
+from .verification import Offload, Verifier, in_thread
 
 log = structlog.get_logger(__name__)
-MAX_MEMBERS = 4096
-MAX_REVOCATIONS = 4096
 Now = Callable[[], float]
+ENDLESS = 2**40
+"""The end of the founder's membership, which has none, in seconds of the epoch."""
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,62 +54,72 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 _NO_OVERRIDE = Override()
 
 
-@dataclass(slots=True)
-class _Member:
-    """A chain whose signatures are good. `void` says that a certificate in it was revoked."""
-
-    chain: Chain
-    opened: tuple[Certificate, ...]
-    void: bool = False
-
-    @property
-    def certificate(self) -> Certificate:
-        return self.opened[0]
-
-
 class Membership:
     """Made by `open_membership`. Times are seconds of the epoch, from `now`."""
 
     def __init__(
-        self, store: KeyValueStore, signer: Signer, name: str, overrides: Mapping[PeerId, Override], now: Now
+        self,
+        store: KeyValueStore,
+        signer: Signer,
+        name: str,
+        overrides: Mapping[PeerId, Override],
+        now: Now,
+        verifier: Verifier,
     ) -> None:
         self._store, self._signer, self._overrides, self._now = store, signer, overrides, now
+        self._verifier, self._rows = verifier, StatementRows(store)
+        self._lock = trio.Lock()
         self.name = name
         self.peer_id = signer.peer_id
-        self.fleet = ""
-        self._members: dict[PeerId, _Member] = {}
-        self._revocations: dict[str, tuple[SignedRevocation, HeardRevocation]] = {}
-        self._voided: dict[PeerId, int] = {}
+        self._known = StatementSet(self.peer_id)
 
-    # -- what is asked
+    # -- reads
+
+    @property
+    def fleet(self) -> PeerId:
+        """The founder's peer ID."""
+        return self._known.fleet
+
+    @property
+    def _roster(self) -> Roster:
+        return self._known.roster(self._now())
 
     def valid_certificate(self, peer_id: PeerId) -> Certificate | None:
-        """The certificate of a member with a valid certificate; None for everybody else. Overrides lower it."""
-        member = self._members.get(peer_id)
+        """Return the certificate of a member that is valid now, lowered by our overrides; None for anybody else."""
         override = self._overrides.get(peer_id, _NO_OVERRIDE)
-        if member is None or member.void or override.deny:
-            return None
-        certificate = member.certificate
-        if not certificate.iat - SKEW <= self._now() < certificate.exp:
+        certificate = self._certificate(peer_id)
+        if certificate is None or override.deny or certificate.exp <= self._now():
             return None
         if override is _NO_OVERRIDE:
             return certificate
         role = certificate.role if override.role is None else certificate.role.at_most(override.role)
         return msgspec.structs.replace(certificate, role=role, limits=certificate.limits.lowered(override.limits))
 
+    def _certificate(self, peer_id: PeerId) -> Certificate | None:
+        if peer_id == self.fleet:
+            name = self.name if peer_id == self.peer_id else self._roster.name or peer_id
+            return Certificate(fleet=peer_id, sub=peer_id, name=name, role=Role.ADMIN, iat=0, exp=ENDLESS)
+        member = self._roster.members.get(peer_id)
+        return member.certificate if member else None
+
     def denies(self, peer_id: PeerId) -> bool:
         """Whether our own configuration shuts a peer out."""
         return self._overrides.get(peer_id, _NO_OVERRIDE).deny
 
     def known(self, peer_id: PeerId) -> Certificate | None:
-        """The certificate of anybody who is or was a member, good or not."""
-        member = self._members.get(peer_id)
-        return member.certificate if member else None
+        """Return the certificate of anybody who is or was a member."""
+        if (certificate := self._certificate(peer_id)) is not None:
+            return certificate
+        about = [s for s in self._known.statements if s.sub == peer_id and isinstance(s.claims, Certificate)]
+        newest = max(about, key=lambda s: s.claims.iat, default=None)
+        return newest.claims if newest and isinstance(newest.claims, Certificate) else None
 
     @property
     def peers(self) -> list[Certificate]:
-        """The others whose certificates are not void, expired ones too: they may be renewed."""
-        return [m.certificate for m in self._members.values() if not m.void and m.certificate.sub != self.peer_id]
+        """The other members, those whose certificates have ended too: they may be renewed."""
+        found = [member.certificate for peer, member in self._roster.members.items() if peer != self.peer_id]
+        founder = self._certificate(self.fleet)
+        return found if founder is None or self.fleet == self.peer_id else [founder, *found]
 
     @property
     def alone(self) -> bool:
@@ -121,204 +133,221 @@ class Membership:
         own = self.known(self.peer_id)
         return own is not None and own.exp - self._now() < RENEW_BEFORE
 
+    @property
+    def clock_behind(self) -> float:
+        """Seconds by which this clock is behind the last statement of another issuer, if that is too many."""
+        issuers = {s.issuer for s in self._known.statements} - {self.peer_id}
+        last = [statement.claims.iat for issuer in issuers if (statement := self._known.last(issuer))]
+        behind = max(last, default=0) - self._now()
+        return behind if behind > SKEW else 0.0
+
+    def explain(self, peer_id: PeerId) -> Explanation:
+        """Return why a peer is a member, or is none."""
+        return explain(self._known, peer_id, self._now())
+
     def everything(self) -> Iterator[GossipUpdate]:
-        """All certificates and revocations, in pieces of a bearable size."""
-        chains = (member.chain for member in list(self._members.values()) if not member.void)
-        revocations = (signed for signed, _ in list(self._revocations.values()))
-        while news := GossipUpdate(
-            members=list(islice(chains, MAX_UPDATE_ITEMS)), revocations=list(islice(revocations, MAX_UPDATE_ITEMS))
+        """Yield all statements, in updates of bounded size."""
+        yield from self._updates(self._known.statements)
+
+    def _updates(self, statements: Iterable[Statement]) -> Iterator[GossipUpdate]:
+        members, revocations = [], []
+        for statement in sorted(statements, key=lambda s: (len(self._chain(s.issuer)), s.order)):
+            chain = tuple(link.token for link in self._chain(statement.issuer))
+            if isinstance(statement.claims, Certificate):
+                members.append((statement.token, *chain))
+            else:
+                revocations.append(SignedRevocation(token=statement.token, chain=chain))
+        chains, signed = iter(members), iter(revocations)
+        while update := GossipUpdate(
+            members=list(islice(chains, MAX_UPDATE_ITEMS)), revocations=list(islice(signed, MAX_UPDATE_ITEMS))
         ):
-            yield news
+            yield update
 
-    # -- what changes
+    def _update(self, statements: Iterable[Statement]) -> GossipUpdate:
+        pieces = list(self._updates(statements))
+        members = [chain for piece in pieces for chain in piece.members]
+        return GossipUpdate(members=members, revocations=[r for piece in pieces for r in piece.revocations])
 
-    async def learn(self, update: GossipUpdate) -> GossipUpdate:
-        """Take in what verifies; returns the part that was new. What does not is dropped: a peer may know less."""
-        revocations = [signed for signed in update.revocations if await self._keep_revocation(signed)]
-        members = [chain for chain in update.members if await self._keep(chain)]
-        return GossipUpdate(members=members, revocations=revocations)
+    def _chain(self, issuer: PeerId) -> tuple[Statement, ...]:
+        return self._known.chain(issuer, self._roster)
+
+    # -- statements of others
+
+    async def learn(self, update: GossipUpdate, source: PeerId | None = None) -> GossipUpdate:
+        """Take in what verifies; returns the part that was new. Raises: RateLimited when `source` sends too much."""
+        held = [statement.token for statement in self._known.statements]
+        statements = await self._verifier.read(update, held, source)
+        async with self._lock:
+            new = await self._take(statements)
+        return self._update(new)
+
+    async def _take(self, statements: Collection[Statement], *, own: bool = False) -> list[Statement]:
+        """Store statements, then keep them; what had to go for them goes from the store, too."""
+        trial = self._known.copy()
+        kept, dropped = trial.add(statements, self._now(), own=own)
+        if not kept:
+            return []
+        for statement in kept:
+            await self._rows.put(statement, trial.chain(statement.issuer, trial.roster(self._now())))
+        self._known = trial
+        for statement in dropped:
+            await self._rows.drop(statement.id)
+        return kept
+
+    def revoked_in(self, update: GossipUpdate) -> list[PeerId]:
+        """Return whom the revocations of an update that was learnt are about."""
+        tokens = {signed.token for signed in update.revocations}
+        return sorted({s.sub for s in self._known.statements if s.token in tokens}) if tokens else []
+
+    # -- statements of our own
 
     def require_issuer(self) -> Certificate:
         """Our own certificate, if it lets us make others. Raises: Forbidden."""
         own = self.valid_certificate(self.peer_id)
-        if own is None or own.role is not Role.ADMIN:
-            raise Forbidden("this node is no admin of its fleet: it cannot let others in", role_needed="admin")
-        if self.peer_id != self.fleet and len(self._members[self.peer_id].chain) >= MAX_CHAIN:
-            raise Forbidden(f"this node's certificate is the last of {MAX_CHAIN} in its chain: ask another admin")
+        if own is None:
+            raise Forbidden("this node is no admin of its fleet: its own membership is not valid", role_needed="admin")
+        require_authority(self._roster, self.peer_id, self._now())
         return own
 
-    async def issue(self, sub: PeerId, name: str, role: Role, limits: Limits) -> Chain:
+    def free_name(self, name: str, sub: PeerId) -> str:
+        """Return the name as a label that no other member has, with a number if need be."""
+        label = as_label(name)
+        taken = {peer.name.casefold() for peer in self.peers if peer.sub != sub} | {as_label(self.name).casefold()}
+        numbered = (f"{label[: MAX_LABEL - len(str(n)) - 1]}-{n}" for n in count(2))
+        return label if label.casefold() not in taken else next(n for n in numbered if n.casefold() not in taken)
+
+    async def issue(self, sub: PeerId, name: str, role: Role, limits: Limits, rank: int = 0) -> Chain:
         """Make `sub` a member, or renew it. Raises: Forbidden when our own certificate does not allow it."""
-        parent = self.require_issuer()
-        chain = self._members[self.peer_id].chain
-        is_founder = self.peer_id == self.fleet
-        now, former = int(self._now()), self.known(sub)
-        certificate = Certificate(
-            fleet=self.fleet,
-            sub=sub,
-            name=name,
-            role=role,
-            # Later than a revocation that it outlives, and than the certificate whose place it takes.
-            iat=max(now, self._voided.get(sub, -1) + 1, former.iat + 1 if former else 0),
-            exp=now + LIFETIME if is_founder else min(now + LIFETIME, parent.exp),
-            serial=secrets.token_hex(8),
-            limits=limits if is_founder else limits.lowered(parent.limits),
-        )
-        issued: Chain = (self._signer.sign(msgspec.json.encode(certificate)), *(() if is_founder else chain))
-        await self._keep(issued)
-        return issued
+        name = as_label(name)
+        self.require_issuer()
+        async with self._lock:
+            drafts = Drafts(self._known, self.peer_id, self._now())
+            made = drafts.certify(sub, name, role, limits, rank)
+            signed = await self._sign(drafts.made)
+        [token] = [statement.token for statement in signed if statement.id == made.id]
+        return (token, *(link.token for link in self._chain(self.peer_id)))
 
     async def renew(self, sub: PeerId) -> Chain:
-        """Issue a later certificate for a member. Raises: Forbidden, Conflict when it would expire no later."""
-        member = self._members.get(sub)
+        """Return a later certificate for a member. Raises: Forbidden, Conflict when it would end no later."""
+        member, authority = self._roster.members.get(sub), self._roster.authorities.get(sub)
         if member is None or self.valid_certificate(sub) is None:
             raise Forbidden(f"{sub} is no member with a valid certificate")
+        if authority and authority.current and member.issuer != self.peer_id:
+            raise Conflict(f"{member.issuer} has made this node an admin and renews its certificate")
         own = self.known(self.peer_id)
-        if self.peer_id != self.fleet and (own is None or own.exp <= member.certificate.exp + 3600):
-            raise Conflict("this node's own certificate ends no later")
         old = member.certificate
-        return await self.issue(sub, old.name, old.role, old.limits)
+        if self.peer_id != self.fleet and (own is None or own.exp <= old.exp + 3600):
+            raise Conflict("this node's own certificate ends no later")
+        return await self.issue(sub, old.name, old.role, old.limits, member.rank)
 
-    async def revoke(self, peer_id: PeerId) -> GossipUpdate:
-        """Put a member out, but not those whom it had let in: they get certificates of ours.
+    def consequences(self, peer_id: PeerId, leave_out: Collection[PeerId] = ()) -> list[RevocationEffect]:
+        """Return what revoking a peer would change. Raises: PeerNotFound, Forbidden, InvalidRequest."""
+        return consequences(self._known, self.peer_id, peer_id, self._now(), leave_out)[1]
+
+    async def revoke(self, peer_id: PeerId, leave_out: Collection[PeerId] = ()) -> GossipUpdate:
+        """Put a member out, but not those whom it had admitted: they get certificates of ours.
 
         Returns what the others must learn. Raises: PeerNotFound, Forbidden, InvalidRequest for this node itself.
         """
-        if peer_id not in self._members:
+        if self.known(peer_id) is None:
             raise PeerNotFound(f"{peer_id} is no member of this fleet", peer=peer_id)
-        own = self.valid_certificate(self.peer_id)
-        if own is None or own.role is not Role.ADMIN:
-            raise Forbidden("this node is no admin of its fleet: it cannot put others out", role_needed="admin")
-        if peer_id == self.fleet:
-            raise Forbidden("the founder of the fleet cannot be put out")
-        if peer_id == self.peer_id:
-            raise InvalidRequest("a node cannot put itself out; another admin can")
-        signed = self._sign_revocation(peer_id)
-        children = [m.certificate for m in self._members.values() if not m.void and peer_id in _issuers(m)]
-        await self._keep_revocation(signed)
-        chains = [await self.issue(c.sub, c.name, c.role, c.limits) for c in children]
-        return GossipUpdate(members=chains, revocations=[signed])
+        async with self._lock:
+            made, _ = consequences(self._known, self.peer_id, peer_id, self._now(), leave_out)
+            signed = await self._sign(made)
+        if self.valid_certificate(peer_id) is not None:
+            raise Conflict(f"{peer_id} is still a member: {self.explain(peer_id).why}", peer=peer_id)
+        return self._update(signed)
 
-    def _sign_revocation(self, peer_id: PeerId) -> SignedRevocation:
-        mine = [h.revocation.number for _, h in self._revocations.values() if h.revocation.by == self.peer_id]
-        revocation = Revocation(
-            fleet=self.fleet,
-            sub=peer_id,
-            by=self.peer_id,
-            iat=max(int(self._now()), self._members[peer_id].certificate.iat),
-            number=max(mine, default=0) + 1,
-        )
-        chain = () if self.peer_id == self.fleet else self._members[self.peer_id].chain
-        return SignedRevocation(token=self._signer.sign(msgspec.json.encode(revocation)), chain=chain)
+    async def mend_dates(self) -> GossipUpdate:
+        """Sign anew what our clock, wrong at the time, dated ahead of the present; returns what others must learn."""
+        signed: list[Statement] = []
+        async with self._lock:
+            for statement in dated_ahead(self._known, self.peer_id, self._now()):
+                claims = statement.claims
+                drafts = Drafts(self._known, self.peer_id, self._now())
+                try:
+                    if isinstance(claims, Revocation):
+                        drafts.revoke(claims.sub, claims.head)
+                    elif claims.sub != self.fleet:
+                        drafts.certify(claims.sub, claims.name, claims.role, claims.limits, claims.rank)
+                except (Forbidden, PeerNotFound) as error:
+                    log.info("statement dated ahead not signed anew", peer=claims.sub, reason=error.message)
+                    continue
+                signed += await self._sign(drafts.made)
+        return self._update(signed)
+
+    async def _sign(self, drafts: Iterable[Statement]) -> list[Statement]:
+        signed = [
+            msgspec.structs.replace(draft, token=self._signer.sign(msgspec.json.encode(draft.claims)))
+            for draft in drafts
+        ]
+        return await self._take(signed, own=True)
+
+    # -- fleets
 
     async def adopt(self, fleet: str, chain: Chain, issuer: PeerId) -> None:
         """Leave our fleet for another, of which `chain` makes us a member. Raises: PeerMisbehaved."""
-        try:
-            opened = open_chain(chain, fleet, open_token)
-            check_chain(opened, self._now(), {})
-        except Forbidden as error:
-            raise PeerMisbehaved(f"the certificate that we were given is no good: {error.message}") from None
-        if opened[0].sub != self.peer_id or issuer != (opened[1].sub if opened[1:] else fleet):
-            raise PeerMisbehaved("the certificate that we were given is not ours, or not the inviter's")
-        for kind, keys in (("member", list(self._members)), ("revocation", list(self._revocations))):
-            for key in keys:
-                await self._store.drop(kind, key)
-        self._members.clear()
-        self._revocations.clear()
-        self._voided.clear()
-        await self._store.put("fleet", "name", fleet.encode())
-        self.fleet = fleet
-        await self._keep(chain)
+        statements = await self._verifier.read(GossipUpdate(members=[chain]), (), None)
+        roster = evaluate(fleet, statements, self._now())
+        own = roster.members.get(self.peer_id)
+        if own is None or own.issuer != issuer or own.certificate.exp <= self._now():
+            why = explain(StatementSet(fleet, statements), self.peer_id, self._now())
+            raise PeerMisbehaved(f"the certificate that we were given does not make us a member: {why.why}")
+        await self._move(fleet)
+        async with self._lock:
+            await self._take(statements)
 
-    # -- within
+    async def leave(self) -> None:
+        """Found a fleet of our own in place of the one we are in. Raises: Conflict for the founder of a fleet."""
+        if self.fleet == self.peer_id:
+            others = "" if self.alone else ": its members can leave it or be revoked"
+            raise Conflict(f"this node founded its fleet and cannot leave it{others}")
+        await self._move(self.peer_id)
+        await self.refound()
+
+    async def _move(self, fleet: str) -> None:
+        async with self._lock:
+            await self._rows.clear()
+            await self._store.put("fleet", "name", fleet.encode())
+            self._known = StatementSet(fleet)
 
     async def load(self) -> None:
         """Read the store; found a fleet of our own if there is none."""
-        self.fleet = (await self._store.load("fleet")).get("name", b"").decode()
-        for packed in (await self._store.load("revocation")).values():
-            self._take_revocation(msgspec.msgpack.decode(packed, type=SignedRevocation))
-        for packed in (await self._store.load("member")).values():
-            self._take_chain(msgspec.msgpack.decode(packed, type=Chain))
-        if not self.fleet:
+        fleet = (await self._store.load("fleet")).get("name", b"").decode()
+        if not fleet:
             await self._store.put("fleet", "name", self.peer_id.encode())
-            self.fleet = self.peer_id
-        if self.fleet == self.peer_id:
+            fleet = self.peer_id
+        stored = await self._rows.load()
+        self._known = StatementSet(fleet, stored)
+        for statement in stored:
+            if statement.id not in self._known:
+                await self._rows.drop(statement.id)
+        for statement in self._known.statements:
+            await self._rows.put(statement, self._chain(statement.issuer))
+        if fleet == self.peer_id:
             await self.refound()
+        await self.mend_dates()
 
     async def refound(self) -> Chain | None:
-        """As the founder, make or renew our own certificate, when it is time; tells the new one."""
-        if self.known(self.peer_id) is not None and not self.renewable:
-            return None
-        now = int(self._now())
-        certificate = Certificate(
-            fleet=self.fleet,
-            sub=self.peer_id,
-            name=self.name,
-            role=Role.ADMIN,
-            iat=now,
-            exp=now + LIFETIME,
-            serial=secrets.token_hex(8),
-        )
-        chain = (self._signer.sign(msgspec.json.encode(certificate)),)
-        await self._keep(chain)
-        return chain
+        """As the founder, say how our node is called; nodes of the first release want it as a certificate, renewed.
 
-    async def _keep(self, chain: Chain) -> bool:
-        """Take a chain and put it on the store; whether it was good and new."""
-        sub = self._take_chain(chain)
-        if sub is not None:
-            await self._store.put("member", sub, msgspec.msgpack.encode(chain))
-        return sub is not None
-
-    def _take_chain(self, chain: Chain) -> PeerId | None:
-        try:
-            member = _Member(chain, open_chain(chain, self.fleet, open_token))
-        except Forbidden as error:
-            log.debug("a certificate is not taken", why=error.message)
-            return None
-        certificate = member.certificate
-        former = self._members.get(certificate.sub)
-        if former and (former.certificate.iat, former.certificate.serial) >= (certificate.iat, certificate.serial):
-            return None
-        if former is None and len(self._members) >= MAX_MEMBERS:
-            return None
-        self._judge(member)
-        self._members[certificate.sub] = member
-        return certificate.sub
-
-    async def _keep_revocation(self, signed: SignedRevocation) -> bool:
-        key = self._take_revocation(signed)
-        if key is not None:
-            await self._store.put("revocation", key, msgspec.msgpack.encode(signed))
-        return key is not None
-
-    def _take_revocation(self, signed: SignedRevocation) -> str | None:
-        try:
-            heard = open_revocation(signed, self.fleet, open_token)
-        except Forbidden as error:
-            log.debug("a revocation is not taken", why=error.message)
-            return None
-        key = f"{heard.revocation.by}/{heard.revocation.number}"
-        if key in self._revocations or len(self._revocations) >= MAX_REVOCATIONS:
-            return None
-        self._revocations[key] = (signed, heard)
-        self._voided = voided_by(heard for _, heard in self._revocations.values())
-        for member in self._members.values():
-            self._judge(member)
-        return key
-
-    def _judge(self, member: _Member) -> None:
-        member.void = any(link.iat <= self._voided.get(link.sub, -1) for link in member.opened)
-
-
-def _issuers(member: _Member) -> list[PeerId]:
-    return [link.sub for link in member.opened[1:]]
+        Returns it if it is new.
+        """
+        async with self._lock:
+            draft = founders_name(self._known, as_label(self.name), self._now())
+            signed = await self._sign([draft]) if draft else []
+        return (signed[0].token,) if signed else None
 
 
 async def open_membership(
-    store: KeyValueStore, signer: Signer, name: str, overrides: Mapping[PeerId, Override], now: Now
+    store: KeyValueStore,
+    signer: Signer,
+    name: str,
+    overrides: Mapping[PeerId, Override],
+    now: Now,
+    offload: Offload = in_thread,
 ) -> Membership:
-    """What the store knows; a node that knows nothing founds a fleet of its own."""
-    membership = Membership(store, signer, name, overrides, now)
+    """Read what the store knows; a node that knows nothing founds a fleet of its own."""
+    membership = Membership(store, signer, name, overrides, now, Verifier(offload, now))
     await membership.load()
     return membership

@@ -12,10 +12,10 @@ import trio
 
 from ...protocols.access import Caller, Witness, unwitnessed
 from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerNotFound
-from ...protocols.events import FleetJoined
-from ...protocols.membership import Certificate
+from ...protocols.events import FleetJoined, FleetLeft
+from ...protocols.membership.statements import Certificate
 from ...protocols.mesh import GossipUpdate
-from ...protocols.services import PeerService
+from ...protocols.peer_service import PeerService
 from ...protocols.table import Method
 from ...protocols.ticket import decode_ticket
 from ...protocols.vm import Vm
@@ -35,7 +35,10 @@ from .rpc import EventSource
 from .signing import Signer
 from .store import KeyValueStore
 from .tickets import open_tickets
+from .verification import Offload, in_thread
 
+REVOKE_TIMEOUT = 0.5
+"""Seconds that a revocation waits for the others to have it, before the peer is disconnected."""
 JOIN_SETTLE_TIME = 1.0
 """Seconds that a node which has joined waits until it is connected with everybody."""
 
@@ -146,12 +149,28 @@ class Mesh:
         context.publish(FleetJoined(fleet=fleet, by=inviter.name))
         return inviter
 
-    async def revoke(self, peer: PeerId) -> None:
-        """Put a peer out of the fleet, at once here and within moments everywhere. Raises: PeerNotFound, Forbidden."""
-        update: GossipUpdate = await self.context.membership.revoke(peer)
+    async def revoke(self, peer: PeerId, leave_out: Sequence[PeerId] = ()) -> None:
+        """Put a peer out of the fleet, at once here and within moments everywhere.
+
+        Whom it had admitted stays, but for `leave_out`. Raises: PeerNotFound, Forbidden, InvalidRequest, Conflict.
+        """
+        membership = self.context.membership
+        update: GossipUpdate = await membership.revoke(peer, leave_out)
+        await self.context.tickets.bar(membership.revoked_in(update))
         if running := self.running:
-            await running.gossip.spread_and_wait(update, joining.SPREAD_TIMEOUT)
+            # The peer itself hears it too, before it is disconnected.
+            await running.gossip.spread_and_wait(update, REVOKE_TIMEOUT)
             running.members_changed()
+
+    async def leave(self) -> None:
+        """Leave the fleet; the node founds one of its own. Raises: Conflict for the founder."""
+        membership = self.context.membership
+        left = membership.fleet
+        await membership.leave()
+        await self.context.address_book.forget_all()
+        if running := self.running:
+            running.members_changed()
+        self.context.publish(FleetLeft(fleet=left))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +194,7 @@ class MeshSettings:
     peer_timeout: float = 15.0
     witness: Witness = unwitnessed
     rng: random.Random = field(default_factory=random.Random)
+    offload: Offload = in_thread
 
 
 async def make_mesh_client(settings: MeshSettings) -> MeshClient:
@@ -192,7 +212,7 @@ async def make_mesh_client(settings: MeshSettings) -> MeshClient:
             peer_timeout=settings.peer_timeout,
             witness=settings.witness,
             rng=settings.rng,
-            membership=await open_membership(store, signer, settings.name, settings.overrides, now),
+            membership=await open_membership(store, signer, settings.name, settings.overrides, now, settings.offload),
             address_book=await open_address_book(store, settings.bootstrap, now),
             tickets=await open_tickets(store, signer.peer_id, now),
         )

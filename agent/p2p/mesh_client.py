@@ -57,7 +57,7 @@ class MeshClient:
             return self.peer_id
         names = {peer.sub: peer.name for peer in self.context.membership.peers}
         names[self.peer_id] = self.context.name
-        if ref in names:
+        if ref in names or self.context.membership.known(ref) is not None:
             return ref
         meant = [peer for peer, name in names.items() if name == ref]
         meant = meant or [peer for peer in names if peer.startswith(ref)]

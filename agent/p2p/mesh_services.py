@@ -87,7 +87,8 @@ class MeshServices:
         """Return the HELLO of this node."""
         record = self.own_record()
         name, agent = self._context.name, self._context.agent
-        return Hello(name=name, agent=agent, addresses=record.addresses, number=record.number)
+        clock = int(self._context.now())
+        return Hello(name=name, agent=agent, addresses=record.addresses, number=record.number, clock=clock)
 
     # -- what the server asks
 
@@ -131,7 +132,9 @@ class MeshServices:
         await self.host.disconnect(peer)
 
     async def _take_hello(self, peer: PeerId, hello: Hello) -> None:
-        """Take the peer record that a member's HELLO carries."""
+        """Take the peer record and the clock that a member's HELLO carries."""
+        if hello.clock:
+            self._context.peer_clocks[peer] = hello.clock - trio.current_time()
         if hello.addresses:
             record = PeerRecord(peer=peer, addresses=hello.addresses[:MAX_ADDRESSES], number=hello.number)
             await self.gossip.take(GossipUpdate(records=[record]), peer)
@@ -150,6 +153,7 @@ class MeshServices:
                 nursery.start_soon(self._fleet.follow, session, self.calls)
                 await session.over.wait()
         finally:
+            self._context.peer_clocks.pop(peer, None)
             self._context.publish(PeerOffline(id=peer, name=name))
 
     # -- tasks
@@ -196,6 +200,8 @@ class MeshServices:
         membership = self._context.membership
         while True:
             await trio.sleep(RENEW_INTERVAL * self._context.rng.uniform(0.5, 1.0))
+            if mended := await membership.mend_dates():
+                self.gossip.spread(mended)
             if membership.fleet == membership.peer_id:
                 if renewed := await membership.refound():
                     self.gossip.spread(GossipUpdate(members=[renewed]))

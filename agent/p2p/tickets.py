@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -35,6 +35,7 @@ class _Issued(msgspec.Struct, kw_only=True):
     expires: int
     uses: int
     wrong: int = 0
+    barred: list[str] = []
 
     @property
     def burnt(self) -> bool:
@@ -92,6 +93,15 @@ class TicketBook:
         self._challenges[joiner] = _Challenge(ticket, ours, nonce, now + NONCE_LIFE)
         return ours
 
+    async def bar(self, peers: Collection[PeerId]) -> None:
+        """Refuse all tickets made until now to peers that were revoked."""
+        now = self._now()
+        for issued in self._issued.values():
+            new = [peer for peer in peers if peer not in issued.barred]
+            if new and issued.expires > now and issued.uses > 0:
+                issued.barred = [*issued.barred, *new]
+                await self._save(issued)
+
     async def redeem(self, joiner: PeerId, ticket: bytes, proof: bytes) -> tuple[Role, Limits, bytes]:
         """Use the ticket up once; gives what it is good for, and our half of the proof.
 
@@ -107,12 +117,14 @@ class TicketBook:
             issued.wrong += 1
             await self._save(issued)
             raise Forbidden(UNKNOWN)
-        self._check(issued)
+        self._check(issued, joiner)
         issued.uses -= 1
         await self._save(issued)
         return issued.role, issued.limits, content.proof("inviter", joiner, challenge.ours, challenge.theirs)
 
-    def _check(self, issued: _Issued) -> None:
+    def _check(self, issued: _Issued, joiner: PeerId) -> None:
+        if joiner in issued.barred:
+            raise Forbidden("this node was revoked since the ticket was made; ask for a new one")
         if issued.burnt:
             raise Forbidden(f"the ticket was tried wrongly {MAX_TRIES} times and is burnt; ask for a new one")
         if issued.expires <= self._now():

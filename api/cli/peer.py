@@ -11,7 +11,7 @@ from ...protocols.access import Role
 from ...protocols.peer import InviteRequest, Message
 from .listing import Listing, listing_options
 from .node import open_client
-from .output import Column, print_fields, print_json, say
+from .output import Column, print_fields, print_json, print_table, say
 from .parameters import DURATION, PEER_NAME, ROLE, json_option
 from .qr import draw_qr
 
@@ -22,6 +22,7 @@ COLUMNS: list[Column] = [
     ("PATH", lambda peer: peer.path),
     ("ADDRESS", lambda peer: f"{peer.address}:{peer.port}" if peer.address else None),
     ("LAST SEEN", lambda peer: peer.last_seen),
+    ("ADMITTED BY", lambda peer: peer.admitted_by),
     ("ID", lambda peer: peer.id),
 ]
 FIELDS: list[Column] = [
@@ -33,6 +34,16 @@ FIELDS: list[Column] = [
     ("last seen", lambda peer: peer.last_seen),
     ("services", lambda peer: peer.services),
     ("addresses", lambda peer: peer.addresses),
+    ("membership", lambda peer: peer.membership),
+    ("admitted by", lambda peer: peer.admitted_by),
+    ("reason", lambda peer: peer.reason),
+    ("cure", lambda peer: peer.cure),
+]
+EFFECTS: list[Column] = [
+    ("NAME", lambda effect: effect.name),
+    ("ROLE", lambda effect: effect.role),
+    ("BECOMES", lambda effect: effect.becomes),
+    ("ID", lambda effect: effect.id),
 ]
 
 
@@ -97,11 +108,30 @@ def join(ticket: str, as_json: bool) -> None:
 
 @peer.command("revoke")
 @click.argument("name", metavar="PEER", type=PEER_NAME)
-def revoke(name: str) -> None:
-    """Revoke a peer's membership."""
+@click.option("--leave-out", "left_out", metavar="PEER", multiple=True, help="Revoke this one, too; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Only list what would become of whom.")
+def revoke(name: str, left_out: tuple[str, ...], dry_run: bool) -> None:
+    """Revoke a peer's membership.
+
+    Whom it had admitted stays, with a certificate of this node, but for those that are left out. What it had revoked
+    is void: those nodes are members again.
+    """
     with open_client() as client:
-        gone = client.call("revoke_peer", {"peer": name})
-    click.echo(f"{gone.name} ({gone.id}) revoked")
+        effects = client.call("preview_revocation", {"peer": name})
+        if not dry_run:
+            gone = client.call("revoke_peer", {"peer": name, "leave_out": left_out})
+    if dry_run or len(effects) > 1:
+        print_table(effects, EFFECTS)
+    if not dry_run:
+        click.echo(f"{gone.name} ({gone.id}) revoked")
+
+
+@peer.command("leave")
+def leave() -> None:
+    """Leave the fleet: this node is alone in a fleet of its own then."""
+    with open_client() as client:
+        found = client.call("leave_fleet", {})
+    click.echo(f"{found.name} ({found.id}) has left the fleet and is in one of its own")
 
 
 @peer.command("ping")

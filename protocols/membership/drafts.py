@@ -13,9 +13,9 @@ import msgspec
 
 from ..access import Limits, Role
 from ..errors import Forbidden, InvalidRequest, PeerNotFound
-from .rules import Authority, Member, Roster, newest_by_issuer
+from .rules import SKEW, Authority, Member, Roster, newest_by_issuer
 from .statement_set import StatementSet
-from .statements import LIFETIME, MAX_SEEN, Certificate, Revocation, Statement, statement_id
+from .statements import LIFETIME, MAX_SEEN, RENEW_BEFORE, Certificate, Revocation, Statement, statement_id
 
 
 class Drafts:
@@ -121,6 +121,32 @@ class Drafts:
         self._known.add([statement], self._now, own=True)
         self.made.append(statement)
         return statement
+
+
+def founders_name(known: StatementSet, name: str, now: float) -> Statement | None:
+    """How the founder's node is called, if that is not said yet.
+
+    It has the form of a certificate, because the first release knows the founder by one, and wants it renewed.
+    """
+    founder, last = known.fleet, known.last(known.fleet)
+    said = [s for s in known.of(founder) if s.sub == founder]
+    newest = max(said, key=lambda s: s.order).claims if said else None
+    known_so = isinstance(newest, Certificate) and newest.name == name and newest.exp - now >= RENEW_BEFORE
+    if newest and known_so and newest.iat <= now + SKEW:
+        return None
+    claims = Certificate(
+        fleet=founder,
+        sub=founder,
+        name=name,
+        role=Role.ADMIN,
+        iat=int(now),
+        exp=int(now) + LIFETIME,
+        serial=secrets.token_hex(8),
+        issuer=founder,
+        seq=(last.claims.seq if last else 0) + 1,
+        prev=last.id if last else "",
+    )
+    return Statement(founder, claims, statement_id(founder, msgspec.json.encode(claims)), "")
 
 
 def require_authority(roster: Roster, peer: str, now: float) -> Authority:

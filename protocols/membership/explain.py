@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from ..access import Role
+from ..peer import RevocationEffect
 from .drafts import Drafts
 from .rules import SKEW, Roster, newest_by_issuer
 from .statement_set import StatementSet
@@ -21,15 +21,6 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     why: str
     cure: str = ""
-
-
-class Consequence(msgspec.Struct, frozen=True, kw_only=True):
-    """What a revocation changes for a member: `becomes` is `revoked`, `adopted`, `stays`, `out` or `back`."""
-
-    peer: str
-    name: str
-    role: Role
-    becomes: str
 
 
 def explain(known: StatementSet, peer: str, now: float) -> Explanation:
@@ -94,7 +85,7 @@ def _held_back(statement: Statement, now: float) -> Explanation:
 
 def consequences(
     known: StatementSet, by: str, peer: str, now: float, leave_out: Collection[str] = (), head: str | None = None
-) -> tuple[list[Statement], list[Consequence]]:
+) -> tuple[list[Statement], list[RevocationEffect]]:
     """What `by` has to sign to revoke `peer`, and what that brings about. Raises: Forbidden, PeerNotFound."""
     drafts = Drafts(known, by, now)
     drafts.revoke_with_adoption(peer, leave_out, head)
@@ -103,7 +94,7 @@ def consequences(
     return drafts.made, [change for change in changes if change is not None]
 
 
-def _change(before: Roster, after: Roster, sub: str, revoked: str, by: str) -> Consequence | None:
+def _change(before: Roster, after: Roster, sub: str, revoked: str, by: str) -> RevocationEffect | None:
     was, will = before.members.get(sub), after.members.get(sub)
     certificate = (will or was).certificate  # type: ignore[union-attr]  # one of both has it
     if will is None:
@@ -116,7 +107,7 @@ def _change(before: Roster, after: Roster, sub: str, revoked: str, by: str) -> C
         becomes = "stays"
     else:
         return None
-    return Consequence(peer=sub, name=certificate.name, role=certificate.role, becomes=becomes)
+    return RevocationEffect(id=sub, name=certificate.name, role=certificate.role, becomes=becomes)
 
 
 def dated_ahead(known: StatementSet, issuer: str, now: float) -> list[Statement]:

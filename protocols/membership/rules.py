@@ -29,7 +29,6 @@ from .statements import Certificate, Revocation, Statement
 SKEW = 300
 """Seconds that clocks may differ: a certificate that is dated further ahead does not count yet."""
 LAST_RANK = 2
-MAX_CHAIN = LAST_RANK + 1
 
 
 class Authority(msgspec.Struct, frozen=True):

@@ -33,6 +33,9 @@ class StatementSet:
         self._insert(s for s in statements if s.claims.fleet == fleet)
         self._prune()
 
+    def __contains__(self, statement_id: str) -> bool:
+        return any(statement_id in held for held in self._by_issuer.values())
+
     @property
     def statements(self) -> list[Statement]:
         return [statement for held in self._by_issuer.values() for statement in held.values()]
@@ -74,9 +77,22 @@ class StatementSet:
             self._roster_until = min((t for t in times if t > now), default=math.inf)
         return self._roster
 
+    def chain(self, issuer: str, roster: Roster) -> tuple[Statement, ...]:
+        """Certificates that lead from an issuer to the founder, also of one that is no authority any more."""
+        if (authority := roster.authorities.get(issuer)) is not None:
+            return authority.chain
+        by_rank: dict[str, tuple[Statement, ...]] = {self.fleet: ()}
+        for _ in range(LAST_RANK):
+            for signer in list(by_rank):
+                for sub, statement in _admins(self.of(signer)).items():
+                    by_rank.setdefault(sub, (statement, *by_rank[signer]))
+        return by_rank.get(issuer, ())
+
     def copy(self) -> StatementSet:
         """A set of its own with the same statements, to see what others would change."""
-        return StatementSet(self.fleet, self.statements)
+        other = StatementSet(self.fleet)
+        other._by_issuer = {issuer: dict(held) for issuer, held in self._by_issuer.items()}
+        return other
 
     def _holds(self, statement: Statement) -> bool:
         return statement.id in self._by_issuer.get(statement.issuer, {})
@@ -94,7 +110,7 @@ class StatementSet:
             for issuer in issuers:
                 kept[issuer] = {s.id: s for s in within_share(self.of(issuer), SHARES[rank], HISTORY)}
             limit = SHARES[0] if rank == 0 else MAX_ADMINS
-            certified = [sub for issuer in issuers for sub in _admins(kept[issuer].values(), limit)]
+            certified = [sub for issuer in issuers for sub in list(_admins(kept[issuer].values()))[-limit:]]
             issuers = [sub for sub in dict.fromkeys(certified) if sub not in kept]
         for issuer, held in self._by_issuer.items():
             dropped += [s for s in held.values() if s.id not in kept.get(issuer, {})]
@@ -113,7 +129,8 @@ def within_share(statements: Collection[Statement], share: int, history: int) ->
     return list(kept.values())
 
 
-def _admins(statements: Iterable[Statement], limit: int) -> list[str]:
+def _admins(statements: Iterable[Statement]) -> dict[str, Statement]:
+    """The newest certificate of each admin, by age."""
     certified = [s for s in statements if isinstance(s.claims, Certificate) and s.claims.role is Role.ADMIN]
-    newest = {s.sub: s.order for s in sorted(certified, key=lambda s: s.order)}
-    return sorted(newest, key=lambda sub: newest[sub])[-limit:]
+    newest = {s.sub: s for s in sorted(certified, key=lambda s: s.order)}
+    return dict(sorted(newest.items(), key=lambda item: item[1].order))

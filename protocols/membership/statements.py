@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -22,16 +23,35 @@ from ..tolerant import decode_json_tolerantly
 MAX_TOKEN = 4096
 LIFETIME = 30 * 86400
 """Seconds for which a certificate is valid at most."""
+RENEW_BEFORE = 20 * 86400
+"""Seconds before its end when a certificate is worth renewing."""
+MAX_CHAIN = 3
 MAX_SEEN = 24
 MAX_NUMBER = 2**53
 
 Token = Annotated[str, Meta(max_length=MAX_TOKEN)]
+Chain = Annotated[tuple[Token, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
+"""Certificates: a member's own first, then its issuer's, up to one that the founder signed."""
 PeerText = Annotated[str, Meta(min_length=1, max_length=128)]
 StatementId = Annotated[str, Meta(max_length=43)]
 """SHA-256 of issuer and payload, base64url; empty where there is none."""
 Number = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
 Verify = Callable[[str, str], bytes]
 """Gives the payload of a JWS if the peer named second has signed it. Raises: ValueError."""
+
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+MAX_LABEL = 63
+
+
+def is_label(name: str) -> bool:
+    """Whether a node may be called so: A-Z, a-z, 0-9, dots and hyphens, at most 63, no dot or hyphen at the ends."""
+    return _LABEL.fullmatch(name) is not None
+
+
+def as_label(name: str) -> str:
+    """The name with whatever a label cannot have replaced by hyphens."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", name)[:MAX_LABEL].strip(".-") or "node"
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,6 +96,13 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prev: StatementId = ""
     vouched: Number = 0
     head: StatementId = ""
+
+
+class SignedRevocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A revocation as a JWS, and the chain of its issuer (empty for the founder)."""
+
+    token: Token
+    chain: Annotated[tuple[Token, ...], Meta(max_length=MAX_CHAIN)] = ()
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -124,6 +151,8 @@ def read_certificate(token: str, verify: Verify) -> Statement:
     certificate = statement.claims
     if not isinstance(certificate, Certificate) or not 0 < certificate.exp - certificate.iat <= LIFETIME:
         raise Forbidden(f"the certificate of {statement.sub} is valid for longer than {LIFETIME // 86400} days")
+    if certificate.seq and not is_label(certificate.name):
+        raise Forbidden(f"the certificate of {statement.sub} gives it a name that is no label")
     if certificate.seq and certificate.issuer != statement.issuer:
         raise Forbidden(f"the certificate of {statement.sub} names another issuer than its signer")
     if (certificate.sub == certificate.fleet) != (certificate.sub == statement.issuer):

@@ -20,7 +20,7 @@ from twinshare.protocols import blob, console, tunnel
 from twinshare.protocols.errors import ErrorBody, TwinshareError
 from twinshare.protocols.events import Event
 from twinshare.protocols.frames import Frame, Kind, encode
-from twinshare.protocols.membership import Certificate, Revocation
+from twinshare.protocols.membership.statements import Certificate, Revocation
 from twinshare.protocols.mesh import JoinService, MeshService, PeerRecord
 from twinshare.protocols.messages import Follow, Hello, Request, pack_error
 from twinshare.protocols.operation import Operation

@@ -274,7 +274,7 @@ def test_a_revocation_lists_what_it_brings_about() -> None:
     history = fleet()
     history.revoke("A1", "V1")
     made, changes = consequences(history.known, FOUNDER, "A1", history.now, leave_out=["O2"])
-    assert {change.peer: change.becomes for change in changes} == {
+    assert {change.id: change.becomes for change in changes} == {
         "A1": "revoked",
         "B1": "adopted",
         "C1": "stays",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from twinshare.agent.p2p import membership
 from twinshare.agent.p2p.membership import Membership, open_membership
 from twinshare.agent.p2p.signing import Signer
 from twinshare.agent.p2p.store import MemoryKeyValueStore
 from twinshare.protocols.access import Limits, Role
-from twinshare.protocols.membership import Revocation, SignedRevocation
+from twinshare.protocols.membership import statement_set
+from twinshare.protocols.membership.statements import Revocation, SignedRevocation
 from twinshare.protocols.mesh import GossipUpdate
 
 NOW = 1_750_000_000
@@ -32,33 +32,36 @@ async def joined(founder: Membership, number: int, role: Role = Role.ADMIN) -> M
     return member
 
 
-async def test_no_more_members_are_kept_than_the_bound_and_those_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert membership.MAX_MEMBERS == 4096
+async def test_an_issuer_has_a_share_of_statements_and_loses_its_own_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (statement_set.SHARES, statement_set.HISTORY) == ((4096, 1024, 128), 64)
     founder = await node(1)
-    member = await joined(founder, 2)
-    monkeypatch.setattr(membership, "MAX_MEMBERS", 4)
-    peers = [signer(number).peer_id for number in range(3, 8)]
-    chains = [await founder.issue(peer, "peer", Role.VIEWER, Limits()) for peer in peers]
-    learnt = await member.learn(GossipUpdate(members=chains))
-    assert [founder.known(peer) is not None for peer in peers] == [True, True, False, False, False]
-    assert [member.known(peer) is not None for peer in peers] == [True, True, False, False, False]
-    assert len(learnt.members) == 2
-    later = await founder.issue(peers[0], "renamed", Role.VIEWER, Limits())
-    await member.learn(GossipUpdate(members=[later]))
-    found = member.known(peers[0])
-    assert found is not None
-    assert found.name == "renamed", "a full book still takes a later certificate of one that it knows"
+    admin = await joined(founder, 2)
+    watcher = await joined(founder, 3)
+    monkeypatch.setattr(statement_set, "SHARES", (4096, 4, 2))
+    monkeypatch.setattr(statement_set, "HISTORY", 1)
+    peers = [signer(number).peer_id for number in range(10, 16)]
+    chains = [await admin.issue(peer, "peer", Role.VIEWER, Limits()) for peer in peers]
+    await watcher.learn(GossipUpdate(members=chains))
+    for who in (admin, watcher):
+        assert [who.known(peer) is not None for peer in peers] == [False, False, True, True, True, True]
+        assert who.valid_certificate(founder.peer_id) is not None
+        assert who.valid_certificate(admin.peer_id) is not None
+    revoked = await admin.revoke(peers[5])
+    await watcher.learn(revoked)
+    assert watcher.valid_certificate(peers[5]) is None
 
 
-async def test_no_more_revocations_are_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert membership.MAX_REVOCATIONS == 4096
-    founder = await node(1)
-    members = [await joined(founder, number, Role.VIEWER) for number in (2, 3, 4)]
-    watcher = await joined(founder, 5)
-    monkeypatch.setattr(membership, "MAX_REVOCATIONS", 2)
-    for member in members:
-        await watcher.learn(await founder.revoke(member.peer_id))
-    assert sum(len(update.revocations) for update in watcher.everything()) == 2
+async def test_what_an_issuer_loses_goes_from_the_store_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    founder, store = await node(1), MemoryKeyValueStore()
+    admin = await open_membership(store, signer(2), "node-2", {}, lambda: float(NOW))
+    await admin.adopt(
+        founder.fleet, await founder.issue(admin.peer_id, "node-2", Role.ADMIN, Limits()), founder.peer_id
+    )
+    monkeypatch.setattr(statement_set, "SHARES", (4096, 4, 2))
+    monkeypatch.setattr(statement_set, "HISTORY", 1)
+    for number in range(10, 20):
+        await admin.issue(signer(number).peer_id, "peer", Role.VIEWER, Limits())
+    assert len(await store.load("member")) == 1 + 4
 
 
 @pytest.mark.parametrize("forged", ["by", "fleet", "sub", "signer"])

@@ -1,0 +1,87 @@
+"""Tickets: single use, both sides prove the secret, wrong tries burn one."""
+
+import pytest
+
+from tests.agent.p2p.test_membership import DAY, Clock, signer
+from twinshare.agent.p2p.store import MemoryKeyValueStore
+from twinshare.agent.p2p.tickets import TicketBook, open_tickets
+from twinshare.protocols.access import Limits, Role
+from twinshare.protocols.errors import Forbidden
+
+JOINER = signer(9).peer_id
+
+
+async def book(clock: Clock | None = None, store: MemoryKeyValueStore | None = None) -> TicketBook:
+    return await open_tickets(store or MemoryKeyValueStore(), signer(1).peer_id, clock or Clock())
+
+
+async def test_a_ticket_is_good_once_and_both_sides_prove_it() -> None:
+    tickets = await book()
+    assert not tickets.live
+    ticket = await tickets.make(Role.OPERATOR, Limits(vms=2), 600, 1, [])
+    assert tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"theirs")
+    role, limits, proof = await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"theirs"))
+    assert (role, limits) == (Role.OPERATOR, Limits(vms=2))
+    assert proof == ticket.proof("inviter", JOINER, nonce, b"theirs")
+    assert not tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"theirs")
+    with pytest.raises(Forbidden, match="used up"):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"theirs"))
+
+
+async def test_a_proof_is_of_no_use_to_another_peer_nor_again() -> None:
+    tickets = await book()
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    proof = ticket.proof("joiner", JOINER, nonce, b"n")
+    other = signer(10).peer_id
+    tickets.challenge(other, ticket.id, b"n")
+    with pytest.raises(Forbidden):
+        await tickets.redeem(other, ticket.id, proof)
+    await tickets.redeem(JOINER, ticket.id, proof)
+    with pytest.raises(Forbidden):
+        await tickets.redeem(JOINER, ticket.id, proof)
+    tickets.challenge(JOINER, ticket.id, b"n")
+    with pytest.raises(Forbidden):
+        await tickets.redeem(JOINER, ticket.id, proof)
+
+
+async def test_five_wrong_tries_burn_a_ticket_even_over_a_restart() -> None:
+    store, clock = MemoryKeyValueStore(), Clock()
+    tickets = await book(clock, store)
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    for _ in range(5):
+        assert tickets.live
+        tickets.challenge(JOINER, ticket.id, b"n")
+        with pytest.raises(Forbidden, match="not valid here"):
+            await tickets.redeem(JOINER, ticket.id, b"wrong")
+        tickets = await book(clock, store)
+    assert not tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    with pytest.raises(Forbidden, match="burnt"):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
+
+
+async def test_a_ticket_expires_is_remembered_for_a_day_and_then_forgotten() -> None:
+    clock, store = Clock(), MemoryKeyValueStore()
+    tickets = await book(clock, store)
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    clock.now += 601
+    assert not tickets.live
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    with pytest.raises(Forbidden, match="expired"):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
+    clock.now += 2 * DAY
+    await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    assert len(await store.load("ticket")) == 1
+
+
+async def test_a_challenge_does_not_wait_for_ever() -> None:
+    clock = Clock()
+    tickets = await book(clock)
+    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    nonce = tickets.challenge(JOINER, ticket.id, b"n")
+    clock.now += 31
+    with pytest.raises(Forbidden):
+        await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
