@@ -19,7 +19,10 @@ from ...files import atomic_write
 from . import processes
 
 PARTS = ("vms", "images", "hypervisor")
-_RECORD = "sandbox.json"
+_RECORD = "enclosure.json"
+"""Named, as the fields of `Record` on disk, by the first version: a node can go back to it."""
+_UNKNOWN = (0, 0)
+_ON_DISK = {"supervisor": "keeper", "egress": "outlet", "default_routes": "ways", "blocked": "fenced"}
 _CURE = "stop that node and its VMs, or delete this copy; nothing was changed"
 
 
@@ -27,7 +30,7 @@ class DirectoryInUse(Exception):
     """The data directory is a copy of one whose node or VMs run; the message says which. Nothing was changed."""
 
 
-class Record(msgspec.Struct, kw_only=True):
+class Record(msgspec.Struct, kw_only=True, rename=_ON_DISK):
     """What outlives the agent. Processes are `(pid, start time in ticks)`; `boot` tells whether they can be alive.
 
     `directory` is the device and inode of the data directory: another one holds a copy of the record.
@@ -36,7 +39,7 @@ class Record(msgspec.Struct, kw_only=True):
     id: str
     path: str
     boot: str = ""
-    directory: tuple[int, int] = (0, 0)
+    directory: tuple[int, int] = _UNKNOWN
     kind: str = ""
     supervisor: tuple[int, int] | None = None
     network: int = 0  # inode of the network namespace
@@ -63,6 +66,8 @@ def claim(data_dir: Path) -> Record:
     if record is None:
         name = secrets.token_hex(4)
         record = Record(id=name, path=str(_base() / name))
+    if record.directory == _UNKNOWN:  # new, or written by a version that did not note it
+        record.directory = directory
     _refuse_copy(record, data_dir, foreign=record.boot == boot and record.directory != directory)
     if record.boot != boot or record.directory != directory:
         record = Record(id=record.id, path=record.path, boot=boot, directory=directory)

@@ -73,11 +73,11 @@ async def refusal(data_dir: Path) -> str:
 
 async def test_a_copy_is_refused_while_the_agent_of_the_original_runs(node: Path) -> None:
     async with open_sandbox(node) as sandbox:
-        record = (node / "sandbox.json").read_bytes()
+        record = (node / "enclosure.json").read_bytes()
         message = await refusal(copy_of(node))
         assert f"is a copy of {node}, whose VMs run" in message
         assert sandbox.path.readlink() == node
-        assert (node / "sandbox.json").read_bytes() == record
+        assert (node / "enclosure.json").read_bytes() == record
         assert (await sandbox.run(["echo", "well"])).stdout == b"well\n"
 
 
@@ -87,9 +87,9 @@ async def test_a_copy_is_refused_while_the_original_is_locked(node: Path) -> Non
         path = Path((await killed.tell("state"))["path"])
         await killed.kill()
     copy = copy_of(node)
-    record = json.loads((node / "sandbox.json").read_text()) | {"supervisor": None, "network": 0}
+    record = json.loads((node / "enclosure.json").read_text()) | {"keeper": None, "network": 0}
     for folder in (node, copy):
-        (folder / "sandbox.json").write_text(json.dumps(record))
+        (folder / "enclosure.json").write_text(json.dumps(record))
     assert target_of(path) == node
     with (node / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

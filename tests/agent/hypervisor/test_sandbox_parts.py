@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from twinshare.agent.hypervisor.sandbox import connection, processes
 from twinshare.agent.hypervisor.sandbox.connection import SupervisorGone, request
 from twinshare.agent.hypervisor.sandbox.host_network import blocked_prefixes, default_routes
 from twinshare.agent.hypervisor.sandbox.identity import blocking_directory
-from twinshare.agent.hypervisor.sandbox.location import Record
+from twinshare.agent.hypervisor.sandbox.location import Record, claim
 from twinshare.agent.hypervisor.sandbox.spawn import program
 from twinshare.protocols.errors import HypervisorDown
 
@@ -149,5 +150,19 @@ def test_what_runs_inside_needs_the_standard_library_alone() -> None:
 
 def test_the_record_is_the_agents_alone(tmp_path: Path) -> None:
     Record(id="00000000", path="/run/twinshare/00000000").save(tmp_path)
-    assert (tmp_path / "sandbox.json").stat().st_mode & 0o777 == 0o600
-    assert [file.name for file in tmp_path.iterdir()] == ["sandbox.json"]
+    assert (tmp_path / "enclosure.json").stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["enclosure.json"]
+
+
+def test_the_record_of_the_first_version_is_read_and_written(tmp_path: Path) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    first = {
+        "id": "0badcafe", "path": str(tmp_path / "link"), "boot": boot, "kind": "namespaces", "keeper": None,
+        "network": 0, "outlet": None, "ways": ["eth0"], "fenced": [],
+    }  # fmt: skip
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "enclosure.json").write_text(json.dumps(first))
+    record = claim(data_dir)
+    assert (record.id, record.path, record.default_routes) == ("0badcafe", first["path"], ("eth0",))
+    assert first.keys() <= json.loads((data_dir / "enclosure.json").read_text()).keys()

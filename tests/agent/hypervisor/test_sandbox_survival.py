@@ -23,7 +23,7 @@ async def heard(sandbox: Sandbox, port: int) -> str:
 
 
 def supervisor_of(data_dir: Path) -> int:
-    return int(json.loads((data_dir / "sandbox.json").read_text())["supervisor"][0])
+    return int(json.loads((data_dir / "enclosure.json").read_text())["keeper"][0])
 
 
 async def gone(*pids: int) -> None:
@@ -112,12 +112,12 @@ async def test_namespaces_are_known_by_more_than_their_number(tmp_path: Path) ->
     """The kernel gives numbers of dead namespaces to new ones: here another node's look like ours."""
     async with open_sandbox(tmp_path / "other") as other:
         stranger = await other.spawn(QEMU, env={}, stderr=tmp_path / "log")
-        record = json.loads((tmp_path / "other/sandbox.json").read_text())
+        record = json.loads((tmp_path / "other/enclosure.json").read_text())
         (tmp_path / "mine").mkdir()
         directory = [(tmp_path / "mine").stat().st_dev, (tmp_path / "mine").stat().st_ino]
         mine = {**record, "id": "00c0ffee", "path": "/run/twinshare/00c0ffee", "directory": directory}
-        mine |= {"supervisor": None, "egress": None}
-        (tmp_path / "mine/sandbox.json").write_text(json.dumps(mine))
+        mine |= {"keeper": None, "outlet": None}
+        (tmp_path / "mine/enclosure.json").write_text(json.dumps(mine))
         async with open_sandbox(tmp_path / "mine") as sandbox:
             assert stranger.pid not in sandbox.pids()
             assert (await sandbox.run(["ls", str(sandbox.path)])).returncode == 0
@@ -147,10 +147,10 @@ async def test_no_way_out_is_orphaned_however_early_its_agent_is_killed(tmp_path
     for pause in (0.1, 0.18, 0.2, 0.21, 0.22, 0.24, 0.27, 0.3):
         async with agent(tmp_path) as caller:
             await trio.sleep(pause)
-            record = json.loads((tmp_path / "sandbox.json").read_text())
-            pids |= {process[0] for process in (record["supervisor"], record["egress"]) if process}
+            record = json.loads((tmp_path / "enclosure.json").read_text())
+            pids |= {process[0] for process in (record["keeper"], record["outlet"]) if process}
             await caller.kill()
-            record = json.loads((tmp_path / "sandbox.json").read_text())
-            pids |= {record["egress"][0]} if record["egress"] else set()
+            record = json.loads((tmp_path / "enclosure.json").read_text())
+            pids |= {record["outlet"][0]} if record["outlet"] else set()
     await gone(*pids)
     await tidy(tmp_path)
