@@ -37,7 +37,7 @@ def images_of(node: Node, caller: Caller = LOCAL_ADMIN) -> ImageService:
 
 @asynccontextmanager
 async def open_test_node(data_dir: Path, **limits: Any) -> AsyncIterator[tuple[Node, VmService, MemoryHypervisor]]:
-    """A node with the image `disk`, its VMs for an admin, and the twin under it."""
+    """A node with the image `disk`, its VMs for an admin, and the in-memory hypervisor under it."""
     async with open_node(config(data_dir, **limits)) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
         hypervisor = node.vms.hypervisor

@@ -1,4 +1,4 @@
-"""Events: numbered, told once they are written, replayed after a restart."""
+"""Events: numbered, published once they are written, replayed after a restart."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A thousand lives of VMs on the twin leave a node as it was: files, threads, tasks, processes, directories."""
+"""A thousand lives of VMs on the in-memory hypervisor leave a node as it was: files, threads, tasks, processes."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A whole node on the hypervisor's twin."""
+"""A whole node on the in-memory hypervisor."""
 
 import dataclasses
 from pathlib import Path

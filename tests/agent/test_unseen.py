@@ -1,4 +1,4 @@
-"""A hypervisor that has not told of its VMs yet: nobody takes that for a machine without VMs."""
+"""A hypervisor that has not listed its VMs yet: nobody takes that for a machine without VMs."""
 
 from collections.abc import Sequence
 from pathlib import Path

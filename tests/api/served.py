@@ -1,4 +1,4 @@
-"""A node on the hypervisor's twin, served on a real socket, for tests of the REST face."""
+"""A node on the in-memory hypervisor, served on a real socket, for tests of the REST API."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Served:
 
 
 def talk(address: tuple[str, int], data: bytes, silence: float = 1.0) -> bytes:
-    """Send `data` and gather the answer until the other side closes or is silent for `silence` seconds."""
+    """Send `data` and return the answer until the other side closes or is silent for `silence` seconds."""
     heard = b""
     with socket.create_connection(address, timeout=DEADLINE) as sock:
         sock.sendall(data)
@@ -87,7 +87,7 @@ async def _opened(made: Config, network: MemoryNetwork | None) -> AsyncIterator[
 
 @asynccontextmanager
 async def served(data_dir: Path, network: MemoryNetwork | None = None, **api: Any) -> AsyncIterator[Served]:
-    """A node with the image `disk`, and its REST face; `api` are keys of its section of the configuration."""
+    """A node with the image `disk`, and its REST API; `api` are keys of its section of the configuration."""
     async with (
         _opened(config(data_dir, **api), network) as node,
         open_api(node) as url,

@@ -1,4 +1,4 @@
-"""What is wrong with a body is told in words, with the field's path."""
+"""What is wrong with a body is said in words, with the field's path."""
 
 from typing import Any
 

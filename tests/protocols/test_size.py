@@ -64,7 +64,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_as_they_are_printed() -> None:
     assert [exact_size(amount) for amount in (2 * GIB, 512 * MIB, 1536 * MIB, 0)] == ["2G", "512M", "1536M", "0K"]
-    told = [short_size(amount) for amount in (GIB + 200 * MIB, 4 * GIB, 3 << 10, 100)]
-    assert told == ["1.2G", "4G", "3K", "0.1K"]
+    shown = [short_size(amount) for amount in (GIB + 200 * MIB, 4 * GIB, 3 << 10, 100)]
+    assert shown == ["1.2G", "4G", "3K", "0.1K"]
     with pytest.raises(ValueError, match="whole number"):
         exact_size(1023)

@@ -13,8 +13,8 @@ from tests.rules.tree import ROOMS, TOP
 
 # A rule, the file to spoil, and the import that breaks the rule.
 OFFENCES = [
-    ("faces on the node, the node on the wire contract", "protocols/errors.py", "from ..agent import config"),
-    ("faces on the node, the node on the wire contract", "agent/config.py", "from ..api import cli"),
+    ("the API on the node, the node on the wire contract", "protocols/errors.py", "from ..agent import config"),
+    ("the API on the node, the node on the wire contract", "agent/config.py", "from ..api import cli"),
     ("protocols are sans-IO", "protocols/errors.py", "import trio"),
     ("protocols are sans-IO", "protocols/vm.py", "import time"),
     ("libvirt stays behind its adapter", "agent/config.py", "import libvirt"),
@@ -37,7 +37,7 @@ OFFENCES = [
         "agent/audit/log.py",
         "from ..journal import active",
     ),
-    ("the agent has no face", "agent/config.py", "import quart"),
+    ("the agent has no API", "agent/config.py", "import quart"),
 ]
 
 

@@ -104,7 +104,7 @@ def test_whoever_may_not_install_gets_the_line(bare: Path) -> None:
 def test_root_gets_what_is_missing(bare: Path) -> None:
     stub(bare, "id", "echo 0")
     result = setup(bare)
-    assert result.returncode == 3, "there is still no python, which the stub of apt-get did not bring"
+    assert result.returncode == 3, "there is still no python, which the stub of apt-get did not install"
     update, install = (bare / "apt").read_text().splitlines()
     assert update.startswith("update")
     assert "--no-install-recommends" in install
@@ -119,7 +119,7 @@ def test_sudo_without_a_password_is_as_good(bare: Path) -> None:
     assert "missing-one" in (bare / "sudo").read_text()
 
 
-def test_a_failure_of_apt_is_told(bare: Path) -> None:
+def test_a_failure_of_apt_is_reported(bare: Path) -> None:
     stub(bare, "id", "echo 0")
     stub(bare, "apt-get", '[ "$1" = update ] || { echo "E: no such luck"; exit 100; }')
     result = setup(bare)

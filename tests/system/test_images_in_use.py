@@ -65,11 +65,11 @@ async def test_no_image_is_taken_from_under_a_guest(tmp_path: Path) -> None:
         with pytest.raises(ImageInUse) as refused:
             await images.remove_image("tick")
         assert refused.value.details["vms"] == ["counts"]
-        told = await images.prune_images(all=True, dry_run=True)
-        assert ([image.name for image in told.images], told.dry_run) == (["idle"], True)
+        planned = await images.prune_images(all=True, dry_run=True)
+        assert ([image.name for image in planned.images], planned.dry_run) == (["idle"], True)
         assert {image.name for image in await images.list_images()} == {"idle", "tick"}
         pruned = await images.prune_images(all=True)
-        assert (pruned.images, pruned.freed) == (told.images, told.freed)
+        assert (pruned.images, pruned.freed) == (planned.images, planned.freed)
         assert [image.name for image in await images.list_images()] == ["tick"]
         seen = len(await ticks(client, "counts"))
         await until_tick(client, "counts", seen + 3)

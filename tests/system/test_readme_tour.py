@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.skipif(os.getuid() != 0, reason="n
 
 
 @contextmanager
-def outlet(name: str, scratch: Path) -> Iterator[str]:
+def internet_namespace(name: str, scratch: Path) -> Iterator[str]:
     """A network namespace with the outside world behind it, and none of this machine's ports."""
     subprocess.run(["ip", "netns", "add", name], check=True)
     pid = scratch / "pasta.pid"
@@ -47,7 +47,7 @@ def test_the_tours_are_found() -> None:
 def walk(tour: str, place: Path, scratch: Path) -> None:
     """The nodes' files lie in the test's directory; all else is as a reader would have it."""
     environment = os.environ | {"TWINSHARE_DATA_DIR": str(scratch / "node")}
-    with outlet(f"ts-tour-{os.getpid()}", scratch) as netns:
+    with internet_namespace(f"ts-tour-{os.getpid()}", scratch) as netns:
         command = ["ip", "netns", "exec", netns, sys.executable, str(TOP / "tests/system/tour.py"), tour]
         done = subprocess.run(
             command, cwd=place, env=environment, capture_output=True, text=True, timeout=900, check=False
