@@ -156,6 +156,18 @@ def test_whoever_signs_more_than_its_share_loses_its_oldest_certificates_and_rev
     assert left <= history.roster.members.keys()
 
 
+@pytest.mark.usefixtures("small")
+def test_statements_that_are_read_back_are_within_the_same_bounds() -> None:
+    """What a version with larger shares had stored, say."""
+    history = fleet()
+    flood = [revocation("A1", f"x{seq}", seq=seq) for seq in range(10, 60)]
+    stored = [*history.known.statements, *flood]
+    history.known.add(flood, history.now)
+    read = StatementSet(FOUNDER, stored)
+    assert {s.id for s in read.statements} == {s.id for s in history.known.statements}
+    assert len(read.of("A1")) <= 12 + 4
+
+
 def test_an_admin_with_many_admins_fills_its_own_share_alone() -> None:
     history = fleet()
     flood = [certificate("A1", f"x{n}", Role.ADMIN, seq=n + 10) for n in range(100)]

@@ -86,3 +86,13 @@ async def test_a_revocation_counts_only_from_its_own_signer_in_its_own_fleet(for
             assert peer == watcher.peer_id or found is not None
             assert watcher.valid_certificate(peer) is not None or found is None
         assert sum(len(update.revocations) for update in watcher.everything()) == 0
+
+
+async def test_a_node_that_was_revoked_is_alone_whoever_is_left_in_its_fleet() -> None:
+    founder = await node(1)
+    member, other = await joined(founder, 2), await joined(founder, 3)
+    await member.learn(GossipUpdate(members=[await founder.issue(other.peer_id, other.name, Role.ADMIN, Limits())]))
+    assert not member.alone
+    await member.learn(await founder.revoke(member.peer_id))
+    assert member.valid_certificate(other.peer_id) is not None
+    assert member.alone
