@@ -81,7 +81,7 @@ class VmService(Protocol):
 
     @rest("POST", "/vm/<vm>/start", Role.OPERATOR, answer=VmStarted, remote_answer=RemoteVmChanged)
     async def start_vm(self, vm: VmRef) -> Vm:
-        """Start a VM; one that runs stays as it is."""
+        """Start a VM, or resume it if it is paused; one that runs stays as it is."""
         ...
 
     @rest(

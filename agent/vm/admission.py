@@ -65,15 +65,13 @@ class Admission:
 
     def claim(self, need: Resources, running: Iterable[Resources], *, what: str) -> Callable[[], None]:
         """Claim resources until the returned function is called. Raises: InsufficientResources, naming what lacks."""
-        available = self.capacity(running).available
-        for name, unit in (("memory", " MiB"), ("cpu", ""), ("disk", " GiB")):
-            wanted, free = getattr(need, name), getattr(available, name)
-            if wanted > free:
-                raise InsufficientResources(
-                    f"no room for {what}: it needs {wanted}{unit} of {name}, {free}{unit} is free on this node",
-                    resource=name, needed=wanted, available=free,
-                )  # fmt: skip
+        _require(need, self.capacity(running).available, what)
         return self.claim_again(need)
+
+    def check_size(self, need: Resources, *, what: str) -> None:
+        """Refuse what would not fit if nothing else ran here. Raises: InsufficientResources, naming what lacks."""
+        empty = Admission(self._limits, self._look)
+        _require(need, empty.capacity(()).available, what)
 
     def claim_again(self, need: Resources) -> Callable[[], None]:
         """Claim without a check what was granted before a crash."""
@@ -84,3 +82,14 @@ class Admission:
             self._claims.pop(claim_id, None)
 
         return release
+
+
+def _require(need: Resources, available: Resources, what: str) -> None:
+    """Raises: InsufficientResources."""
+    for name, unit in (("memory", " MiB"), ("cpu", ""), ("disk", " GiB")):
+        wanted, free = getattr(need, name), getattr(available, name)
+        if wanted > free:
+            raise InsufficientResources(
+                f"no room for {what}: it needs {wanted}{unit} of {name}, {free}{unit} is free on this node",
+                resource=name, needed=wanted, available=free,
+            )  # fmt: skip

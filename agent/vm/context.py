@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -28,7 +29,11 @@ MAX_UNDEFINE_ATTEMPTS = 2
 
 @dataclass(slots=True)
 class VmContext:
-    """What the VMs of a node are made with, and the steps that several operations share."""
+    """What the VMs of a node are made with, and the steps that several operations share.
+
+    By a VM's ID: `forced` counts the operations with force that are waiting or at work, `guest_waits` are the waits for
+    a guest's shutdown that they end.
+    """
 
     hypervisor: Hypervisor
     images: ImageStore
@@ -39,6 +44,9 @@ class VmContext:
     files: VmFiles
     limits: HypervisorConfig
     locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
+    metadata_locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
+    forced: Counter[str] = field(default_factory=Counter)
+    guest_waits: dict[str, trio.CancelScope] = field(default_factory=dict)
 
     def require_hypervisor(self) -> None:
         """Raises: HypervisorDown."""
@@ -63,15 +71,52 @@ class VmContext:
         raise VmNotFound(f"Virtual machine '{id}' not found", vm=id)
 
     @asynccontextmanager
-    async def locked(self, id: str, shown_as: VmStatus | None = None, making: Vm | None = None) -> AsyncIterator[None]:
+    async def locked(
+        self, id: str, shown_as: VmStatus | None = None, making: Vm | None = None, *, force: bool = False
+    ) -> AsyncIterator[None]:
         """Hold a VM's lock: operations on one VM follow each other. Meanwhile it is shown as `shown_as`.
 
-        `making` is shown in place of a VM that is not there yet.
+        `making` is shown in place of a VM that is not there yet. `force` ends the waits for the guest's shutdown
+        before it, so that an operation that powers the VM off does not queue behind them.
         """
-        async with self.locks.setdefault(id, trio.Lock()):
-            with self.inventory.at_work(id, shown_as, making):
-                yield
-                await self.inventory.refresh(id)
+        self._begin_force(id, force)
+        try:
+            async with self.locks.setdefault(id, trio.Lock()):
+                with self.inventory.at_work(id, shown_as, making):
+                    yield
+                    await self.inventory.refresh(id)
+        finally:
+            self.forced[id] -= force
+            self.forced += Counter()  # drops the zeros
+
+    def _begin_force(self, id: str, force: bool) -> None:
+        self.forced[id] += force
+        if force and id in self.guest_waits:
+            self.guest_waits[id].cancel()
+
+    @asynccontextmanager
+    async def metadata_locked(self, id: str) -> AsyncIterator[None]:
+        """Hold the lock of a VM's metadata: what changes only them does not wait for a guest that shuts down."""
+        async with self.metadata_locks.setdefault(id, trio.Lock()):
+            yield
+            await self.inventory.refresh(id)
+
+    async def wait_for_guest(self, id: str, timeout: float, wait: Callable[[str], Awaitable[object]]) -> bool:
+        """Wait for a guest for `timeout` seconds at most; False when it did not come to it.
+
+        Raises: WrongState when an operation with force overrules the wait.
+        """
+        with trio.move_on_after(timeout) as scope:
+            self.guest_waits[id] = scope
+            try:
+                if not self.forced[id]:
+                    await wait(id)
+                    return True
+            finally:
+                del self.guest_waits[id]
+        if self.forced[id]:
+            raise WrongState("overruled by a later operation on this VM with force", vm=id)
+        return False
 
     async def boot(self, id: str) -> None:
         """Start a VM, and open the ports that lead to the guest before callers learn that it runs."""
@@ -81,13 +126,14 @@ class VmContext:
 
     async def undefine(self, id: str) -> None:
         """End a VM and undefine it. A start that was given up and completes only now is ended as well."""
-        for _ in range(MAX_UNDEFINE_ATTEMPTS):
+        async with self.metadata_locks.setdefault(id, trio.Lock()):
+            for _ in range(MAX_UNDEFINE_ATTEMPTS):
+                await self.hypervisor.destroy(id)
+                with suppress(WrongState):
+                    await self.hypervisor.undefine(id)
+                    return
             await self.hypervisor.destroy(id)
-            with suppress(WrongState):
-                await self.hypervisor.undefine(id)
-                return
-        await self.hypervisor.destroy(id)
-        await self.hypervisor.undefine(id)
+            await self.hypervisor.undefine(id)
 
     def users_of(self, digest: str) -> Sequence[str]:
         """The names of the VMs that stand on an image, the ones being created and the disks that were kept included."""

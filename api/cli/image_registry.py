@@ -19,7 +19,7 @@ from .output import Column, print_json, say
 from .parameters import IMAGE_NAME, IMAGE_SOURCE, json_option, peer_option
 from .progress import run
 from .vm_access import wait_for_ip
-from .vm_create import read_spec, spec_options
+from .vm_create import add_forwards, read_spec, spec_options
 from .vm_list import print_warnings
 
 CATALOGUE: list[Column] = [
@@ -111,8 +111,7 @@ def run_image(
     with open_client() as client:
         made: Vm = run(client, "create_vm", {"spec": spec}, peer)
         print_warnings(made)
-        for port in ports:
-            client.call("add_forward", {"vm": made.id, "forward": port}, peer)
+        add_forwards(client, made, ports, peer)
         say(f"{made.name} runs; waiting for its address")
         found = wait_for_ip(client, made.id, peer, time.monotonic() + BOOT_TIMEOUT)
     if found.ip is None:

@@ -8,10 +8,10 @@ from typing import Any, BinaryIO, TypeVar
 import click
 import msgspec
 
-from ...protocols.errors import InvalidRequest
+from ...protocols.errors import InvalidRequest, TwinshareError
 from ...protocols.reading import decode_json
 from ...protocols.vm import ForwardSpec, Vm, VmChange, VmSpec
-from .node import open_client
+from .node import NodeClient, open_client
 from .output import print_json
 from .parameters import (
     DISK,
@@ -108,10 +108,19 @@ def create_vm(name: str, peer: str | None, as_json: bool, ports: list[ForwardSpe
     spec = read_spec(name, given)
     with open_client() as client:
         made: Vm = run(client, "create_vm", {"spec": spec}, peer)
-        for port in ports:
-            client.call("add_forward", {"vm": made.id, "forward": port}, peer)
+        add_forwards(client, made, ports, peer)
     print_vm(made, as_json=as_json)
     print_warnings(made)
+
+
+def add_forwards(client: NodeClient, made: Vm, ports: list[ForwardSpec], peer: str | None) -> None:
+    """Add the forwards of a VM that was just made, all of them, or delete it again. Raises: what the node answers."""
+    try:
+        for port in ports:
+            client.call("add_forward", {"vm": made.id, "forward": port}, peer)
+    except TwinshareError:
+        client.call("delete_vm", {"vm": made.id, "force": True}, peer)
+        raise
 
 
 @click.command("set")

@@ -316,3 +316,18 @@ def test_every_command_has_help() -> None:
         return seen
 
     assert walk(main) > len(COMMANDS) + 40
+
+
+def test_a_vm_whose_forward_is_refused_is_deleted_again() -> None:
+    taken = {"error": "port 8081 is taken", "code": "port_taken", "details": None}
+    routes = {
+        "POST /api/vm": [Answer(operation("running", kind="create_vm"), 202)],
+        "GET /api/operations/op-1/wait": [Answer(operation("done", kind="create_vm", result=VM))],
+        f"POST /api/vm/{VM['id']}/port-forward": [Answer(taken, 409)],
+        f"DELETE /api/vm/{VM['id']}": [Answer({"success": True, "name": "example-vm", "vm": VM})],
+    }
+    with recorded_node(routes) as node:
+        result = twinshare(node, *"vm create example-vm --image tiny --start --forward 8081:80".split())
+    assert result.exit_code != 0
+    assert "port 8081 is taken" in result.stderr
+    assert node.seen[-1].json == {"force": True}

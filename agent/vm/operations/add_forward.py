@@ -13,10 +13,10 @@ from ...journal.active import ActiveOperation
 from ...journal.operation import Release
 from ..forwards import check_bind
 from ..record import Record
-from .base import ExistingVmOperation
+from .base import VmMetadataOperation
 
 
-class AddForward(ExistingVmOperation):
+class AddForward(VmMetadataOperation):
     method = VmService.add_forward
 
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
@@ -28,7 +28,7 @@ class AddForward(ExistingVmOperation):
 
     async def do(self, active: ActiveOperation) -> Forward:
         id = active.notes["id"]
-        async with self.services.locked(id):
+        async with self.services.metadata_locked(id):
             await self.change(active, id)
             record = await self.services.record(id)
             await self.services.forwards.reconcile(record)

@@ -53,13 +53,22 @@ class ExistingVmOperation(VmOperation):
 
     async def do(self, active: ActiveOperation) -> Any:
         id = active.notes["id"]
-        async with self.services.locked(id, self.shown_as):
+        async with self.services.locked(id, self.shown_as, force=getattr(active.request, "force", False)):
             await self.change(active, id)
         return self.services.inventory.get(id)
 
     @abstractmethod
     async def change(self, active: ActiveOperation, id: str) -> None:
         """Change the VM, whose lock is held."""
+
+
+class VmMetadataOperation(ExistingVmOperation):
+    """An operation that changes only what the domain's metadata keep: it does not wait for a guest that shuts down."""
+
+    async def do(self, active: ActiveOperation) -> Any:
+        async with self.services.metadata_locked(active.notes["id"]):
+            await self.change(active, active.notes["id"])
+        return self.services.inventory.get(active.notes["id"])
 
 
 class RunningVmOperation(ExistingVmOperation):

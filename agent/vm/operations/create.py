@@ -81,6 +81,9 @@ class CreateVm(VmOperation):
             raise VmExists(f"a VM named '{spec.name}' exists on this node; choose another name", vm=spec.name)
         if len(making) + len(list(vms.inventory.records())) >= vms.limits.max_vms:
             raise Forbidden(f"this node holds no more than {vms.limits.max_vms} VMs (hypervisor.max_vms)")
+        vms.admission.check_size(
+            Resources(memory=spec.memory, cpu=spec.cpu_cores, disk=spec.disk_size), what=f"VM '{spec.name}'"
+        )
         resources = vms.admission.claim(_need(spec), vms.inventory.running(), what=f"VM '{spec.name}'")
         return self._claimed(spec, digest, resources)
 
@@ -147,7 +150,9 @@ class CreateVm(VmOperation):
 
 
 def _need(spec: VmSpec) -> Resources:
-    return Resources(memory=spec.memory, cpu=spec.cpu_cores, disk=spec.disk_size)
+    """A VM that is not started takes its disk only; memory and CPU are claimed by what makes it run."""
+    memory, cpu = (spec.memory, spec.cpu_cores) if spec.start else (0, 0)
+    return Resources(memory=memory, cpu=cpu, disk=spec.disk_size)
 
 
 def _view(id: str, spec: VmSpec, metadata: VmMetadata, accelerator: str) -> Vm:

@@ -29,7 +29,7 @@ class DeleteVm(ExistingVmOperation):
             require_state(record.domain, self.allowed_in, self.remedy)
 
     async def do(self, active: ActiveOperation) -> Vm:
-        async with self.services.locked(active.notes["id"], self.shown_as):
+        async with self.services.locked(active.notes["id"], self.shown_as, force=active.request.force):
             await self.change(active, active.notes["id"])
         last = msgspec.convert(active.notes["vm"], Vm)
         return msgspec.structs.replace(last, status=VmStatus.STOPPED, vnc_port=None, uptime=None, ip=None)

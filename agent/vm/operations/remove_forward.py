@@ -10,10 +10,10 @@ from ....protocols.vm import Forward, ForwardSpec
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release, nothing_claimed
 from ..forwards import forward_view
-from .base import ExistingVmOperation
+from .base import VmMetadataOperation
 
 
-class RemoveForward(ExistingVmOperation):
+class RemoveForward(VmMetadataOperation):
     method = VmService.remove_forward
 
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
@@ -24,7 +24,7 @@ class RemoveForward(ExistingVmOperation):
 
     async def do(self, active: ActiveOperation) -> Forward:
         id = active.notes["id"]
-        async with self.services.locked(id):
+        async with self.services.metadata_locked(id):
             await self.change(active, id)
         noted = active.notes.get("forward") or {"host_port": active.request.host_port, "guest_port": 1}
         return forward_view(ForwardSpec(**noted), active=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ....protocols.services import VmService
 from ....protocols.vm import VmStatus
+from ...hypervisor.port import DomainState
 from ...journal.active import ActiveOperation
 from .base import RunningVmOperation
 
@@ -13,5 +14,9 @@ class StartVm(RunningVmOperation):
     shown_as = VmStatus.STARTING
 
     async def change(self, active: ActiveOperation, id: str) -> None:
+        record = await self.services.record(id)
         await active.step("start")
-        await self.services.boot(id)
+        if record.domain.state is DomainState.PAUSED:
+            await self.services.hypervisor.resume(id)
+        else:
+            await self.services.boot(id)

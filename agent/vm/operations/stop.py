@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from ....protocols.errors import DeadlineExceeded, WrongState
@@ -28,7 +30,8 @@ class StopVm(ExistingVmOperation):
 async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
     """Stop a VM as the `force` and `timeout` of the request say; its lock is held.
 
-    Raises: WrongState when it is paused, DeadlineExceeded when the guest does not shut down.
+    Raises: WrongState when it is paused or an operation with force overrules it, DeadlineExceeded when the guest does
+    not shut down.
     """
     record = await vms.record(id)
     if not record.active:
@@ -41,9 +44,7 @@ async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
         raise WrongState(f"VM '{record.domain.name}' is paused and cannot shut down; resume it first, or force it off")
     await active.step("shutdown")
     timeout = active.request.timeout or vms.limits.stop_timeout
-    with trio.move_on_after(timeout) as deadline:
-        await _request_shutdown(vms, id)
-    if deadline.cancelled_caught:
+    if not await vms.wait_for_guest(id, timeout, partial(_request_shutdown, vms)):
         raise DeadlineExceeded(
             f"VM '{record.domain.name}' did not shut down within {timeout} s; its guest may not listen. "
             "Give it a longer timeout, or force it off",

@@ -6,10 +6,10 @@ import msgspec
 
 from ....protocols.services import VmService
 from ...journal.active import ActiveOperation
-from .base import ExistingVmOperation
+from .base import VmMetadataOperation
 
 
-class UpdateVm(ExistingVmOperation):
+class UpdateVm(VmMetadataOperation):
     method = VmService.update_vm
 
     async def change(self, active: ActiveOperation, id: str) -> None:
