@@ -327,7 +327,7 @@ def test_a_vm_whose_forward_is_refused_is_deleted_again() -> None:
         f"DELETE /api/vm/{VM['id']}": [Answer({"success": True, "name": "example-vm", "vm": VM})],
     }
     with recorded_node(routes) as node:
-        result = twinshare(node, *"vm create example-vm --image tiny --start --forward 8081:80".split())
+        result = twinshare(node, *["vm", "create", "example-vm", "--image", "tiny", "--start", "--forward", "8081:80"])
     assert result.exit_code != 0
     assert "port 8081 is taken" in result.stderr
     assert node.seen[-1].json == {"force": True}
