@@ -40,6 +40,8 @@ class Inventory:
         self.addresses: dict[str, str] = {}
         self._hypervisor, self._events, self._node = hypervisor, events, node
         self._records: dict[str, Record] = {}
+        # The VM of each record, with all that it was made of.
+        self._views: dict[str, tuple[tuple[object, ...], Vm]] = {}
         self._at_work: dict[str, VmStatus] = {}
         self._making: dict[str, Vm] = {}
         self._told: dict[str, tuple[VmStatus, str | None]] = {}
@@ -90,15 +92,16 @@ class Inventory:
         return self.view(self.find(ref))
 
     def view(self, record: Record) -> Vm:
+        """Return the VM of a record: the same object for as long as nothing of it has changed."""
         id = record.domain.id
-        return view(
-            record,
-            self._node,
-            at_work=self._at_work.get(id),
-            uptime=self._uptime(record),
-            vnc_port=self.vnc_ports.get(id),
-            ip=self.addresses.get(id),
-        )
+        status, uptime = self._at_work.get(id), self._uptime(record)
+        vnc_port, ip = self.vnc_ports.get(id), self.addresses.get(id)
+        seen = (record, status, uptime, vnc_port, ip)
+        known = self._views.get(id)
+        if known is None or known[0] != seen:
+            known = (seen, view(record, self._node, at_work=status, uptime=uptime, vnc_port=vnc_port, ip=ip))
+            self._views[id] = known
+        return known[1]
 
     def _uptime(self, record: Record) -> int | None:
         """Seconds since the start, on a clock that nobody sets: the time of day is asked once, when a start is new."""
@@ -176,6 +179,7 @@ class Inventory:
             self._records[id] = record
         elif before is not None:
             del self._records[id]
+            self._views.pop(id, None)
         if record is None or not record.active:
             self.addresses.pop(id, None)
             self._born.pop(id, None)
