@@ -124,8 +124,7 @@ class Connection:
     async def _send(self, event: Event) -> None:
         """What the protocol wants done."""
         if isinstance(event, RawData):
-            with trio.CancelScope(shield=True):
-                await self._write(event.data)
+            await self._write(event.data)
         elif isinstance(event, Updated):
             if event.idle:
                 self._idle_since = trio.current_time()
@@ -136,16 +135,29 @@ class Connection:
             self._reading.cancel()
 
     async def _write(self, data: bytes) -> None:
-        async with self._writing:
-            try:
-                for start in range(0, len(data), WRITE_SIZE):
-                    with trio.fail_after(WRITE_TIME):
-                        await self._stream.send_all(data[start : start + WRITE_SIZE])
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-                # What a client does not read must not stay in the kernel's memory either.
-                with contextlib.suppress(OSError):
-                    self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-                await trio.aclose_forcefully(self._stream)
+        """Send all of it, whoever is cancelled meanwhile; a client that does not take it in time is cut off."""
+        try:
+            # A free lock is taken without a turn of the loop, which an event to each of many listeners would pay for.
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.CancelScope(shield=True):
+                await self._writing.acquire()
+        try:
+            for start in range(0, len(data), WRITE_SIZE):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_TIME) as timeout:
+                    await self._stream.send_all(data[start : start + WRITE_SIZE])
+                if timeout.cancelled_caught:
+                    return await self._abort()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._abort()
+        finally:
+            self._writing.release()
+
+    async def _abort(self) -> None:
+        """Close at once: what a client does not read must not stay in the kernel's memory either."""
+        with contextlib.suppress(OSError):
+            self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        await trio.aclose_forcefully(self._stream)
 
     def _socket(self) -> trio.SocketStream:
         return self._stream if isinstance(self._stream, trio.SocketStream) else self._stream.transport_stream
