@@ -1,9 +1,8 @@
-"""One node: REST against an empty ASGI app, VM operations against virsh, start-up, memory, the loop's lateness."""
+"""One node: REST against a plain QuartTrio route, operations against virsh, start-up, memory, the loop's lateness."""
 
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import statistics
 import subprocess
@@ -21,11 +20,16 @@ from scripts.benchmarks.rows import Row
 from tests.guest.disks import tick_disk
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
-from twinshare.protocols.vm import Vm
+from twinshare.protocols.vm import Vm, VmChange
 
 REQUESTS = 2000
 SINGLE = 400
 VMS = 50
+MANY_VMS = 500
+OPERATIONS = 1000
+LISTS = 30
+LISTENERS = 100
+EVENTS = 100
 ROUNDS = 9
 IDLE = 10.0
 
@@ -42,43 +46,83 @@ async def measure() -> list[Row]:
 
 
 async def _rest(data_dir: Path) -> list[Row]:
-    async with _agent(data_dir, "--hypervisor", "fake://") as agent:
-        async with RESTClient(agent.url) as client:
-            await client.import_image("blank", once(bytes(1 << 20)))
-            for number in range(VMS):
+    rows = []
+    async with _agent(data_dir, "--hypervisor", "fake://") as agent, RESTClient(agent.url) as client:
+        await client.import_image("blank", once(bytes(1 << 20)))
+        made = 0
+        for count, limit, times in ((VMS, 1.25, REQUESTS), (MANY_VMS, 1.5, REQUESTS // 5)):
+            for number in range(made, count):
                 await client.create_vm(f"vm-{number}", "blank", memory=64, disk_size=1, cpu_cores=1)
-        port = int(agent.url.rpartition(":")[2])
-        commands = [_command(agent.url, "--help"), _command(agent.url, "vm", "ls")]
-        with _empty_app() as (empty_pid, empty_port):
-            ratios = []
-            for _ in range(3):
-                ours = _cpu_of(agent.pid, lambda: ask(port, "/api/vm", REQUESTS))
-                empty = _cpu_of(empty_pid, lambda: ask(empty_port, "/", REQUESTS))
-                ratios.append((ours / empty, ours, empty))
-        _, ours, empty = sorted(ratios)[1]
-        times = sorted(ask(port, "/api/vm", SINGLE))
-    return [
-        Row(
-            name=f"GET /api/vm, {VMS} VMs: CPU a request", unit="ms", limit=1.6,
-            value=ours / REQUESTS * 1e3, baseline=empty / REQUESTS * 1e3, note="baseline: empty ASGI app",
-        ),
-        Row(name="GET /api/vm: p50, one client", value=times[len(times) // 2] * 1e3, unit="ms", limit=5.0),
-        *commands,
-    ]  # fmt: skip
+            made = count
+            rows.append(_list_of(agent, count, limit, times))
+            if count == VMS:
+                rows.append(_p50(agent))
+        for number in range(OPERATIONS - made):
+            await client.vms().update_vm("vm-0", change=VmChange(labels={"n": str(number)}))
+        spent = _cpu_of(agent.pid, lambda: ask(_port(agent), "/api/operations", LISTS)) / LISTS
+        name = f"GET /api/operations, {OPERATIONS} rows: CPU"
+        rows.append(Row(name=name, value=spent * 1e3, unit="ms", limit=15.0))
+        rows.append(await _events(agent, client))
+    return rows
 
 
-def _command(url: str, *arguments: str) -> Row:
-    """Measure user and system time of one command's process: the median of several."""
-    environment = {**os.environ, "TWINSHARE_API": url}
-    taken = []
-    for _ in range(ROUNDS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "twinshare", *arguments], env=environment, stdout=subprocess.DEVNULL, check=True
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return Row(name=f"twinshare {' '.join(arguments)}: CPU", value=statistics.median(taken), unit="s", limit=0.2)
+def _port(agent: AgentProcess) -> int:
+    return int(agent.url.rpartition(":")[2])
+
+
+def _list_of(agent: AgentProcess, count: int, limit: float, times: int) -> Row:
+    """The middle one of three ratios, each of two measurements right after each other."""
+    ratios = []
+    with _plain_app(count) as (plain_pid, plain_port):
+        for _ in range(3):
+            ours = _cpu_of(agent.pid, lambda: ask(_port(agent), "/api/vm", times))
+            plain = _cpu_of(plain_pid, lambda: ask(plain_port, "/api/vm", times))
+            ratios.append((ours / plain, ours, plain))
+    _, ours, plain = sorted(ratios)[1]
+    return Row(
+        name=f"GET /api/vm, {count} VMs: CPU a request", unit="ms", limit=limit,
+        value=ours / times * 1e3, baseline=plain / times * 1e3, note="baseline: a plain QuartTrio route, msgspec",
+    )  # fmt: skip
+
+
+def _p50(agent: AgentProcess) -> Row:
+    times = sorted(ask(_port(agent), "/api/vm", SINGLE))
+    return Row(name="GET /api/vm: p50, one client", value=times[len(times) // 2] * 1e3, unit="ms", limit=3.0)
+
+
+async def _events(agent: AgentProcess, client: RESTClient) -> Row:
+    """What an event costs more when 100 clients listen."""
+
+    async def publish() -> None:
+        for number in range(EVENTS):
+            await client.vms().update_vm("vm-0", change=VmChange(labels={"e": str(number)}))
+
+    heard, all_heard = 0, trio.Event()
+
+    async def listen(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        nonlocal heard
+        async with await trio.open_tcp_stream("127.0.0.1", _port(agent)) as stream:
+            await stream.send_all(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await stream.receive_some()
+            task_status.started()
+            async for data in stream:
+                heard += data.count(b"\ndata: ")
+                if heard >= EVENTS * LISTENERS:
+                    all_heard.set()
+
+    before = cpu(agent.pid)
+    await publish()
+    alone = cpu(agent.pid) - before
+    async with trio.open_nursery() as nursery:
+        for _ in range(LISTENERS):
+            await nursery.start(listen)
+        before = cpu(agent.pid)
+        await publish()
+        with trio.fail_after(10):
+            await all_heard.wait()
+        spent = (cpu(agent.pid) - before - alone) / EVENTS
+        nursery.cancel_scope.cancel()
+    return Row(name=f"an event to {LISTENERS} listeners: CPU in all", value=spent * 1e3, unit="ms", limit=10.0)
 
 
 def _cpu_of(pid: int, work: Callable[[], object]) -> float:
@@ -88,8 +132,8 @@ def _cpu_of(pid: int, work: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _empty_app() -> Iterator[tuple[int, int]]:
-    command = [sys.executable, "-m", "scripts.benchmarks._empty"]
+def _plain_app(count: int) -> Iterator[tuple[int, int]]:
+    command = [sys.executable, "-m", "scripts.benchmarks._plain", str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             yield process.pid, int(process.stdout.readline() if process.stdout else "0")
