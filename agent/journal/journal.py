@@ -72,6 +72,8 @@ class Journal:
         self._kinds = {kind.kind: kind for kind in kinds}
         self._of_method = {(kind.call.name, kind.through_peer): kind for kind in self._kinds.values()}
         self._active: dict[str, ActiveOperation] = {}
+        # What the last list has read, with its last change: the same objects again, whose JSON is encoded once.
+        self._listed: dict[str, tuple[float, Operation]] = {}
         self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._pace = Pace()
         self._closing = False
@@ -262,7 +264,15 @@ class Journal:
             left = [self._view(row) for row in rows if row.id not in self._active]
             return sorted([*live, *left], key=lambda operation: operation.created_at, reverse=True)
         rows = await self._store.newest(state)
-        return [active.view(self._node) if (active := self._active.get(row.id)) else self._view(row) for row in rows]
+        known = self._listed
+        self._listed = {
+            row.id: kept
+            if (kept := known.get(row.id)) and kept[0] == row.updated_at
+            else (row.updated_at, self._view(row))
+            for row in rows
+        }
+        listed = [(self._active.get(id), ended) for id, (_, ended) in self._listed.items()]
+        return [active.view(self._node) if active else ended for active, ended in listed]
 
     async def get(self, id: str) -> Operation:
         """Raises: OperationNotFound."""
