@@ -32,7 +32,7 @@ async def test_a_bug_is_answered_with_an_id_that_the_log_has(
         async def broken(*_: Any) -> None:
             raise RuntimeError(SECRET)
 
-        monkeypatch.setattr(api.node, "call", broken)
+        monkeypatch.setattr(Node, "call", broken)
         answer = await api.client.get("/api/vm")
         assert (answer.status_code, answer.json()["code"]) == (500, "internal")
         assert "hunter2" not in answer.text
@@ -149,7 +149,7 @@ async def test_where_a_remote_operation_is_watched(tmp_path: Path, monkeypatch: 
         raise Detached(operation)
 
     async with served(tmp_path) as api:
-        monkeypatch.setattr(api.node, "call", detached)
+        monkeypatch.setattr(Node, "call", detached)
         prefer = {"prefer": 'return=minimal, respond-async; wait="5"'}
         answer = await api.client.post("/api/remote/far%20away/vm", json=SPEC, headers=prefer)
         assert (answer.status_code, answer.json()["id"]) == (202, "op-1")
@@ -179,7 +179,7 @@ async def test_every_error_keeps_its_status(tmp_path: Path, monkeypatch: pytest.
             async def fail(*_: Any, error: type[TwinshareError] = kind) -> None:
                 raise error("a sentence", vm="x")
 
-            monkeypatch.setattr(api.node, "call", fail)
+            monkeypatch.setattr(Node, "call", fail)
             answer = await api.client.get("/api/vm")
             assert answer.status_code == kind.status
             assert answer.json() == {"error": "a sentence", "code": kind.code, "details": {"vm": "x"}}

@@ -15,6 +15,7 @@ import trio
 from tests.agent.probe import probe
 from tests.api.served import Served, served
 from tests.leaks import nothing_leaks
+from twinshare.agent.node import Node
 from twinshare.api.rest import requests
 from twinshare.api.server import connection, serve
 from twinshare.protocols.access import Role
@@ -123,7 +124,7 @@ async def test_a_view_that_answers_without_reading(tmp_path: Path, monkeypatch: 
         raise ImageExists("there is one already")
 
     async with served(tmp_path) as api:
-        monkeypatch.setattr(api.node, "import_image", refuse)
+        monkeypatch.setattr(Node, "import_image", refuse)
         head = b"POST /api/image/import?name=x HTTP/1.1\r\n" + HOST + b"Content-Type: application/octet-stream\r\n"
         sent = head + b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000)
         assert (await trio.to_thread.run_sync(api.raw, sent)).startswith(b"HTTP/1.1 409")
@@ -267,7 +268,7 @@ async def stuck(api: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[t
             cancelled.set()
             raise
 
-    monkeypatch.setattr(api.node, "call", call)
+    monkeypatch.setattr(Node, "call", call)
     yield begun, cancelled
 
 
