@@ -5,10 +5,10 @@ A client that reads too slowly is cut off and comes back with the number of the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 import trio
@@ -112,27 +112,31 @@ class _EventStream(ResponseBody):
         self._events, self._after, self._is_wanted = events, after, is_wanted
         self._encoder, self._bound = encoder, bound
         self._subscription = AsyncExitStack()
+        self._start = b""
         self._channel: trio.MemoryReceiveChannel[Event]
 
-    async def __aenter__(self) -> AsyncIterator[bytes]:
+    async def __aenter__(self) -> Self:
         self._channel = await self._subscription.enter_async_context(self._events.subscribe(self._after))
-        return self._parts()
+        self._start = encode_start(self._events.last_id if self._after is None else self._after)
+        return self
 
     async def __aexit__(self, *reason: object) -> None:
         await self._subscription.aclose()
 
-    async def _parts(self) -> AsyncIterator[bytes]:
-        """End when the client is too slow (which ends the channel), and at once when its token ends."""
-        yield encode_start(self._events.last_id if self._after is None else self._after)
-        while True:
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next part; the end comes when the client is too slow (that ends the channel) or with its token."""
+        data, self._start = self._start, b""
+        while not data:
             data = KEEPALIVE
             try:
                 with trio.move_on_after(HEARTBEAT), self._bound():
                     data = self._batch(await self._channel.receive())
             except (trio.EndOfChannel, Unauthenticated):
-                return
-            if data:
-                yield data
+                raise StopAsyncIteration from None
+        return data
 
     def _batch(self, event: Event) -> bytes:
         """Return an event and those that wait behind it."""
