@@ -132,6 +132,10 @@ async def test_reads_answer_while_the_hypervisor_is_down(tmp_path: Path) -> None
                 await refused
         hypervisor.come_up()
         assert (await vms.stop_vm("one", force=True)).status is VmStatus.STOPPED
+        with trio.fail_after(10):
+            while "hypervisor.up" not in (kinds := [event.type for event in node.events.kept]):
+                await trio.sleep(0.005)
+        assert [kind for kind in kinds if kind.startswith("hypervisor.")] == ["hypervisor.down", "hypervisor.up"]
 
 
 async def test_a_creation_can_be_cancelled_while_it_works(tmp_path: Path) -> None:
