@@ -20,6 +20,7 @@ from ...protocols.image import Image
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from ...protocols.tunnel import encode
+from ..backoff import Backoff
 from .index import BadIndexError, ChunkIndex
 from .partial import Partial
 from .peer_serve import Reader
@@ -35,8 +36,9 @@ DEPTH = 4
 """How many questions are under way with each."""
 STALL = 30.0
 """Seconds in which a question must be answered."""
-ATTEMPTS = 3
+ATTEMPTS = 5
 PAUSE = 1.0
+"""Seconds until the second attempt at a peer, doubled each time: together more than an agent needs to start again."""
 
 Batch = list[int]
 
@@ -138,7 +140,7 @@ class _PeerPull:
 
     async def _drain(self, partial: Partial, source: Source, scope: trio.CancelScope) -> None:
         """Fetch from one peer until nothing is left to fetch, or the peer is no good any more."""
-        failures = 0
+        failures, backoff = 0, Backoff(PAUSE, 8 * PAUSE, jitter=0.2)
         while self._batches and failures < ATTEMPTS:
             before = partial.left
             try:
@@ -146,9 +148,13 @@ class _PeerPull:
                 if not partial.gaps:
                     scope.cancel()  # whoever is out of reach need not be waited for
             except PeerUnreachable as error:
-                failures = 1 if partial.left < before else failures + 1
+                if partial.left < before:
+                    failures = 0
+                    backoff.reset()
+                failures += 1
                 self._error = error
-                await trio.sleep(PAUSE)
+                if failures < ATTEMPTS:
+                    await trio.sleep(backoff.next())
             except TwinshareError as error:
                 self._error = error
                 failures = ATTEMPTS
