@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -13,5 +13,4 @@ def probe(type: str, **data: Any) -> EventPayload:
     """The payload of an event of any `type` with any `data`."""
     fields = [(name, Any) for name in data]
     kind = msgspec.defstruct("Probe", fields, bases=(EventPayload,), namespace={"event": type}, frozen=True)
-    made: EventPayload = kind(**data)
-    return made
+    return cast("EventPayload", kind(**data))
