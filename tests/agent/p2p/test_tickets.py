@@ -85,3 +85,20 @@ async def test_a_challenge_does_not_wait_for_ever() -> None:
     clock.now += 31
     with pytest.raises(Forbidden):
         await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
+
+
+async def test_a_revoked_peer_is_barred_from_the_tickets_made_before_also_after_a_restart() -> None:
+    clock, store = Clock(), MemoryKeyValueStore()
+    tickets = await book(clock, store)
+    old = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    await tickets.bar([JOINER])
+    tickets = await book(clock, store)
+    new = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    for joiner, ticket, barred in ((JOINER, old, True), (signer(10).peer_id, old, False), (JOINER, new, False)):
+        nonce = tickets.challenge(joiner, ticket.id, b"n")
+        proof = ticket.proof("joiner", joiner, nonce, b"n")
+        if barred:
+            with pytest.raises(Forbidden, match="revoked since"):
+                await tickets.redeem(joiner, ticket.id, proof)
+        else:
+            await tickets.redeem(joiner, ticket.id, proof)
