@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ...protocols.access import Caller
+from ...protocols.errors import ImageNotFound
 from ...protocols.events import ImageRemoved
 from ...protocols.image import Image
 from ...protocols.services import ImageService
@@ -16,11 +19,19 @@ class RemoveImage(ImageOperation):
     runs_on_full_disk = True
 
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
-        active.notes = {"ref": await self.services.full_name(active.request.image)}
+        ref = await self.services.full_name(active.request.image)
+        image = await self.services.store.get_image(ref)
+        active.notes = {"ref": ref, "image": msgspec.to_builtins(image)}
         return nothing_claimed
 
     async def do(self, active: ActiveOperation) -> Image:
+        """Remove it. It was there when this was admitted: where it is not, a former life has removed it."""
         users = self.services.vms.all_users_of
-        removed = await self.services.store.remove_image(active.notes["ref"], used_by=users)
+        try:
+            removed = await self.services.store.remove_image(active.notes["ref"], used_by=users)
+        except ImageNotFound:
+            if "image" not in active.notes:  # begun by the first version
+                raise
+            removed = msgspec.convert(active.notes["image"], Image)
         self.services.events.publish(ImageRemoved.of(removed))
         return removed

@@ -11,9 +11,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,34 +28,83 @@ from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.node import Node, open_node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
-from twinshare.protocols.services import VmService
+from twinshare.protocols.services import ImageService, VmService
 from twinshare.protocols.table import stub
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 
 SPEC = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1, start=True)
 STOPPED = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1)
 
-Act = Callable[[VmService], Awaitable[Any]]
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What a client asks with one idempotency key."""
+
+    vms: VmService
+    images: ImageService
 
 
-async def nothing(vms: VmService) -> None:
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """How many of each thing that can be owned there are after a scenario."""
+
+    vms: int = 1
+    forwards: int = 0
+    images: int = 1
+
+
+Act = Callable[[Client], Awaitable[Any]]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+PORT = free_port()
+FORWARD = ForwardSpec(host_port=PORT, guest_port=80)
+
+
+async def nothing(_: Client) -> None:
     """The preparation of a scenario that needs none."""
 
 
-# name: what is there before, what the client asks, how many VMs there are after it
-SCENARIOS: dict[str, tuple[Act, Act, int]] = {
-    "create": (nothing, lambda vms: vms.create_vm(STOPPED), 1),
-    "create+start": (nothing, lambda vms: vms.create_vm(SPEC), 1),
-    "start": (lambda vms: vms.create_vm(STOPPED), lambda vms: vms.start_vm("one"), 1),
-    "stop": (lambda vms: vms.create_vm(SPEC), lambda vms: vms.stop_vm("one", force=True), 1),
-    "restart": (lambda vms: vms.create_vm(SPEC), lambda vms: vms.restart_vm("one", force=True), 1),
-    "delete": (lambda vms: vms.create_vm(SPEC), lambda vms: vms.delete_vm("one", force=True), 0),
-    "forward": (
-        lambda vms: vms.create_vm(SPEC),
-        lambda vms: vms.add_forward("one", ForwardSpec(host_port=0, guest_port=80)),
-        1,
+async def forwarded(client: Client) -> None:
+    await client.vms.create_vm(SPEC)
+    await client.vms.add_forward("one", FORWARD)
+
+
+async def captured(client: Client) -> None:
+    await client.vms.create_vm(STOPPED)
+    await client.images.capture_image("one", "copy")
+
+
+# name: what is there before, what the client asks, what there is after it
+SCENARIOS: dict[str, tuple[Act, Act, Owned]] = {
+    "create": (nothing, lambda client: client.vms.create_vm(STOPPED), Owned()),
+    "create+start": (nothing, lambda client: client.vms.create_vm(SPEC), Owned()),
+    "start": (lambda client: client.vms.create_vm(STOPPED), lambda client: client.vms.start_vm("one"), Owned()),
+    "stop": (lambda client: client.vms.create_vm(SPEC), lambda client: client.vms.stop_vm("one", force=True), Owned()),
+    "restart": (
+        lambda client: client.vms.create_vm(SPEC), lambda client: client.vms.restart_vm("one", force=True), Owned(),
     ),
-}
+    "delete": (
+        lambda client: client.vms.create_vm(SPEC), lambda client: client.vms.delete_vm("one", force=True), Owned(vms=0),
+    ),
+    "forward": (
+        lambda client: client.vms.create_vm(SPEC),
+        lambda client: client.vms.add_forward("one", ForwardSpec(host_port=0, guest_port=80)),
+        Owned(forwards=1),
+    ),
+    "remove forward": (forwarded, lambda client: client.vms.remove_forward("one", PORT), Owned()),
+    "capture": (
+        lambda client: client.vms.create_vm(STOPPED),
+        lambda client: client.images.capture_image("one", "copy"),
+        Owned(images=2),
+    ),
+    "remove image": (captured, lambda client: client.images.remove_image("copy"), Owned()),
+}  # fmt: skip
 
 
 def config(home: Path) -> Config:
@@ -65,28 +116,30 @@ def config(home: Path) -> Config:
     )
 
 
-def vms_of(node: Node, key: str) -> VmService:
-    caller = Caller(principal="local", role=Role.ADMIN, idempotency_key=key)
-    return cast("VmService", stub(VmService, partial(node.dispatcher.call, caller)))
+def client_of(node: Node, key: str) -> Client:
+    caller = Caller(principal="local", role=Role.ADMIN, idempotency_key=key or None)
+    call = partial(node.dispatcher.call, caller)
+    return Client(cast("VmService", stub(VmService, call)), cast("ImageService", stub(ImageService, call)))
 
 
 async def prepare(home: Path, act: Act) -> None:
     async with open_node(config(home)) as node:
         await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
-        await act(vms_of(node, "before"))
+        await act(client_of(node, ""))
 
 
 async def live(home: Path, act: Act) -> dict[str, Any]:
     """One whole life: start, recover, ask, look at what is there."""
     async with open_node(config(home)) as node:
-        await act(vms_of(node, "the-key"))
+        await act(client_of(node, "the-key"))
         found = await node.operations.list()
         with trio.fail_after(60):
             for operation in found:
                 await node.operations.wait(operation.id, 20)
         states = [str(operation.state) for operation in await node.operations.list()]
-        vms = await vms_of(node, "").list_vms()
-        forwards = [await vms_of(node, "").list_forwards(vm.id) for vm in vms]
+        client = client_of(node, "")
+        vms = await client.vms.list_vms()
+        forwards = [await client.vms.list_forwards(vm.id) for vm in vms]
         images = [image.digest for image in await node.images.store.list_images()]
         directories = [path.name for path in (home / "vms").iterdir()]
         files = sorted(path.name for path in (home / "vms").glob("*/*"))
@@ -143,8 +196,15 @@ def dying_at(boundary: int, home: Path, act: Act) -> Any:
     return trio.run(live, home, act)
 
 
-def tell(scenario: str, when: str, killed: bool, expected: int, status: int, seen: Any) -> None:
-    line = {"scenario": scenario, "when": when, "killed": killed, "expected": expected, "status": status, "seen": seen}
+def tell(scenario: str, when: str, killed: bool, expected: Owned, status: int, seen: Any) -> None:
+    line = {
+        "scenario": scenario,
+        "when": when,
+        "killed": killed,
+        "expected": asdict(expected),
+        "status": status,
+        "seen": seen,
+    }
     print(json.dumps(line), flush=True)
 
 
