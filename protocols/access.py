@@ -99,6 +99,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.role is Role.ADMIN or (self.role is Role.OPERATOR and self.principal in (owner, account_of(owner)))
 
+    def may_look_into(self, owner: str) -> bool:
+        """Return whether the caller may read what a guest of `owner` says and shows: its owner may, and admins."""
+        return self.role is Role.ADMIN or self.principal in (owner, account_of(owner))
+
     @property
     def delegate(self) -> str:
         """How this node names the caller to its peers."""

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import trio
 
-from ...protocols.access import Caller
-from ...protocols.errors import Unsupported, VmNotFound
+from ...protocols.access import Caller, Role
+from ...protocols.errors import Forbidden, Unsupported, VmNotFound
 from ...protocols.vm import Blob, ConsoleLog, Forward, Vm, VmAddresses, VmStats
 from ..hypervisor.port import GuestInspection
 from .context import VmContext
 from .lifecycle import require_active
+from .record import Record
 
 
 class VmReads:
@@ -48,14 +49,25 @@ class VmReads:
         return VmStats(**fields, observed_at=datetime.now(UTC))
 
     async def vm_screenshot(self, vm: str) -> Blob:
-        record = self._inventory.find(vm)
+        record = self._own(vm)
         require_active(record.domain)
         return Blob(media_type="image/png", data=await self._inspection().screenshot(record.domain.id))
 
     async def vm_log(self, vm: str, offset: int | None = None, limit: int = 65536) -> ConsoleLog:
-        id = self._inventory.find(vm).domain.id
+        id = self._own(vm).domain.id
         path = self._vms.files.directory(id) / "tty.log"
         return await trio.to_thread.run_sync(_read_log, path, offset, limit)
+
+    def _own(self, vm: str) -> Record:
+        """A VM into whose guest the caller may look: its own, or any for an admin. Raises: VmNotFound, Forbidden."""
+        record = self._inventory.find(vm)
+        if not self._caller.may_look_into(record.metadata.owner):
+            raise Forbidden(
+                f"VM '{record.domain.name}' belongs to {record.metadata.owner}; "
+                "its serial log and its screen need the role admin",
+                role_needed=str(Role.ADMIN),
+            )
+        return record
 
     def _inspection(self) -> GuestInspection:
         if isinstance(self._vms.hypervisor, GuestInspection):

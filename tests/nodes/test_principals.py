@@ -9,7 +9,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import call, eventually, open_fleet
-from twinshare.protocols.access import Caller, Limits, Role
+from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import Forbidden, IdempotencyMismatch, QuotaExceeded, RateLimited, VmExists
 from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.vm import ForwardSpec
@@ -111,3 +111,15 @@ async def _closed(port: int) -> bool:
     except OSError:
         return True
     return False
+
+
+async def test_only_the_owner_and_admins_read_what_a_guest_says_and_shows(tmp_path: Path) -> None:
+    reader = Caller(principal="token:eyes", role=Role.VIEWER)
+    async with open_fleet(tmp_path, Role.VIEWER) as (_, (a, b)):
+        await call(a, "create_vm", None, CI, spec=spec("mine", start=True))
+        for method in ("vm_log", "vm_screenshot"):
+            for node, peer, caller in ((a, None, reader), (a, None, OTHER), (b, "node-0", LOCAL_ADMIN)):
+                with pytest.raises(Forbidden, match="need the role admin"):
+                    await call(node, method, peer, caller, vm="mine")
+            await call(a, method, None, CI, vm="mine")
+            await call(a, method, vm="mine")
