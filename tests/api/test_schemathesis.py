@@ -29,7 +29,7 @@ NOT_FOR_IT = "(/events|/build-tiny|/console)$"
 # Peers have runs of their own.
 LEFT_OUT = f"^/api/(p2p|remote)|{NOT_FOR_IT}"
 # What ends a fleet is left out where the fleet is needed.
-FLEET_ENDS = {"/api/p2p/stop": "post", "/api/p2p/peers/{peer}": "delete"}
+FLEET_ENDS = {"/api/p2p/stop": "post", "/api/p2p/leave": "post", "/api/p2p/peers/{peer}": "delete"}
 # Images that the documents' examples name: they are here, so that VMs are made from them.
 EXAMPLES = ("ubuntu-20.04", "ubuntu:latest", "ghcr.io/cirunlabs/ubuntu:latest")
 
@@ -116,11 +116,13 @@ async def test_peers_and_what_they_have(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.system
 async def test_what_ends_a_fleet(tmp_path: Path) -> None:
-    """Starting and stopping P2P services and putting peers out, in any order; the node goes on alone."""
+    """Start and stop P2P services, leave, and revoke peers, in any order; the node goes on alone."""
 
     def keep(path: str, verb: str) -> bool:
-        state = path in {"/api/p2p/start", "/api/p2p/stop", "/api/p2p/status", "/api/p2p/info", "/api/p2p/peers"}
-        return state or path == "/api/p2p/peers/{peer}" or path == "/api/fleet/vm"
+        about = ("start", "stop", "leave", "status", "info", "peers")
+        return (
+            path in {f"/api/p2p/{word}" for word in about} or path == "/api/p2p/peers/{peer}" or path == "/api/fleet/vm"
+        )
 
     async with served_in_a_fleet(tmp_path) as (api, _):
         where = await document(api, keep, tmp_path / "ends.json")
