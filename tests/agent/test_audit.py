@@ -217,6 +217,24 @@ async def test_all_that_a_peer_asks_for_others_is_its_own_share(
     verify(tmp_path / "twinshare.db", node.peer_id)
 
 
+async def test_the_floor_of_a_log_of_the_first_version_becomes_a_gap(tmp_path: Path) -> None:
+    database = tmp_path / "twinshare.db"
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="one"))
+    with sqlite3.connect(database) as db:
+        (hash,) = db.execute("SELECT hash FROM audit WHERE number = 2").fetchone()
+        db.execute("DELETE FROM audit WHERE number <= 2")
+        db.execute("DELETE FROM audit_accounts")
+        db.execute("INSERT INTO audit_ends VALUES ('floor', 2, ?, ?, 0)", (hash, bytes(64)))
+    db.close()
+    with pytest.raises(Broken, match="row 1 is missing"):
+        verify(database, node.peer_id)
+    async with open_test_node(tmp_path) as (node, _, _):
+        await call(node, "create_token", token=TokenRequest(name="two"))
+    rows, last = verify(database, node.peer_id)
+    assert rows == last.number - 2
+
+
 async def test_a_log_that_was_put_back_is_found_by_what_was_seen(tmp_path: Path) -> None:
     database = tmp_path / "twinshare.db"
     async with open_test_node(tmp_path) as (node, _, _):
