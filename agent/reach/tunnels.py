@@ -135,11 +135,13 @@ class Tunnels:
         while True:
             for tunnel in [tunnel for tunnel in self.kept.values() if not holds(tunnel.owner)]:
                 log.info("a tunnel ends with the token that opened it", vm=tunnel.vm_name, owner=tunnel.owner)
+                # The port first: a database that is slow or full must not keep it open.
+                self.relays.close(tunnel.key)
+                self.kept.pop(tunnel.key, None)
                 try:
-                    await self.forget(tunnel.key)
-                except TwinshareError as error:  # the database cannot be written now: the port closes all the same
-                    self.relays.close(tunnel.key)
-                    log.warning("a tunnel cannot be deleted yet", vm=tunnel.vm_name, error=error.message)
+                    await self.store.drop(KIND, "|".join(tunnel.key))
+                except TwinshareError as error:
+                    log.warning("a tunnel is deleted at the next start", vm=tunnel.vm_name, error=error.message)
             await trio.sleep(LOOK_FOR_ENDS_EVERY)
 
     async def _weed(self, peer: PeerId, tunnels: Sequence[Tunnel]) -> None:

@@ -10,7 +10,14 @@ import trio
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import call, eventually, open_fleet
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
-from twinshare.protocols.errors import Forbidden, IdempotencyMismatch, QuotaExceeded, RateLimited, VmExists
+from twinshare.protocols.errors import (
+    Forbidden,
+    IdempotencyMismatch,
+    InsufficientResources,
+    QuotaExceeded,
+    RateLimited,
+    VmExists,
+)
 from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.vm import ForwardSpec
 
@@ -96,6 +103,20 @@ async def test_a_tunnel_ends_with_the_token_that_opened_it(tmp_path: Path) -> No
                 assert await _ended(stream)
         await eventually(lambda: _closed(theirs.host_port))
         assert [tunnel.spec.host_port for tunnel in a.tunnels.kept.values()] == [ours.host_port]
+
+
+async def test_a_full_disk_keeps_no_port_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: str) -> None:
+        raise InsufficientResources("the disk of the node is full")
+
+    async with open_fleet(tmp_path, Role.ADMIN) as (_, (_, a)):
+        await a.tokens.create(TokenRequest(name="ci"))
+        await call(a, "create_vm", "node-0", CI, spec=spec("mine", start=True))
+        made = await call(a, "add_forward", "node-0", CI, vm="mine", forward=PORT)
+        monkeypatch.setattr(a.tunnels.store, "drop", full)
+        await a.tokens.revoke("ci")
+        await eventually(lambda: _closed(made.host_port))
+        assert a.tunnels.kept == {}
 
 
 async def _ended(stream: trio.SocketStream) -> bool:
