@@ -23,6 +23,10 @@ from .state import State
 KEPT = 4096
 LISTENER_BUFFER = 1024
 WAITING = 8192
+HEARTBEAT = 15.0
+"""Seconds between two heartbeats."""
+HEARTBEAT_EVENT = Event(id=0, type="heartbeat", at=datetime.fromtimestamp(0, UTC))
+"""Says that the node lives, to the listeners that ask for it; it is neither numbered nor kept."""
 
 
 class EventLog:
@@ -33,6 +37,7 @@ class EventLog:
         self._next = (kept[-1].id if kept else 0) + 1
         # Each listener with the number that its events begin at.
         self._listeners: dict[trio.MemorySendChannel[Event], int] = {}
+        self._with_heartbeat: set[trio.MemorySendChannel[Event]] = set()
         # Bounded: if the disk stalls, the oldest unwritten events give way rather than the node's memory.
         self._unwritten: deque[Event] = deque(maxlen=WAITING)
         self._wake = trio.Event()
@@ -54,9 +59,13 @@ class EventLog:
         self._wake.set()
 
     @asynccontextmanager
-    async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
+    async def subscribe(
+        self, after: int | None = None, *, heartbeat: bool = False
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
         """Listen, beginning with what is kept after the number `after`; None begins with the next event.
 
+        With `heartbeat`, `HEARTBEAT_EVENT` comes every `HEARTBEAT` seconds: one clock for all listeners, because a
+        timer of each would be set anew at each event, a tenth of what an event to many listeners costs.
         A listener that stops reading is cut off (its channel ends); it comes back with its last number.
         """
         missed = [event for event in self._kept if after is not None and event.id > after]
@@ -64,10 +73,13 @@ class EventLog:
         for event in missed:
             send.send_nowait(event)
         self._listeners[send] = self._next if after is None else after + 1
+        if heartbeat:
+            self._with_heartbeat.add(send)
         try:
             yield receive
         finally:
             self._listeners.pop(send, None)
+            self._with_heartbeat.discard(send)
             send.close()
             receive.close()
 
@@ -95,15 +107,25 @@ class EventLog:
                 self._unwritten.popleft()
             self._tell(event)
 
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT)
+            for listener in self._with_heartbeat & self._listeners.keys():
+                self._send(listener, HEARTBEAT_EVENT)
+
     def _tell(self, event: Event) -> None:
         self._kept.append(event)
         for listener, first in list(self._listeners.items()):
-            try:
-                if event.id >= first:
-                    listener.send_nowait(event)
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                del self._listeners[listener]
-                listener.close()
+            if event.id >= first:
+                self._send(listener, event)
+
+    def _send(self, listener: trio.MemorySendChannel[Event], event: Event) -> None:
+        """Send without waiting; a listener that is full is cut off."""
+        try:
+            listener.send_nowait(event)
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            del self._listeners[listener]
+            listener.close()
 
 
 @asynccontextmanager
@@ -113,6 +135,7 @@ async def open_events(state: State) -> AsyncIterator[EventLog]:
     log = EventLog([msgspec.msgpack.decode(row[0], type=Event) for row in reversed(rows)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._write, state)
+        nursery.start_soon(log._beat)
         try:
             yield log
         finally:

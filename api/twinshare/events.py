@@ -16,7 +16,7 @@ from msgspec import Meta
 from quart import Response
 from quart.wrappers.response import ResponseBody
 
-from ...agent.events import EventLog
+from ...agent.events import HEARTBEAT_EVENT, EventLog
 from ...agent.tokens import TokenStore
 from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest, Unauthenticated
@@ -26,7 +26,6 @@ from ...protocols.sse import KEEPALIVE, encode_event, encode_start
 from ..rest.requests import current_request
 from ..rest.routes import Route
 
-HEARTBEAT = 15.0
 # So many events, at most, travel in one write.
 BATCH = 256
 
@@ -90,11 +89,11 @@ class EventEncoder:
     """Encodes an event once for all its listeners, who take it one after the other."""
 
     def __init__(self) -> None:
-        self._last: tuple[Event | None, bytes] = (None, b"")
+        self._last: tuple[Event, bytes] = (HEARTBEAT_EVENT, KEEPALIVE)
 
     def encode(self, event: Event) -> bytes:
         if self._last[0] is not event:
-            self._last = (event, encode_event(event))
+            self._last = (event, KEEPALIVE if event is HEARTBEAT_EVENT else encode_event(event))
         return self._last[1]
 
 
@@ -116,7 +115,9 @@ class _EventStream(ResponseBody):
         self._channel: trio.MemoryReceiveChannel[Event]
 
     async def __aenter__(self) -> Self:
-        self._channel = await self._subscription.enter_async_context(self._events.subscribe(self._after))
+        self._channel = await self._subscription.enter_async_context(
+            self._events.subscribe(self._after, heartbeat=True)
+        )
         self._start = encode_start(self._events.last_id if self._after is None else self._after)
         return self
 
@@ -130,9 +131,8 @@ class _EventStream(ResponseBody):
         """Return the next part; the end comes when the client is too slow (that ends the channel) or with its token."""
         data, self._start = self._start, b""
         while not data:
-            data = KEEPALIVE
             try:
-                with trio.move_on_after(HEARTBEAT), self._bound():
+                with self._bound():
                     data = self._batch(await self._channel.receive())
             except (trio.EndOfChannel, Unauthenticated):
                 raise StopAsyncIteration from None
@@ -146,4 +146,5 @@ class _EventStream(ResponseBody):
                 batch.append(self._channel.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel):
                 break
-        return b"".join(self._encoder.encode(event) for event in batch if self._is_wanted(event.type))
+        wanted = (event for event in batch if event is HEARTBEAT_EVENT or self._is_wanted(event.type))
+        return b"".join(self._encoder.encode(event) for event in wanted)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import trio
 
+import twinshare.agent.events
 from tests.agent.probe import probe
-from twinshare.agent.events import KEPT, LISTENER_BUFFER, open_events
+from twinshare.agent.events import HEARTBEAT_EVENT, KEPT, LISTENER_BUFFER, open_events
 from twinshare.agent.state import open_state
 
 
@@ -47,6 +49,19 @@ async def test_a_listener_that_does_not_read_is_cut_off_and_no_one_else(tmp_path
             async for _event in stuck:
                 heard += 1
         assert (heard, read) == (LISTENER_BUFFER, LISTENER_BUFFER + 2)
+
+
+async def test_a_heartbeat_comes_to_those_who_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twinshare.agent.events, "HEARTBEAT", 0.01)
+    async with open_state(tmp_path / "db") as state, open_events(state) as events:
+        async with events.subscribe(heartbeat=True) as beating, events.subscribe() as quiet:
+            with trio.fail_after(60):
+                assert [await beating.receive() for _ in range(2)] == [HEARTBEAT_EVENT] * 2
+            events.publish(probe("test"))
+            with trio.fail_after(60):
+                assert (await quiet.receive()).type == "test"
+        assert events.kept[-1].type == "test"
+        assert not events._with_heartbeat
 
 
 async def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import trio
 
 from tests.agent.probe import probe
 from tests.api.served import SPEC, Served, served
-from twinshare.api.twinshare import events
+from twinshare.agent import events
 from twinshare.protocols.access import Role
 from twinshare.protocols.events import Event
 from twinshare.protocols.node import TokenRequest
