@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import structlog
 
-from ..protocols.access import Limits, Witness
+from ..protocols.access import AuditSink, Limits
 from ..protocols.errors import P2pStopped
 from .config import Config, P2pConfig, PeerConfig
 from .events import EventLog
@@ -44,7 +44,7 @@ class NodeParts:
     version: str
     state: State
     events: EventLog
-    witness: Witness
+    audit_sink: AuditSink
     other_network: HostFactory | None = None
 
 
@@ -67,7 +67,7 @@ async def make_node_mesh_client(parts: NodeParts) -> MeshClient:
             overrides={peer: _override(said) for peer, said in parts.config.peers.items()},
             bootstrap=config.bootstrap,
             peer_timeout=config.dead_peer_timeout,
-            witness=parts.witness,
+            audit_sink=parts.audit_sink,
         )
     )
 

@@ -98,7 +98,7 @@ class Node:
         if not method.mutates:
             return await self._call(caller, method, arguments, peer)
         there = "" if self.is_here(peer) else str(peer)
-        async with self.audit.witness(caller, method.name, method.about(arguments), at_peer=there):
+        async with self.audit.record(caller, method.name, method.about(arguments), at_peer=there):
             return await self._call(caller, method, arguments, peer)
 
     async def _call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None) -> Any:
@@ -132,7 +132,7 @@ class Node:
                 yield console
             return
         asked = ConsoleRequest(vm=vm, role=caller.role, principal=caller.delegate)
-        async with self.audit.witness(caller, "open_console", vm, at_peer=peer_id):
+        async with self.audit.record(caller, "open_console", vm, at_peer=peer_id):
             caller.require(Role.OPERATOR, "open_console")
             async with open_remote_console(self.mesh.client, peer_id, asked) as console:
                 yield console
@@ -155,7 +155,7 @@ class Node:
         return list(running.host.addresses) if running else []
 
     async def import_image(self, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
-        async with self.audit.witness(caller, "import_image", ref):
+        async with self.audit.record(caller, "import_image", ref):
             return await import_image(self.images, caller, ref, content)
 
     def guest_pids(self) -> list[int]:
@@ -199,7 +199,7 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
         ):
             base = _Foundation(config, home, identity, state, events, audit, backends)
             parts = NodeParts(
-                config, identity, node_name(config), __version__, state, events, audit.witness, other_network
+                config, identity, node_name(config), __version__, state, events, audit.record, other_network
             )
             async with _open_parts(base, await make_node_mesh_client(parts)) as node:
                 yield node
@@ -223,7 +223,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
         async with (
             open_journal(base.state, events, name, audit.operation_ended, kinds) as operations,
             trio.open_nursery() as nursery,
-            open_consoles(vms, audit.witness) as consoles,
+            open_consoles(vms, audit.record) as consoles,
         ):
             nursery.start_soon(Watch(vms, events, base.home.path).run)
             await operations.recover()

@@ -71,7 +71,7 @@ _DELEGATE = re.compile(r"[a-z]{1,16}:[^\x00-\x1f\x7f]{1,232}")
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """One call's caller, as the face that took the call has established it.
+    """One call's caller, as the dialect that received the call has established it.
 
     `principal` is `local`, `token:<name>`, a peer ID, or `<peer ID>/token:<name>` for whom a peer asks; it becomes the
     owner of what the call creates. `limits` bound what its account may own.
@@ -130,8 +130,8 @@ def account_of(principal: str) -> str:
 LOCAL_ADMIN = Caller(principal=LOCAL, role=Role.ADMIN)
 
 
-class Witness(Protocol):
-    """Writes down a call to `what`, about `on`: entered before anything is done, left with what came of it.
+class AuditSink(Protocol):
+    """Records a call to `what`, about `on`: entered before the call acts, left with its outcome.
 
     `request` are the packed arguments as a peer sent them.
     """
@@ -141,6 +141,6 @@ class Witness(Protocol):
     ) -> AbstractAsyncContextManager[None]: ...
 
 
-def unwitnessed(caller: Caller, what: str, on: str = "", *, request: bytes = b"") -> AbstractAsyncContextManager[None]:
-    """Where nothing is written down."""
+def no_audit(caller: Caller, what: str, on: str = "", *, request: bytes = b"") -> AbstractAsyncContextManager[None]:
+    """Record nothing."""
     return nullcontext()

@@ -76,7 +76,7 @@ class AuditLog:
         self._wake = trio.Event()
 
     @asynccontextmanager
-    async def witness(
+    async def record(
         self, caller: Caller, what: str, on: str = "", *, at_peer: str = "", request: bytes = b""
     ) -> AsyncIterator[None]:
         """One call by `caller`, as `Entry` has it. What the block raises is its outcome.

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ...protocols.access import Caller, Role, Witness, unwitnessed
+from ...protocols.access import AuditSink, Caller, Role, no_audit
 from ...protocols.errors import Forbidden
 from ...protocols.events import EventPayload
 from ...protocols.table import Dispatcher
@@ -52,7 +52,7 @@ class MeshContext:
     membership: Membership
     address_book: AddressBook
     tickets: TicketBook
-    witness: Witness = unwitnessed
+    audit_sink: AuditSink = no_audit
     joining_via: set[PeerId] = field(default_factory=set)
     peer_clocks: dict[PeerId, float] = field(default_factory=dict)
     """The time of day by each peer that is online, less trio's time: it holds when our own clock is set."""

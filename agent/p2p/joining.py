@@ -76,7 +76,7 @@ class _BoundJoin:
             raise InvalidRequest("a node's name consists of A-Z, a-z, 0-9, dots and hyphens, at most 63", path="name")
         role, limits, proof = await self._context.tickets.redeem(self._joiner, candidacy.ticket, candidacy.proof)
         stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
-        async with self._context.witness(stranger, "join", f"{candidacy.name} as {role}"):
+        async with self._context.audit_sink(stranger, "join", f"{candidacy.name} as {role}"):
             name = membership.free_name(candidacy.name, self._joiner)
             chain = await membership.issue(self._joiner, name, role, limits)
         self._changed()

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from ...protocols.access import Caller, Witness, unwitnessed
+from ...protocols.access import AuditSink, Caller, no_audit
 from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerNotFound
 from ...protocols.events import FleetJoined, FleetLeft
 from ...protocols.membership.statements import Certificate
@@ -177,7 +177,7 @@ class Mesh:
 class MeshSettings:
     """What a mesh is made of. `signer` has the node's key; a peer is gone after `peer_timeout` seconds of silence.
 
-    `witness` writes down the calls that change something; `now` is the time of day in seconds of the epoch.
+    `audit_sink` records the calls that change something; `now` is the time of day in seconds of the epoch.
     """
 
     open_host: OpenHost
@@ -192,7 +192,7 @@ class MeshSettings:
     overrides: Mapping[PeerId, Override] = field(default_factory=dict)
     bootstrap: Sequence[str] = ()
     peer_timeout: float = 15.0
-    witness: Witness = unwitnessed
+    audit_sink: AuditSink = no_audit
     rng: random.Random = field(default_factory=random.Random)
     offload: Offload = in_thread
 
@@ -210,7 +210,7 @@ async def make_mesh_client(settings: MeshSettings) -> MeshClient:
             publish=settings.publish,
             now=now,
             peer_timeout=settings.peer_timeout,
-            witness=settings.witness,
+            audit_sink=settings.audit_sink,
             rng=settings.rng,
             membership=await open_membership(store, signer, settings.name, settings.overrides, now, settings.offload),
             address_book=await open_address_book(store, settings.bootstrap, now),

@@ -58,7 +58,7 @@ class MeshServices:
             self,
             context.events,
             context.session_timeout,
-            context.witness,
+            context.audit_sink,
         )
 
     def serve(self) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller, Witness, unwitnessed
+from ...protocols.access import AuditSink, Caller, no_audit
 from ...protocols.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -60,7 +60,7 @@ class Neighbours(Protocol):
 class PeerServer:
     """Hand `serve` to `Host.serve`. A peer's new session takes the place of its old one.
 
-    `events` is what a peer can follow, None for nothing. `peer_timeout` is in seconds. `witness` gets all changes.
+    `events` is what a peer can follow, None for nothing. `peer_timeout` is in seconds. `audit_sink` gets all changes.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class PeerServer:
         neighbours: Neighbours,
         events: EventSource | None,
         peer_timeout: float,
-        witness: Witness = unwitnessed,
+        audit_sink: AuditSink = no_audit,
     ) -> None:
-        self.dispatcher, self.neighbours, self.events, self.witness = dispatcher, neighbours, events, witness
+        self.dispatcher, self.neighbours, self.events, self.audit_sink = dispatcher, neighbours, events, audit_sink
         self._timeout = peer_timeout
         self._sessions: dict[PeerId, _Serving] = {}
         self.in_flight = 0
@@ -172,13 +172,13 @@ class _Serving:
                 method=name[:64], agent=agent,
             )  # fmt: skip
         packed = bytes(request.arguments)
-        async with self._witnessed(caller, method, packed):
+        async with self._audited(caller, method, packed):
             if method.local:
                 raise Forbidden(f"{name} is for the node's own users; no peer can call it")
             caller.require(method.role, method.name)  # before the arguments: who may not call learns nothing of them
             return msgspec.msgpack.encode(await self._server.dispatcher.call(caller, method, method.unpack(packed)))
 
-    def _witnessed(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
+    def _audited(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
         """Write down a change. Of a call that will be refused little is kept, and only a small one is decoded."""
         if not method.mutates:
             return nullcontext()
@@ -187,7 +187,7 @@ class _Serving:
         if kept == packed:
             with suppress(InvalidRequest):
                 on = method.about(method.unpack(packed))
-        return self._server.witness(caller, method.name, on, request=kept)
+        return self._server.audit_sink(caller, method.name, on, request=kept)
 
     async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
         try:

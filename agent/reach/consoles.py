@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from ...protocols.access import Caller, Role, Witness
+from ...protocols.access import AuditSink, Caller, Role
 from ...protocols.errors import DeadlineExceeded, Overloaded, TwinshareError, Unavailable, Unsupported, WrongState
 from ..background import open_background
 from ..hypervisor.port import GuestStreams
@@ -156,8 +156,8 @@ class _Line:
 class Consoles:
     """Made by `open_consoles`."""
 
-    def __init__(self, vms: VmContext, witness: Witness, nursery: trio.Nursery) -> None:
-        self._vms, self._witness, self._nursery = vms, witness, nursery
+    def __init__(self, vms: VmContext, audit_sink: AuditSink, nursery: trio.Nursery) -> None:
+        self._vms, self._audit, self._nursery = vms, audit_sink, nursery
         self._lines: dict[str, _Line] = {}
 
     @asynccontextmanager
@@ -166,7 +166,7 @@ class Consoles:
 
         Raises: VmNotFound, Forbidden, WrongState unless it runs, HypervisorDown, Unsupported, Overloaded.
         """
-        async with self._witness(caller, "open_console", vm), self._attach(caller, vm) as console:
+        async with self._audit(caller, "open_console", vm), self._attach(caller, vm) as console:
             yield console
 
     @asynccontextmanager
@@ -208,7 +208,7 @@ class Consoles:
 
 
 @asynccontextmanager
-async def open_consoles(vms: VmContext, witness: Witness) -> AsyncIterator[Consoles]:
-    """All consoles of a node; they end with the block. `witness` writes down who listened to which."""
+async def open_consoles(vms: VmContext, audit_sink: AuditSink) -> AsyncIterator[Consoles]:
+    """Yield the consoles of a node; they end with the block. `audit_sink` records who attached to which."""
     async with open_background() as nursery:
-        yield Consoles(vms, witness, nursery)
+        yield Consoles(vms, audit_sink, nursery)

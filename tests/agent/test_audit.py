@@ -87,10 +87,10 @@ async def test_a_bug_is_told_from_a_caller_who_left(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
         before = len(await until_told(tmp_path, 2))
         with pytest.raises(ZeroDivisionError):
-            async with node.audit.witness(LOCAL_ADMIN, "stumble"):
+            async with node.audit.record(LOCAL_ADMIN, "stumble"):
                 raise ZeroDivisionError
         with trio.CancelScope() as scope:
-            async with node.audit.witness(LOCAL_ADMIN, "leave"):
+            async with node.audit.record(LOCAL_ADMIN, "leave"):
                 scope.cancel()
                 await trio.sleep_forever()
         rows = (await until_told(tmp_path, before + 4))[before:]
