@@ -12,7 +12,9 @@ TwinshareError                  internal                500
 │   ├── PeerNotFound            peer_not_found          404
 │   ├── OperationNotFound       operation_not_found     404
 │   ├── ForwardNotFound         forward_not_found       404
-│   └── TokenNotFound           token_not_found         404
+│   ├── TokenNotFound           token_not_found         404
+│   ├── SessionNotFound         session_not_found       404
+│   └── FileNotFound            file_not_found          404
 ├── MethodNotAllowed            method_not_allowed      405
 ├── RequestTimeout              request_timeout         408
 ├── Conflict                    conflict                409
@@ -24,7 +26,9 @@ TwinshareError                  internal                500
 │   ├── PortTaken               port_taken              409
 │   ├── AmbiguousName           ambiguous_name          409
 │   ├── IdempotencyMismatch     idempotency_mismatch    409
-│   └── OperationCancelled      operation_cancelled     409
+│   ├── OperationCancelled      operation_cancelled     409
+│   ├── GuestUnreachable        guest_unreachable       409
+│   └── GuestRefused            guest_refused           409
 ├── TooLarge                    too_large               413
 ├── UnsupportedMediaType        unsupported_media_type  415
 ├── Misdirected                 misdirected             421
@@ -140,6 +144,18 @@ class TokenNotFound(NotFound):
     code = "token_not_found"
 
 
+class SessionNotFound(NotFound):
+    """No such session on this VM: it ended more than ten minutes ago, or never was."""
+
+    code = "session_not_found"
+
+
+class FileNotFound(NotFound):
+    """No such file in the guest."""
+
+    code = "file_not_found"
+
+
 class MethodNotAllowed(TwinshareError):
     code, status = "method_not_allowed", 405
 
@@ -192,6 +208,18 @@ class IdempotencyMismatch(Conflict):
 
 class OperationCancelled(Conflict):
     code = "operation_cancelled"
+
+
+class GuestUnreachable(Conflict):
+    """The guest cannot be asked: the message says what it lacks and how to add it."""
+
+    code = "guest_unreachable"
+
+
+class GuestRefused(Conflict):
+    """The guest's system refused it, with the reason of the guest's kernel: no permission, no space, not empty."""
+
+    code = "guest_refused"
 
 
 class TooLarge(TwinshareError):

@@ -34,6 +34,7 @@ class Mark(msgspec.Struct, frozen=True):
     local: bool
     journalled: bool
     by_asked_node: bool
+    in_query: bool
     answer: Any
     remote_answer: Any
     example: Any
@@ -47,6 +48,7 @@ def rest(
     local: bool = False,
     journalled: bool = True,
     by_asked_node: bool = False,
+    in_query: bool = False,
     answer: Any = None,
     remote_answer: Any = None,
     example: Any = None,
@@ -55,13 +57,14 @@ def rest(
 
     `local` keeps it from peers: it exists under `/api` alone, never under `/api/remote/<peer>` or on the peer protocol.
     `journalled=False` is for a mutation that the journal does not keep. `by_asked_node` marks a method that, on a
-    peer's VM, is carried out by the node that is asked. `answer` is the type of the REST body where it is not the
-    result, `remote_answer` the one under `/api/remote/<peer>` (protocols/bodies.py). `example` is a request body.
+    peer's VM, is carried out by the node that is asked. `in_query`: the parameters are in the query, as those of a GET.
+    `answer` is the type of the REST body where it is not the result, `remote_answer` the one under
+    `/api/remote/<peer>` (protocols/bodies.py). `example` is a request body.
     """
 
     def mark(function: Function) -> Function:
         function.__dict__["rest"] = Mark(
-            verb, path, role, local, journalled, by_asked_node, answer, remote_answer, example
+            verb, path, role, local, journalled, by_asked_node, in_query, answer, remote_answer, example
         )
         return function
 
@@ -191,7 +194,7 @@ def _method(service: type, function: Any) -> Method:
     )
     carried = _struct(f"{function.__name__}_request", rest_of, hints) if rest_of and not whole else None
     body = hints[rest_of[0].name] if whole else carried
-    is_get = mark.verb == "GET"
+    in_query = mark.verb == "GET" or mark.in_query
     return Method(
         service=service,
         name=function.__name__,
@@ -209,10 +212,10 @@ def _method(service: type, function: Any) -> Method:
         args=_struct(f"{function.__name__}_args", signature, hints, forbid_unknown=False),
         peer_args=_struct(f"{function.__name__}_at_peer", signature, hints, forbid_unknown=False, more=[("peer", str)]),
         path_params={name: hints[name] for name in in_path},
-        query=carried if is_get else None,
-        body=None if is_get else body,
+        query=carried if in_query else None,
+        body=None if in_query else body,
         body_param=rest_of[0].name if whole else None,
-        body_required=not is_get and any(p.default is p.empty for p in rest_of),
+        body_required=not in_query and any(p.default is p.empty for p in rest_of),
     )
 
 
