@@ -21,6 +21,7 @@ from .reading import convert, convert_query, decode_json, decode_msgpack
 from .tolerant import decode_tolerantly
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
+_EMPTY_BODY = re.compile(rb"[ \t\r\n]*(null|\{[ \t\r\n]*\})[ \t\r\n]*")
 Function = TypeVar("Function", bound=Callable[..., Any])
 READS = frozenset({"GET", "PEER"})
 
@@ -118,9 +119,9 @@ class Method(msgspec.Struct, frozen=True):
         elif query:
             raise InvalidRequest(f"unknown query parameter '{min(query)}'", path=min(query))
         if self.body is None:
-            if body.strip():
+            if body.strip() if self.verb == "GET" else _is_given(body):
                 raise InvalidRequest(f"{self.verb} {self.path} takes no body")
-        elif body.strip() or self.body_required:
+        elif _is_given(body) or self.body_required:
             value = decode_json(body, self.body)
             found |= {self.body_param: value} if self.body_param else _fields(value)
         return found
@@ -159,6 +160,11 @@ class Method(msgspec.Struct, frozen=True):
             return decode_tolerantly(data, self.result)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise PeerMisbehaved(f"the peer's answer to {self.name} is not understood: {error}") from None
+
+
+def _is_given(body: bytes) -> bool:
+    """Whether a body says anything: many clients send `{}` or `null` where there is nothing to say."""
+    return bool(body.strip()) and _EMPTY_BODY.fullmatch(body) is None
 
 
 def _fields(value: msgspec.Struct) -> dict[str, Any]:

@@ -94,6 +94,12 @@ class Journal:
             id = self._repeated(row, kind, request) if row else await self._begin(kind, key, request, caller)
         return await self._answer(id, detach=caller.detach)
 
+    async def former_request(self, caller: Caller) -> Any:
+        """What the caller's idempotency key was used for; None for a new key, and where this version cannot read it."""
+        row = await self._store.by_key(scoped_key(caller)) if caller.idempotency_key else None
+        kind = self._kinds.get(row.kind) if row else None
+        return _decode_request(row, kind) if row and kind else None
+
     def _repeated(self, row: Row, kind: Kind, request: Any) -> str:
         """The id of the operation that this request repeats. Compared is what was asked, not how it is written."""
         if row.kind != kind.kind or _decode_request(row, kind) != request:

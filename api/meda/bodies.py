@@ -93,7 +93,7 @@ class VmInfo(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: str
     memory: str
     disk: str
-    devices: str
+    devices: list[str]
     created: str
 
 

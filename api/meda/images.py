@@ -5,12 +5,15 @@ from __future__ import annotations
 from ...agent.node import Node
 from ...protocols.access import Caller, Role
 from ...protocols.image import Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
+from ...protocols.reference import parse_reference
 from ...protocols.size import short_size
 from ...protocols.table import rest
 from ...protocols.vm import Vm
 from .bodies import Done, ImageCreate, ImageInfo, ImageList, ImagePull, ImagePush, ImageRun
+from .image_names import local_image
 from .specs import image_ref, name_after, push_target, read_user_data, tagged, vm_spec
-from .vms import TABLE, size_of, vm_info
+from .table import TABLE
+from .vms import size_of, vm_info
 
 
 def image_info(image: Image) -> ImageInfo:
@@ -60,7 +63,8 @@ class MedaImages:
     async def push_image(self, request: ImagePush) -> Done:
         """Send an image to a registry."""
         target = push_target(request.image, request.registry)
-        sent = PushRequest(image=request.name, target=target, dry_run=request.dry_run)
+        name = await local_image(self._node, self._caller, request.name, parse_reference(target).tag)
+        sent = PushRequest(image=name, target=target, dry_run=request.dry_run)
         pushed: Pushed = await self._node.call(self._caller, TABLE["push_image"], {"request": sent})
         done = "Successfully pushed image" if pushed.manifest else "Nothing was sent; the registry would take image"
         return Done(message=f"{done}: {request.image}")
@@ -69,6 +73,7 @@ class MedaImages:
     async def run_image(self, request: ImageRun) -> Done:
         """Create a VM from an image, which is fetched if need be, and start it unless `no_start` is set."""
         image = image_ref(request.image, request.registry, request.org)
+        image = await local_image(self._node, self._caller, image)
         user_data = await read_user_data(request.user_data, self._node.config.api.allow_user_data_dir)
         name = request.name or name_after(image, self._caller.idempotency_key)
         size = await size_of(self._node, self._caller, image)
@@ -80,5 +85,6 @@ class MedaImages:
     @rest("DELETE", "/images/<image>", Role.OPERATOR)
     async def remove_image(self, image: ImageRef) -> Done:
         """Remove an image that no VM stands on."""
-        await self._node.call(self._caller, TABLE["remove_image"], {"image": image})
+        name = await local_image(self._node, self._caller, image)
+        await self._node.call(self._caller, TABLE["remove_image"], {"image": name})
         return Done(message=f"Successfully removed image: {image}")

@@ -9,7 +9,7 @@ from ...protocols.access import Caller, Role
 from ...protocols.table import rest
 from .bodies import CapacityInfo, HealthInfo
 from .capacity import capacity_info
-from .vms import TABLE
+from .table import TABLE
 
 
 class MedaSystem:

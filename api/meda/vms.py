@@ -10,15 +10,15 @@ from ...agent.vm.record import mac_of, vm_id
 from ...protocols.access import Caller, Role
 from ...protocols.errors import ImageNotFound, VmNotFound, WrongState
 from ...protocols.image import Image, PullRequest
-from ...protocols.services import SERVICES, Port
+from ...protocols.services import Port
 from ...protocols.size import GIB, MIB, exact_size
-from ...protocols.table import all_methods, rest
+from ...protocols.table import rest
 from ...protocols.vm import ForwardSpec, Vm, VmRef, VmSpec, VmStatus
 from .bodies import NO_IP, NONE, Done, ForwardList, VmAddress, VmCreate, VmDetail, VmFacts, VmInfo, VmList
 from .capacity import check_replacement
 from .specs import read_user_data, vm_spec
+from .table import TABLE
 
-TABLE = all_methods(SERVICES)
 # How long, in seconds, a guest that is booting is waited for before its address is refused.
 IP_TIMEOUT = 20.0
 _LOOK_EVERY = 0.5
@@ -32,7 +32,7 @@ def vm_info(vm: Vm) -> VmInfo:
         vcpus=str(vm.cpu_cores),
         memory=exact_size(vm.memory * MIB),
         disk=exact_size(vm.disk_size * GIB),
-        devices=NONE,
+        devices=[],
         created=vm.created_at.isoformat().replace("+00:00", "Z"),
     )
 

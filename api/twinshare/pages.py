@@ -41,7 +41,8 @@ def files(directory: Path) -> Iterator[Route]:
             raise NotFound(f"there is nothing at /web/{file}")
         return await views[file]()
 
-    yield Route("GET", "/swagger-ui", "swagger_ui", views["swagger.html"])
+    for path, name in (("/swagger-ui", "swagger_ui"), ("/swagger-ui/", "swagger_ui_folder")):
+        yield Route("GET", path, name, views["swagger.html"])
     yield Route("GET", "/web/<path:file>", "file", view)
 
 

@@ -28,7 +28,7 @@ MAC = re.compile(r"52:54:00(:[0-9a-f]{2}){3}")
 def info(state: str, **more: Any) -> dict[str, Any]:
     """A VmInfo of the VM that the table makes."""
     told = {"name": "test-vm", "state": state, "ip": str, "vcpus": "4", "memory": "2G", "disk": "20G"}
-    return told | {"devices": "none", "created": STAMP} | more
+    return told | {"devices": [], "created": STAMP} | more
 
 
 def done(message: str | re.Pattern[str], vm: Any = None) -> dict[str, Any]:
