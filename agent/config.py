@@ -38,7 +38,7 @@ class OidcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The REST face. Sizes in bytes, times in seconds, rates in requests a second."""
+    """Settings of the REST API. Sizes in bytes, times in seconds, rates in requests a second."""
 
     listen: str = "127.0.0.1:8080"
     auth: Literal["local", "token"] = "local"

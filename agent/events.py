@@ -48,7 +48,7 @@ class EventLog:
 
     @property
     def last_id(self) -> int:
-        """The number of the newest event that listeners have been told."""
+        """Return the number of the newest event that was published."""
         return self._kept[-1].id if self._kept else 0
 
     def publish(self, payload: EventPayload) -> None:

@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(kw_only=True, eq=False)
 class Node:
-    """A running node, as the faces use it: its parts, and calls that are done here or by a peer."""
+    """A running node, as the API uses it: its parts, and calls that this node or a peer answers."""
 
     config: Config
     home: Home

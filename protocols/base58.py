@@ -1,4 +1,4 @@
-"""Base58 as peer IDs are written: no letters that look alike, nothing that a chat would break a word at.
+"""Base58 as peer IDs are written: no characters that look alike, nothing that a chat would break a word at.
 
 A peer ID is libp2p's: base58btc of the identity multihash of the protobuf-encoded public key (libp2p specification,
 peer-ids). It is computed here so that an agent without P2P need not load libp2p.
@@ -7,29 +7,29 @@ peer-ids). It is computed here so that an agent without P2P need not load libp2p
 from __future__ import annotations
 
 ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_VALUE = {letter: value for value, letter in enumerate(ALPHABET)}
+_VALUE = {character: value for value, character in enumerate(ALPHABET)}
 MAX_TEXT = 4096
 
 
 def encode(data: bytes) -> str:
-    """As text; a byte is some 1.37 letters."""
+    """As text; a byte is some 1.37 characters."""
     number = int.from_bytes(data, "big")
-    letters = ""
+    text = ""
     while number:
         number, rest = divmod(number, 58)
-        letters = ALPHABET[rest] + letters
-    return "1" * (len(data) - len(data.lstrip(b"\0"))) + letters
+        text = ALPHABET[rest] + text
+    return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
 
 
 def decode(text: str) -> bytes:
-    """The bytes of at most `MAX_TEXT` letters. Raises: ValueError."""
+    """The bytes of at most `MAX_TEXT` characters. Raises: ValueError."""
     if len(text) > MAX_TEXT:
         raise ValueError(f"{len(text)} characters are more than base58 text has here")
     number = 0
-    for letter in text:
-        if letter not in _VALUE:
-            raise ValueError(f"{letter!r} is not a base58 letter")
-        number = number * 58 + _VALUE[letter]
+    for character in text:
+        if character not in _VALUE:
+            raise ValueError(f"{character!r} is not a base58 character")
+        number = number * 58 + _VALUE[character]
     zeros = len(text) - len(text.lstrip("1"))
     return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
 

@@ -57,7 +57,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A token as it is listed: `secret` is told once, by the call that makes it."""
+    """A token as it is listed: only the call that makes it returns `secret`."""
 
     name: str
     role: Role

@@ -1,8 +1,8 @@
 """An OpenAPI 3.1 document out of endpoint descriptions: every schema comes from a msgspec type, none is written twice.
 
-A face says what it serves as `Endpoint`s (most of them made by `endpoint` from the operation table); `document` turns
-them into one document without dangling references: one `Error` schema for every failure, the role of each operation
-as `x-role`.
+A dialect lists what it serves as `Endpoint`s (most of them made by `endpoint` from the operation table); `document`
+turns them into one document without dangling references: one `Error` schema for every failure, the role of each
+operation as `x-role`.
 """
 
 from __future__ import annotations
@@ -185,18 +185,18 @@ def _tidy(schema: Any) -> Any:
 
 
 def _operation(one: Endpoint, schemas: _Schemas) -> Schema:
-    told: Schema = {"operationId": one.operation_id, "summary": one.summary, "tags": [one.tag]}
+    operation: Schema = {"operationId": one.operation_id, "summary": one.summary, "tags": [one.tag]}
     if one.role is not None:
-        told["x-role"] = str(one.role)
+        operation["x-role"] = str(one.role)
     if parameters := _parameters(one, schemas):
-        told["parameters"] = parameters
+        operation["parameters"] = parameters
     if one.body is not None:
         content: Schema = {"schema": schemas.of(one.body.kind)}
         if one.example is not None:
             content["example"] = one.example
-        told["requestBody"] = {"required": one.body_required, "content": {one.body.media_type: content}}
-    told["responses"] = _responses(one, schemas)
-    return told
+        operation["requestBody"] = {"required": one.body_required, "content": {one.body.media_type: content}}
+    operation["responses"] = _responses(one, schemas)
+    return operation
 
 
 def _parameters(one: Endpoint, schemas: _Schemas) -> list[Schema]:
@@ -222,7 +222,7 @@ def _without_null(schema: Schema) -> Schema:
 
 
 def _responses(one: Endpoint, schemas: _Schemas) -> Schema:
-    told: Schema = {
+    responses: Schema = {
         str(status): {
             "description": answer.description,
             **({"content": {answer.media_type: {"schema": schemas.of(answer.kind)}}} if answer.kind else {}),
@@ -230,10 +230,10 @@ def _responses(one: Endpoint, schemas: _Schemas) -> Schema:
         for status, answer in one.answers.items()
     }
     if one.journaled:
-        told["202"] = {
+        responses["202"] = {
             "description": "Under way: the operation, as `Prefer: respond-async` asked for.",
             "headers": {"Location": {"description": "Where the operation is.", "schema": {"type": "string"}}},
             "content": {JSON: {"schema": schemas.of(Operation)}},
         }
-    told["default"] = {"$ref": "#/components/responses/Error"}
-    return told
+    responses["default"] = {"$ref": "#/components/responses/Error"}
+    return responses

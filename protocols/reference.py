@@ -88,7 +88,7 @@ def _split_registry(rest: str, text: str) -> tuple[str, str]:
 
 
 def vm_name_after(image: str, mark: str) -> str:
-    """A name for a VM of which none is given: the last word of its image's, and `mark`. Raises: InvalidRequest."""
+    """A name for a VM of which none is given: the last part of its image's name, and `mark`. Raises: InvalidRequest."""
     word = _NOT_IN_A_LABEL.sub("-", parse_reference(image).name.rpartition("/")[2]).strip("-")[:48].rstrip("-")
     return f"{word or 'vm'}-{mark}"
 

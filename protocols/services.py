@@ -123,7 +123,7 @@ class VmService(Protocol):
         example={"delete_disk": True},
     )
     async def delete_vm(self, vm: VmRef, delete_disk: bool = True, force: bool = False) -> Vm:
-        """Delete a VM, and its disk unless told otherwise. A running VM is refused without `force`.
+        """Delete a VM, and its disk unless `delete_disk` is false. A running VM is refused without `force`.
 
         Raises: WrongState.
         """

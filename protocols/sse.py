@@ -26,7 +26,7 @@ def encode_start(position: int) -> bytes:
 class EventReader:
     """Takes the stream's bytes as they come and gives whole events.
 
-    `position` is the last id that was told, None before the first. `feed` raises ValueError on what no server of ours
+    `position` is the last id that was read, None before the first. `feed` raises ValueError on what no server of ours
     writes: an endless line, or data that is no `Event`.
     """
 

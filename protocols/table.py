@@ -1,6 +1,6 @@
 """Reads the service classes: the method table, `stub` for callers, `Dispatcher` for owners.
 
-A `Method` knows how each face carries its arguments, so that no face describes an operation again.
+A `Method` knows how REST and the peer protocol carry its arguments, so that neither describes an operation again.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def decode_ticket(text: str) -> TicketContent:
         data = base58.decode(text)
         body, checksum = data[:-4], data[-4:]
         if len(body) < _HEAD_SIZE or zlib.crc32(body).to_bytes(4, "big") != checksum:
-            raise ValueError("a part is missing or a letter is wrong")
+            raise ValueError("a part is missing or a character is wrong")
         if body[0] != VERSION:
             raise ValueError(f"it has version {body[0]}, this twinshare knows version {VERSION}")
         return _unpack(body)

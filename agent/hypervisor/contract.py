@@ -41,7 +41,7 @@ async def check_hypervisor(hypervisor: Hypervisor, make_plan: MakePlan) -> None:
     _check_features(hypervisor)
     prefix = f"check-{uuid4().hex[:8]}"
     for number, check in enumerate(_CHECKS):
-        plans = [await make_plan(f"{prefix}-{number}-{letter}") for letter in "ab"]
+        plans = [await make_plan(f"{prefix}-{number}-{suffix}") for suffix in "ab"]
         try:
             with trio.fail_after(_TIMEOUT):
                 await check(hypervisor, *plans)

@@ -114,16 +114,16 @@ def whole_disk(path: Path) -> list[str]:
 def overlay_disk(overlay: Path, base: Path) -> list[str]:
     """Arguments of qemu-img for an overlay: the base is named here, whatever the overlay's header says of it."""
     layers = {"file.filename": overlay, "backing.driver": "raw", "backing.file.filename": base}
-    return _told({"driver": "qcow2", **layers})
+    return _image_options({"driver": "qcow2", **layers})
 
 
 def exported_disk(socket: Path, name: str) -> list[str]:
     """Arguments of qemu-img for a raw disk that is served by NBD."""
     server = {"file.server.type": "unix", "file.server.path": socket, "file.export": name}
-    return _told({"driver": "raw", "file.driver": "nbd", **server})
+    return _image_options({"driver": "raw", "file.driver": "nbd", **server})
 
 
-def _told(options: Mapping[str, object]) -> list[str]:
+def _image_options(options: Mapping[str, object]) -> list[str]:
     return ["--image-opts", ",".join(f"{key}={str(value).replace(',', ',,')}" for key, value in options.items())]
 
 

@@ -79,9 +79,9 @@ class Fsck:
         if mended is not None:
             said = "could be changed or could not be read" + ("" if mended else "; its owner is another user")
             self._find(Fault.PERMISSIONS, f"the disk of {{}} {said}", digest, mended=mended)
-        return scan_disk(path, self._told)
+        return scan_disk(path, self._on_progress)
 
-    def _told(self, count: int) -> None:
+    def _on_progress(self, count: int) -> None:
         trio.from_thread.check_cancelled()
         self._done += count
         progress = Progress(done=self._done, total=max(self._total, self._done), unit="bytes", message="reading")

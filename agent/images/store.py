@@ -267,7 +267,7 @@ class DiskImageStore:
             raise base_missing(digest)
 
     async def _flatten(self, disk: Sequence[str], size: int, flat: _Scratch, report: Report) -> None:
-        """Make a raw file of `disk`, as the tools are told of it."""
+        """Write the disk that the qemu-img arguments `disk` name as a raw file."""
         space = os.statvfs(self.partials)
         await check_room(self._run_tool, disk, space.f_bavail * space.f_frsize)
         report(Progress(done=0, total=size, unit="bytes", message="converting"))

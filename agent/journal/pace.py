@@ -1,4 +1,4 @@
-"""How fast a principal may go: pure counting, told the time."""
+"""Rate limits of operations for each principal: counters, whose clock is an argument."""
 
 from __future__ import annotations
 

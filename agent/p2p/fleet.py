@@ -21,16 +21,16 @@ from .peer_session import Feed, PeerSession
 
 log = structlog.get_logger(__name__)
 LIST_VMS = methods(VmService)["list_vms"]
-PATIENCE = 1.5
+PEER_TIMEOUT = 1.5
 """Seconds that a listing waits for a peer."""
 MAX_ROWS = 10_000
 QUIET = 0.2
-"""Seconds in which a peer's events are gathered before it is asked again."""
+"""Seconds without an event of a peer after which it is asked again."""
 READER = Caller(principal="local", role=Role.VIEWER)
 
 
 class FleetInventory:
-    """What the peers last said. While a peer is online its events keep that fresh, so that little is lost with it."""
+    """The last VM list of each peer. While a peer is online, its events refresh the list."""
 
     def __init__(self, context: MeshContext, dispatcher: Dispatcher) -> None:
         self._context, self._dispatcher = context, dispatcher
@@ -39,7 +39,7 @@ class FleetInventory:
     async def vms(self, caller: Caller, online: list[PeerId], calls: PeerCalls | None) -> list[Vm]:
         """All VMs, this node's first; the rows of peers that do not answer in time say `reachable: false`."""
         context = self._context
-        rows = _told(await self._dispatcher.call(caller, LIST_VMS, {}), context.name, context.now())
+        rows = _stamped(await self._dispatcher.call(caller, LIST_VMS, {}), context.name, context.now())
         answered: set[PeerId] = set()
         async with trio.open_nursery() as nursery:
             if calls is not None:
@@ -57,25 +57,25 @@ class FleetInventory:
             async with session.follow(Follow(types=["vm."])) as feed:
                 while not session.over.is_set():
                     await self._ask(READER, session.peer_id, calls, set())
-                    if not await _news(feed):
+                    if not await _next_events(feed):
                         return
         except TwinshareError as error:
             log.debug("a peer's events cannot be followed", peer=session.peer_id, why=error.message)
 
     async def _ask(self, caller: Caller, peer: PeerId, calls: PeerCalls, answered: set[PeerId]) -> None:
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(PEER_TIMEOUT):
             try:
                 found: list[Vm] = await calls.call(peer, LIST_VMS, {}, caller)
             except TwinshareError as error:
-                log.debug("a peer did not tell its VMs", peer=peer, why=error.message)
+                log.debug("a peer did not list its VMs", peer=peer, why=error.message)
                 return
             known = self._context.membership.known(peer)
-            self._last[peer] = _told(found, known.name if known else peer, self._context.now())
+            self._last[peer] = _stamped(found, known.name if known else peer, self._context.now())
             answered.add(peer)
 
 
-async def _news(feed: Feed) -> bool:
-    """Wait for an event, and gather those that follow it closely; False at the feed's end."""
+async def _next_events(feed: Feed) -> bool:
+    """Wait for an event, and for those that follow within `QUIET` of it; False at the end of the feed."""
     async for _ in feed:
         with trio.move_on_after(QUIET):
             async for _ in feed:
@@ -84,7 +84,7 @@ async def _news(feed: Feed) -> bool:
     return False
 
 
-def _told(vms: list[Vm], node: str, now: float) -> list[Vm]:
+def _stamped(vms: list[Vm], node: str, now: float) -> list[Vm]:
     at = datetime.fromtimestamp(now, UTC)
     return [
         msgspec.structs.replace(vm, node=vm.node or node, observed_at=vm.observed_at or at, reachable=True)

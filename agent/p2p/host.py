@@ -1,7 +1,7 @@
 """What the agent asks of a peer-to-peer host. `memory` and `libp2p` implement it; `contract` holds both to it.
 
-A host proves peer IDs and carries bytes; it knows nothing of fleets, roles or calls. What it learns about who is
-connected is told twice: `events` says that something changed, `connections` says what is true now.
+A host proves peer IDs and carries bytes; it knows nothing of fleets, roles or calls. Who is connected is
+reported twice: `events` has each change, `connections` the present state.
 Raises, where nothing else is said: `PeerUnreachable` when the peer cannot be reached within the deadline, or the
 connection ends before the call is done.
 """

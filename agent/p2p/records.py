@@ -33,12 +33,12 @@ def read_record(key: bytes, value: bytes) -> PeerRecord:
         raise ValueError("no record of a peer")
     peer_id = name.removeprefix(_PREFIX)
     try:
-        told = msgspec.msgpack.decode(open_token(value.decode(), peer_id), type=PeerRecord)
+        record = msgspec.msgpack.decode(open_token(value.decode(), peer_id), type=PeerRecord)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"no record of a peer: {error}") from error
-    if told.peer != peer_id:
-        raise ValueError(f"{peer_id} speaks about {told.peer}")
-    return told
+    if record.peer != peer_id:
+        raise ValueError(f"{peer_id} speaks about {record.peer}")
+    return record
 
 
 def number_of(key: bytes, value: bytes) -> int | None:

@@ -60,7 +60,7 @@ class TicketBook:
 
     @property
     def live(self) -> bool:
-        """Whether a stranger may have a ticket that is good: only then is the door ajar."""
+        """Whether any ticket can still be redeemed: only then may a stranger connect."""
         now = self._now()
         return any(t.uses > 0 and not t.burnt and t.expires > now for t in self._issued.values())
 
@@ -88,7 +88,7 @@ class TicketBook:
         now = self._now()
         self._challenges = {peer: c for peer, c in self._challenges.items() if c.until > now and peer != joiner}
         if len(self._challenges) >= MAX_NONCES:
-            raise Overloaded("too many strangers are at the door; try again in a minute", retry_after=60)
+            raise Overloaded("too many nodes are joining; try again in a minute", retry_after=60)
         ours = secrets.token_bytes(NONCE_SIZE)
         self._challenges[joiner] = _Challenge(ticket, ours, nonce, now + NONCE_LIFE)
         return ours
@@ -105,7 +105,7 @@ class TicketBook:
     async def redeem(self, joiner: PeerId, ticket: bytes, proof: bytes) -> tuple[Role, Limits, bytes]:
         """Use the ticket up once; gives what it is good for, and our half of the proof.
 
-        Raises: Forbidden. Only who holds the secret is told what is wrong with a ticket.
+        Raises: Forbidden. The message says what is wrong only to one who holds the secret.
         """
         challenge = self._challenges.pop(joiner, None)
         issued = self._issued.get(ticket)

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 GET_IMAGE = methods(ImageService)["get_image"]
 READER = Caller(principal="local", role=Role.VIEWER)
-PATIENCE = 3.0
+ANSWER_TIMEOUT = 3.0
 """Seconds in which a peer must say whether it has an image."""
 SETTLE = 2.0
 """Seconds that a node which has just started waits for its peers."""
@@ -121,7 +121,7 @@ class FleetImages:
         return certificate is not None and certificate.role.includes(Role.OPERATOR)
 
     async def _ask(self, peer: PeerId, ref: str, found: dict[PeerId, Image]) -> None:
-        with suppress(TwinshareError), trio.move_on_after(PATIENCE):
+        with suppress(TwinshareError), trio.move_on_after(ANSWER_TIMEOUT):
             image: Image = await self.mesh.call(peer, GET_IMAGE, {"image": ref}, READER)
             if not image.damaged and image.size <= self.store.max_size:
                 found[peer] = image

@@ -1,4 +1,4 @@
-"""What a guest is told on its first boot: a NoCloud seed (cloud-init), as an ISO 9660 image labelled `cidata`.
+"""The seed that a guest reads on its first boot: NoCloud (cloud-init), as an ISO 9660 image labelled `cidata`.
 
 Documents are written by serializers, never by templates; user data that needs no merging is passed on byte for byte.
 The libraries are loaded by the first VM: an agent that makes none is the smaller for it.

@@ -44,7 +44,7 @@ class Inventory:
         self._views: dict[str, tuple[tuple[object, ...], Vm]] = {}
         self._at_work: dict[str, VmStatus] = {}
         self._making: dict[str, Vm] = {}
-        self._told: dict[str, tuple[VmStatus, str | None]] = {}
+        self._published: dict[str, tuple[VmStatus, str | None]] = {}
         self._changed = trio.Event()
         # When the hypervisor was asked for what we hold; for a while also of VMs that are gone.
         self._asked: dict[str, float] = {}
@@ -53,14 +53,14 @@ class Inventory:
         self._seen_all = False
 
     def list(self) -> Sequence[Vm]:
-        """Every VM, by name. Raises: HypervisorDown until the hypervisor has told all of them once."""
+        """Every VM, by name. Raises: HypervisorDown until the hypervisor has listed all of them once."""
         self.require_complete()
         making = [vm for id, vm in self._making.items() if id not in self._records]
         return sorted([*(self.view(record) for record in self._records.values()), *making], key=lambda vm: vm.name)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the hypervisor has told of all its VMs; until then one that is not here may well exist."""
+        """Whether the hypervisor has listed all its VMs; until then an unknown one may exist."""
         return self._seen_all
 
     def require_complete(self) -> None:
@@ -134,13 +134,13 @@ class Inventory:
             self._at_work[id] = status
         if making is not None:
             self._making[id] = making
-        self._tell(id)
+        self._publish(id)
         try:
             yield
         finally:
             self._at_work.pop(id, None)
             self._making.pop(id, None)
-            self._tell(id)
+            self._publish(id)
 
     async def refresh(self, id: str) -> Record | None:
         """Look at one domain now; None when it is gone. Raises: HypervisorDown, DeadlineExceeded."""
@@ -183,32 +183,32 @@ class Inventory:
         if record is None or not record.active:
             self.addresses.pop(id, None)
             self._born.pop(id, None)
-        self._tell(id)
+        self._publish(id)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
         if (before and before.domain) != (record and record.domain) and self.on_change:
             self.on_change(id)
 
-    def _tell(self, id: str) -> None:
-        """Publish a VM's status when it is another than the one last told."""
+    def _publish(self, id: str) -> None:
+        """Publish a VM's status when it differs from the one last published."""
         record, making = self._records.get(id), self._making.get(id)
         if record is None and making is None:
-            if self._told.pop(id, None) is not None:
+            if self._published.pop(id, None) is not None:
                 self._events.publish(VmUndefined(id=id))
             return
         vm = self.view(record) if record else making
-        if vm is not None and self._told.get(id) != (vm.status, vm.reason):
-            self._told[id] = (vm.status, vm.reason)
+        if vm is not None and self._published.get(id) != (vm.status, vm.reason):
+            self._published[id] = (vm.status, vm.reason)
             self._events.publish(VmStateChanged(id=id, name=vm.name, status=vm.status, reason=vm.reason))
 
     def remember(self) -> None:
-        """Take what a former life of the agent told listeners, so that they hear only what has changed since."""
+        """Restore what a former run of the agent published, so that listeners get only what has changed since."""
         for event in self._events.kept:
             match payload_of(event):
                 case VmStateChanged() as said:
-                    self._told[said.id] = (said.status, said.reason)
+                    self._published[said.id] = (said.status, said.reason)
                 case VmUndefined() as gone:
-                    self._told.pop(gone.id, None)
+                    self._published.pop(gone.id, None)
 
     async def _follow(self) -> None:
         async for change in self._hypervisor.changes:
@@ -227,7 +227,7 @@ class Inventory:
 
     async def _look_around(self, interval: float) -> None:
         while True:
-            # Until all were seen once, nobody is told of any.
+            # Until all were seen once, none is published.
             await trio.sleep(interval if self._seen_all else min(interval, FIRST_LOOK_EVERY))
             if self._hypervisor.connected:
                 await self._take(Change(kind=ChangeKind.RESYNC))

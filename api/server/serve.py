@@ -28,7 +28,7 @@ from .websocket import MAX_MESSAGE
 
 log = structlog.get_logger(__name__)
 
-# Seconds that requests under way have to finish when the node stops, and then to be told that it does.
+# Seconds that requests under way have to finish when the node stops, and then to be answered that it stops.
 GRACE = 3.0
 ANSWER_TIME = 1.0
 HANDSHAKE_TIME = 10.0

@@ -35,7 +35,7 @@ class StrictWebsocket(WSStream):
     async def _handle_events(self) -> None:
         await super()._handle_events()
         if self.buffer.length > self.buffer.max_length:
-            # It was told; what it says from now on is of no interest.
+            # It got the close frame; what it sends from now on is dropped.
             await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _send_error_response(self, status_code: int) -> None:

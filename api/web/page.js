@@ -14,9 +14,9 @@ async function call(verb, path, body) {
     options.body = JSON.stringify(body);
   }
   const answer = await fetch(path, options);
-  const told = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(told.error), told);
-  return told;
+  const result = await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(result.error), result);
+  return result;
 }
 
 function note(text) {
@@ -62,7 +62,7 @@ async function stopped(vm, path) {
     await call("POST", `${path}/stop`);
   } catch (error) {
     if (error.code !== "deadline_exceeded") throw error;
-    if (await ask(`${vm.name} does not shut down. Pull the plug?`)) await call("POST", `${path}/stop`, { force: true });
+    if (await ask(`${vm.name} does not shut down. Force power off?`)) await call("POST", `${path}/stop`, { force: true });
   }
 }
 
@@ -125,16 +125,16 @@ function refresh() {
 
 async function load() {
   try {
-    const [list, health, room] = await Promise.all([call("GET", "/api/vm"), call("GET", "/api/health"), call("GET", "/api/capacity")]);
+    const [list, health, capacity] = await Promise.all([call("GET", "/api/vm"), call("GET", "/api/health"), call("GET", "/api/capacity")]);
     vms.clear();
     for (const vm of list.vms) vms.set(vm.id, vm);
     $("node").textContent = `on ${health.name}`;
     document.title = `twinshare: ${health.name}`;
     $("problems").replaceChildren(...health.problems.map((text) => make("li", { textContent: text })));
-    $("room").replaceChildren(
-      meter("Memory", "MiB", room.total.memory, room.available.memory),
-      meter("CPUs", "", room.total.cpu, room.available.cpu),
-      meter("Disk", "GiB", room.total.disk, room.available.disk));
+    $("capacity").replaceChildren(
+      meter("Memory", "MiB", capacity.total.memory, capacity.available.memory),
+      meter("CPUs", "", capacity.total.cpu, capacity.available.cpu),
+      meter("Disk", "GiB", capacity.total.disk, capacity.available.disk));
     draw();
   } catch (error) {
     note(error.message);

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.agent.p2p.workshop import Neighbourhood, Workshop, WorkshopService
-from twinshare.agent.p2p.contract import everybody
+from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.peer_session import PROTOCOL
@@ -87,7 +87,7 @@ async def exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
 
 
 async def serve_ours() -> None:
-    async with open_libp2p_host(os.urandom(32), [LOOPBACK], gate=everybody) as host:
+    async with open_libp2p_host(os.urandom(32), [LOOPBACK], gate=admit_all) as host:
         host.serve(PROTOCOL, rpc_server().serve)
         host.serve(SINK, sink)
         await _ready(peer_id=host.peer_id, addresses=list(host.addresses))

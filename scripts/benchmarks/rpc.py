@@ -18,7 +18,7 @@ from scripts.benchmarks.rows import Row
 from tests.agent.p2p.workshop import ADMIN, TABLE
 from twinshare.agent.background import open_background
 from twinshare.agent.p2p.calls import PeerCalls
-from twinshare.agent.p2p.contract import everybody
+from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
@@ -110,7 +110,7 @@ async def _send_bulk(stream: Stream) -> float:
 
 @asynccontextmanager
 async def _ours() -> AsyncIterator[tuple[Call, Callable[[], Awaitable[float]]]]:
-    async with server("ours") as where, open_libp2p_host(os.urandom(32), [LOOPBACK], gate=everybody) as host:
+    async with server("ours") as where, open_libp2p_host(os.urandom(32), [LOOPBACK], gate=admit_all) as host:
         peer_id = where["peer_id"]
         await host.connect(peer_id, where["addresses"])
         async with open_peer_session(host, peer_id, Hello(name="bench"), 60.0) as line:

@@ -6,6 +6,7 @@ The words are the last column of the table in docs/glossary.md; `retired_words.t
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,9 +33,21 @@ Found = Mapping[str, set[str]]
 
 def retired_words(glossary: str) -> dict[str, re.Pattern[str]]:
     """Return each retired word of the table with what matches it: an identifier as it is, or a phrase among tokens."""
-    rows = [line.strip("|").split("|") for line in glossary.splitlines() if line.startswith("| ")]
-    cells = [word.strip() for row in rows[1:] for word in row[2].split(",") if word.strip()]
+    cells = [word.strip() for row in _table(glossary, "term") for word in row[2].split(",") if word.strip()]
     return {cell.strip("`"): _pattern(cell) for cell in cells}
+
+
+def fixed_names(glossary: str) -> re.Pattern[str]:
+    """Return what matches the names that the wire, the disk or a specification has: there they are no retired words."""
+    names = [row[0].strip().strip("`") for row in _table(glossary, "name")]
+    return re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names) or "(?!)")
+
+
+def _table(glossary: str, first: str) -> list[list[str]]:
+    """Return the rows of the table whose first column is headed `first`."""
+    _, _, rest = glossary.partition(f"| {first} |")
+    rows = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:])
+    return [row.strip("|").split("|") for row in rows][1:]
 
 
 def _pattern(cell: str) -> re.Pattern[str]:
@@ -53,8 +66,9 @@ def words_in(text: str, words: Mapping[str, re.Pattern[str]]) -> set[str]:
 
 def search_tree(top: Path) -> dict[str, set[str]]:
     """Return the retired words of each file of the checkout that has any; a file's own path counts."""
-    words = retired_words((top / GLOSSARY).read_text())
-    found = {path: words_in(f"{path}\n{(top / path).read_text()}", words) for path in _checked(top)}
+    glossary = (top / GLOSSARY).read_text()
+    words, fixed = retired_words(glossary), fixed_names(glossary)
+    found = {path: words_in(fixed.sub("", f"{path}\n{(top / path).read_text()}"), words) for path in _checked(top)}
     return {path: hits for path, hits in found.items() if hits}
 
 

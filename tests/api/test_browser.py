@@ -51,7 +51,7 @@ async def test_the_page_of_a_node(tmp_path: Path) -> None:
         await page.until("document.title === 'twinshare: here'")
         await page.until("document.getElementById('live').textContent === 'live'")
         await page.until("!document.getElementById('empty').hidden")
-        assert await page.run("document.querySelectorAll('#room meter').length") == 3
+        assert await page.run("document.querySelectorAll('#capacity meter').length") == 3
         await api.client.post("/api/vm", json=SPEC)
         await page.until(row("one", "row.innerText.includes('stopped')"))
         await page.run("[...document.querySelectorAll('#vms button')].find(b => b.textContent === 'Start').click()")

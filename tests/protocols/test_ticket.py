@@ -42,12 +42,12 @@ def test_a_ticket_is_short_and_whole_again_after_a_chat_has_broken_its_lines() -
 
 
 @given(st.integers(0, 200), st.sampled_from(base58.ALPHABET))
-def test_one_wrong_letter_is_noticed(where: int, letter: str) -> None:
+def test_one_wrong_character_is_noticed(where: int, character: str) -> None:
     text = encode_ticket(TICKET)
     where %= len(text)
-    wrong = text[:where] + letter + text[where + 1 :]
+    wrong = text[:where] + character + text[where + 1 :]
     if wrong != text:
-        with pytest.raises(InvalidRequest, match="letter is wrong"):
+        with pytest.raises(InvalidRequest, match="character is wrong"):
             decode_ticket(wrong)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scripts.documents.words import (
     GLOSSARY,
+    fixed_names,
     new_faults,
     read_allowed,
     retired_words,
@@ -31,6 +32,16 @@ def test_a_retired_word_is_found_in_any_spelling() -> None:
         assert words_in(text, words) == {"last word"}, text
     assert words_in("a Place", words) == {"Place"}
     assert words_in("the last wording, a place, Placement, Places", words) == set()
+
+
+def test_a_name_of_the_wire_is_no_retired_word() -> None:
+    rows = '| `"Place"` | a field | frame |\n| `.last_word` | a file | |\n'
+    table = f"{TABLE}\n| name | where | our term |\n|---|---|---|\n{rows}"
+    words, fixed = retired_words(table), fixed_names(table)
+    assert words.keys() == {"last word", "Place"}
+    assert words_in(fixed.sub("", 'name="Place", "folder/.last_word"'), words) == set()
+    assert words_in(fixed.sub("", "Place, .last_words"), words) == {"Place", "last word"}
+    assert fixed_names(TABLE).search(TABLE) is None
 
 
 def test_a_file_that_is_not_on_the_list_is_a_fault() -> None:

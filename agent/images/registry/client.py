@@ -70,9 +70,9 @@ class RegistryClient:
                 MAX_MANIFEST,
             )
             digest = sha256(body)
-            for promised in (wanted if ":" in wanted else "", response.headers.get("docker-content-digest", "")):
-                if promised.startswith("sha256:") and promised != digest:
-                    raise RegistryFailed(f"{repository.host} answers with another manifest than {promised}")
+            for expected in (wanted if ":" in wanted else "", response.headers.get("docker-content-digest", "")):
+                if expected.startswith("sha256:") and expected != digest:
+                    raise RegistryFailed(f"{repository.host} answers with another manifest than {expected}")
             found = decode_manifest(body, response.headers.get("content-type", ""))
             if isinstance(found, Manifest):
                 return Found(digest, found)

@@ -24,12 +24,12 @@ LEVEL = 3
 MAGIC = b"twinpck1"
 MAX_INDEX = 128 << 20
 MAX_FRAME = MAX_CHUNK + 4096
-_PLACE = struct.Struct("<HII")
+_RANGE = struct.Struct("<HII")
 _ZERO_RUN = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FrameRange:
     """Where the frame of a chunk is: `length` bytes at `offset` of the pack of this number."""
 
     pack: int
@@ -39,14 +39,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A disk's chunks, and the place of each in the packs, in the same order."""
+    """A disk's chunks, and the frame of each in the packs, in the same order."""
 
     index: ChunkIndex
-    places: Sequence[Place]
+    ranges: Sequence[FrameRange]
 
     def encode(self) -> bytes:
-        places = b"".join(_PLACE.pack(place.pack, place.offset, place.length) for place in self.places)
-        plain = self.index.encode() + MAGIC + places
+        ranges = b"".join(_RANGE.pack(frame.pack, frame.offset, frame.length) for frame in self.ranges)
+        plain = self.index.encode() + MAGIC + ranges
         return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(plain)
 
 
@@ -58,17 +58,17 @@ def decode_layout(data: bytes, pack_sizes: Sequence[int], max_size: int) -> Layo
         raise BadIndexError("the index layer does not say where the chunks lie")
     index = ChunkIndex.decode(plain[:split])
     table = plain[split + len(MAGIC) :]
-    if len(table) != len(index) * _PLACE.size:
-        raise BadIndexError("the index layer has not one place for each chunk")
+    if len(table) != len(index) * _RANGE.size:
+        raise BadIndexError("the index layer has not one frame for each chunk")
     if index.size > max_size:
         raise BadIndexError(f"the disk of {index.size} bytes is larger than the {max_size} that this node takes")
-    places = [Place(*fields) for fields in _PLACE.iter_unpack(table)]
-    for place in places:
-        if place.pack >= len(pack_sizes) or place.offset + place.length > pack_sizes[place.pack]:
+    ranges = [FrameRange(*fields) for fields in _RANGE.iter_unpack(table)]
+    for frame in ranges:
+        if frame.pack >= len(pack_sizes) or frame.offset + frame.length > pack_sizes[frame.pack]:
             raise BadIndexError("a chunk lies outside its pack")
-        if not 0 < place.length <= MAX_FRAME:
+        if not 0 < frame.length <= MAX_FRAME:
             raise BadIndexError("a chunk's frame has an impossible length")
-    return Layout(index, places)
+    return Layout(index, ranges)
 
 
 def _plain(data: bytes) -> bytes:
@@ -106,7 +106,7 @@ class Pack:
 class Packer:
     """Writes a disk as packs, one file after another, and remembers where each chunk went. Blocking.
 
-    `new_file` gives an empty file for a pack. A chunk that comes twice is written twice, and its first place is told.
+    `new_file` gives an empty file for a pack. A chunk that comes twice is written twice, and the layout has the first.
     """
 
     def __init__(self, fd: int, index: ChunkIndex, new_file: Callable[[], int], pack_size: int = 0) -> None:
@@ -116,17 +116,17 @@ class Packer:
         self._pack_size = pack_size or PACK_SIZE
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
         self._zero_run = b""
-        self._places: list[Place] = []
+        self._ranges: list[FrameRange] = []
         self._number = 0
 
     @property
     def layout(self) -> Layout:
         """Complete when all packs were taken."""
-        return Layout(self._index, self._places)
+        return Layout(self._index, self._ranges)
 
     def packs(self) -> Iterator[Pack]:
         """Each pack when it is full, and the last one. Raises: OSError, BadIndexError for a disk that has changed."""
-        seen: dict[bytes, Place] = {}
+        seen: dict[bytes, FrameRange] = {}
         file = _PackFile(self._new_file())
         for frame, digest in self._frames():
             if file.size and file.size + len(frame) > self._pack_size:
@@ -134,8 +134,7 @@ class Packer:
                 self._number += 1
                 file = _PackFile(self._new_file())
             if digest is not None:
-                place = Place(self._number, file.size, len(frame))
-                self._places.append(seen.setdefault(digest, place))
+                self._ranges.append(seen.setdefault(digest, FrameRange(self._number, file.size, len(frame))))
             file.write(frame)
         yield file.finish()
 

@@ -35,9 +35,9 @@ class Run:
 def plan_runs(layout: Layout, wanted: Container[bytes]) -> list[Run]:
     """Each wanted chunk once, in the order of the packs."""
     found: dict[bytes, tuple[int, Frame]] = {}
-    for (_, length, digest), place in zip(layout.index, layout.places, strict=True):
+    for (_, length, digest), frame_range in zip(layout.index, layout.ranges, strict=True):
         if digest in wanted:
-            found.setdefault(digest, (place.pack, Frame(place.offset, place.length, digest, length)))
+            found.setdefault(digest, (frame_range.pack, Frame(frame_range.offset, frame_range.length, digest, length)))
     runs: list[Run] = []
     for pack, frame in sorted(found.values(), key=lambda item: (item[0], item[1].offset)):
         end = frame.offset + frame.length

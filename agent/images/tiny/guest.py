@@ -7,7 +7,7 @@ REQUIRED_MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio_console", 
 WANTED_MODULES = ("virtio_balloon", "virtio_rng", "ahci", "sr_mod")
 
 INIT = r"""#!/bin/sh
-# The first process. Stages are told on the console with the seconds since the kernel's start.
+# The first process. Stages are printed on the console with the seconds since the kernel's start.
 export PATH=/bin:/sbin:/usr/sbin
 /bin/busybox --install -s /bin
 ln -s /bin/busybox /sbin/hwclock  # the guest agent sets no clock without it

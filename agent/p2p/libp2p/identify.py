@@ -90,12 +90,12 @@ class Introductions:
 
     async def _introduce(self, live: Live) -> None:
         try:
-            told = await ask_identity(self._swarm, live, deadline=_TIMEOUT)
+            identity = await ask_identity(self._swarm, live, deadline=_TIMEOUT)
         except TwinshareError:
             return
-        if told is not None:
+        if identity is not None:
             for callback in list(self._subscribers):
-                callback(live, told)
+                callback(live, identity)
 
 
 async def ask_identity(swarm: Swarm, live: Live, *, deadline: float) -> Identity | None:

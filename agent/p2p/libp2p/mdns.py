@@ -1,4 +1,4 @@
-"""Neighbours on the local network, by multicast DNS: what is told is our peer ID and our addresses, nothing else.
+"""Neighbours on the local network, by multicast DNS: announces our peer ID and addresses, nothing else.
 
 The library works in threads of its own and blocks for seconds when it starts and ends: it is called in a worker thread,
 and what it hears comes over through trio's token.
@@ -72,17 +72,17 @@ class MdnsDiscovery:
                 await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
 
     async def _announce(self, zeroconf: Zeroconf) -> None:
-        """Say where we are, and say it again when that changes."""
-        told: list[str] = []
+        """Announce our addresses, and again when they change."""
+        announced: list[str] = []
         while True:
             addresses = [address for address in self._host.addresses if not parse(address).loopback][:_MAX_ADDRESSES]
-            if addresses != told:
+            if addresses != announced:
                 info = _service(self._name, addresses)
                 try:
-                    await self._in_thread(zeroconf.update_service if told else zeroconf.register_service, info)
-                    told = addresses
+                    await self._in_thread(zeroconf.update_service if announced else zeroconf.register_service, info)
+                    announced = addresses
                 except (OSError, NonUniqueNameException) as error:
-                    log.info("nobody was told where we are", reason=str(error))
+                    log.info("addresses not announced", reason=str(error))
             await trio.sleep(_LOOK_EVERY)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:

@@ -86,7 +86,7 @@ class Serving:
 
 
 def _only_broken(error: Exception) -> bool:
-    """The peer left, which is no news; a handler that has a nursery raises it in a group."""
+    """Whether the peer only left; a handler that has a nursery raises that in a group."""
     if isinstance(error, ExceptionGroup):
         return all(_only_broken(each) for each in error.exceptions)
     return isinstance(error, _BROKEN)

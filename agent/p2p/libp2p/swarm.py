@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Swarm:
-    """Its tasks live in the nursery. `adopted` are told of each new connection, again when a guest becomes a member."""
+    """Its tasks live in the nursery. `adopted` gets each new connection, again when its guest becomes a member."""
 
     def __init__(self, upgrader: Upgrader, settings: HostSettings, nursery: trio.Nursery) -> None:
         self.peers = Peers()

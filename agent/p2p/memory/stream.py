@@ -29,16 +29,16 @@ class Pipe:
         self.abandoned = False
 
     def wake(self) -> None:
-        """Let both ends look again: something about the pipe, its streams or its link is new."""
+        """Wake both ends: the pipe, its streams or its link have changed."""
         self._changed.unpark_all()
 
-    async def wait_for_news(self) -> None:
-        """Until something is new."""
+    async def wait_for_change(self) -> None:
+        """Wait for a change of the pipe, its streams or its link."""
         await self._changed.park()
 
-    async def wait_for_arrival(self) -> None:
-        """Until something is new or the next bytes arrive."""
-        with trio.CancelScope(deadline=self._next_arrival()):
+    async def wait_for_data(self) -> None:
+        """Wait for a change or until the next bytes arrive."""
+        with trio.CancelScope(deadline=self._readable_at()):
             await self._changed.park()
 
     @property
@@ -47,20 +47,20 @@ class Pipe:
 
     def put(self, data: bytes) -> None:
         self._size += len(data)
-        self._chunks.append((self._arrival(), data))
+        self._chunks.append((self._arrives_at(), data))
         self.wake()
 
     def end(self) -> None:
-        self._ends_at = min(self._ends_at, self._arrival())
+        self._ends_at = min(self._ends_at, self._arrives_at())
         self.wake()
 
     def break_off(self) -> None:
-        self._breaks_at = min(self._breaks_at, self._arrival())
+        self._breaks_at = min(self._breaks_at, self._arrives_at())
         self.wake()
 
     def take(self, max_bytes: int) -> bytes | None:
         """What a reader gets now, None when it has to wait. Raises: BrokenResourceError."""
-        if self._next_arrival() > trio.current_time():
+        if self._readable_at() > trio.current_time():
             return None
         if self._breaks_at <= trio.current_time():
             raise trio.BrokenResourceError("the far side has reset the stream")
@@ -74,10 +74,10 @@ class Pipe:
         self.wake()
         return taken
 
-    def _arrival(self) -> float:
+    def _arrives_at(self) -> float:
         return trio.current_time() + (self._delay() or 0)
 
-    def _next_arrival(self) -> float:
+    def _readable_at(self) -> float:
         if self._delay() is None:
             return inf
         return min(self._breaks_at, self._chunks[0][0] if self._chunks else self._ends_at)
@@ -140,7 +140,7 @@ class MemoryStream(Stream):
                 data = self._incoming.take(max_bytes or WINDOW)
                 if data is not None:
                     return data
-                await self._incoming.wait_for_arrival()
+                await self._incoming.wait_for_data()
 
     async def aclose(self) -> None:
         self.close()
@@ -174,7 +174,7 @@ class MemoryStream(Stream):
     async def _wait_for_room(self) -> None:
         self._check_sending()
         while self._outgoing.room <= 0:
-            await self._outgoing.wait_for_news()
+            await self._outgoing.wait_for_change()
             self._check_sending()
 
     def _check_open(self) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from tests.interop.peers import Peer, open_peer
 from twinshare.agent.p2p.addresses import parse
-from twinshare.agent.p2p.contract import ECHO, echo, everybody
+from twinshare.agent.p2p.contract import ECHO, admit_all, echo
 from twinshare.agent.p2p.host import Gate
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.handshake import NOISE, NoiseIdentity, shake_hands
@@ -32,7 +32,7 @@ LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 @asynccontextmanager
 async def open_echo(
-    *, gate: Gate = everybody, settings: HostSettings | None = None, seed: bytes | None = None, listen: str = LOOPBACK
+    *, gate: Gate = admit_all, settings: HostSettings | None = None, seed: bytes | None = None, listen: str = LOOPBACK
 ) -> AsyncIterator[LibP2pHost]:
     async with open_libp2p_host(seed or os.urandom(32), [listen], gate=gate, settings=settings) as host:
         host.serve(ECHO, echo)

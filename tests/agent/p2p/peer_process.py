@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from tests.agent.p2p.talking import talks
-from twinshare.agent.p2p.contract import ECHO, echo, everybody
+from twinshare.agent.p2p.contract import ECHO, admit_all, echo
 from twinshare.agent.p2p.host import Host
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.settings import HostSettings
@@ -45,7 +45,7 @@ async def _do(host: Host, command: str, peer: str = "", addresses: list[str] | N
 
 
 async def main(listen: str = "/ip4/127.0.0.1/tcp/0", **settings: Any) -> None:
-    async with open_libp2p_host(os.urandom(32), [listen], gate=everybody, settings=HostSettings(**settings)) as host:
+    async with open_libp2p_host(os.urandom(32), [listen], gate=admit_all, settings=HostSettings(**settings)) as host:
         host.serve(ECHO, echo)
         loaded = [name for name in sys.modules if name.split(".")[0] in ("libp2p", "aioquic", "requests", "dns")]
         said: dict[str, Any] = {"peer_id": host.peer_id, "addresses": list(host.addresses)}

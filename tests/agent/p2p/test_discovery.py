@@ -8,7 +8,7 @@ import time
 import pytest
 import trio
 
-from twinshare.agent.p2p.contract import everybody
+from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.libp2p import discovery, open_discovery
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.p2p.signing import Signer
@@ -49,7 +49,7 @@ async def test_a_peer_is_found_through_a_third(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_a_host_in_memory_has_no_finders() -> None:
     async with (
-        open_memory_host(MemoryNetwork(), "a", everybody) as host,
+        open_memory_host(MemoryNetwork(), "a", admit_all) as host,
         open_discovery(host, Signer(bytes(32)), time.time) as found,
     ):
         assert list(found) == []

@@ -14,7 +14,7 @@ from twinshare.protocols.errors import PeerUnreachable, Unsupported
 ECHO = "/echo/1.0.0"
 
 
-def everybody(_peer: PeerId, _direction: Direction) -> Admission:
+def admit_all(_peer: PeerId, _direction: Direction) -> Admission:
     return Admission.MEMBER
 
 
@@ -27,7 +27,7 @@ async def echo(stream: Stream) -> None:
 async def two_hosts(network: MemoryNetwork, peer_timeout: float = 15.0) -> AsyncIterator[tuple[Host, Host]]:
     async with AsyncExitStack() as stack:
         a, b = [
-            await stack.enter_async_context(open_memory_host(network, name, everybody, peer_timeout=peer_timeout))
+            await stack.enter_async_context(open_memory_host(network, name, admit_all, peer_timeout=peer_timeout))
             for name in ("a", "b")
         ]
         b.serve(ECHO, echo)
@@ -105,7 +105,7 @@ async def test_a_silent_peer_is_given_up_in_time_on_both_sides(autojump_clock: t
 
 async def test_a_partition_parts_the_islands_alone(autojump_clock: trio.testing.MockClock) -> None:
     network = MemoryNetwork()
-    async with two_hosts(network) as (a, b), open_memory_host(network, "c", everybody) as c:
+    async with two_hosts(network) as (a, b), open_memory_host(network, "c", admit_all) as c:
         await c.connect("b", b.addresses)
         network.partition(["a"], ["b", "c"])
         assert await c.ping("b") == pytest.approx(0)
@@ -129,12 +129,12 @@ async def test_both_sides_notice_a_dropped_connection_and_can_dial_again() -> No
 
 async def test_a_host_that_dies_breaks_its_connections_and_is_found_at_its_new_address() -> None:
     network = MemoryNetwork()
-    async with open_memory_host(network, "a", everybody) as a:
-        async with open_memory_host(network, "b", everybody) as b:
+    async with open_memory_host(network, "a", admit_all) as a:
+        async with open_memory_host(network, "b", admit_all) as b:
             old = list(b.addresses)
             await a.connect("b", old)
         assert not a.connections
-        async with open_memory_host(network, "b", everybody) as b:
+        async with open_memory_host(network, "b", admit_all) as b:
             with pytest.raises(PeerUnreachable):
                 await a.connect("b", old)
             connection = await a.connect("b", [*old, *b.addresses, "no address at all"])
@@ -145,7 +145,7 @@ async def test_the_gate_refuses_lets_guests_to_their_protocols_and_holds_at_once
     network = MemoryNetwork()
     admission = Admission.REFUSED
     async with (
-        open_memory_host(network, "a", everybody) as a,
+        open_memory_host(network, "a", admit_all) as a,
         open_memory_host(network, "b", lambda _peer, _direction: admission) as b,
     ):
         b.serve(ECHO, echo)

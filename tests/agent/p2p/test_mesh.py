@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from twinshare.agent.p2p.contract import everybody
+from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.simulation import open_cluster, simulated_vm
 from twinshare.protocols.access import Caller, Limits, Role
@@ -206,7 +206,7 @@ async def test_a_thousand_strangers_are_turned_away_and_leave_nothing(autojump_c
         host = cluster[0].mesh.require_running().host
         before = trio.lowlevel.current_statistics().tasks_living
         for number in range(1000):
-            async with open_memory_host(cluster.network, f"stranger-{number}", everybody) as stranger:
+            async with open_memory_host(cluster.network, f"stranger-{number}", admit_all) as stranger:
                 with pytest.raises(PeerUnreachable):
                     await stranger.connect(host.peer_id, host.addresses)
         assert trio.lowlevel.current_statistics().tasks_living == before

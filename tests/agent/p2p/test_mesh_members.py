@@ -37,7 +37,9 @@ async def test_a_ticket_used_up_expired_or_damaged_lets_nobody_in(autojump_clock
         # Also while the door is ajar for another ticket.
         other = await cluster[0].call("invite_peer", invite=InviteRequest(expires=600))
         await refused(cluster, made.ticket, Forbidden, "used up")
-        await refused(cluster, other.ticket[:-1] + ("a" if other.ticket[-1] != "a" else "b"), InvalidRequest, "letter")
+        await refused(
+            cluster, other.ticket[:-1] + ("a" if other.ticket[-1] != "a" else "b"), InvalidRequest, "character"
+        )
         await refused(cluster, "nonsense", InvalidRequest, "no ticket")
         await trio.sleep(601)
         await refused(cluster, other.ticket, Forbidden, "expired")

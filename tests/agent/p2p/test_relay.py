@@ -9,7 +9,7 @@ import pytest
 import trio
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import MALFORMED_MESSAGE, NO_RESERVATION, OK, HopMessage, StopMessage
 
-from twinshare.agent.p2p.contract import ECHO, Guests, everybody
+from twinshare.agent.p2p.contract import ECHO, Guests, admit_all
 from twinshare.agent.p2p.host import Admission, Direction, PathKind, Stream
 from twinshare.agent.p2p.libp2p.handshake import NoiseIdentity, UpgradeFailed
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
@@ -128,7 +128,7 @@ async def test_a_relay_that_lies_about_the_source_is_found_out() -> None:
             claim.peer.id = peer_id_to_bytes(claimed)
             answer, held = await ask(stream, claim, StopMessage())
             assert answer.status == OK
-            upgrader = Upgrader(liar, everybody, RELAY_ON)
+            upgrader = Upgrader(liar, admit_all, RELAY_ON)
             pipe = StreamPipe(stream, held, 5.0)
             try:
                 muxer = (await upgrader.upgrade(pipe, Direction.OUTBOUND, inside.peer_id)).muxer

@@ -168,7 +168,7 @@ class Pair:
 ADMIN = Caller(principal="local", role=Role.ADMIN)
 
 
-def everybody(_peer: PeerId, _direction: Direction) -> Admission:
+def admit_all(_peer: PeerId, _direction: Direction) -> Admission:
     return Admission.MEMBER
 
 
@@ -176,8 +176,8 @@ def everybody(_peer: PeerId, _direction: Direction) -> Admission:
 async def open_pair(peer_timeout: float = 15, network: MemoryNetwork | None = None) -> AsyncIterator[Pair]:
     network = network or MemoryNetwork()
     async with (
-        open_memory_host(network, "a", everybody, peer_timeout=1000) as a,
-        open_memory_host(network, "b", everybody, peer_timeout=1000) as b,
+        open_memory_host(network, "a", admit_all, peer_timeout=1000) as a,
+        open_memory_host(network, "b", admit_all, peer_timeout=1000) as b,
     ):
         pair = Pair(network, a, b)
         await a.connect("b", b.addresses)

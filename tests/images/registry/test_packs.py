@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twinshare.agent.images.index import BadIndexError, ChunkIndex, index_bytes
-from twinshare.agent.images.registry.packs import Layout, Packer, Place, decode_layout, unpack_chunk
+from twinshare.agent.images.registry.packs import FrameRange, Layout, Packer, decode_layout, unpack_chunk
 
 MIB = 1 << 20
 
@@ -65,7 +65,7 @@ def test_each_chunk_is_found_in_its_place(tmp_path: Path) -> None:
     read = decode_layout(layout.encode(), [len(content) for content in packs], 1 << 40)
     assert read == layout
     decompressor = zstandard.ZstdDecompressor()
-    for (offset, length, digest), place in zip(read.index, read.places, strict=True):
+    for (offset, length, digest), place in zip(read.index, read.ranges, strict=True):
         frame = packs[place.pack][place.offset : place.offset + place.length]
         chunk = unpack_chunk(decompressor, frame, length)
         assert chunk == disk[offset : offset + length]
@@ -88,7 +88,7 @@ def test_any_bytes_are_a_layout_or_refused(data: bytes) -> None:
 @given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=3))
 def test_a_changed_layout_is_refused_or_points_inside_the_packs(flips: list[tuple[int, int]]) -> None:
     index = index_bytes(random.Random(2).randbytes(400_000))
-    layout = Layout(index, [Place(0, 1000 * i, 900) for i in range(len(index))])
+    layout = Layout(index, [FrameRange(0, 1000 * i, 900) for i in range(len(index))])
     plain = bytearray(zstandard.decompress(layout.encode()))
     for place, value in flips:
         plain[place % len(plain)] ^= value
@@ -96,18 +96,18 @@ def test_a_changed_layout_is_refused_or_points_inside_the_packs(flips: list[tupl
         read = decode_layout(zstandard.compress(bytes(plain)), [1 << 20], 1 << 40)
     except BadIndexError:
         return
-    assert all(place.pack == 0 and place.offset + place.length <= 1 << 20 for place in read.places)
+    assert all(place.pack == 0 and place.offset + place.length <= 1 << 20 for place in read.ranges)
     assert all(offset + length <= read.index.size for offset, length, _ in read.index)
 
 
-def _layer(index: ChunkIndex, *places: tuple[int, int, int]) -> bytes:
-    return Layout(index, [Place(*place) for place in places]).encode()
+def _layer(index: ChunkIndex, *ranges: tuple[int, int, int]) -> bytes:
+    return Layout(index, [FrameRange(*place) for place in ranges]).encode()
 
 
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (_layer(index_bytes(b"x" * 4096)), "one place"),
+        (_layer(index_bytes(b"x" * 4096)), "one frame"),
         (_layer(index_bytes(b"x" * 4096), (1, 0, 10)), "outside"),
         (_layer(index_bytes(b"x" * 4096), (0, 995, 10)), "outside"),
         (_layer(index_bytes(b"x" * 4096), (0, 0, 0)), "impossible"),

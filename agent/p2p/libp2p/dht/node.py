@@ -82,11 +82,11 @@ class Dht:
         for key, value in list(self._own.items()):
             await self._give(key, value)
 
-    def meet(self, live: Live, told: Identity) -> None:
+    def meet(self, live: Live, identity: Identity) -> None:
         """A member introduced itself."""
-        if DHT in told.protocols:
+        if DHT in identity.protocols:
             addresses = [parse(live.info.address)] if live.info.direction is Direction.OUTBOUND else []
-            self._table.add(Contact(live.info.peer_id, tuple([*addresses, *told.addresses][:MAX_ADDRESSES])))
+            self._table.add(Contact(live.info.peer_id, tuple([*addresses, *identity.addresses][:MAX_ADDRESSES])))
 
     async def run(self) -> None:
         while True:
@@ -112,7 +112,7 @@ class Dht:
 
     async def _look_up(self, target: int, question: Message, take: Callable[[Message], None]) -> Lookup:
         lookup = Lookup(self._host.peer_id, target, self._table.nearest(target))
-        news = trio.Event()
+        answered = trio.Event()
 
         async def ask(contact: Contact) -> None:
             answer = await self._ask(contact, question)
@@ -122,14 +122,14 @@ class Dht:
             else:
                 take(answer)
                 lookup.answered(contact.peer_id, [each for each in map(_contact, answer.closerPeers) if each])
-            news.set()
+            answered.set()
 
         async with trio.open_nursery() as nursery:
             while not lookup.over:
-                news = trio.Event()
+                answered = trio.Event()
                 for contact in lookup.next():
                     nursery.start_soon(ask, contact)
-                await news.wait()
+                await answered.wait()
         return lookup
 
     async def _ask(self, contact: Contact, question: Message) -> Message | None:

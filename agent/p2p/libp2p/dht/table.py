@@ -1,4 +1,4 @@
-"""Distances, the routing table and one lookup, as pure code: it says whom to ask next and is told what came of it."""
+"""Distances, the routing table and one lookup, as pure code: it names the peers to ask next and takes their answers."""
 
 from __future__ import annotations
 

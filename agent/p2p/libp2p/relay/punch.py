@@ -54,9 +54,9 @@ class Punch:
         if through and swarm.admission(live) is Admission.MEMBER:
             swarm.nursery.start_soon(self._punch, live)
 
-    def learn(self, live: Live, told: Identity) -> None:
+    def learn(self, live: Live, identity: Identity) -> None:
         """From where a peer that we dialled sees us: the port that our router gave to the one we listen on."""
-        seen = told.observed
+        seen = identity.observed
         if seen is None or seen.relay is not None or seen.loopback:
             return
         if live.info.path is PathKind.DIRECT and live.info.direction is Direction.OUTBOUND:

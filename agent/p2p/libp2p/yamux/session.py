@@ -125,7 +125,7 @@ class Session:
         """End our side of both directions. What the far side still sends is answered with a reset."""
         self.finish(state)
         if not state.over and state.receive_credit < INITIAL_WINDOW:
-            # A far side that waits for credit would never learn that nobody reads: let it send, and be told.
+            # A far side that waits for credit would never learn that nobody reads: let it send, so that it is reset.
             self.outbox.put(encode(WINDOW, 0, state.id, INITIAL_WINDOW))
         self._drop(state)
 
