@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..protocols.access import Caller, Role
-from ..protocols.errors import Forbidden
+from ..protocols.access import Caller
 from ..protocols.node import Capacity, Health, Token, TokenRequest
 from ..protocols.operation import Operation, OperationState
 from .health import NodeHealth
@@ -28,11 +27,7 @@ class LocalOperations:
 
     async def cancel_operation(self, id: str) -> Operation:
         operation = await self._journal.get(id)
-        if not self._caller.may_change(operation.principal):
-            raise Forbidden(
-                f"operation {id} belongs to {operation.principal}; cancelling it needs the role admin",
-                role_needed=str(Role.ADMIN),
-            )
+        self._caller.require_ownership(operation.principal, f"operation {id}")
         return await self._journal.cancel(id)
 
 

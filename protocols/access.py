@@ -99,6 +99,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.role is Role.ADMIN or (self.role is Role.OPERATOR and self.principal in (owner, account_of(owner)))
 
+    def require_ownership(self, owner: str, what: str) -> None:
+        """Require that the caller may change what `owner` owns; "" is the node's admin. Raises: Forbidden."""
+        if not self.may_change(owner):
+            whose = owner or "this node's admin"
+            raise Forbidden(f"{what} belongs to {whose}; this needs the role admin", role_needed=str(Role.ADMIN))
+
     def may_look_into(self, owner: str) -> bool:
         """Return whether the caller may read what a guest of `owner` says and shows: its owner may, and admins."""
         return self.role is Role.ADMIN or self.principal in (owner, account_of(owner))

@@ -17,7 +17,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
     `manifest` is the registry's digest of an image that came from one or went there. `size` is the disk that a guest
     sees, `allocated` the space the base takes on this machine. A `damaged` one is not given to anybody: its file is not
-    what the digest stands for; it can be pulled or imported anew, or removed.
+    what the digest stands for; it can be pulled or imported anew, or removed. `owner` is the principal whose name it
+    is, of an image without a name whoever added it; empty for the node's admin.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     used_by: list[str] = []
     labels: dict[str, str] = {}
     damaged: bool = False
+    owner: str = ""
 
 
 Source = Annotated[str, Meta(min_length=1, max_length=2048, description="a name, a reference or an https address")]

@@ -10,7 +10,7 @@ from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.services import ImageService
 from ..hypervisor.port import DiskExport, DomainState
-from ..images.port import Export, Overlay
+from ..images.port import Export, Origin, Overlay
 from ..images.tag_index import parse_new_name
 from ..journal.active import ActiveOperation
 from ..journal.operation import Release, nothing_claimed
@@ -79,9 +79,10 @@ class CaptureImage(ImageOperation):
             raise WrongState(f"VM '{record.domain.name}' stopped while its disk was read; try again") from None
 
     async def _add(self, active: ActiveOperation, record: Record, disk: Overlay | Export) -> Image:
-        size, source, asked = record.metadata.disk_size << 30, f"VM {record.domain.name}", active.request
+        size, asked = record.metadata.disk_size << 30, active.request
+        origin = Origin(f"VM {record.domain.name}", caller=active.caller)
         return await self.services.store.add_disk(
-            asked.name, disk, size, report=active.report, source=source, reset=asked.reset_identity
+            asked.name, disk, size, report=active.report, origin=origin, reset=asked.reset_identity
         )
 
 

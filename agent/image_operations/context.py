@@ -15,7 +15,7 @@ from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.reference import Reference
 from ..events import EventLog
-from ..images.port import ImageExchange, ImageStore, Report
+from ..images.port import ImageExchange, ImageStore, Origin, Report
 from ..journal.operation import JournalledOperation
 from ..vm.context import VmContext
 
@@ -35,10 +35,10 @@ class ImageContext:
     capture_locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def add(
-        self, ref: str, content: AsyncIterable[bytes], report: Report, *, source: str, replace: bool = False
+        self, ref: str, content: AsyncIterable[bytes], report: Report, origin: Origin, *, replace: bool = False
     ) -> Image:
         """Add an image to the store and publish that. Raises: what `ImageStore.add_image` raises."""
-        image = await self.store.add_image(ref, content, report=report, source=source, replace=replace)
+        image = await self.store.add_image(ref, content, report=report, origin=origin, replace=replace)
         self.events.publish(ImageAdded.of(image))
         return image
 

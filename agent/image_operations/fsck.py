@@ -18,4 +18,6 @@ class FsckImages(ImageOperation):
         return "images"
 
     async def do(self, active: ActiveOperation) -> ImageCheck:
-        return await self.services.store.fsck_images(used_by=self.services.vms.users_of, report=active.report)
+        return await self.services.store.fsck_images(
+            used_by=self.services.vms.users_of, report=active.report, caller=active.caller
+        )

@@ -1,4 +1,4 @@
-"""Remove the images that no VM stands on."""
+"""Remove the images of the caller that no VM stands on; an admin's are all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class PruneImages(ImageOperation):
 
     async def do(self, active: ActiveOperation) -> Pruned:
         asked, users = active.request, self.services.vms.all_users_of
-        removed = await self.services.store.prune_images(used_by=users, everything=asked.all, dry_run=asked.dry_run)
+        removed = await self.services.store.prune_images(
+            used_by=users, everything=asked.all, dry_run=asked.dry_run, caller=active.caller
+        )
         if not asked.dry_run:
             for image in removed:
                 self.services.events.publish(ImageRemoved.of(image))

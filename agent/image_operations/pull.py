@@ -13,6 +13,6 @@ class PullImage(ImageOperation):
     method = ImageService.pull_image
 
     async def do(self, active: ActiveOperation) -> Image:
-        image = await self.services.vms.resolver.pull(active.request.request, active.report)
+        image = await self.services.vms.resolver.pull(active.request.request, active.report, active.caller)
         self.services.events.publish(ImageAdded.of(image))
         return self.services.with_users(image)

@@ -14,5 +14,5 @@ class PushImage(ImageOperation):
     async def do(self, active: ActiveOperation) -> Pushed:
         asked: PushRequest = active.request.request
         return await self.services.exchange.push_image(
-            asked.image, asked.target, report=active.report, dry_run=asked.dry_run
+            asked.image, asked.target, report=active.report, dry_run=asked.dry_run, caller=active.caller
         )

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable
 from ...protocols.access import Caller, Role
 from ...protocols.image import CatalogueEntry, Image
 from ...protocols.operation import Progress
+from ..images.port import Origin
 from .context import ImageContext
 
 
@@ -32,7 +33,7 @@ async def import_image(images: ImageContext, caller: Caller, ref: str, content: 
     Raises: Forbidden, and what `ImageStore.add_image` raises.
     """
     caller.require(Role.OPERATOR, "import_image")
-    return await images.add(ref, content, _no_report, source="import")
+    return await images.add(ref, content, _no_report, Origin(caller=caller))
 
 
 def _no_report(progress: Progress) -> None:

@@ -21,6 +21,7 @@ class RemoveImage(ImageOperation):
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
         ref = await self.services.full_name(active.request.image)
         image = await self.services.store.get_image(ref)
+        caller.require_ownership(image.owner, f"the image '{ref}'")
         active.notes = {"ref": ref, "image": msgspec.to_builtins(image)}
         return nothing_claimed
 
@@ -28,7 +29,7 @@ class RemoveImage(ImageOperation):
         """Remove it. It was there when this was admitted: where it is not, a former life has removed it."""
         users = self.services.vms.all_users_of
         try:
-            removed = await self.services.store.remove_image(active.notes["ref"], used_by=users)
+            removed = await self.services.store.remove_image(active.notes["ref"], used_by=users, caller=active.caller)
         except ImageNotFound:
             if "image" not in active.notes:  # begun by the first version
                 raise

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import trio
 
+from ...protocols.access import LOCAL_ADMIN, Caller, Role
 from ...protocols.errors import (
+    Forbidden,
     ImageDamaged,
     ImageExists,
     ImageInUse,
@@ -23,7 +25,7 @@ from ...protocols.errors import (
 )
 from ...protocols.operation import Progress
 from . import qcow2
-from .port import ImageExchange, ImageStore, Overlay
+from .port import ImageExchange, ImageStore, Origin, Overlay
 
 MIB = 1 << 20
 OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
@@ -63,7 +65,19 @@ def quiet(_progress: Progress) -> None:
 async def check_image_store(open_store: OpenStore, folder: Path) -> None:
     """Run every part of the contract, each on a fresh store. `folder` is for overlays."""
     for number, part in enumerate(
-        (_names, _content, _bad_content, _broken_off, _removal, _pruning, _checking, _overlays, _captures, _two_at_once)
+        (
+            _names,
+            _owners,
+            _content,
+            _bad_content,
+            _broken_off,
+            _removal,
+            _pruning,
+            _checking,
+            _overlays,
+            _captures,
+            _two_at_once,
+        )
     ):
         room = folder / str(number)
         room.mkdir()
@@ -73,7 +87,7 @@ async def check_image_store(open_store: OpenStore, folder: Path) -> None:
 
 
 async def _names(store: ImageStore, _folder: Path) -> None:
-    first = await store.add_image("one", pieces(raw_disk(1)), report=quiet, source="here")
+    first = await store.add_image("one", pieces(raw_disk(1)), report=quiet, origin=Origin("here"))
     assert (first.name, first.tag, first.registry, first.source) == ("one", "latest", "local", "here")
     again = await store.add_image("ghcr.io/org/one:v1", pieces(raw_disk(1)), report=quiet)
     assert again.digest == first.digest, "the same bytes are the same image"
@@ -205,6 +219,31 @@ async def _pruning(store: ImageStore, _folder: Path) -> None:
     assert list(await store.prune_images(used_by=used_by, everything=True, dry_run=False)) == []
 
 
+async def _owners(store: ImageStore, _folder: Path) -> None:
+    """Whoever adds a name owns it; nobody else but an admin moves it, removes it, or removes what it stands for."""
+    ann, bob = (Caller(principal=f"token:{name}", role=Role.OPERATOR) for name in ("ann", "bob"))
+    anns, bobs, nodes = Origin("x", caller=ann), Origin("x", caller=bob), Origin("x")
+    first = await store.add_image("ann", pieces(raw_disk(40)), report=quiet, origin=anns)
+    same = await store.add_image("bob", pieces(raw_disk(40)), report=quiet, origin=bobs)
+    assert (first.owner, same.owner) == (ann.principal, bob.principal)
+    again = await store.add_image("ann", pieces(raw_disk(40)), report=quiet, origin=bobs, replace=True)
+    assert again.owner == ann.principal, "a name that is there stays whose it is"
+    await _refused(Forbidden, store.add_image("ann", pieces(raw_disk(41)), report=quiet, origin=bobs, replace=True))
+    for ref in ("ann", first.digest):
+        await _refused(Forbidden, store.remove_image(ref, used_by=nobody, caller=bob))
+    assert list(await store.prune_images(used_by=nobody, everything=True, dry_run=False, caller=bob)) == []
+    assert (await store.remove_image("bob", used_by=nobody, caller=bob)).owner == bob.principal
+    await _refused(Forbidden, store.remove_image(first.digest, used_by=nobody, caller=bob))
+    await store.add_image("ann", pieces(raw_disk(42)), report=quiet, origin=anns, replace=True)
+    assert [image.owner for image in await store.list_images()] == [ann.principal] * 2, "also of the one without a name"
+    assert list(await store.prune_images(used_by=nobody, everything=False, dry_run=False, caller=bob)) == []
+    assert len(await store.prune_images(used_by=nobody, everything=False, dry_run=False, caller=ann)) == 1
+    taken = await store.add_image("ann", pieces(raw_disk(43)), report=quiet, origin=nodes, replace=True)
+    assert taken.owner == LOCAL_ADMIN.principal
+    await _refused(Forbidden, store.remove_image("ann", used_by=nobody, caller=ann))
+    assert (await store.remove_image("ann", used_by=nobody)).name == "ann"
+
+
 async def _checking(store: ImageStore, _folder: Path) -> None:
     image = await store.add_image("one", pieces(raw_disk(1)), report=quiet)
     await store.add_image("two:v2", pieces(raw_disk(2)), report=quiet)
@@ -248,15 +287,17 @@ async def _captures(store: ImageStore, folder: Path) -> None:
     overlay, size = folder / "disk.qcow2", 2 * MIB
     await store.make_overlay(image.digest, overlay, size)
     seen: list[Progress] = []
-    made = await store.add_disk("made:v1", Overlay(overlay, image.digest), size, report=seen.append, source="vm one")
+    made = await store.add_disk(
+        "made:v1", Overlay(overlay, image.digest), size, report=seen.append, origin=Origin("vm one")
+    )
     assert (made.name, made.tag, made.size, made.source) == ("made", "v1", size, "vm one")
     assert seen, "a capture tells how far it is"
-    again = await store.add_disk("again", Overlay(overlay, image.digest), size, report=quiet, source="vm one")
+    again = await store.add_disk("again", Overlay(overlay, image.digest), size, report=quiet, origin=Origin("vm one"))
     assert again.digest == made.digest, "what nobody has written to is the same image"
 
     async def refused(kind: type[TwinshareError], disk: Path, name: str = "x", size: int = size) -> None:
         overlay = Overlay(disk, image.digest if kind is not ImageDamaged else "blake3:" + "0" * 64)
-        await _refused(kind, store.add_disk(name, overlay, size, report=quiet, source=""))
+        await _refused(kind, store.add_disk(name, overlay, size, report=quiet, origin=Origin("")))
 
     await refused(ImageExists, overlay, "base")
     await refused(InvalidRequest, overlay, "../x")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -26,16 +27,23 @@ log = structlog.get_logger(__name__)
 # The column `whole`: a base that is coming or going, one that is in its place, one whose file is not what it should be.
 _HALF, _WHOLE, _DAMAGED = 0, 1, 2
 
-SCHEMA = Schema("""
+SCHEMA = Schema(
+    """
 CREATE TABLE IF NOT EXISTS bases (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, allocated INTEGER NOT NULL, source TEXT NOT NULL,
-    created_at REAL NOT NULL, labels TEXT NOT NULL, whole INTEGER NOT NULL
+    created_at REAL NOT NULL, labels TEXT NOT NULL, whole INTEGER NOT NULL, owner TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS names (
     registry TEXT NOT NULL, name TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL REFERENCES bases (digest),
-    manifest TEXT NOT NULL, PRIMARY KEY (registry, name, tag)
+    manifest TEXT NOT NULL, owner TEXT NOT NULL DEFAULT '', PRIMARY KEY (registry, name, tag)
 ) STRICT;
-""")
+""",
+    # Of before there were owners: "" is the node's admin.
+    [
+        """ALTER TABLE bases ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+        ALTER TABLE names ADD COLUMN owner TEXT NOT NULL DEFAULT ''"""
+    ],
+)
 
 
 class ImageDatabase:
@@ -50,14 +58,14 @@ class ImageDatabase:
         def work(db: sqlite3.Connection) -> tuple[TagIndex, list[str]]:
             tags = TagIndex()
             for row in db.execute(
-                "SELECT digest, size, allocated, source, created_at, labels, whole FROM bases WHERE whole"
+                "SELECT digest, size, allocated, source, created_at, labels, whole, owner FROM bases WHERE whole"
             ):
-                tags.disks[row[0]] = _base(*row)
-            for *name, digest, manifest in db.execute(
-                "SELECT registry, name, tag, digest, manifest FROM names ORDER BY rowid"
+                tags.disks[row[0]] = _base(row)
+            for *name, digest, manifest, owner in db.execute(
+                "SELECT registry, name, tag, digest, manifest, owner FROM names ORDER BY rowid"
             ):
                 reference = Reference(registry=name[0], name=name[1], tag=name[2])
-                tags.names[reference] = TagTarget(digest, manifest)
+                tags.names[reference] = TagTarget(digest, manifest, owner)
             return tags, [digest for (digest,) in db.execute("SELECT digest FROM bases WHERE NOT whole")]
 
         return await self._database.transact(work)
@@ -108,21 +116,22 @@ class ImageDatabase:
 
 def _put_base(db: sqlite3.Connection, base: Base, whole: int) -> None:
     labels = msgspec.json.encode(dict(base.labels)).decode()
-    row = (base.digest, base.size, base.allocated, base.source, base.created_at.timestamp(), labels, whole)
+    row = (base.digest, base.size, base.allocated, base.source, base.created_at.timestamp(), labels, whole, base.owner)
     db.execute(
-        "INSERT INTO bases VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET size = excluded.size,"
+        "INSERT INTO bases VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET size = excluded.size,"
         " allocated = excluded.allocated, source = excluded.source, created_at = excluded.created_at,"
-        " labels = excluded.labels, whole = excluded.whole",
+        " labels = excluded.labels, whole = excluded.whole, owner = excluded.owner",
         row,
     )
 
 
 def _put_name(db: sqlite3.Connection, name: Reference, held: TagTarget) -> None:
-    row = (name.registry, name.name, name.tag, held.digest, held.manifest)
-    db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", row)
+    row = (name.registry, name.name, name.tag, held.digest, held.manifest, held.owner)
+    db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
-def _base(digest: str, size: int, allocated: int, source: str, created_at: float, labels: str, whole: int) -> Base:
+def _base(row: tuple[Any, ...]) -> Base:
+    digest, size, allocated, source, created_at, labels, whole, owner = row
     return Base(
         digest=digest,
         size=size,
@@ -131,6 +140,7 @@ def _base(digest: str, size: int, allocated: int, source: str, created_at: float
         source=source,
         labels=msgspec.json.decode(labels, type=dict[str, str]),
         damaged=whole == _DAMAGED,
+        owner=owner,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 import trio
 
+from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import ImageDamaged, ImageNotFound, InvalidRequest
 from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.reference import DEFAULT_TAG, LOCAL, Reference, parse_reference
 from .catalogue import MAX_SUMS, OWN_CATALOGUE, Catalogue, Entry, find_sum, load_catalogue
-from .port import Report
+from .port import ImportRequest, Origin, Report
 from .settings import RegistrySettings
 from .store import DiskImageStore
 from .tag_index import parse_new_name
@@ -74,9 +75,11 @@ class DiskImageExchange:
             reference.registry != LOCAL or self._entry(reference) is not None or bool(self._default)
         )
 
-    async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
+    async def pull_image(
+        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+    ) -> Image:
         if ref.startswith(("https://", "http://")):
-            return await self._pull_url(ref, name, sha256, report)
+            return await self._pull_url(ref, name, sha256, report, caller)
         if sha256:
             raise InvalidRequest(
                 "sha256 is for a disk by https; a registry's image is named with @sha256:…", path="sha256"
@@ -85,15 +88,17 @@ class DiskImageExchange:
         entry = self._entry(reference)
         if entry is not None:
             local = parse_new_name(name) if name else reference
-            return await self._pull_entry(entry, local, report)
+            return await self._pull_entry(entry, local, report, caller)
         if reference.is_digest or (reference.registry == LOCAL and not self._default):
             raise ImageNotFound(f"'{ref}' is not in the fleet or the catalogue; name a registry: registry/name:tag")
         if reference.registry == LOCAL:
             reference = parse_reference(f"{self._default}/{reference}")
         local = parse_new_name(name) if name else _without_digest(reference)
-        return await (await self._remote()).pull_reference(reference, local, {}, report)
+        return await (await self._remote()).pull_reference(reference, ImportRequest(local, _by(caller), report))
 
-    async def push_image(self, ref: str, target: str, *, report: Report, dry_run: bool = False) -> Pushed:
+    async def push_image(
+        self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
+    ) -> Pushed:
         image = await self.find_image(ref)
         if image.damaged:
             raise ImageDamaged(f"the disk of the image '{ref}' is damaged; pull or import it anew, or remove it")
@@ -107,17 +112,20 @@ class DiskImageExchange:
         manifest = await remote.push(image, where, report)
         if image.name:
             own = Reference(registry=image.registry, name=image.name, tag=image.tag)
-            image = await self._store.repository.rename(own, image.digest, manifest, replace=True) or image
+            image = (
+                await self._store.repository.rename(own, image.digest, Origin("push", manifest, caller=caller)) or image
+            )
         return Pushed(image=image, target=str(where), manifest=manifest)
 
-    async def _pull_entry(self, entry: Entry, name: Reference, report: Report) -> Image:
+    async def _pull_entry(self, entry: Entry, name: Reference, report: Report, caller: Caller) -> Image:
         remote, labels = await self._remote(), {"user": entry.user} if entry.user else {}
+        request = ImportRequest(name, _by(caller, labels), report)
         if not entry.url:
-            return await remote.pull_reference(parse_reference(entry.image), name, labels, report)
+            return await remote.pull_reference(parse_reference(entry.image), request)
         digest = entry.digest or find_sum(await remote.small_file(str(entry.sums), MAX_SUMS), entry.url)
-        return await remote.pull_url(entry.url, digest, name, labels, report)
+        return await remote.pull_url(entry.url, digest, request)
 
-    async def _pull_url(self, url: str, name: str, sha256: str, report: Report) -> Image:
+    async def _pull_url(self, url: str, name: str, sha256: str, report: Report, caller: Caller) -> Image:
         if not url.startswith("https://"):
             raise InvalidRequest("a disk is fetched by https only", path="image")
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -126,7 +134,12 @@ class DiskImageExchange:
         if not parts.hostname or "@" in parts.netloc or any(c.isspace() or not c.isprintable() for c in url):
             raise InvalidRequest("this is not an address that a disk can be fetched from", path="image")
         local = parse_new_name(name or PurePosixPath(parts.path).name.partition(".")[0].lower())
-        return await (await self._remote()).pull_url(url, ("sha256", sha256), local, {}, report)
+        return await (await self._remote()).pull_url(url, ("sha256", sha256), ImportRequest(local, _by(caller), report))
+
+
+def _by(caller: Caller, labels: Mapping[str, str] | None = None) -> Origin:
+    """The origin of what is fetched for `caller`; the registry's side fills in the rest."""
+    return Origin(labels=labels, caller=caller)
 
 
 def _without_digest(reference: Reference) -> Reference:

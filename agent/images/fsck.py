@@ -35,12 +35,19 @@ _CURE = "pull or import it anew, or remove it"
 
 
 class Fsck:
-    """One check of all images. `in_use` tells the scratch files that are at work."""
+    """One check of all images. `in_use` tells the scratch files that are at work; `removes` what is left over."""
 
     def __init__(
-        self, repository: DiskRepository, *, used_by: UsedBy, in_use: Callable[[], Collection[Path]], report: Report
+        self,
+        repository: DiskRepository,
+        *,
+        used_by: UsedBy,
+        in_use: Callable[[], Collection[Path]],
+        report: Report,
+        removes: bool,
     ) -> None:
         self._repository, self._used_by, self._in_use, self._report = repository, used_by, in_use, report
+        self._removes = removes
         self._findings: list[Finding] = []
         self._done = self._total = 0
 
@@ -141,7 +148,7 @@ class Fsck:
         card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
         tags, names = self._repository.tags, {}
         if card is not None:
-            base = replace(base, created_at=card.created_at, source=card.source, labels=card.labels)
+            base = replace(base, created_at=card.created_at, source=card.source, labels=card.labels, owner=card.owner)
             base = replace(base, size=card.size) if base.damaged else base
             known = card.references(base.digest)
             names = {name: held for name, held in known.items() if name not in tags.names}
@@ -181,7 +188,10 @@ class Fsck:
         await trio.to_thread.run_sync(work)
 
     async def _sweep(self) -> None:
-        """Remove scratch files that nobody is writing, and what stands beside no disk; name what is not ours."""
+        """Find scratch files that nobody is writing, and what stands beside no disk; name what is not ours.
+
+        Whose they were is not known any more, so only an admin's check removes them.
+        """
         # Listed before it is asked what is in use: what begins meanwhile is not in the list.
         found = await trio.to_thread.run_sync(lambda: leftovers(self._repository.root / "partial", keep_for=math.inf))
         stale = [path for path in found if path not in self._in_use()]
@@ -202,8 +212,10 @@ class Fsck:
                     said = f"images/{folder}/{path.name[:100]} is nothing of the image store; look at it and remove it"
                     self._find(Fault.STRAY, said, mended=False)
         for path in stale:
-            discard(path)
-            self._find(Fault.TEMPORARY, f"images/{path.parent.name}/{path.name[:100]} was left over and is removed")
+            if self._removes:
+                discard(path)
+            said = "was left over and is removed" if self._removes else "is left over; an admin's check removes it"
+            self._find(Fault.TEMPORARY, f"images/{path.parent.name}/{path.name[:100]} {said}", mended=self._removes)
 
     def _find(self, fault: Fault, message: str, digest: str = "", *, mended: bool = True) -> None:
         """`{}` in the message stands for the image's names. Called from worker threads too: it only appends."""

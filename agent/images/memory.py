@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import ImageNotFound, InvalidRequest, Unsupported
 from ...protocols.image import CatalogueEntry, Fault, Finding, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
@@ -27,7 +28,7 @@ from .disks import (
 )
 from .index import index_bytes
 from .overlay import is_overlay, write_overlay
-from .port import Export, Overlay, Report
+from .port import IMPORTED, Export, Origin, Overlay, Report
 from .receive import closed_after
 from .tag_index import Base, TagIndex, parse_new_name
 
@@ -56,7 +57,7 @@ class MemoryImageStore:
         content: AsyncIterable[bytes],
         *,
         report: Report,
-        source: str = "import",
+        origin: Origin = IMPORTED,
         replace: bool = False,
     ) -> Image:
         name = parse_new_name(ref)
@@ -70,20 +71,21 @@ class MemoryImageStore:
         check_size(len(received), MAX_SIZE)
         received += bytes(whole_sectors(len(received)) - len(received))
         index = index_bytes(bytes(received))
-        self._tags.check_free(name, index.digest, replace=replace)
+        target = self._tags.bind(name, index.digest, origin, replace=replace)
         base = Base(
             digest=index.digest,
             size=size or index.size,
             allocated=index.data_size,
             created_at=datetime.now(UTC),
-            source=source,
+            source=origin.source,
+            owner=origin.caller.principal,
         )
         self._contents[index.digest] = bytes(received)
         self._lost.discard(index.digest)
-        return self._tags.put(name, base)
+        return self._tags.put(name, self._tags.adopted(base), target)
 
     async def add_disk(
-        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
+        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, origin: Origin, reset: bool = False
     ) -> Image:
         """No guest writes here: the image is the base, or the base made longer. Nothing is served in memory."""
         name = parse_new_name(ref)
@@ -100,25 +102,29 @@ class MemoryImageStore:
         report(Progress(done=size, total=size, unit="bytes", message="converting"))
         if size != base.size:
             longer = self._contents[digest].ljust(size, b"\0")
-            base = replace(base, digest=index_bytes(longer).digest, size=size, source=source)
+            base = replace(base, digest=index_bytes(longer).digest, size=size, source=origin.source)
             self._contents[base.digest] = longer
-        self._tags.check_free(name, base.digest, replace=False)
-        return self._tags.put(name, base)
+        target = self._tags.bind(name, base.digest, origin, replace=False)
+        return self._tags.put(name, base, target)
 
-    async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
-        removal = self._tags.plan_removal(ref, used_by)
+    async def remove_image(
+        self, ref: str, *, used_by: Callable[[str], Sequence[str]], caller: Caller = LOCAL_ADMIN
+    ) -> Image:
+        removal = self._tags.plan_removal(ref, used_by, caller)
         self._tags.drop(removal)
         return removal.image
 
     async def prune_images(
-        self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool
+        self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool, caller: Caller = LOCAL_ADMIN
     ) -> Sequence[Image]:
-        removals = self._tags.plan_prune(used_by, everything=everything)
+        removals = self._tags.plan_prune(used_by, everything=everything, caller=caller)
         for removal in removals if not dry_run else ():
             self._tags.drop(removal)
         return [removal.image for removal in removals]
 
-    async def fsck_images(self, *, used_by: Callable[[str], Sequence[str]], report: Report) -> ImageCheck:
+    async def fsck_images(
+        self, *, used_by: Callable[[str], Sequence[str]], report: Report, caller: Caller = LOCAL_ADMIN
+    ) -> ImageCheck:
         findings = []
         for digest, base in self._tags.disks.items():
             report(Progress(done=len(self._contents[digest]), unit="bytes", message="reading"))
@@ -176,16 +182,22 @@ class MemoryImageExchange:
         reference = parse_reference(ref)
         return reference.registry != LOCAL or str(reference) in self.remote
 
-    async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
+    async def pull_image(
+        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+    ) -> Image:
         is_url = ref.startswith(("https://", "http://"))
         if is_url != bool(sha256) or ref.startswith("http://"):
             raise InvalidRequest("a disk by https needs its sha256, and nothing else has one", path="sha256")
         key = ref if is_url else str(parse_reference(ref))
         if key not in self.remote:
             raise ImageNotFound(f"'{ref}' is neither in the catalogue nor at a registry")
-        return await self._store.add_image(name or ref, _one(self.remote[key]), report=report, source=ref, replace=True)
+        origin = Origin(ref, caller=caller)
+        content = _one(self.remote[key])
+        return await self._store.add_image(name or ref, content, report=report, origin=origin, replace=True)
 
-    async def push_image(self, ref: str, target: str, *, report: Report, dry_run: bool = False) -> Pushed:
+    async def push_image(
+        self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
+    ) -> Pushed:
         image = await self._store.get_image(ref)
         where = parse_new_name(target)
         if where.registry == LOCAL:

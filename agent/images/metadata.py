@@ -20,12 +20,13 @@ MAX_CARD = 1 << 20
 
 
 class TagMetadata(msgspec.Struct, frozen=True):
-    """One name of a base, and the registry's digest of its manifest."""
+    """One name of a base, the registry's digest of its manifest, and whose it is."""
 
     registry: str
     name: str
     tag: str
     manifest: str = ""
+    owner: str = ""
 
 
 class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,7 @@ class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     labels: dict[str, str]
     names: list[TagMetadata]
+    owner: str = ""
 
     @classmethod
     def of(cls, base: Base, names: Mapping[Reference, TagTarget]) -> ImageMetadata:
@@ -44,13 +46,17 @@ class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
             created_at=base.created_at,
             source=base.source,
             labels=dict(base.labels),
-            names=[TagMetadata(name.registry, name.name, name.tag, held.manifest) for name, held in names.items()],
+            names=[
+                TagMetadata(name.registry, name.name, name.tag, held.manifest, held.owner)
+                for name, held in names.items()
+            ],
+            owner=base.owner,
         )
 
     def references(self, digest: str) -> dict[Reference, TagTarget]:
         """The names again."""
         return {
-            Reference(registry=one.registry, name=one.name, tag=one.tag): TagTarget(digest, one.manifest)
+            Reference(registry=one.registry, name=one.name, tag=one.tag): TagTarget(digest, one.manifest, one.owner)
             for one in self.names
         }
 

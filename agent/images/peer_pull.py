@@ -7,8 +7,8 @@ attempt, from whomever.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -18,15 +18,14 @@ from ...protocols.blob import LENGTH, MAX_BATCH, MAX_CHUNKS, BlobAnswer, BlobReq
 from ...protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
 from ...protocols.image import Image
 from ...protocols.operation import Progress
-from ...protocols.reference import Reference
 from ...protocols.tunnel import encode
 from ..backoff import Backoff
 from .index import BadIndexError, ChunkIndex
 from .partial import Partial
 from .peer_serve import Reader
-from .port import Report
+from .port import ImportRequest, Report
 from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
-from .store import DiskImageStore, ImportRequest, Origin
+from .store import DiskImageStore
 
 log = structlog.get_logger(__name__)
 
@@ -52,24 +51,18 @@ class Source:
 
 
 async def pull_from_peers(
-    store: DiskImageStore,
-    name: Reference,
-    digest: str,
-    sources: Sequence[Source],
-    *,
-    labels: Mapping[str, str],
-    report: Report,
+    store: DiskImageStore, digest: str, sources: Sequence[Source], request: ImportRequest
 ) -> Image:
-    """Fetch the image `digest` and call it `name`.
+    """Fetch the image `digest` as it is requested.
 
     Raises: PeerUnreachable, PeerMisbehaved and what the peers say, when none of them can send it; InvalidRequest for a
     disk that is too large; InsufficientResources.
     """
     titles = ", ".join(source.title for source in sources)
-    report(Progress(message=f"asking {titles}"))
+    request.report(Progress(message=f"asking {titles}"))
     index = await _index(sources, digest, store.max_size)
-    request = ImportRequest(name, Origin(f"fleet: {titles}", labels=labels), report)
-    fetch = _PeerPull(index, sources[:SOURCES], report)
+    request = replace(request, origin=replace(request.origin, source=f"fleet: {titles}"))
+    fetch = _PeerPull(index, sources[:SOURCES], request.report)
     return await store.add_chunks(index, fetch, request)
 
 

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.image import CatalogueEntry, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
+from ...protocols.reference import Reference
 
 Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image comes from: the words for people, a registry's manifest if there is one, labels to keep.
+
+    `caller` is who adds it: the owner of what is new, and bound by the owners of what is there.
+    """
+
+    source: str = "import"
+    manifest: str = ""
+    labels: Mapping[str, str] | None = None
+    caller: Caller = LOCAL_ADMIN
+
+
+IMPORTED = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """An image that comes in: what it is to be called, where it comes from, and who hears how far it is."""
+
+    name: Reference
+    origin: Origin
+    report: Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +80,19 @@ class ImageStore(Protocol):
         content: AsyncIterable[bytes],
         *,
         report: Report,
-        source: str = "import",
+        origin: Origin = IMPORTED,
         replace: bool = False,
     ) -> Image:
         """Take a raw or qcow2 disk in, compressed or not, whole or not at all.
 
         A name that has this very content already is no error, one that has another needs `replace`: it moves then.
-        Raises: InvalidRequest for a disk with a backing file, a data file, encryption, or an absurd size; ImageExists.
+        Raises: InvalidRequest for a disk with a backing file, a data file, encryption, or an absurd size; ImageExists;
+        Forbidden when the name to be moved is another's.
         """
         ...
 
     async def add_disk(
-        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
+        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, origin: Origin, reset: bool = False
     ) -> Image:
         """Make an image of a VM's disk of `size` bytes; `reset` takes the machine id and SSH host keys out of it.
 
@@ -73,28 +101,33 @@ class ImageStore(Protocol):
         """
         ...
 
-    async def remove_image(self, ref: str, *, used_by: Callable[[str], Sequence[str]]) -> Image:
+    async def remove_image(
+        self, ref: str, *, used_by: Callable[[str], Sequence[str]], caller: Caller = LOCAL_ADMIN
+    ) -> Image:
         """Forget a name, and the base when no name is left; a digest forgets all its names.
 
         `used_by(digest)` names the VMs that stand on the base, the ones being created included. It is asked while no
-        overlay can be made, right before the base goes. Raises: ImageNotFound, ImageInUse naming the VMs.
+        overlay can be made, right before the base goes.
+        Raises: ImageNotFound, ImageInUse naming the VMs, Forbidden when a name is another's than the caller's.
         """
         ...
 
     async def prune_images(
-        self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool
+        self, *, used_by: Callable[[str], Sequence[str]], everything: bool, dry_run: bool, caller: Caller = LOCAL_ADMIN
     ) -> Sequence[Image]:
-        """Remove the bases that no VM stands on: those without a name, or with `everything` all of them.
+        """Remove the caller's bases that no VM stands on: those without a name, or with `everything` all of them.
 
         What was removed, or what would be with `dry_run`.
         """
         ...
 
-    async def fsck_images(self, *, used_by: Callable[[str], Sequence[str]], report: Report) -> ImageCheck:
+    async def fsck_images(
+        self, *, used_by: Callable[[str], Sequence[str]], report: Report, caller: Caller = LOCAL_ADMIN
+    ) -> ImageCheck:
         """Read every disk again, and make anew all that is kept beside them; what cannot be mended is named.
 
         A damaged disk stays in its place, for the VMs that stand on it, but nothing is made of it any more until it
-        is taken in anew.
+        is taken in anew. What is left over is removed for an admin alone; others see it named.
         """
         ...
 
@@ -133,15 +166,20 @@ class ImageExchange(Protocol):
         """Whether a pull would know where to look for `ref`. Raises: InvalidRequest."""
         ...
 
-    async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
+    async def pull_image(
+        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+    ) -> Image:
         """Fetch what `ref` means: a catalogue's name, a reference at a registry, or an https address with `sha256`.
 
         It is called `name` here, else as it is called there; a name that stands for an older version moves on. What is
-        here already is not fetched again, and two pulls of one image fetch it once. Raises: ImageNotFound.
+        here already is not fetched again, and two pulls of one image fetch it once.
+        Raises: ImageNotFound, Forbidden when the name stands for another image of another owner.
         """
         ...
 
-    async def push_image(self, ref: str, target: str, *, report: Report, dry_run: bool = False) -> Pushed:
+    async def push_image(
+        self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
+    ) -> Pushed:
         """Send a local image to the registry that `target` names; `dry_run` only tries the login.
 
         Raises: ImageNotFound, ImageDamaged.

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from ...protocols.access import Caller
 from ...protocols.image import Image
 from ...protocols.reference import Reference
 from ..database import PASSING_FAULTS
@@ -20,6 +21,7 @@ from .index import BadIndexError, ChunkIndex
 from .metadata import SUFFIX as CARD
 from .metadata import ImageMetadata, write_metadata
 from .partial import leftovers
+from .port import ImportRequest, Origin
 from .tag_index import Base, Removal, TagIndex, TagTarget, UsedBy
 
 log = structlog.get_logger(__name__)
@@ -106,42 +108,43 @@ class DiskRepository:
                 yield index, self.path(digest)
 
     async def give(
-        self, name: Reference, base: Base, manifest: str, scratch: Path, index: ChunkIndex, *, replace: bool
+        self, request: ImportRequest, base: Base, scratch: Path, index: ChunkIndex, *, replace: bool
     ) -> Image:
         """Let the name stand for the base; if it is new, the finished disk in `scratch` gets its place.
 
-        Raises: ImageExists, InsufficientResources.
+        Raises: ImageExists, Forbidden, InsufficientResources.
         """
         async with self.changing:
-            self.tags.check_free(name, base.digest, replace=replace)
+            target = self.tags.bind(request.name, base.digest, request.origin, replace=replace)
+            base = self.tags.adopted(base)
             # A change that has begun is finished: it is short, and half of it would need undoing.
             new = base.digest not in self.tags.disks
             with trio.CancelScope(shield=True):
                 try:
                     if self.tags.whole(base.digest) is None:
                         await self._place(scratch, base, index)
-                    await self.database.give(name, TagTarget(base.digest, manifest))
+                    await self.database.give(request.name, target)
                 except (*PASSING_FAULTS, OSError):
                     if new:
                         await self._clear(base.digest)
                     raise
-            return await self._named(name, base, manifest)
+            return await self._named(request.name, base, target)
 
-    async def rename(self, name: Reference, digest: str, manifest: str, *, replace: bool) -> Image | None:
-        """Let the name stand for a base that is here; None when there is none. Raises: ImageExists."""
+    async def rename(self, name: Reference, digest: str, origin: Origin) -> Image | None:
+        """Let the name stand for a base that is here; None when there is none. Raises: Forbidden."""
         async with self.changing:
             base = self.tags.whole(digest)
             if base is None:
                 return None
-            self.tags.check_free(name, digest, replace=replace)
+            target = self.tags.bind(name, digest, origin, replace=True)
             with trio.CancelScope(shield=True):
-                await self.database.give(name, TagTarget(digest, manifest))
-            return await self._named(name, base, manifest)
+                await self.database.give(name, target)
+            return await self._named(name, base, target)
 
-    async def _named(self, name: Reference, base: Base, manifest: str) -> Image:
+    async def _named(self, name: Reference, base: Base, target: TagTarget) -> Image:
         """The database knows the name by now: so does the tags, and the cards of the bases that it is and was for."""
         before = self.tags.names.get(name)
-        image = self.tags.put(name, base, manifest)
+        image = self.tags.put(name, base, target)
         with trio.CancelScope(shield=True):
             await self.note(base.digest, *([before.digest] if before else []))
         return image
@@ -164,19 +167,19 @@ class DiskRepository:
             # It is the second record of the two: on a full disk the first one does.
             log.warning("an image's card cannot be written", digest=digest, error=str(error))
 
-    async def remove(self, ref: str, used_by: UsedBy) -> Image:
-        """Raises: ImageNotFound, ImageInUse."""
+    async def remove(self, ref: str, used_by: UsedBy, caller: Caller) -> Image:
+        """Raises: ImageNotFound, ImageInUse, Forbidden."""
         async with self.changing:
             # Nothing is awaited between asking who uses it and taking it off: no overlay can come in between.
-            removal = self.tags.plan_removal(ref, used_by)
+            removal = self.tags.plan_removal(ref, used_by, caller)
             await self._take_away(removal)
         return removal.image
 
-    async def prune(self, used_by: UsedBy, *, everything: bool, dry_run: bool) -> list[Image]:
-        """Remove what no VM stands on; what was, or would be, removed."""
+    async def prune(self, used_by: UsedBy, caller: Caller, *, everything: bool, dry_run: bool) -> list[Image]:
+        """Remove what is the caller's and no VM stands on; what was, or would be, removed."""
         removed = []
         async with self.changing:
-            for removal in self.tags.plan_prune(used_by, everything=everything):
+            for removal in self.tags.plan_prune(used_by, everything=everything, caller=caller):
                 # Asked again: while the ones before went, a VM may have been begun on this one.
                 if removal.base is None or used_by(removal.base.digest):
                     continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import trio
 
+from ...protocols.access import LOCAL_ADMIN, Caller, Role
 from ...protocols.errors import InsufficientResources
 from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
-from ...protocols.reference import Reference
 from ..files import Own, discard, full_disk_named
 from .chunker import chunks
 from .convert import (
@@ -41,7 +41,7 @@ from .index import ChunkIndex, index_chunks
 from .overlay import is_overlay, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
-from .port import Export, Overlay, Report
+from .port import IMPORTED, Export, ImportRequest, Origin, Overlay, Report
 from .receive import receive
 from .rechunk import index_like
 from .repository import DiskRepository, make_folders
@@ -66,24 +66,6 @@ async def open_image_store(
         repository = DiskRepository(root, tags, database)
         await repository.clear_away(broken)
         yield DiskImageStore(repository, run_tool, own, max_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an image comes from: the words for people, a registry's manifest if there is one, labels to keep."""
-
-    source: str
-    manifest: str = ""
-    labels: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ImportRequest:
-    """An image that comes in: what it is to be called, where it comes from, and who hears how far it is."""
-
-    name: Reference
-    origin: Origin
-    report: Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +97,24 @@ class DiskImageStore:
     async def get_image(self, ref: str) -> Image:
         return self.repository.tags.get(ref)
 
-    async def remove_image(self, ref: str, *, used_by: UsedBy) -> Image:
-        return await self.repository.remove(ref, used_by)
+    async def remove_image(self, ref: str, *, used_by: UsedBy, caller: Caller = LOCAL_ADMIN) -> Image:
+        return await self.repository.remove(ref, used_by, caller)
 
-    async def prune_images(self, *, used_by: UsedBy, everything: bool, dry_run: bool) -> Sequence[Image]:
-        return await self.repository.prune(used_by, everything=everything, dry_run=dry_run)
+    async def prune_images(
+        self, *, used_by: UsedBy, everything: bool, dry_run: bool, caller: Caller = LOCAL_ADMIN
+    ) -> Sequence[Image]:
+        return await self.repository.prune(used_by, caller, everything=everything, dry_run=dry_run)
 
-    async def fsck_images(self, *, used_by: UsedBy, report: Report) -> ImageCheck:
+    async def fsck_images(self, *, used_by: UsedBy, report: Report, caller: Caller = LOCAL_ADMIN) -> ImageCheck:
+        check = Fsck(
+            self.repository,
+            used_by=used_by,
+            in_use=lambda: self._in_use,
+            report=report,
+            removes=caller.role is Role.ADMIN,
+        )
         async with self._checking:
-            return await Fsck(self.repository, used_by=used_by, in_use=lambda: self._in_use, report=report).run()
+            return await check.run()
 
     @property
     def problems(self) -> Sequence[str]:
@@ -135,14 +126,14 @@ class DiskImageStore:
         content: AsyncIterable[bytes],
         *,
         report: Report,
-        source: str = "import",
+        origin: Origin = IMPORTED,
         replace: bool = False,
     ) -> Image:
-        request = ImportRequest(parse_new_name(ref), Origin(source), report)
+        request = ImportRequest(parse_new_name(ref), origin, report)
         return await self.add_content(content, request, replace=replace)
 
     async def add_content(self, content: AsyncIterable[bytes], request: ImportRequest, *, replace: bool) -> Image:
-        """`add_image` for a name that was read and an image that has a history."""
+        """`add_image` for a name that was read."""
         async with self._scratch() as incoming, self._scratch() as flat:
             with full_disk_named("the image"):
                 received = await receive(content, incoming.fd, max_size=self.max_size, report=request.report)
@@ -155,9 +146,9 @@ class DiskImageStore:
             return await self._keep(disk, whole_sectors(size), request, replace=replace)
 
     async def add_disk(
-        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, source: str, reset: bool = False
+        self, ref: str, disk: Overlay | Export, size: int, *, report: Report, origin: Origin, reset: bool = False
     ) -> Image:
-        request = ImportRequest(parse_new_name(ref), Origin(source), report)
+        request = ImportRequest(parse_new_name(ref), origin, report)
         if reset:
             require_tools()
         if isinstance(disk, Overlay):
@@ -198,8 +189,9 @@ class DiskImageStore:
             created_at=datetime.now(UTC),
             source=origin.source,
             labels=origin.labels or {},
+            owner=origin.caller.principal,
         )
-        return await self.repository.give(request.name, base, origin.manifest, path, index, replace=replace)
+        return await self.repository.give(request, base, path, index, replace=replace)
 
     def _seal(self, fd: int, size: int, like: str) -> tuple[ChunkIndex, int]:
         """Hash every byte of a raw disk, which nobody else can change any more; the space it takes. Blocking."""
@@ -217,10 +209,12 @@ class DiskImageStore:
         A name that stands for another image moves on to this one.
 
         `fetch` fills every gap of the disk it is given. When it fails, what is there stays for the next attempt.
-        Raises: InsufficientResources (and then nothing stays), and what `fetch` raises.
+        Raises: Forbidden before anything is fetched when the name is another's, InsufficientResources (and then nothing
+        stays), and what `fetch` raises.
         """
+        self.repository.tags.bind(request.name, index.digest, request.origin, replace=True)
         async with self._turns.take(index.digest):
-            known = await self.repository.rename(request.name, index.digest, request.origin.manifest, replace=True)
+            known = await self.repository.rename(request.name, index.digest, request.origin)
             if known is not None:
                 return known
             path = self.partials / f"{index.digest.partition(':')[2]}{SUFFIX}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from datetime import datetime
 
+from ...protocols.access import Caller
 from ...protocols.errors import ImageExists, ImageInUse, ImageNotFound, InvalidRequest
 from ...protocols.image import Image
 from ...protocols.reference import Reference, parse_reference
+from .port import Origin
 
 UsedBy = Callable[[str], Sequence[str]]
 
@@ -17,7 +20,8 @@ UsedBy = Callable[[str], Sequence[str]]
 class Base:
     """One disk content. Sizes in bytes: `size` is what the guest sees, `allocated` what it takes here.
 
-    The file of a `damaged` one is missing or is not what the digest stands for.
+    The file of a `damaged` one is missing or is not what the digest stands for. `owner` is who added it first, "" the
+    node's admin.
     """
 
     digest: str
@@ -27,14 +31,19 @@ class Base:
     source: str
     labels: Mapping[str, str] = field(default_factory=dict)
     damaged: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TagTarget:
-    """What a name stands for: the content and, of an image from or at a registry, the manifest's `sha256:…`."""
+    """What a name stands for: the content and, of an image from or at a registry, the manifest's `sha256:…`.
+
+    `owner` is the principal whose name it is, "" the node's admin.
+    """
 
     digest: str
     manifest: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,35 +93,61 @@ class TagIndex:
     def get(self, ref: str) -> Image:
         return self._image(*self.find(ref))
 
-    def check_free(self, name: Reference, digest: str, *, replace: bool) -> None:
-        """Raises: ImageExists when the name stands for another content and may not be moved."""
-        held = self.names.get(name)
-        if held is not None and held.digest != digest and not replace:
-            raise ImageExists(f"'{name}' is another image already; remove it first or choose another name")
+    def bind(self, name: Reference, digest: str, origin: Origin, *, replace: bool) -> TagTarget:
+        """Decide what the name is to be when `origin`'s caller lets it stand for `digest`; nothing is changed.
 
-    def put(self, name: Reference, base: Base, manifest: str = "") -> Image:
+        Whoever moves a name owns it; one that stands for this content already stays as it is and whose it is.
+        Raises: ImageExists when it stands for another content and may not be moved, Forbidden when it is another's.
+        """
+        held, caller = self.names.get(name), origin.caller
+        if held is None or (held.digest != digest and replace and caller.may_change(held.owner)):
+            return TagTarget(digest, origin.manifest, caller.principal)
+        if held.digest != digest:
+            if not replace:
+                raise ImageExists(f"'{name}' is another image already; remove it first or choose another name")
+            caller.require_ownership(held.owner, f"the image name '{name}'")
+        return replace_fields(held, manifest=origin.manifest) if caller.may_change(held.owner) else held
+
+    def require_movable(self, name: Reference, caller: Caller) -> None:
+        """Refuse early, before the content is known, what `bind` would refuse. Raises: Forbidden."""
+        if (held := self.names.get(name)) is not None:
+            caller.require_ownership(held.owner, f"the image name '{name}'")
+
+    def put(self, name: Reference, base: Base, target: TagTarget) -> Image:
         if self.whole(base.digest) is None:
             self.replace_base(base)
-        self.names[name] = TagTarget(base.digest, manifest)
+        self.names[name] = target
         return self._image(name, self.disks[base.digest])
 
-    def plan_removal(self, ref: str, used_by: UsedBy) -> Removal:
-        """Decide what goes when `ref` goes. Raises: ImageNotFound, ImageInUse naming the VMs."""
+    def adopted(self, base: Base) -> Base:
+        """The base as it is to be kept: one that heals a damaged one keeps the owner."""
+        former = self.disks.get(base.digest)
+        return base if former is None else replace_fields(base, owner=former.owner)
+
+    def owners(self, digest: str) -> set[str]:
+        """Whose a content is: of those whose names it has, or of whoever added it when it has none."""
+        return {held.owner for held in self.names_of(digest).values()} or {self.disks[digest].owner}
+
+    def plan_removal(self, ref: str, used_by: UsedBy, caller: Caller) -> Removal:
+        """Decide what goes when `ref` goes. Raises: ImageNotFound, ImageInUse naming the VMs, Forbidden."""
         name, base = self.find(ref)
         all_names = self.names_of(base.digest)
         if name is not None and len(all_names) > 1 and not parse_reference(ref).is_digest:
+            caller.require_ownership(self.names[name].owner, f"the image '{ref}'")
             return Removal(self._image(name, base), {name: self.names[name]}, None)
+        for owner in self.owners(base.digest):
+            caller.require_ownership(owner, f"the image '{ref}'")
         if users := used_by(base.digest):
             shown = ", ".join(users[:10]) + (", …" if len(users) > 10 else "")
             raise ImageInUse(f"'{ref}' is the disk under {shown}; delete these VMs first", vms=list(users))
         return Removal(self._image(name, base), all_names, base)
 
-    def plan_prune(self, used_by: UsedBy, *, everything: bool) -> list[Removal]:
-        """Decide what goes: bases that no VM stands on, and without `everything` only those that have no name."""
+    def plan_prune(self, used_by: UsedBy, *, everything: bool, caller: Caller) -> list[Removal]:
+        """Decide what goes: the caller's bases that no VM stands on, without `everything` only those without a name."""
         candidates = list(self.disks.values()) if everything else self._unnamed()
         removals = []
         for base in candidates:
-            if not used_by(base.digest):
+            if not used_by(base.digest) and all(map(caller.may_change, self.owners(base.digest))):
                 names = self.names_of(base.digest)
                 removals.append(Removal(self._image(next(iter(names), None), base), names, base))
         return removals
@@ -143,6 +178,7 @@ class TagIndex:
             registry=name.registry if name else "local",
             digest=base.digest,
             manifest=self.names[name].manifest if name else "",
+            owner=self.names[name].owner if name else base.owner,
             size=base.size,
             allocated=base.allocated,
             created_at=base.created_at,

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from ...protocols.access import Caller
 from ...protocols.errors import ErrorBody
 from ...protocols.operation import Operation, OperationState, Progress
 from .keys import plain_key
@@ -27,13 +28,16 @@ class ActiveOperation:
     """What the methods of an operation's class get.
 
     `request` is what was asked, as the Struct of the method's arguments. `notes` are written down with each step, for
-    the time after a crash. `save` writes this operation's row, `publish` tells listeners of its progress.
+    the time after a crash. `caller` is who asked, by its principal and role. `save` writes this operation's row,
+    `publish` tells listeners of its progress.
     """
 
     def __init__(
-        self, *, id: str, key: str, kind: str, target: str, principal: str, request: Any, save: Save, publish: Publish
+        self, *, id: str, key: str, kind: str, target: str, caller: Caller, request: Any, save: Save, publish: Publish
     ) -> None:
-        self.id, self.key, self.principal = id, key, principal
+        self.id, self.key = id, key
+        # Of the caller no more than what is known after a crash as well.
+        self.caller = Caller(principal=caller.principal, role=caller.role)
         self.kind, self.target, self.request = kind, target, request
         self.state = OperationState.PENDING
         self.step_name = ""
@@ -48,6 +52,11 @@ class ActiveOperation:
         self.cancel_asked = False
         self._save, self._publish = save, publish
         self._published_at = 0.0
+
+    @property
+    def principal(self) -> str:
+        """Who began it, and owns what it makes."""
+        return self.caller.principal
 
     async def step(self, name: str, **notes: Any) -> None:
         """Write down that the work has come to the step `name`; what was done before is durable when this returns."""

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller, Limits, account_of
+from ...protocols.access import LOCAL, Caller, Limits, Role, account_of
 from ...protocols.errors import (
     DeadlineExceeded,
     ErrorBody,
@@ -41,7 +41,7 @@ from .former_requests import convert_former_request
 from .keys import plain_key, scoped_key
 from .operation import JournalledOperation, Release
 from .pace import Pace
-from .store import JournalStore, Row
+from .store import ROLE, JournalStore, Row
 
 log = structlog.get_logger(__name__)
 
@@ -114,7 +114,7 @@ class Journal:
         if len(self._active) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
         active = self._make(
-            kind, uuid.uuid4().hex, key=key, target=kind.target(request), principal=caller.principal, request=request
+            kind, uuid.uuid4().hex, key=key, target=kind.target(request), caller=caller, request=request
         )
         release = await self._admit(kind, active, caller, caller.limits)
         self._launch(kind, active, release)
@@ -252,9 +252,10 @@ class Journal:
             if kind is None or request is None:
                 log.warning("an operation of another version is left alone", operation=row.id, kind=row.kind)
                 continue
-            active = self._make(kind, row.id, key=row.key, target=row.target, principal=row.principal, request=request)
-            active.step_name, active.created_at = row.step, row.created_at
-            active.notes = msgspec.msgpack.decode(row.notes)
+            notes = msgspec.msgpack.decode(row.notes)
+            caller = _former_caller(row.principal, notes.pop(ROLE, None))
+            active = self._make(kind, row.id, key=row.key, target=row.target, caller=caller, request=request)
+            active.step_name, active.created_at, active.notes = row.step, row.created_at, notes
             active.error = _decode(row.error, ErrorBody)
             log.info("an operation goes on", operation=row.id, kind=row.kind, target=row.target, step=row.step)
             self._pace.begin(row.principal, Limits(), time.monotonic())
@@ -347,6 +348,12 @@ def _outcome(operation: Operation) -> Any:
     if operation.error is None:
         raise Unavailable("the node stopped while the operation was under way; it goes on when the node is back")
     raise TwinshareError.from_wire(operation.error)
+
+
+def _former_caller(principal: str, role: Any) -> Caller:
+    """Return who began an operation before a restart. Rows of the first version have no role: only `local` is admin."""
+    known = role if role in list(Role) else Role.ADMIN if principal == LOCAL else Role.OPERATOR
+    return Caller(principal=principal, role=Role(known))
 
 
 def _decode(data: bytes | None, kind: Any) -> Any:

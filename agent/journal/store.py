@@ -15,6 +15,8 @@ from .active import ActiveOperation
 KEPT = 10_000
 """Operations that are remembered; of the others only those that have not ended."""
 LISTED = 1000
+ROLE = "role"
+"""The note that every row has: the role of the caller when the operation was admitted."""
 
 _COLUMNS = "id, key, kind, target, principal, request, state, step, notes, result, error, created_at, updated_at"
 _INSERT = f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
@@ -94,7 +96,7 @@ def _row(active: ActiveOperation) -> Row:
         request=pack(active.request),
         state=str(active.state),
         step=active.step_name,
-        notes=pack(active.notes),
+        notes=pack({**active.notes, ROLE: active.caller.role}),
         result=pack(active.result) if active.state is OperationState.DONE else None,
         error=pack(active.error) if active.error else None,
         created_at=active.created_at,

@@ -24,7 +24,7 @@ from ...protocols.table import methods
 from ...protocols.tunnel import encode
 from ..images.peer_pull import Source, pull_from_peers
 from ..images.peer_serve import SharedDisk, open_disk, serve_chunks
-from ..images.port import Report
+from ..images.port import ImportRequest, Origin, Report
 from ..images.store import DiskImageStore
 from ..images.tag_index import parse_new_name
 from ..p2p.host import PathKind, PeerId, Stream
@@ -61,10 +61,10 @@ class FleetImages:
         """Whether a member that can be reached now has the image. Raises: InvalidRequest."""
         return await self._find(ref) is not None
 
-    async def fetch(self, ref: str, name: str, report: Report) -> Image | None:
+    async def fetch(self, ref: str, name: str, report: Report, caller: Caller) -> Image | None:
         """Fetch the image that members call `ref`, from all that have it; it is called `name` here, else as there.
 
-        None when no member has it.
+        It is `caller`'s. None when no member has it.
         Raises: PeerUnreachable, PeerMisbehaved and what peers say, when it cannot be brought; InsufficientResources.
         """
         offer = await self._find(ref)
@@ -72,8 +72,8 @@ class FleetImages:
             return None
         sources = [self._source(peer) for peer in offer.peers]
         wanted = parse_new_name(name) if name else self._name(parse_reference(ref), offer.image)
-        labels = offer.image.labels
-        return await pull_from_peers(self.store, wanted, offer.image.digest, sources, labels=labels, report=report)
+        request = ImportRequest(wanted, Origin(labels=offer.image.labels, caller=caller), report)
+        return await pull_from_peers(self.store, offer.image.digest, sources, request)
 
     def _source(self, peer: PeerId) -> Source:
         async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:

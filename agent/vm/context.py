@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from ...protocols.access import Caller
-from ...protocols.errors import Forbidden, HypervisorDown, VmNotFound, WrongState
+from ...protocols.errors import HypervisorDown, VmNotFound, WrongState
 from ...protocols.vm import Vm, VmStatus
 from ..config import HypervisorConfig
 from ..hypervisor.port import Hypervisor
@@ -56,11 +56,7 @@ class VmContext:
     def owned(self, caller: Caller, vm: str) -> Record:
         """A VM that the caller may change. Raises: VmNotFound, Forbidden, HypervisorDown."""
         record = self.inventory.find(vm)
-        if not caller.may_change(record.metadata.owner):
-            raise Forbidden(
-                f"VM '{record.domain.name}' belongs to {record.metadata.owner}; this needs the role admin",
-                role_needed="admin",
-            )
+        caller.require_ownership(record.metadata.owner, f"VM '{record.domain.name}'")
         self.require_hypervisor()
         return record
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from ...protocols.access import Caller
 from ...protocols.errors import (
     Forbidden,
     ImageDamaged,
@@ -41,8 +42,8 @@ class Fleet(Protocol):
         """Whether a peer that can be reached has the image. Raises: InvalidRequest."""
         ...
 
-    async def fetch(self, ref: str, name: str, report: Report) -> Image | None:
-        """Fetch it from those that have it, to be called `name` or as there; None when nobody has it."""
+    async def fetch(self, ref: str, name: str, report: Report, caller: Caller) -> Image | None:
+        """Fetch it for `caller` from those that have it, to be called `name` or as there; None when nobody has it."""
         ...
 
 
@@ -78,35 +79,36 @@ class ImageResolver:
     async def _known(self, ref: str) -> bool:
         return self.exchange.knows(ref) or await self._fleet.has(ref)
 
-    async def pull(self, asked: PullRequest, report: Report) -> Image:
+    async def pull(self, asked: PullRequest, report: Report, caller: Caller) -> Image:
         """Fetch an image: from the fleet if it has no registry in its name and is not here, else from where it is from.
 
-        Raises: ImageNotFound, RegistryFailed, InsufficientResources, InvalidRequest, and what peers say.
+        Raises: ImageNotFound, RegistryFailed, InsufficientResources, InvalidRequest, what peers say, and Forbidden when
+        its name stands for another image of another owner.
         """
         ref = asked.image
         plain = not asked.sha256 and "://" not in ref and parse_reference(ref).registry == LOCAL
         # One that is here is asked for to be brought up to date: by whoever publishes it, if anybody does.
         if plain and not (self.exchange.knows(ref) and await self._is_here(asked.name or ref)):
-            return await self._fetch(ref, asked.name, report)
-        return await self.exchange.pull_image(ref, report=report, name=asked.name, sha256=asked.sha256)
+            return await self._fetch(ref, asked.name, report, caller)
+        return await self.exchange.pull_image(ref, report=report, name=asked.name, sha256=asked.sha256, caller=caller)
 
     async def _is_here(self, ref: str) -> bool:
         with suppress(ImageNotFound):
             return not (await self.exchange.find_image(ref)).damaged
         return False
 
-    async def _fetch(self, ref: str, name: str, report: Report) -> Image:
+    async def _fetch(self, ref: str, name: str, report: Report, caller: Caller) -> Image:
         """From the fleet, else from the catalogue or a registry."""
         try:
-            image = await self._fleet.fetch(ref, name, report)
+            image = await self._fleet.fetch(ref, name, report, caller)
         except (PeerUnreachable, PeerMisbehaved, Forbidden, NotFound, Unavailable, Unsupported) as error:
             if not self.exchange.knows(ref):
                 raise
             log.warning("the fleet cannot give an image", image=ref, why=error.message)
             image = None
-        return image or await self.exchange.pull_image(ref, report=report, name=name)
+        return image or await self.exchange.pull_image(ref, report=report, name=name, caller=caller)
 
-    async def ensure(self, spec: VmSpec, report: Report) -> Image:
+    async def ensure(self, spec: VmSpec, report: Report, caller: Caller) -> Image:
         """The image of a VM that is being made, fetched if it is not here, and reserved for the VM.
 
         Raises: ImageNotFound, RegistryFailed, InsufficientResources, InvalidRequest when the VM's disk is too small.
@@ -114,7 +116,7 @@ class ImageResolver:
         for _ in range(ATTEMPTS):
             image = await self.find(spec.image)
             if image is None:
-                image = await self._fetch(spec.image, "", report)
+                image = await self._fetch(spec.image, "", report, caller)
                 self._events.publish(ImageAdded.of(image))
             self.reserved[spec.name] = image.digest
             check_disk_size(spec, image)

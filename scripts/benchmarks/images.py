@@ -23,12 +23,13 @@ from tests.images.registry.servers import Settings, docker_registry
 from tests.images.stores import disk_store
 from twinshare.agent.images.contract import quiet
 from twinshare.agent.images.index import index_file
+from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
 from twinshare.agent.images.registry.manifest import Descriptor, Manifest
 from twinshare.agent.images.registry.packs import Packer
 from twinshare.agent.images.registry.pull import pull_chunks
 from twinshare.agent.images.registry.push import push_image
-from twinshare.agent.images.store import DiskImageStore, ImportRequest, Origin
+from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
 from twinshare.protocols.reference import parse_reference

@@ -12,6 +12,7 @@ import trio
 from twinshare.agent import backends
 from twinshare.agent.images.memory import MemoryImageExchange
 from twinshare.agent.images.port import Report
+from twinshare.protocols.access import LOCAL_ADMIN, Caller
 from twinshare.protocols.errors import TwinshareError
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
@@ -39,7 +40,9 @@ class SlowExchange(MemoryImageExchange):
         store.contents_of = lambda digest: store.base_path(digest).read_bytes()
         self._there = remote
 
-    async def pull_image(self, ref: str, *, report: Report, name: str = "", sha256: str = "") -> Image:
+    async def pull_image(
+        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+    ) -> Image:
         there = self._there
         there.pulls += 1
         report(Progress(done=1, total=2, unit="bytes", message="fetching"))
@@ -47,7 +50,7 @@ class SlowExchange(MemoryImageExchange):
         await there.opened.wait()
         if there.failure is not None:
             raise there.failure
-        return await super().pull_image(ref, report=report, name=name, sha256=sha256)
+        return await super().pull_image(ref, report=report, name=name, sha256=sha256, caller=caller)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Remote:

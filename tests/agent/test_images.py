@@ -13,6 +13,7 @@ from tests.agent.nodes import images_of
 from tests.images.stores import run_tool
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.images.memory import MemoryImageExchange
+from twinshare.agent.images.port import Origin
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
@@ -132,7 +133,7 @@ async def test_prune_takes_nothing_from_under_a_vm(tmp_path: Path) -> None:
         await vms.create_vm(spec())
         before = (await images.get_image("disk")).digest
         for seed in (2, 3, 4):
-            await node.images.add("free", pieces(raw_disk(seed)), lambda _progress: None, source="test", replace=True)
+            await node.images.add("free", pieces(raw_disk(seed)), lambda _progress: None, Origin("test"), replace=True)
         would = await images.prune_images(dry_run=True)
         assert (len(would.images), would.dry_run, would.freed > 0) == (2, True, True)
         assert len(await images.list_images()) == 4

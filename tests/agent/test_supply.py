@@ -10,6 +10,7 @@ import trio
 
 from tests.agent.nodes import images_of
 from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.port import Origin
 from twinshare.agent.node import Node
 from twinshare.protocols.errors import (
     ImageNotFound,
@@ -152,4 +153,4 @@ async def test_a_node_that_stops_in_a_fetch_goes_on_with_it(remote: Remote, tmp_
         done = await node.operations.wait((await creation(node)).id, 5)
         assert done.state is OperationState.DONE
         assert [vm.name for vm in await vms.list_vms()] == ["one"]
-        await node.images.add("other", pieces(raw_disk(9)), lambda _progress: None, source="test")
+        await node.images.add("other", pieces(raw_disk(9)), lambda _progress: None, Origin("test"))

@@ -16,7 +16,8 @@ from tests.images.test_store import dying_at
 from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.partial import Partial
-from twinshare.agent.images.store import DiskImageStore, ImportRequest, Origin
+from twinshare.agent.images.port import ImportRequest, Origin
+from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import ImageDamaged
 from twinshare.protocols.image import Fault, ImageCheck
 from twinshare.protocols.operation import Progress

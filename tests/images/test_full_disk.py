@@ -22,7 +22,7 @@ from tests.images.test_store import as_qcow2
 from tests.mounts import fill, free, mounted, needs_mounts
 from twinshare.agent.images.contract import nobody, pieces, quiet
 from twinshare.agent.images.exchange import DiskImageExchange
-from twinshare.agent.images.port import Overlay
+from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import Repository, open_registry_client
 from twinshare.agent.images.store import DiskImageStore
@@ -112,7 +112,7 @@ async def capture(place: Place) -> Any:
         await place.store.make_overlay(base, overlay, 8 * MIB)
         argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 4M 3M", str(overlay)]
         await trio.run_process(argv, capture_stdout=True)
-    return await place.store.add_disk("new", Overlay(overlay, base), 8 * MIB, report=quiet, source="a VM")
+    return await place.store.add_disk("new", Overlay(overlay, base), 8 * MIB, report=quiet, origin=Origin("a VM"))
 
 
 async def send(place: Place) -> Any:

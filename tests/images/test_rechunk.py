@@ -19,7 +19,7 @@ from twinshare.agent.images import chunker, rechunk
 from twinshare.agent.images.chunker import BLOCK, MAX_CHUNK
 from twinshare.agent.images.contract import pieces, quiet
 from twinshare.agent.images.index import ChunkIndex, index_bytes
-from twinshare.agent.images.port import Overlay
+from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.rechunk import index_like
 
 MIB = 1 << 20
@@ -143,7 +143,9 @@ async def test_an_image_of_a_vm_is_the_same_by_whatever_way(tmp_path: Path, monk
             "write -P 9 9M 64k",
         ]
         await trio.run_process([*argv, str(overlay)], capture_stdout=True)
-        made = await store.add_disk("made", Overlay(overlay, base.digest), 16 * MIB, report=quiet, source="a VM")
+        made = await store.add_disk(
+            "made", Overlay(overlay, base.digest), 16 * MIB, report=quiet, origin=Origin("a VM")
+        )
         expected = bytearray(disk.ljust(16 * MIB, b"\0"))
         expected[MIB : MIB + 102400] = b"\7" * 102400
         expected[3 * MIB : 3 * MIB + 65536] = bytes(65536)
@@ -154,6 +156,8 @@ async def test_an_image_of_a_vm_is_the_same_by_whatever_way(tmp_path: Path, monk
         # Without the base's index, or with another in its place, it takes longer and is the same.
         for content in (b"", index_bytes(bytes(expected)).encode()):
             store.repository.index_path(base.digest).write_bytes(content)
-            again = await store.add_disk("again", Overlay(overlay, base.digest), 16 * MIB, report=quiet, source="a VM")
+            again = await store.add_disk(
+                "again", Overlay(overlay, base.digest), 16 * MIB, report=quiet, origin=Origin("a VM")
+            )
             assert again.digest == made.digest
         assert len(compared) == 1

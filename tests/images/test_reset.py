@@ -16,7 +16,7 @@ from tests.images.stores import disk_store
 from twinshare.agent.images import reset
 from twinshare.agent.images.contract import pieces, quiet
 from twinshare.agent.images.partitions import parts_of
-from twinshare.agent.images.port import Overlay
+from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import InvalidRequest, Unsupported
 from twinshare.protocols.image import Image
@@ -117,7 +117,9 @@ async def capture(store: DiskImageStore, folder: Path, disk: Path, name: str, *,
     base = await store.add_image("base", pieces(content), report=quiet, replace=True)
     overlay = folder / f"{name}.qcow2"
     await store.make_overlay(base.digest, overlay, base.size)
-    return await store.add_disk(name, Overlay(overlay, base.digest), base.size, report=quiet, source="VM", reset=reset)
+    return await store.add_disk(
+        name, Overlay(overlay, base.digest), base.size, report=quiet, origin=Origin("VM"), reset=reset
+    )
 
 
 def cut_out(disk: Path, offset: int, target: Path) -> Path:
@@ -255,7 +257,9 @@ async def test_without_the_tools_nothing_is_begun(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(reset, "_PATH", str(tmp_path))
     async with disk_store(tmp_path / "images") as store:
         with pytest.raises(Unsupported, match="e2fsprogs"):
-            await store.add_disk("x", Overlay(tmp_path / "no", "blake3:0"), MIB, report=quiet, source="VM", reset=True)
+            await store.add_disk(
+                "x", Overlay(tmp_path / "no", "blake3:0"), MIB, report=quiet, origin=Origin("VM"), reset=True
+            )
 
 
 async def test_a_table_of_lies_is_read_to_its_end(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.images.stores import disk_store
 from twinshare.agent.database import Database
 from twinshare.agent.images.contract import nobody, pieces, qcow2_disk, quiet, raw_disk
 from twinshare.agent.images.index import ChunkIndex, index_bytes
+from twinshare.agent.images.port import Origin
 from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import ImageDamaged, InsufficientResources, InvalidRequest, TwinshareError
 
@@ -137,7 +138,7 @@ async def test_a_qcow2_that_stands_for_too_much_is_refused_before_it_fills_the_d
 
 async def test_images_are_there_after_a_restart(tmp_path: Path) -> None:
     async with disk_store(tmp_path / "images") as store:
-        await store.add_image("one", pieces(raw_disk(1)), report=quiet, source="here")
+        await store.add_image("one", pieces(raw_disk(1)), report=quiet, origin=Origin("here"))
         await store.add_image("ghcr.io/org/one:v1", pieces(raw_disk(1)), report=quiet)
         await store.add_image("two", pieces(raw_disk(2)), report=quiet)
         await store.add_image("two", pieces(raw_disk(3)), report=quiet, replace=True)

@@ -38,7 +38,9 @@ from twinshare.protocols.table import all_methods
 TABLE = all_methods(SERVICES)
 
 
-async def call(node: Node, name: str, peer: str | None = None, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
+async def call(
+    node: Node, name: str, /, peer: str | None = None, caller: Caller = LOCAL_ADMIN, **arguments: Any
+) -> Any:
     return await node.call(caller, TABLE[name], arguments, peer)
 
 

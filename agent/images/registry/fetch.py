@@ -14,8 +14,8 @@ from ....protocols.image import Image
 from ....protocols.operation import Progress
 from ...files import discard, full_disk_named
 from ..parallel import each
-from ..port import Report
-from ..store import DiskImageStore, ImportRequest
+from ..port import ImportRequest, Report
+from ..store import DiskImageStore
 from .blob_cache import Wanted, cache_blob
 from .client import Found, RegistryClient, Repository
 from .foreign import disk_of_container, joined, placed

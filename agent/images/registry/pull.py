@@ -15,8 +15,8 @@ from ....protocols.operation import Progress
 from ..index import BadIndexError
 from ..parallel import each
 from ..partial import Partial
-from ..port import Report
-from ..store import DiskImageStore, ImportRequest
+from ..port import ImportRequest, Report
+from ..store import DiskImageStore
 from .client import Found, RegistryClient, Repository
 from .manifest import Descriptor, twinshare_layers
 from .packs import MAX_INDEX, Layout, decode_layout, unpack_chunk

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from ....protocols.image import Image
 from ....protocols.reference import Reference
 from ..parallel import Turns
-from ..port import Report
+from ..port import ImportRequest, Report
 from ..settings import RegistrySettings
-from ..store import DiskImageStore, ImportRequest, Origin
+from ..store import DiskImageStore
 from .client import RegistryClient, Repository, open_registry_client
 from .fetch import pull_foreign, pull_url
 from .http_client import Request
@@ -33,29 +34,24 @@ class Remote:
         _, content = await self._client.web.fetch(Request("GET", url), limit)
         return content
 
-    async def pull_url(
-        self, url: str, digest: tuple[str, str], name: Reference, labels: Mapping[str, str], report: Report
-    ) -> Image:
+    async def pull_url(self, url: str, digest: tuple[str, str], request: ImportRequest) -> Image:
         """The disk at `url`, which must hash to the algorithm's `digest`. Raises: ImageNotFound."""
-        origin = Origin(url, ":".join(digest), labels)
-        async with self._turns.take(origin.manifest):
-            known = await self._known(origin.manifest, name)
-            request = ImportRequest(name, origin, report)
+        request = _from(request, url, ":".join(digest))
+        async with self._turns.take(request.origin.manifest):
+            known = await self._known(request)
             return known or await pull_url(self._store, self._client, url, digest, request)
 
-    async def pull_reference(
-        self, reference: Reference, name: Reference, labels: Mapping[str, str], report: Report
-    ) -> Image:
+    async def pull_reference(self, reference: Reference, request: ImportRequest) -> Image:
         """The image of that name or digest at its registry. Raises: ImageNotFound, InvalidRequest if it is no disk."""
         repository = Repository.of(reference.registry, reference.name)
         found = await self._client.manifest(repository, reference.digest or reference.tag)
-        origin = Origin(str(reference), found.digest, labels)
+        request = _from(request, str(reference), found.digest)
         async with self._turns.take(found.digest):
-            known = await self._known(found.digest, name)
+            known = await self._known(request)
             if known is not None:
                 return known
             pull = pull_chunks if kind_of(found.manifest) is Kind.TWINSHARE else pull_foreign
-            return await pull(self._store, self._client, repository, found, ImportRequest(name, origin, report))
+            return await pull(self._store, self._client, repository, found, request)
 
     async def push(self, image: Image, target: Reference, report: Report) -> str:
         """Send an image; the digest of its manifest. Raises: ImageDamaged."""
@@ -65,10 +61,17 @@ class Remote:
         """Ask for something that is not there, as one who may write."""
         await self._client.has_blob(Repository.of(target.registry, target.name), _NOWHERE)
 
-    async def _known(self, manifest: str, name: Reference) -> Image | None:
-        """The image if it was fetched before, under its name from now on."""
-        digest = self._store.repository.tags.of_manifest(manifest)
-        return await self._store.repository.rename(name, digest, manifest, replace=True) if digest else None
+    async def _known(self, request: ImportRequest) -> Image | None:
+        """The image if it was fetched before, under its name from now on. Raises: Forbidden."""
+        tags, origin = self._store.repository.tags, request.origin
+        if digest := tags.of_manifest(origin.manifest):
+            return await self._store.repository.rename(request.name, digest, origin)
+        tags.require_movable(request.name, origin.caller)
+        return None
+
+
+def _from(request: ImportRequest, source: str, manifest: str) -> ImportRequest:
+    return replace(request, origin=replace(request.origin, source=source, manifest=manifest))
 
 
 @asynccontextmanager

@@ -107,7 +107,7 @@ class CreateVm(VmOperation):
         async with vms.locked(id, self.shown_as, _view(id, spec, metadata, active.notes["accelerator"])):
             if not metadata.digest:
                 await active.step("image")
-                image = await vms.resolver.ensure(spec, active.report)
+                image = await vms.resolver.ensure(spec, active.report, active.caller)
                 metadata = msgspec.structs.replace(metadata, digest=image.digest)
             await self._make_files(active, id, metadata)
             await active.step("define")

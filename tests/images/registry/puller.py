@@ -16,10 +16,10 @@ import trio
 
 from tests.images.registry.servers import Settings
 from tests.images.stores import disk_store
+from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
 from twinshare.agent.images.registry.manifest import Descriptor
 from twinshare.agent.images.registry.pull import pull_chunks
-from twinshare.agent.images.store import ImportRequest, Origin
 from twinshare.protocols.operation import Progress
 from twinshare.protocols.reference import parse_reference
 

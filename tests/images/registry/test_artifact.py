@@ -17,12 +17,13 @@ import trio
 from tests.images.registry.servers import Settings, docker_registry, needs_registry, needs_skopeo, no_pause
 from tests.images.stores import disk_store
 from twinshare.agent.images.contract import nobody, pieces, quiet
+from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
 from twinshare.agent.images.registry.manifest import MANIFEST, Descriptor
 from twinshare.agent.images.registry.pull import pull_chunks
 from twinshare.agent.images.registry.push import push_image
-from twinshare.agent.images.store import DiskImageStore, ImportRequest, Origin
+from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import ImageNotFound, InsufficientResources, RegistryFailed
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
@@ -125,7 +126,7 @@ async def test_nothing_is_sent_twice(tmp_path: Path) -> None:
         assert again == first
         assert "there already" in seen[-1].message
         # Another repository of the same registry is mounted from.
-        await store.repository.rename(parse_reference(f"{registry.host}/a:1"), image.digest, first, replace=True)
+        await store.repository.rename(parse_reference(f"{registry.host}/a:1"), image.digest, Origin("push", first))
         seen.clear()
         await push_image(store, client, image, parse_reference(f"{registry.host}/b:1"), seen.append)
         assert f"{seen[-1].done} bytes were there already" in seen[-1].message

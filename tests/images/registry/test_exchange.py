@@ -12,6 +12,7 @@ import random
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ from twinshare.agent.images.registry import http_policy as web_module
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.client import RegistryClient, Repository, once, open_registry_client
 from twinshare.agent.images.store import DiskImageStore
-from twinshare.protocols.errors import AddressRefused, ImageNotFound, InvalidRequest, RegistryFailed, TwinshareError
+from twinshare.protocols.access import Caller, Role
+from twinshare.protocols.errors import (
+    AddressRefused,
+    Forbidden,
+    ImageNotFound,
+    InvalidRequest,
+    RegistryFailed,
+    TwinshareError,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
 MIB = 1 << 20
@@ -295,6 +304,20 @@ async def test_a_name_of_the_catalogue(tmp_path: Path, monkeypatch: pytest.Monke
         files["/SUMS"] = b"nothing\n"
         with pytest.raises(RegistryFailed, match="do not name"):
             await exchange.pull_image("small-1", report=quiet)
+
+
+async def test_a_name_of_another_is_refused_before_the_disk_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"/d.img": random_disk(8)}
+    async with by_https(tmp_path, monkeypatch, files) as (store, exchange, _, asked):
+        await store.add_image("taken", pieces(random_disk(9)), report=quiet)
+        pull = partial(exchange.pull_image, "https://files.example/d.img", report=quiet)
+        digest, ann = hashlib.sha256(files["/d.img"]).hexdigest(), Caller(principal="token:ann", role=Role.OPERATOR)
+        with pytest.raises(Forbidden, match="'taken:latest' belongs to local"):
+            await pull(sha256=digest, name="taken", caller=ann)
+        assert asked == []
+        assert (await pull(sha256=digest, name="new", caller=ann)).owner == ann.principal
 
 
 async def test_two_pulls_of_one_address_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from tests.images.registry.certificates import elliptic
 from tests.images.registry.servers import USER, Settings, docker_registry, needs_registry
 from tests.images.registry.test_artifact import Counting, a_disk, add, node, pull, push
 from tests.images.registry.tokens import TokenServer, token_server
+from twinshare.agent.images.port import Origin
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.store import DiskImageStore
 from twinshare.protocols.errors import RegistryFailed
@@ -53,7 +54,7 @@ async def test_a_disk_goes_through_a_registry_that_wants_tokens(tmp_path: Path, 
             digest = await push(*here, "big", ref)
             got = await pull(*there, ref)
             assert (got.digest, got.manifest) == (image.digest, digest)
-            await here[0].repository.rename(parse_reference(ref), image.digest, digest, replace=True)
+            await here[0].repository.rename(parse_reference(ref), image.digest, Origin("push", digest))
         assert there[0].base_path(image.digest).read_bytes() == disk
         # One token for each repository and what is done there, not one for each of the many requests; and one for
         # both, so that the second has the packs of the first mounted.
