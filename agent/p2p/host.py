@@ -91,26 +91,6 @@ class Stream(trio.abc.HalfCloseableStream):
     def reset(self) -> None:
         """End both directions at once; the far side gets `BrokenResourceError`. No error if it is over already."""
 
-    @property
-    def room(self) -> int:
-        """Bytes that `send_nowait` takes now: none while a task is in `send_all`, nor where a stream cannot do that."""
-        return 0
-
-    def send_nowait(self, data: bytes) -> None:
-        """Send at most `room` bytes, waiting for nothing. Raises: trio.BusyResourceError when there are more."""
-        raise trio.BusyResourceError(f"there is room for {self.room} bytes, not for {len(data)}")
-
-    def on_data(self, heard: Callable[[], None]) -> None:
-        """Call `heard` when bytes arrive for a task that waits in `receive_some`, where the connection reads them.
-
-        What it takes by `try_receive` the task does not wake for. It must be quick and must not raise. A stream that
-        cannot do this never calls it.
-        """
-
-    def try_receive(self) -> bytes | bytearray:
-        """What has arrived, without waiting; nothing when nothing has, and also at the end and when it is broken."""
-        return b""
-
 
 Handler: TypeAlias = Callable[[Stream], Awaitable[None]]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 import trio
-from outcome import Error, capture
 
 from ...protocols.errors import PeerUnreachable, TwinshareError
 from ...protocols.frames import READ_SIZE
@@ -31,19 +30,11 @@ class SessionDriver:
         self._rewound = trio.lowlevel.ParkingLot()
         self._writing = False
         self._wakes_at = inf
-        self._bug: Error | None = None
 
     def flush(self) -> None:
-        """The session has something to send, or another time to keep.
-
-        What there is room for goes at once: each task between a call and the wire costs it a turn of the loop.
-        """
-        if pending := self._session.pending:
-            if pending <= self._stream.room:
-                self._stream.send_nowait(self._session.data_to_send())
-                self._drained.unpark_all()
-            else:
-                self._changed.unpark_all()
+        """The session has something to send, or another time to keep."""
+        if self._session.pending:
+            self._changed.unpark_all()
         if self._session.next_tick < self._wakes_at:
             self._rewound.unpark_all()
 
@@ -55,13 +46,10 @@ class SessionDriver:
         """Until the session is over; tells why. The stream is closed then, and also when this is cancelled."""
         try:
             with self._scope:
-                self._stream.on_data(self._hear)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_time)
-            if self._bug is not None:
-                self._bug.unwrap()
             await self._flush_last()
         finally:
             self._stream.reset()
@@ -76,14 +64,6 @@ class SessionDriver:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             self._digest(data)
-
-    def _hear(self) -> None:
-        """Read where the bytes arrive: the turn of the loop in which the reading task would wake is saved."""
-        if self._session.pending <= MAX_PENDING and (data := self._stream.try_receive()):
-            done = capture(self._digest, data)
-            if isinstance(done, Error):  # a bug of ours must not end the connection with all its streams
-                self._bug = done
-                self._scope.cancel()
 
     def _digest(self, data: bytes | bytearray) -> None:
         self._take(self._session.receive(data, trio.current_time()))

@@ -119,10 +119,7 @@ def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
 
 
 class SecureChannel:
-    """A pipe behind its handshake. Cancelling `send` leaves half a message on the wire: one task alone may call it.
-
-    `unsent` is what `send_nowait` found no room for.
-    """
+    """A pipe behind its handshake. Cancelling `send` leaves half a message on the wire: one task alone may call it."""
 
     def __init__(self, pipe: Pipe, keys: CipherKeys, held: bytes = b"") -> None:
         self._pipe = pipe
@@ -130,7 +127,6 @@ class SecureChannel:
         self._opener = Opener(keys.receiving)
         self._sealed = held  # arrived together with the last handshake message
         self._plain: bytes | bytearray = b""
-        self.unsent = b""
 
     async def receive(self) -> bytes | bytearray:
         """Some plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
@@ -153,19 +149,8 @@ class SecureChannel:
         self._plain = plain + bytes(self._plain)
 
     async def send(self, data: bytes) -> None:
-        """What is unsent, then `data`. Raises: PipeBroken."""
-        sealed = self._sealer.seal(data) if data else b""
-        if self.unsent:
-            sealed, self.unsent = self.unsent + sealed, b""
-        await self._pipe.send(sealed)
-
-    def send_nowait(self, data: bytes) -> None:
-        """Send as much of it as the pipe takes without waiting; the next `send`, of nothing too, sends the rest.
-
-        Never while a `send` is under way.
-        """
-        sealed = self.unsent + self._sealer.seal(data)
-        self.unsent = bytes(sealed[self._pipe.send_nowait(sealed) :])
+        """Send all of `data`, which is not empty. Raises: PipeBroken."""
+        await self._pipe.send(self._sealer.seal(data))
 
     def close(self) -> None:
         self._pipe.close()

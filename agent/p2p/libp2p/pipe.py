@@ -5,7 +5,6 @@ A write that moves nothing for `write_timeout` seconds breaks the pipe: a peer t
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Final, Protocol
 
@@ -28,13 +27,6 @@ class Pipe(Protocol):
 
     async def send(self, data: bytes | bytearray) -> None:
         """Write all of it. When it is cancelled a part may have been written: close the pipe. Raises: PipeBroken."""
-        ...
-
-    def send_nowait(self, data: bytes | bytearray) -> int:
-        """Write what there is room for, waiting for nothing, and say how many bytes; never amid a `send`.
-
-        It does not tell that the pipe is broken: the next `send` will.
-        """
         ...
 
     def close(self) -> None:
@@ -75,12 +67,6 @@ class SocketPipe:
                         raise PipeBroken(f"the peer took nothing for {self._write_timeout:g} s")
         except (OSError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the connection broke: {error}") from error
-
-    def send_nowait(self, data: bytes | bytearray) -> int:
-        try:
-            return os.write(self._socket.fileno(), data)
-        except OSError:
-            return 0
 
     def close(self) -> None:
         self._socket.close()

@@ -38,9 +38,6 @@ class _MemoryPipe:
     async def send(self, data: bytes | bytearray) -> None:
         await self._out.send(bytes(data))
 
-    def send_nowait(self, data: bytes | bytearray) -> int:
-        return 0
-
     def close(self) -> None:
         self._out.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -23,11 +23,7 @@ class MemoryChannel:
     """
 
     stream: trio.StapledStream[MemorySendStream, MemoryReceiveStream]
-    there: MemoryReceiveStream
     hold: trio.Event | None = None
-    takes: Callable[[int], int] = lambda size: size
-    unsent: bytes = b""
-    gone: int = 0
 
     async def receive(self) -> bytes:
         try:
@@ -38,19 +34,10 @@ class MemoryChannel:
     async def send(self, data: bytes | bytearray) -> None:
         if self.hold is not None:
             await self.hold.wait()
-        data, self.unsent = self.unsent + data, b""
         try:
             await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken("the pipe is closed") from error
-
-    def send_nowait(self, data: bytes) -> None:
-        data = self.unsent + data
-        size = 0 if self.hold is not None else self.takes(len(data))
-        if size:
-            self.there.put_data(data[:size])
-        self.unsent = data[size:]
-        self.gone += size
 
     def close(self) -> None:
         self.stream.send_stream.close()
@@ -59,7 +46,7 @@ class MemoryChannel:
 
 def memory_channels() -> tuple[MemoryChannel, MemoryChannel]:
     one, other = memory_stream_pair()
-    return MemoryChannel(one, other.receive_stream), MemoryChannel(other, one.receive_stream)
+    return MemoryChannel(one), MemoryChannel(other)
 
 
 @dataclass(eq=False)

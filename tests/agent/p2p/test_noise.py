@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
@@ -77,11 +76,8 @@ def test_random_bytes_are_refused_or_waited_for(chunks: list[bytes]) -> None:
 
 
 class _Scripted:
-    """`room`: the bytes that it takes without waiting, each time."""
-
     def __init__(self, *chunks: bytes) -> None:
         self.chunks = list(chunks)
-        self.room: list[int] = []
         self.sent = b""
 
     async def receive(self) -> bytes:
@@ -89,11 +85,6 @@ class _Scripted:
 
     async def send(self, data: bytes | bytearray) -> None:
         self.sent += data
-
-    def send_nowait(self, data: bytes | bytearray) -> int:
-        size = min(self.room.pop(0), len(data))
-        self.sent += data[:size]
-        return size
 
     def close(self) -> None: ...
 
@@ -111,22 +102,3 @@ async def test_bytes_that_came_with_the_handshake_are_opened_first() -> None:
     channel = SecureChannel(_Scripted(wire[3:]), CipherKeys(KEY, KEY), wire[:3])
     assert await channel.receive() == b"hello"
     assert await channel.receive() == b""
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.binary(max_size=200), st.none() | st.integers(0, 300)), max_size=20))
-def test_what_goes_at_once_and_what_waits_keep_their_order(said: list[tuple[bytes, int | None]]) -> None:
-    async def main() -> bytes:
-        pipe = _Scripted()
-        channel = SecureChannel(pipe, CipherKeys(KEY, KEY))
-        for data, room in said:
-            if room is None:
-                await channel.send(data)
-                assert not channel.unsent
-            else:
-                pipe.room = [room]
-                channel.send_nowait(data)
-        await channel.send(b"")
-        return pipe.sent
-
-    assert Opener(KEY).open(trio.run(main)) == b"".join(data for data, _ in said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -57,47 +56,13 @@ async def test_a_far_side_that_takes_a_little_at_a_time_does_not() -> None:
         assert trio.current_time() - started > 2 * PATIENCE
 
 
-async def test_what_goes_at_once_is_what_there_is_room_for() -> None:
-    async with sockets() as (pipe, far):
-        gone = 0
-        with trio.fail_after(5):
-            while size := pipe.send_nowait(MUCH):
-                gone += size
-            assert gone < len(MUCH)
-            got = 0
-            while got < gone:
-                got += len(await far.recv(1 << 20))
-            assert pipe.send_nowait(b"more") == 4
-            assert await far.recv(10) == b"more"
-        pipe.close()
-        assert pipe.send_nowait(b"gone") == 0
-
-
-async def test_a_broken_pipe_is_told_by_the_next_send() -> None:
-    async with sockets() as (pipe, far):
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        far.close()
-        with pytest.raises(PipeBroken), trio.fail_after(5):
-            await pipe.receive()
-        assert pipe.send_nowait(b"x") == 0
-        with pytest.raises(PipeBroken), trio.fail_after(5):
-            await pipe.send(b"x")
-
-
 class Stuck:
     """A relay's stream that takes nothing."""
 
     peer_id = "relay"
 
-    def __init__(self) -> None:
-        self.room = 0
-        self.sent = b""
-
     async def send_all(self, data: object) -> None:
         await trio.sleep_forever()
-
-    def send_nowait(self, data: bytes) -> None:
-        self.sent += data
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         return b""
@@ -123,12 +88,3 @@ async def test_a_cut_is_told_to_whoever_waits() -> None:
         far.close()
         with trio.fail_after(5), pytest.raises(PipeBroken):
             await pour(pipe)
-
-
-def test_a_relay_takes_at_once_what_its_stream_has_room_for() -> None:
-    stream = Stuck()
-    pipe: Pipe = StreamPipe(stream, b"", 15.0)  # type: ignore[arg-type]  # of a stream what is asked
-    assert pipe.send_nowait(b"nothing") == 0
-    stream.room = 4
-    assert pipe.send_nowait(b"four and more") == 4
-    assert stream.sent == b"four"

@@ -55,113 +55,6 @@ async def test_a_connection_knows_its_own_streams_and_its_end(autojump_clock: tr
             await near.send_all(b"x")
 
 
-async def test_what_there_is_room_for_goes_without_waiting(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair() as pair:
-        near, far = await pair.streams()
-        assert 1000 < near.room <= INITIAL_WINDOW
-        near.send_nowait(b"now")
-        assert await far.receive_some() == b"now"
-        with pytest.raises(trio.BusyResourceError):
-            near.send_nowait(bytes(near.room + 1))
-        with near._sending:
-            assert near.room == 0, "another task is in the middle of its bytes"
-        await clog(near)
-        assert near.room == 0
-        far.reset()
-        await trio.testing.wait_all_tasks_blocked()
-        assert near.room == 0
-        with pytest.raises(trio.BusyResourceError):
-            near.send_nowait(b"x")
-
-
-async def test_while_the_writer_rests_it_leaves_in_the_same_turn(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair() as pair:
-        near, far = await pair.streams()
-        await trio.testing.wait_all_tasks_blocked()
-        near.send_nowait(b"one")
-        gone = pair.near_channel.gone
-        assert gone == 12 + 3
-        near.send_nowait(b"two")
-        assert pair.near_channel.gone == gone, "what more is said in the same turn goes in one write"
-        assert await far.receive_some() == b"one"
-        assert await far.receive_some() == b"two"
-
-
-async def test_what_does_not_fit_is_finished_by_the_writer(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair() as pair:
-        near, far = await pair.streams()
-        pair.near_channel.takes = lambda size: size - 1
-        near.send_nowait(b"alone")
-        assert pair.near_channel.unsent
-        with trio.fail_after(1):
-            assert await far.receive_some() + await far.receive_some() == b"alone"
-
-
-async def test_what_is_heard_and_what_is_received_is_one_stream(autojump_clock: trio.testing.MockClock) -> None:
-    ways = [await talk_both_ways(random.Random(seed)) for seed in range(10)]
-    assert set().union(*ways) == {"heard", "received"}
-
-
-async def talk_both_ways(rng: random.Random) -> set[str]:
-    """In which ways the bytes came; each time it is drawn whether what arrives is heard or left to the reader."""
-    got, ways, said = bytearray(), set[str](), rng.randbytes(200_000)
-
-    def hear() -> None:
-        if rng.random() < 0.5:
-            data = far.try_receive()
-            assert data
-            got.extend(data)
-            ways.add("heard")
-
-    async with open_pair() as pair:
-        near, far = await pair.streams()
-        far.on_data(hear)
-
-        async def speak() -> None:
-            at = 0
-            while at < len(said):
-                size = rng.choice([1, 100, 30_000])
-                await near.send_all(said[at : at + size])
-                at += size
-                await trio.sleep(rng.choice([0, 0, 1]))
-            await near.send_eof()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(speak)
-            while data := await far.receive_some(rng.choice([10, 5_000, None])):
-                got.extend(data)
-                ways.add("received")
-                await trio.sleep(rng.choice([0, 0, 1]))
-                got.extend(far.try_receive())
-    assert bytes(got) == said
-    return ways
-
-
-async def test_only_bytes_for_a_waiting_task_are_heard(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_pair() as pair:
-        near, far = await pair.streams()
-        heard: list[bytes | bytearray] = []
-        far.on_data(lambda: heard.append(far.try_receive()))
-        await near.send_all(b"nobody waits")
-        await trio.testing.wait_all_tasks_blocked()
-        assert heard == []
-        assert await far.receive_some() == b"nobody waits"
-        async with trio.open_nursery() as nursery:
-
-            async def wait() -> None:
-                with pytest.raises(trio.BrokenResourceError):
-                    await far.receive_some()
-
-            nursery.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
-            await near.send_all(b"one waits")
-            await trio.testing.wait_all_tasks_blocked()
-            assert heard == [b"one waits"]
-            near.reset()
-        assert heard == [b"one waits"]
-        assert far.try_receive() == b""
-
-
 async def echo(stream: YamuxStream) -> None:
     with suppress(trio.BrokenResourceError):
         while data := await stream.receive_some(65536):
@@ -180,9 +73,7 @@ async def exchange(pair: ConnectionPair, data: bytes) -> bytes:
     got = bytearray()
     try:
         async with trio.open_nursery() as nursery:
-            begun = data[: min(len(data) // 2, stream.room)]
-            stream.send_nowait(begun)
-            nursery.start_soon(stream.send_all, data[len(begun) :])
+            nursery.start_soon(stream.send_all, data)
             while len(got) < len(data):
                 got += await stream.receive_some(65536)
     except BaseException:
@@ -211,7 +102,6 @@ async def test_random_cancellations_leave_the_connection_whole(autojump_clock: t
             cancelled += scope.cancelled_caught
 
     async with open_pair() as pair, trio.open_nursery() as nursery:
-        pair.near_channel.takes = lambda size: rng.choice([0, 1, size // 2, size])
         nursery.start_soon(serve_echo, pair, nursery)
         async with trio.open_nursery() as workers:
             for _ in range(12):
@@ -222,7 +112,6 @@ async def test_random_cancellations_leave_the_connection_whole(autojump_clock: t
         await trio.testing.wait_all_tasks_blocked()
         assert pair.near.stream_count == pair.far.stream_count == 0
         assert pair.near.reason is None
-        assert pair.near_channel.gone, "some of it went at once"
         nursery.cancel_scope.cancel()
 
 

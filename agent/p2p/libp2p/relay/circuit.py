@@ -61,11 +61,5 @@ class StreamPipe:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the relayed connection broke: {error}") from error
 
-    def send_nowait(self, data: bytes | bytearray) -> int:
-        size = min(len(data), self._stream.room)
-        if size:
-            self._stream.send_nowait(bytes(data[:size]))
-        return size
-
     def close(self) -> None:
         self._stream.reset()

@@ -1,7 +1,7 @@
 """The trio shell of a session: one task reads, one writes, one watches for silence.
 
 Streams put whole frames into the outbox, so a caller that is cancelled leaves nothing half done. The writer takes all
-that waits in one go; while it rests, what must be quick is written at once, and it finishes what did not fit.
+that waits in one go.
 """
 
 from __future__ import annotations
@@ -26,16 +26,11 @@ Accept: TypeAlias = Callable[[YamuxStream], None]
 
 
 class Channel(Protocol):
-    """An encrypted pipe. `receive` and `send` raise PipeBroken; `unsent` is what `send_nowait` left to `send`."""
+    """An encrypted pipe. `receive` and `send` raise PipeBroken."""
 
     async def receive(self) -> bytes | bytearray: ...
 
     async def send(self, data: bytes) -> None: ...
-
-    @property
-    def unsent(self) -> bytes: ...
-
-    def send_nowait(self, data: bytes) -> None: ...
 
     def close(self) -> None: ...
 
@@ -62,7 +57,6 @@ class YamuxConnection:
         self._streams: dict[int, YamuxStream] = {}
         self._blocked: dict[YamuxStream, None] = {}  # streams that wait for room in the outbox, first come first
         self._writer = trio.lowlevel.ParkingLot()
-        self._writer_rests = False
         self._pongs = trio.lowlevel.ParkingLot()
 
     @property
@@ -129,16 +123,6 @@ class YamuxConnection:
         """There is something to write."""
         self._writer.unpark()
 
-    def flush(self) -> None:
-        """There is something that should leave at once: if the writer rests, do not wait for its turn of the loop.
-
-        It is woken all the same: what did not go now, and what others say in this same turn, goes in one write.
-        """
-        if self._writer_rests:
-            self._writer_rests = False
-            self._channel.send_nowait(self._take())
-        self._writer.unpark()
-
     def wait_for_room(self, stream: YamuxStream) -> None:
         self._blocked[stream] = None
 
@@ -153,14 +137,12 @@ class YamuxConnection:
         outbox = self.session.outbox
         try:
             while True:
-                if outbox.size or self._channel.unsent:
+                if outbox.size:
                     await self._channel.send(self._take())
                 elif self.session.over:
                     break
                 else:
-                    self._writer_rests = True
                     await self._writer.park()
-                    self._writer_rests = False
         except PipeBroken as error:
             self._end(str(error))
         self._scope.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -45,8 +44,6 @@ class Carrier(Protocol):
 
     def kick(self) -> None: ...
 
-    def flush(self) -> None: ...
-
     def wait_for_room(self, stream: YamuxStream) -> None: ...
 
     def forget(self, stream: YamuxStream) -> None: ...
@@ -65,7 +62,6 @@ class YamuxStream(Stream):
         self._receiving = _OneAtATime("receiving from")
         self._send_lot = trio.lowlevel.ParkingLot()
         self._receive_lot = trio.lowlevel.ParkingLot()
-        self._heard: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<stream {self._state.id} {self._protocol or '(no protocol)'} with {self.peer_id}>"
@@ -91,16 +87,6 @@ class YamuxStream(Stream):
         """Negotiation is done; `ahead` came with its last token and is what the first read returns."""
         self._protocol = protocol
         self._ahead = ahead
-
-    @property
-    def room(self) -> int:
-        return 0 if self._sending.busy else self._session.room(self._state)
-
-    def send_nowait(self, data: bytes) -> None:
-        if len(data) > self.room:
-            super().send_nowait(data)
-        self._session.write(self._state, memoryview(data))
-        self._connection.flush()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._sending:
@@ -147,12 +133,6 @@ class YamuxStream(Stream):
                 await self._receive_lot.park()
             return self._take(max_bytes)
 
-    def on_data(self, heard: Callable[[], None]) -> None:
-        self._heard = heard
-
-    def try_receive(self) -> bytes:
-        return self._take(None) if self._state.unread and not self._state.closed else b""
-
     async def aclose(self) -> None:
         if not self._state.closed:
             self._session.close(self._state)
@@ -166,8 +146,6 @@ class YamuxStream(Stream):
 
     def wake(self) -> None:
         """The state changed: let waiting tasks look again."""
-        if self._heard is not None and self._state.unread and self._receive_lot:
-            self._heard()
         if self._state.readable:
             self._receive_lot.unpark_all()
         self._send_lot.unpark_all()
