@@ -54,6 +54,7 @@ from .state import State, open_state
 from .tokens import TokenStore, open_tokens
 from .vm.admission import Admission, read_host
 from .vm.context import VmContext
+from .vm.expirer import Expirer
 from .vm.files import VmFiles
 from .vm.forwards import Forwards
 from .vm.image_resolver import ImageResolver
@@ -229,6 +230,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
             await operations.recover()
             dispatcher = Dispatcher(_services(vms, images, operations, tokens, health), operations)
             nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), base.state)
+            nursery.start_soon(Expirer(vms, events, partial(_delete, dispatcher)).run)
             nursery.start_soon(_flush_tokens, tokens)
             streams = {
                 TUNNEL: TunnelServer(vms).serve,
@@ -279,6 +281,10 @@ def _services(
 
 async def _start(dispatcher: Dispatcher, vm: str) -> None:
     await dispatcher.call(LOCAL_ADMIN, method_of(VmService.start_vm), {"vm": vm})
+
+
+async def _delete(dispatcher: Dispatcher, vm: str) -> None:
+    await dispatcher.call(LOCAL_ADMIN, method_of(VmService.delete_vm), {"vm": vm, "delete_disk": True, "force": True})
 
 
 async def _flush_tokens(tokens: TokenStore) -> None:

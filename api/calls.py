@@ -47,6 +47,7 @@ class VmFields(TypedDict, total=False):
     start: bool
     autostart: bool
     labels: dict[str, str]
+    ttl: int
 
 
 class Carrier(Protocol):

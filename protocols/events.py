@@ -36,6 +36,7 @@ class EventKind(StrEnum):
     VM_STATE = "vm.state"
     VM_DELETED = "vm.deleted"
     VM_DISK_FULL = "vm.disk_full"
+    VM_EXPIRING = "vm.expiring"
     IMAGE_ADDED = "image.added"
     IMAGE_REMOVED = "image.removed"
     OPERATION_PROGRESS = "op.progress"
@@ -77,6 +78,15 @@ class VmDiskFull(EventPayload, frozen=True, kw_only=True):
 
     event = EventKind.VM_DISK_FULL
     id: str
+
+
+class VmExpiring(EventPayload, frozen=True, kw_only=True):
+    """The node deletes a VM at `expires_at`, when its `ttl` ends, unless somebody sets a new one before."""
+
+    event = EventKind.VM_EXPIRING
+    id: str
+    name: str
+    expires_at: datetime
 
 
 class ImageEvent(EventPayload, frozen=True, kw_only=True):

@@ -76,7 +76,7 @@ class VmService(Protocol):
 
     @rest("PATCH", "/vm/<vm>", Role.OPERATOR)
     async def update_vm(self, vm: VmRef, change: VmChange) -> Vm:
-        """Change a VM's autostart or labels."""
+        """Change a VM's autostart, labels or time to live: `ttl` seconds from now, 0 for no end."""
         ...
 
     @rest("POST", "/vm/<vm>/start", Role.OPERATOR, answer=VmStarted, remote_answer=RemoteVmChanged)

@@ -21,6 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 VmName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=63, description="a DNS label in lower case")]
 VmRef = Annotated[str, Meta(min_length=1, max_length=255, description="name or id of the VM")]
+MAX_TTL = 10 * 365 * 86400
 Label = Annotated[str, Meta(max_length=256)]
 
 
@@ -86,10 +87,12 @@ class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class VmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of a VM that are only kept and shown: in its spec, its change, its domain's metadata and the answer.
 
-    A new one needs a default: peers and metadata of an earlier version do not have it.
+    A new one needs a default: peers and metadata of an earlier version do not have it. `ttl` is the time for which the
+    VM exists, in seconds from its creation or from the change that sets it; None or 0 is without an end.
     """
 
     autostart: bool = False
+    ttl: Annotated[int, Meta(ge=0, le=MAX_TTL)] | None = None
     labels: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=63)], Label], Meta(max_length=64)] = {}
 
 
@@ -147,7 +150,8 @@ class Vm(VmSettings, frozen=True, kw_only=True):
 
     `id` is the libvirt UUID; `hypervisor` is `kvm` only where KVM truly works; `uptime` is None unless it runs;
     `vnc_port` is a loopback port of the node that runs it; `observed_at` says how old this record is;
-    `reason` says why it is in its state, where there is something to say (`disk_full`, `crashed`).
+    `reason` says why it is in its state, where there is something to say (`disk_full`, `crashed`); `expires_at` is when
+    the node deletes it, where it has a `ttl`.
     """
 
     id: str
@@ -161,6 +165,7 @@ class Vm(VmSettings, frozen=True, kw_only=True):
     vnc_port: int | None
     created_at: datetime
     uptime: int | None = None
+    expires_at: datetime | None = None
     ip: str | None = None
     image: str | None = None
     owner: str = "local"

@@ -19,6 +19,7 @@ from ...protocols.node import Resources
 from ...protocols.vm import Vm, VmStatus
 from ..events import EventLog
 from ..hypervisor.port import Change, ChangeKind, Hypervisor
+from .expiry import shown_end
 from .record import Record, read_record, view
 
 log = structlog.get_logger(__name__)
@@ -96,7 +97,8 @@ class Inventory:
         id = record.domain.id
         status, uptime = self._at_work.get(id), self._uptime(record)
         vnc_port, ip = self.vnc_ports.get(id), self.addresses.get(id)
-        seen = (record, status, uptime, vnc_port, ip)
+        expires_at = shown_end(record.metadata.expiry, record.metadata.ttl)
+        seen = (record, status, uptime, vnc_port, ip, expires_at)
         known = self._views.get(id)
         if known is None or known[0] != seen:
             known = (seen, view(record, self._node, at_work=status, uptime=uptime, vnc_port=vnc_port, ip=ip))
@@ -162,6 +164,11 @@ class Inventory:
             self._put(id, found.get(id), asked)
         self._asked = {id: at for id, at in self._asked.items() if id in self._records or at >= asked}
         self._seen_all = True
+
+    @property
+    def changed(self) -> trio.Event:
+        """Set by the next change of any record."""
+        return self._changed
 
     async def wait_until(self, id: str, reached: Callable[[Record | None], bool]) -> None:
         """Wait, for as long as the caller's deadline allows, until a VM's record is so."""

@@ -14,6 +14,7 @@ import msgspec
 
 from ...protocols.vm import ForwardSpec, Vm, VmSettings, VmStatus, settings_of
 from ..hypervisor.port import Domain
+from .expiry import Expiry, shown_end
 from .lifecycle import ACTIVE, STATUS_OF
 
 # The namespace of VM ids: an idempotency key always gives the same domain UUID.
@@ -32,6 +33,7 @@ class VmMetadata(VmSettings, frozen=True, kw_only=True, omit_defaults=True):
     key: str
     forwards: list[ForwardSpec] = msgspec.field(default_factory=list)
     warnings: list[str] = msgspec.field(default_factory=list)
+    expiry: Expiry | None = None
 
     def to_text(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -88,6 +90,7 @@ def view(
         vnc_port=vnc_port if record.active else None,
         created_at=metadata.created_at,
         uptime=uptime,
+        expires_at=shown_end(metadata.expiry, metadata.ttl),
         ip=ip if record.active else None,
         image=metadata.image,
         owner=metadata.owner,

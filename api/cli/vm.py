@@ -10,7 +10,7 @@ COMMANDS = {
     "ls": ("vm_list:list_vms", "List VMs."),
     "show": ("vm_list:show_vm", "Show one VM."),
     "create": ("vm_create:create_vm", "Create a VM from an image."),
-    "set": ("vm_create:set_vm", "Change a VM's autostart or labels."),
+    "set": ("vm_create:set_vm", "Change a VM's autostart, labels or time to live."),
     "start": ("vm_actions:start", "Start VMs."),
     "stop": ("vm_actions:stop", "Shut VMs down."),
     "restart": ("vm_actions:restart", "Shut VMs down and start them again."),

@@ -15,6 +15,7 @@ from .node import NodeClient, open_client
 from .output import print_json
 from .parameters import (
     DISK,
+    DURATION,
     IMAGE_SOURCE,
     KEY_VALUE,
     MEMORY,
@@ -44,6 +45,7 @@ _OPTIONS = (
     click.option("--hostname", help="The guest's host name (the VM's name)."),
     click.option("--label", "labels", type=KEY_VALUE, multiple=True, help="K=V; repeatable."),
     click.option("--forward", "ports", type=PORTS, multiple=True, help="HOST:GUEST port; repeatable."),
+    click.option("--ttl", type=DURATION, help="Delete the VM after so long, such as 2h."),
     click.option("--autostart", is_flag=True, help="Start the VM when the machine boots."),
 )
 
@@ -127,18 +129,26 @@ def add_forwards(client: NodeClient, made: Vm, ports: list[ForwardSpec], peer: s
 @click.argument("name", type=VM_NAME)
 @click.option("--autostart/--no-autostart", default=None, help="Whether it starts when the machine boots.")
 @click.option("--label", "labels", type=KEY_VALUE, multiple=True, help="K=V; an empty V removes the label.")
+@click.option("--ttl", type=DURATION, help="Delete it so long from now, such as 2h; 0 for no end.")
 @peer_option
 @json_option
-def set_vm(name: str, autostart: bool | None, labels: list[tuple[str, str]], peer: str | None, as_json: bool) -> None:
-    """Change a VM's autostart or labels."""
-    if autostart is None and not labels:
-        raise click.UsageError("say what to change: --autostart, --no-autostart or --label")
+def set_vm(
+    name: str,
+    autostart: bool | None,
+    labels: list[tuple[str, str]],
+    ttl: int | None,
+    peer: str | None,
+    as_json: bool,
+) -> None:
+    """Change a VM's autostart, labels or time to live."""
+    if autostart is None and ttl is None and not labels:
+        raise click.UsageError("say what to change: --autostart, --no-autostart, --label or --ttl")
     with open_client() as client:
         merged: dict[str, str] | None = None
         if labels:
             known = client.call("get_vm", {"vm": name}, peer).labels
             merged = {key: value for key, value in {**known, **dict(labels)}.items() if value}
-        change = VmChange(autostart=autostart, labels=merged)
+        change = VmChange(autostart=autostart, labels=merged, ttl=ttl)
         print_vm(run(client, "update_vm", {"vm": name, "change": change}, peer), as_json=as_json)
 
 

@@ -44,6 +44,7 @@ FIELDS: list[Column] = [
     ("vnc", lambda vm: vm.vnc_port and f"127.0.0.1:{vm.vnc_port}"),
     ("uptime", lambda vm: duration(vm.uptime)),
     ("created", lambda vm: vm.created_at),
+    ("expires", lambda vm: vm.expires_at),
     ("owner", lambda vm: vm.owner),
     ("autostart", lambda vm: vm.autostart or None),
     ("labels", lambda vm: vm.labels),

@@ -16,11 +16,11 @@ def test_each_form_of_a_vm_has_every_setting(kind: type[msgspec.Struct]) -> None
 
 def test_settings_are_copied_whole() -> None:
     spec = VmSpec(name="a", image="tiny", autostart=True, labels={"k": "v"})
-    assert settings_of(spec) == {"autostart": True, "labels": {"k": "v"}}
+    assert settings_of(spec) == {"autostart": True, "labels": {"k": "v"}, "ttl": None}
 
 
 def test_a_change_leaves_what_it_does_not_name() -> None:
-    assert VmChange() == VmChange(autostart=None, labels=None)
+    assert VmChange() == VmChange(autostart=None, labels=None, ttl=None)
     assert msgspec.json.encode(VmChange(autostart=False)) == b'{"autostart":false}'
 
 

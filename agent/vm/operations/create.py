@@ -15,6 +15,7 @@ from ....protocols.vm import CloudInit, Vm, VmSpec, VmStatus, settings_of
 from ...hypervisor.port import DomainPlan
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release
+from ..expiry import expiry_after
 from ..guest import build_seed, check_cloud_init
 from ..image_resolver import check_disk_size
 from ..quota import check_quota
@@ -48,7 +49,7 @@ class CreateVm(VmOperation):
             created_at=datetime.now(UTC).replace(microsecond=0),
             key=active.key,
             warnings=warnings,
-            **settings_of(spec),
+            **settings_of(spec) | {"ttl": spec.ttl or None},
         )
         check_quota(caller, vms.inventory.records(), spec)
         active.notes = {"metadata": msgspec.to_builtins(metadata), "accelerator": accelerator}
@@ -111,6 +112,7 @@ class CreateVm(VmOperation):
                 metadata = msgspec.structs.replace(metadata, digest=image.digest)
             await self._make_files(active, id, metadata)
             await active.step("define")
+            metadata = msgspec.structs.replace(metadata, expiry=expiry_after(metadata.ttl))
             await vms.hypervisor.define(self._plan(active, id, metadata))
             if spec.start:
                 await active.step("start")

@@ -6,6 +6,7 @@ import msgspec
 
 from ....protocols.services import VmService
 from ...journal.active import ActiveOperation
+from ..expiry import expiry_after
 from .base import VmMetadataOperation
 
 
@@ -15,5 +16,7 @@ class UpdateVm(VmMetadataOperation):
     async def change(self, active: ActiveOperation, id: str) -> None:
         record, change = await self.services.record(id), active.request.change
         wanted = {name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not None}
+        if "ttl" in wanted:
+            wanted |= {"ttl": change.ttl or None, "expiry": expiry_after(change.ttl)}
         metadata = msgspec.structs.replace(record.metadata, **wanted)
         await self.services.hypervisor.set_metadata(id, metadata.to_text())
