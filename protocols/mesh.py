@@ -11,13 +11,17 @@ import msgspec
 from msgspec import Meta
 
 from .access import Role
+from .frames import MAX_FRAME
 from .membership.statements import Chain, SignedRevocation
-from .peer import MessageReply, check_nesting
+from .peer import MAX_MESSAGE, MessageReply, check_nesting
 from .table import peers_only
 
 MAX_ADDRESSES = 16
 MAX_UPDATE_ITEMS = 100
 """Items of each kind in one gossip update."""
+
+MESSAGE_HEADER = 512
+"""Bytes of a packed message besides its data: its type and the names of the fields."""
 
 PeerName = Annotated[str, Meta(min_length=1, max_length=255)]
 Address = Annotated[str, Meta(max_length=256)]
@@ -58,12 +62,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class MeshService(Protocol):
     """Calls between members."""
 
-    @peers_only(Role.VIEWER)
+    @peers_only(Role.VIEWER, max_arguments=MAX_FRAME)
     async def tell(self, news: GossipUpdate) -> None:
         """Take in a gossip update."""
         ...
 
-    @peers_only(Role.VIEWER)
+    @peers_only(Role.VIEWER, max_arguments=MAX_MESSAGE + MESSAGE_HEADER)
     async def deliver(self, letter: Message) -> MessageReply:
         """Receive a message."""
         ...

@@ -6,15 +6,16 @@ The bodies are typed: `decode` is the one way in, and whatever does not fit is t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved, TwinshareError
 from .frames import MAX_CONTROL_BODY
 from .operation import Operation
-from .tolerant import decode_tolerantly
+from .tolerant import decode_tolerantly, msgpack_decoder
 
 VERSIONS = (1,)
 """The versions of the peer protocol that we speak, best last."""
@@ -66,7 +67,7 @@ class Follow(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of `FOLLOW_EVENTS`: events after the number `after`, of these types (`vm.` takes all of a kind)."""
 
     after: int | None = None
-    types: list[str] = []
+    types: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] = []
 
 
 FOLLOW_EVENTS = "follow_events"
@@ -161,6 +162,15 @@ def unpack_error(body: bytes) -> TwinshareError:
     failure = decode(body, Failure)
     wire = ErrorBody(error=failure.error, code=failure.code, details=failure.details)
     return TwinshareError.from_wire(wire, failure.status)
+
+
+def decode_request(body: bytes) -> Request:
+    """Decode a call's header. Its arguments stay packed: their bounds are the method's. Raises: PeerMisbehaved."""
+    try:
+        found: Request = msgpack_decoder(Request).decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return decode(body, Request)
+    return found
 
 
 def decode(body: bytes, kind: type[Kept]) -> Kept:

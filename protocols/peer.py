@@ -11,6 +11,8 @@ from msgspec import Meta
 from .access import Limits, Role
 
 MAX_NESTING = 32
+MAX_MESSAGE = 64 << 10
+"""Bytes of a message's data, as JSON and as msgpack."""
 PeerRef = Annotated[str, Meta(min_length=1, max_length=255, description="peer ID, unique prefix of it, or node name")]
 
 LeftOut = Annotated[tuple[PeerRef, ...], Meta(max_length=256)]

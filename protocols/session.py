@@ -29,6 +29,7 @@ from .messages import (
     Received,
     Request,
     decode,
+    decode_request,
     pack_error,
     unpack_error,
 )
@@ -300,7 +301,7 @@ class OwnerSession(Session):
             raise PeerMisbehaved("the peer made a call without a method")
         if len(self._credit) >= MAX_CALLS:
             raise PeerMisbehaved(f"the peer has more than {MAX_CALLS} calls in flight")
-        request = decode(frame.body, Request)
+        request = decode_request(frame.body)
         if not (0 <= request.timeout <= MAX_TIMEOUT and 0 <= request.credit <= MAX_CREDIT):
             raise PeerMisbehaved("the peer made a call whose header is out of bounds")
         if request.key is not None and len(request.key) > MAX_KEY:

@@ -16,7 +16,8 @@ from urllib.parse import quote
 import msgspec
 
 from .access import Caller, Role
-from .errors import InvalidRequest, PeerMisbehaved
+from .bounded.msgpack import MAX_RESULT_ELEMENTS
+from .errors import InvalidRequest, PeerMisbehaved, TooLarge
 from .reading import convert, convert_query, decode_json, decode_msgpack
 from .tolerant import decode_tolerantly
 
@@ -24,6 +25,8 @@ _PLACEHOLDER = re.compile(r"<(\w+)>")
 _EMPTY_BODY = re.compile(rb"[ \t\r\n]*(null|\{[ \t\r\n]*\})[ \t\r\n]*")
 Function = TypeVar("Function", bound=Callable[..., Any])
 READS = frozenset({"GET", "PEER"})
+MAX_ARGUMENTS = 256 << 10
+"""Bytes of one call's packed arguments, where the method does not say otherwise."""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -39,6 +42,7 @@ class Mark(msgspec.Struct, frozen=True):
     answer: Any
     remote_answer: Any
     example: Any
+    max_arguments: int
 
 
 def rest(
@@ -53,6 +57,7 @@ def rest(
     answer: Any = None,
     remote_answer: Any = None,
     example: Any = None,
+    max_arguments: int = MAX_ARGUMENTS,
 ) -> Callable[[Function], Function]:
     """Give a method its REST route below a dialect's root, and the role that it needs.
 
@@ -61,20 +66,21 @@ def rest(
     peer's VM, is carried out by the node that is asked. `in_query`: the parameters are in the query, as those of a GET.
     `answer` is the type of the REST body where it is not the result, `remote_answer` the one under
     `/api/remote/<peer>` (protocols/bodies.py). `example` is a request body.
+    `max_arguments` are the bytes of packed arguments that a peer may send.
     """
 
     def mark(function: Function) -> Function:
         function.__dict__["rest"] = Mark(
-            verb, path, role, local, journalled, by_asked_node, in_query, answer, remote_answer, example
+            verb, path, role, local, journalled, by_asked_node, in_query, answer, remote_answer, example, max_arguments
         )
         return function
 
     return mark
 
 
-def peers_only(role: Role) -> Callable[[Function], Function]:
+def peers_only(role: Role, *, max_arguments: int = MAX_ARGUMENTS) -> Callable[[Function], Function]:
     """An operation of the peer protocol alone: no route leads to it, no journal keeps it."""
-    return rest("PEER", "", role)
+    return rest("PEER", "", role, max_arguments=max_arguments)
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -93,6 +99,7 @@ class Method(msgspec.Struct, frozen=True):
     example: Any
     journalled: bool
     by_asked_node: bool
+    max_arguments: int
     args: type[msgspec.Struct]
     # The same, and the ID of the peer whose VM it is about.
     peer_args: type[msgspec.Struct]
@@ -151,13 +158,17 @@ class Method(msgspec.Struct, frozen=True):
         return msgspec.msgpack.encode(self.args(**arguments))
 
     def unpack(self, data: bytes) -> dict[str, Any]:
-        """The other end of `pack`. Raises: InvalidRequest."""
+        """The other end of `pack`. Raises: InvalidRequest, TooLarge before anything is decoded."""
+        if len(data) > self.max_arguments:
+            raise TooLarge(
+                f"{self.name} takes {self.max_arguments} bytes of arguments, not {len(data)}", limit=self.max_arguments
+            )
         return _fields(decode_msgpack(data, self.args))
 
     def unpack_result(self, data: bytes) -> Any:
         """What a peer answered. Raises: PeerMisbehaved."""
         try:
-            return decode_tolerantly(data, self.result)
+            return decode_tolerantly(data, self.result, elements=MAX_RESULT_ELEMENTS)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise PeerMisbehaved(f"the peer's answer to {self.name} is not understood: {error}") from None
 
@@ -215,6 +226,7 @@ def _method(service: type, function: Any) -> Method:
         example=mark.example,
         journalled=mark.journalled and mark.verb not in READS,
         by_asked_node=mark.by_asked_node,
+        max_arguments=mark.max_arguments,
         args=_struct(f"{function.__name__}_args", signature, hints, forbid_unknown=False),
         peer_args=_struct(f"{function.__name__}_at_peer", signature, hints, forbid_unknown=False, more=[("peer", str)]),
         path_params={name: hints[name] for name in in_path},

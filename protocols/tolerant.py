@@ -14,17 +14,30 @@ import msgspec
 from msgspec import inspect
 
 from .access import Role
+from .bounded.msgpack import MAX_ELEMENTS, check_msgpack
 
 _STAND_INS: Final[Mapping[type[Enum], Enum]] = {Role: Role.VIEWER}
 """What an unknown value of an enum without a member `UNKNOWN` becomes: a role that this version lacks allows least."""
 
 
-def decode_tolerantly(data: bytes, kind: Any) -> Any:
-    """Decode msgpack as a `kind`, without the fields that it does not have.
+_PLAIN: Final = (
+    inspect.AnyType,
+    inspect.BoolType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.StrType,
+    inspect.BytesType,
+)
+"""What no version reads otherwise: a list of these is not looked through."""
+
+
+def decode_tolerantly(data: bytes, kind: Any, *, elements: int = MAX_ELEMENTS) -> Any:
+    """Decode msgpack as a `kind`, without the fields that it does not have; it may hold `elements` values.
 
     An unknown value of an enum that has a member `UNKNOWN` becomes that member, an unknown role `viewer`.
     Raises: msgspec.MsgspecError, ValueError, RecursionError.
     """
+    check_msgpack(data, elements=elements)
     try:
         return msgpack_decoder(kind).decode(data)
     except msgspec.ValidationError:
@@ -64,8 +77,12 @@ def _fit(value: Any, kind: inspect.Type) -> Any:
             places = {field.encode_name: field.type for field in kind.fields}
             return {name: _fit(part, places[name]) for name, part in value.items() if name in places}
         case inspect.ListType() | inspect.VarTupleType() if isinstance(value, list):
+            if isinstance(kind.item_type, _PLAIN):
+                return value
             return [_fit(part, kind.item_type) for part in value]
         case inspect.DictType() if isinstance(value, dict):
+            if isinstance(kind.value_type, _PLAIN):
+                return value
             return {name: _fit(part, kind.value_type) for name, part in value.items()}
         case inspect.EnumType():
             return _known_member(value, kind.cls)

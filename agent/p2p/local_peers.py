@@ -13,7 +13,17 @@ from ...protocols import mesh
 from ...protocols.access import Caller, Limits
 from ...protocols.errors import PeerNotFound, PeerUnreachable, TooLarge
 from ...protocols.membership.statements import Certificate
-from ...protocols.peer import InviteRequest, Message, MessageReply, P2pState, PeerInfo, Ping, RevocationEffect, Ticket
+from ...protocols.peer import (
+    MAX_MESSAGE,
+    InviteRequest,
+    Message,
+    MessageReply,
+    P2pState,
+    PeerInfo,
+    Ping,
+    RevocationEffect,
+    Ticket,
+)
 from ...protocols.ticket import encode_ticket
 from . import addresses
 from .context import MeshContext
@@ -21,7 +31,6 @@ from .gossip import deliver
 from .host import PathKind, PeerId
 from .mesh_services import MeshServices
 
-MAX_MESSAGE = 64 << 10
 SERVICES = ["vm", "discovery"]
 
 
@@ -131,7 +140,7 @@ class LocalPeers:
 
     async def send_message(self, message: Message) -> MessageReply:
         running = self._mesh.require_running()
-        if len(msgspec.json.encode(message.data)) > MAX_MESSAGE:
+        if max(len(encode(message.data)) for encode in (msgspec.json.encode, msgspec.msgpack.encode)) > MAX_MESSAGE:
             raise TooLarge(f"a message has at most {MAX_MESSAGE} bytes of data", limit=MAX_MESSAGE)
         peer_id = self._mesh.resolve(message.peer_id)
         sent = mesh.Message(message_type=message.message_type, data=message.data)

@@ -21,12 +21,14 @@ from ...protocols.errors import (
     InvalidRequest,
     OperationCancelled,
     Overloaded,
+    TooLarge,
     TwinshareError,
     Unsupported,
 )
 from ...protocols.events import Event as NodeEvent
 from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
 from ...protocols.operation import Detached
+from ...protocols.reading import decode_msgpack
 from ...protocols.session import OwnerSession
 from ...protocols.table import Dispatcher, Method
 from .host import PeerId, Stream
@@ -182,18 +184,16 @@ class _Serving:
         """Write down a change. Of a call that will be refused little is kept, and only a small one is decoded."""
         if not method.mutates:
             return nullcontext()
-        kept = packed if not method.local and caller.role.includes(method.role) else packed[:MAX_REFUSED_KEPT]
+        fits = len(packed) <= method.max_arguments
+        kept = packed if fits and not method.local and caller.role.includes(method.role) else packed[:MAX_REFUSED_KEPT]
         on = ""
         if kept == packed:
-            with suppress(InvalidRequest):
+            with suppress(InvalidRequest, TooLarge):
                 on = method.about(method.unpack(packed))
         return self._server.audit_sink(caller, method.name, on, request=kept)
 
     async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
-        try:
-            follow = msgspec.msgpack.decode(request.arguments, type=Follow)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{FOLLOW_EVENTS}: {error}") from None
+        follow: Follow = decode_msgpack(bytes(request.arguments), Follow)
         async with source(follow.after) as events:
             async for event in events:
                 if follow.types and not event.type.startswith(tuple(follow.types)):

@@ -1,0 +1,42 @@
+"""A member of a real agent's fleet, played by this process over real libp2p: it sends what a test makes it send."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from tests.agent.p2p.hosts import until
+from tests.agent.p2p.test_mesh_libp2p import fresh, open_real
+from tests.nodes.fleet import ask, card
+from twinshare.agent.simulation import SimulatedNode
+from twinshare.agent.testing import AgentProcess
+from twinshare.protocols.access import Role
+from twinshare.protocols.messages import Request
+
+
+@asynccontextmanager
+async def open_member(agent: AgentProcess, role: Role, number: int = 0) -> AsyncIterator[SimulatedNode]:
+    """Join the agent's fleet with a role of its choice, and stay until the end of the block."""
+    member = fresh(number)
+    async with open_real(member):
+        ticket = await ask(agent, "POST", "/api/p2p/invite", {"role": str(role)})
+        await member.call("join_fleet", ticket=ticket["ticket"])
+        await until(lambda: card(agent)["peer_id"] in member.online)
+        yield member
+
+
+async def send(
+    member: SimulatedNode, agent: AgentProcess, method: str, packed: bytes, *, role: Role = Role.ADMIN
+) -> bytes:
+    """Make a call with arguments as they are, past all that an honest sender checks. Raises: what the agent answers."""
+    session = await member.mesh.require_running().sessions.session_to(card(agent)["peer_id"])
+    return await session.call(method, Request(30.0, role, None, False, 0, msgspec.Raw(packed)))
+
+
+def resident(agent: AgentProcess) -> int:
+    """Bytes of memory that the agent's process holds."""
+    status = Path(f"/proc/{card(agent)['pid']}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
