@@ -1,7 +1,7 @@
-"""The serial consoles of this node's VMs: one connection to the guest while somebody listens, for all who do.
+"""The serial consoles of this node's VMs: one connection to QEMU for all clients of a console.
 
-QEMU serves one connection at a time, and a guest waits for whoever does not read its console. So it is always read,
-everybody gets what it says, and who does not keep up is let go, not the others. All who may listen may type.
+QEMU serves one connection at a time, and a guest blocks while nobody reads its console. So the connection is always
+read, each client gets all output, and one that does not keep up is dropped without the others. Every client may write.
 """
 
 from __future__ import annotations
@@ -23,126 +23,126 @@ from ..vm.record import Record
 
 log = structlog.get_logger(__name__)
 
-MAX_LISTENERS = 8
-"""Of one VM, at once."""
+MAX_CLIENTS = 8
+"""Of one console at once."""
 BUFFER = 256 << 10
-"""Bytes that a listener may be behind."""
-CHUNK = 16 << 10
-DIAL_WITHIN = 15.0
-TYPE_WITHIN = 30.0
-"""Seconds for which a guest may leave unread what is typed, once QEMU and the kernel hold no more of it."""
-TYPED = 4096
+"""Bytes of output that a client may be behind."""
+READ_SIZE = 16 << 10
+DIAL_TIMEOUT = 15.0
+WRITE_TIMEOUT = 30.0
+"""Seconds for which a guest may leave input unread, once the buffers of QEMU and the kernel are full."""
+WRITE_SIZE = 4096
 
 
 class Console(Protocol):
-    """One listener's end of a VM's console, here or at a peer.
+    """One client's end of a VM's console, on this node or on a peer.
 
-    Both raise what ended it: WrongState when the VM has stopped, Overloaded when the listener was too slow, Unavailable
-    when the node stops, PeerUnreachable when the peer is lost.
+    Both methods raise the reason for its end: WrongState when the VM has stopped, Overloaded when the client was too
+    slow, Unavailable when the node stops, PeerUnreachable when the peer is lost.
     """
 
     async def receive(self) -> bytes:
-        """What the guest says next; never empty."""
+        """Wait for output of the guest; never empty."""
         ...
 
     async def send(self, data: bytes) -> None:
-        """Type. It waits while the guest does not read. Raises: DeadlineExceeded, too, when that takes too long."""
+        """Write input, waiting while the guest does not read. Raises: DeadlineExceeded, too, after `WRITE_TIMEOUT`."""
         ...
 
 
-class _Listener:
+class _Client:
     """A `Console` of this node."""
 
-    def __init__(self, line: _Line) -> None:
-        self._line = line
-        self._said = bytearray()
-        self._news = trio.Event()
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._output = bytearray()
+        self._changed = trio.Event()
         self._end: TwinshareError | None = None
 
-    def hear(self, data: bytes) -> bool:
-        """Whether there was room for it."""
-        if len(self._said) + len(data) > BUFFER:
-            self.end(Overloaded("this listener of the console reads too slowly; listen again", retry_after=1))
+    def feed(self, data: bytes) -> bool:
+        """Buffer output; False, and the end of this client, when it is too far behind."""
+        if len(self._output) + len(data) > BUFFER:
+            self.end(Overloaded("this client of the console reads too slowly; attach again", retry_after=1))
             return False
-        self._said += data
-        self._news.set()
+        self._output += data
+        self._changed.set()
         return True
 
     def end(self, why: TwinshareError) -> None:
         self._end = self._end or why
-        self._news.set()
+        self._changed.set()
 
     async def receive(self) -> bytes:
-        while not self._said:
+        while not self._output:
             if self._end is not None:
                 raise self._end
-            self._news = trio.Event()
-            await self._news.wait()
-        said, self._said = bytes(self._said), bytearray()
-        return said
+            self._changed = trio.Event()
+            await self._changed.wait()
+        output, self._output = bytes(self._output), bytearray()
+        return output
 
     async def send(self, data: bytes) -> None:
         if self._end is not None:
             raise self._end
-        await self._line.type(data)
+        await self._connection.write(data)
 
 
-class _Line:
-    """The connection to one guest, in a task of its own, and who listens."""
+class _Connection:
+    """The connection to one guest's console, read by a task of its own, and its clients."""
 
     def __init__(self, record: Record) -> None:
         self.id, self.name = record.domain.id, record.domain.name
-        self.listeners: set[_Listener] = set()
+        self.clients: set[_Client] = set()
         self.scope = trio.CancelScope()
         self.opened = trio.Event()
         self.over: TwinshareError | None = None
         self._stream: trio.SocketStream | None = None
-        self._typing = trio.Lock()
+        self._write_lock = trio.Lock()
 
-    async def run(self, dialling: GuestStreams) -> None:
-        """From the dialling to the end, which all listeners are told."""
-        why: TwinshareError = Unavailable("the node is stopping; listen again when it is back")
+    async def run(self, guests: GuestStreams) -> None:
+        """Dial, read until the end, and end all clients with its reason."""
+        why: TwinshareError = Unavailable("the node is stopping; attach again when it is back")
         try:
             with self.scope:
-                why = await self._serve(dialling)
+                why = await self._serve(guests)
         finally:
             self.over = why
             self.opened.set()
-            for listener in self.listeners:
-                listener.end(why)
+            for client in self.clients:
+                client.end(why)
 
-    async def _serve(self, dialling: GuestStreams) -> TwinshareError:
-        """Returns why it ended."""
+    async def _serve(self, guests: GuestStreams) -> TwinshareError:
+        """Return why the connection ended."""
         try:
-            with trio.fail_after(DIAL_WITHIN):
-                stream = await dialling.dial_console(self.id)
+            with trio.fail_after(DIAL_TIMEOUT):
+                stream = await guests.dial_console(self.id)
         except TwinshareError as error:
             return error
         except OSError as error:
             return Unavailable(f"the console of VM '{self.name}' does not answer: {error.strerror or 'no answer'}")
         except trio.TooSlowError:
-            return DeadlineExceeded(f"the console of VM '{self.name}' did not answer within {DIAL_WITHIN:g} s")
+            return DeadlineExceeded(f"the console of VM '{self.name}' did not answer within {DIAL_TIMEOUT:g} s")
         async with stream:
             self._stream = stream
             self.opened.set()
             try:
-                while data := await stream.receive_some(CHUNK):
-                    self.listeners -= {one for one in self.listeners if not one.hear(data)}
+                while data := await stream.receive_some(READ_SIZE):
+                    self.clients -= {client for client in self.clients if not client.feed(data)}
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
         return self._stopped()
 
-    async def type(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         """Raises: what ended the console, DeadlineExceeded."""
-        for start in range(0, len(data), TYPED):
+        for start in range(0, len(data), WRITE_SIZE):
             try:
-                with trio.fail_after(TYPE_WITHIN):
-                    async with self._typing:
-                        await self._put(data[start : start + TYPED])
+                with trio.fail_after(WRITE_TIMEOUT):
+                    async with self._write_lock:
+                        await self._send(data[start : start + WRITE_SIZE])
             except trio.TooSlowError:
                 raise DeadlineExceeded(f"VM '{self.name}' does not read what is typed on its console") from None
 
-    async def _put(self, data: bytes) -> None:
+    async def _send(self, data: bytes) -> None:
         try:
             if self._stream is not None and self.over is None:
                 await self._stream.send_all(data)
@@ -158,11 +158,11 @@ class Consoles:
 
     def __init__(self, vms: VmContext, audit_sink: AuditSink, nursery: trio.Nursery) -> None:
         self._vms, self._audit, self._nursery = vms, audit_sink, nursery
-        self._lines: dict[str, _Line] = {}
+        self._connections: dict[str, _Connection] = {}
 
     @asynccontextmanager
     async def attach(self, caller: Caller, vm: str) -> AsyncIterator[Console]:
-        """Listen to a VM of this node, which the caller must be allowed to change, until the block is left.
+        """Attach to the console of a VM that the caller may change, until the block is left.
 
         Raises: VmNotFound, Forbidden, WrongState unless it runs, HypervisorDown, Unsupported, Overloaded.
         """
@@ -174,37 +174,37 @@ class Consoles:
         caller.require(Role.OPERATOR, "open_console")
         record = self._vms.owned(caller, vm)
         require_active(record.domain)
-        line = self._line(record)
-        if len(line.listeners) >= MAX_LISTENERS:
-            raise Overloaded(f"{MAX_LISTENERS} listeners of one console at once are allowed", retry_after=5)
-        listener = _Listener(line)
-        line.listeners.add(listener)
+        connection = self._connect(record)
+        if len(connection.clients) >= MAX_CLIENTS:
+            raise Overloaded(f"{MAX_CLIENTS} clients of one console at once are allowed", retry_after=5)
+        client = _Client(connection)
+        connection.clients.add(client)
         try:
-            await line.opened.wait()
-            if line.over is not None:
-                raise line.over
-            log.info("a console is open", vm=line.name, who=caller.principal)
-            yield listener
+            await connection.opened.wait()
+            if connection.over is not None:
+                raise connection.over
+            log.info("console attached", vm=connection.name, principal=caller.principal)
+            yield client
         finally:
-            line.listeners.discard(listener)
-            if not line.listeners:
-                self._end(line)
+            connection.clients.discard(client)
+            if not connection.clients:
+                self._end(connection)
 
-    def _line(self, record: Record) -> _Line:
-        """The open line to a guest, or a new one."""
+    def _connect(self, record: Record) -> _Connection:
+        """Return the connection to a console, and dial where there is none."""
         hypervisor = self._vms.hypervisor
         if not isinstance(hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{hypervisor.features.name}' cannot reach its guests' consoles")
-        line = self._lines.get(record.domain.id)
-        if line is None or line.over is not None:
-            line = self._lines[record.domain.id] = _Line(record)
-            self._nursery.start_soon(line.run, hypervisor, name=f"console {record.domain.name}")
-        return line
+        connection = self._connections.get(record.domain.id)
+        if connection is None or connection.over is not None:
+            connection = self._connections[record.domain.id] = _Connection(record)
+            self._nursery.start_soon(connection.run, hypervisor, name=f"console {record.domain.name}")
+        return connection
 
-    def _end(self, line: _Line) -> None:
-        line.scope.cancel()
-        if self._lines.get(line.id) is line:
-            del self._lines[line.id]
+    def _end(self, connection: _Connection) -> None:
+        connection.scope.cancel()
+        if self._connections.get(connection.id) is connection:
+            del self._connections[connection.id]
 
 
 @asynccontextmanager

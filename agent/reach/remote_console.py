@@ -1,6 +1,6 @@
-"""The console of a peer's VM: a stream to the peer, at whose far end somebody listens as on the node itself.
+"""The console of a peer's VM: a stream to the peer, which attaches to the console there.
 
-The far end decides as the owner of the VM: the peer's certificate and the role of whoever asks, the lower of both.
+The owner of the VM authorises: with the lower of the peer's role in its certificate and the role of its caller.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ...protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
 from ...protocols.tunnel import encode
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh_client import MeshClient
-from .consoles import CHUNK, Console, Consoles
+from .consoles import READ_SIZE, Console, Consoles
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
 log = structlog.get_logger(__name__)
 
-WRITE_WITHIN = 20.0
-"""Seconds that a peer may take for what the guest said at once."""
+WRITE_TIMEOUT = 20.0
+"""Seconds that a peer may take for one piece of output."""
 CLOSE_TIMEOUT = 5.0
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved)
 
@@ -57,7 +57,7 @@ class _RemoteConsole:
 
 @asynccontextmanager
 async def open_remote_console(mesh: MeshClient, peer: PeerId, request: ConsoleRequest) -> AsyncIterator[Console]:
-    """Listen until the block is left. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
+    """Attach until the block is left. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
     _, stream = await ask_on_stream(mesh, peer, PROTOCOL, request, ConsoleFrame)
     try:
         yield _RemoteConsole(stream)
@@ -73,7 +73,7 @@ class ConsoleServer:
         self._consoles = consoles
 
     async def serve(self, caller: Caller, stream: Stream) -> None:
-        """One console, from its first frame to its end; `caller` is the peer."""
+        """Serve one console, from its first frame to its end; `caller` is the peer."""
         try:
             with trio.fail_after(OPENING):
                 request = await receive_frame(stream, ConsoleRequest)
@@ -86,17 +86,17 @@ class ConsoleServer:
                 why = error
             if why is not None:
                 await _write(stream, ConsoleFrame(error=why.to_wire()))
-                await _see_out(stream)
+                await _drain(stream)
         except (*_BROKEN, trio.TooSlowError) as error:
             log.debug("a peer's console ended", peer=caller.principal, why=str(error))
             stream.reset()
 
 
 async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
-    """Bytes both ways; returns why the console ended, or None when the peer has left."""
+    """Copy bytes both ways; return why the console ended, or None when the peer has left."""
     ended: list[TwinshareError] = []
 
-    async def type_on() -> None:
+    async def forward_input() -> None:
         try:
             while True:
                 frame = await receive_frame(stream, ConsoleFrame)
@@ -109,7 +109,7 @@ async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
 
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(type_on)
+            nursery.start_soon(forward_input)
             try:
                 while True:
                     await _write(stream, *pieces(await console.receive()))
@@ -121,15 +121,15 @@ async def _carry(console: Console, stream: Stream) -> TwinshareError | None:
     return ended[0] if ended else None
 
 
-async def _see_out(stream: Stream) -> None:
-    """A stream that is closed while the peer still types is reset, and the last frame with it: so hear the peer out."""
+async def _drain(stream: Stream) -> None:
+    """Read until the peer closes: closing a stream with unread input would reset it, and lose our last frame."""
     await stream.send_eof()
     with trio.move_on_after(CLOSE_TIMEOUT):
-        while await stream.receive_some(CHUNK):
+        while await stream.receive_some(READ_SIZE):
             pass
 
 
 async def _write(stream: Stream, *frames: ConsoleFrame) -> None:
     """Raises: trio.TooSlowError, trio.BrokenResourceError."""
-    with trio.fail_after(WRITE_WITHIN):
+    with trio.fail_after(WRITE_TIMEOUT):
         await stream.send_all(b"".join(map(encode, frames)))

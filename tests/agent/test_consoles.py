@@ -1,4 +1,4 @@
-"""Serial consoles of a node's VMs: one connection to the guest, many listeners, and what ends them."""
+"""Serial consoles of a node's VMs: one connection to the guest, many clients, and what ends them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.reach import consoles
-from twinshare.agent.reach.consoles import BUFFER, MAX_LISTENERS, Console
+from twinshare.agent.reach.consoles import BUFFER, MAX_CLIENTS, Console
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     DeadlineExceeded,
@@ -58,16 +58,16 @@ async def end_of(console: Console) -> TwinshareError:
 
 async def test_all_who_listen_hear_all_and_may_type(tmp_path: Path) -> None:
     async with running(tmp_path) as (node, vms, _, id), AsyncExitStack() as stack:
-        listeners = [await stack.enter_async_context(node.console(LOCAL_ADMIN, vm)) for vm in ("one", id, "one")]
-        await listeners[0].send(b"first ")
-        await listeners[2].send(b"third\r")
-        for console in listeners:
+        clients = [await stack.enter_async_context(node.console(LOCAL_ADMIN, vm)) for vm in ("one", id, "one")]
+        await clients[0].send(b"first ")
+        await clients[2].send(b"third\r")
+        for console in clients:
             heard = await hear(console, 13)
             assert sorted(heard.split()) == [b"first", b"third"]
         assert "third" in (await vms.vm_log("one")).text
 
 
-async def test_the_console_comes_and_goes_with_its_listeners(tmp_path: Path) -> None:
+async def test_the_console_comes_and_goes_with_its_clients(tmp_path: Path) -> None:
     async with running(tmp_path) as (node, _, hypervisor, id):
         open_now = 0
 
@@ -192,16 +192,16 @@ async def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async with node.console(OPERATOR, "theirs") as console, node.console(LOCAL_ADMIN, "theirs"):
             await console.send(b"x")
         async with AsyncExitStack() as stack:
-            for _ in range(MAX_LISTENERS):
+            for _ in range(MAX_CLIENTS):
                 await stack.enter_async_context(node.console(LOCAL_ADMIN, "one"))
-            with pytest.raises(Overloaded, match="8 listeners"):
+            with pytest.raises(Overloaded, match="8 clients"):
                 await stack.enter_async_context(node.console(LOCAL_ADMIN, "one"))
         await vms.pause_vm("one")
         async with node.console(LOCAL_ADMIN, "one"):
             pass
         await vms.resume_vm("one")
         hypervisor.hang(id)
-        monkeypatch.setattr(consoles, "DIAL_WITHIN", 0.05)
+        monkeypatch.setattr(consoles, "DIAL_TIMEOUT", 0.05)
         with pytest.raises(DeadlineExceeded):
             async with node.console(LOCAL_ADMIN, "one"):
                 pass

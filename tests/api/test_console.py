@@ -21,7 +21,7 @@ from tests.api.served import SPEC, Served, served, talk
 from tests.nodes.test_in_memory import TABLE
 from tests.nodes.test_tunnels import pair
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.reach.consoles import MAX_LISTENERS
+from twinshare.agent.reach.consoles import MAX_CLIENTS
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.api.server import open_api, serve
 from twinshare.api.twinshare import console as console_route
@@ -57,7 +57,7 @@ async def running(folder: Path, **api: Any) -> AsyncIterator[tuple[Served, Memor
 
 async def nobody_listens(api: Served) -> None:
     with trio.fail_after(5):
-        while api.node.consoles._lines:
+        while api.node.consoles._connections:
             await trio.sleep(0.01)
 
 
@@ -161,9 +161,9 @@ async def test_what_is_refused(tmp_path: Path) -> None:
             assert (await api.client.get(wrong)).status_code == 400
         assert (await api.client.post(PATH)).status_code == 405
         async with AsyncExitStack() as stack:
-            for _ in range(MAX_LISTENERS):
+            for _ in range(MAX_CLIENTS):
                 await stack.enter_async_context(client.console("one", "local"))
-            await refused(client, Overloaded, "8 listeners")
+            await refused(client, Overloaded, "8 clients")
         await nobody_listens(api)
 
 
@@ -209,7 +209,7 @@ async def test_the_guard_stands_before_it(headers: dict[str, str], status: int, 
         assert heard.startswith(b"HTTP/1.1 %d" % status), heard
         if status != 101:
             assert b'"code":' in heard
-            assert not api.node.consoles._lines
+            assert not api.node.consoles._connections
         assert (await api.client.get("/api/vm")).status_code == 200
 
 
@@ -300,10 +300,10 @@ async def test_a_slow_reader_is_let_go_alone(tmp_path: Path) -> None:
         async with RESTClient(api.url) as client, raw(api) as slow, client.console("one") as quick:
             await quick.send(b"go")
             assert len(await hear(quick, 160 << 15)) == 160 << 15
-            assert len(api.node.consoles._lines[id].listeners) == 1
+            assert len(api.node.consoles._connections[id].clients) == 1
             ended = await slow.next(CloseConnection)
             assert ended.code == 4503
-            assert ended.reason.startswith("overloaded: this listener")
+            assert ended.reason.startswith("overloaded: this client")
 
 
 async def test_the_end_of_the_node_is_told(tmp_path: Path) -> None:
