@@ -6,6 +6,7 @@ life recovers and the client repeats its request with the same idempotency key. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,12 +15,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import structlog
 import trio
 
@@ -27,9 +30,14 @@ from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConf
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.node import Node, open_node
+from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
-from twinshare.protocols.services import ImageService, VmService
-from twinshare.protocols.table import stub
+from twinshare.protocols.errors import Conflict, TokenNotFound
+from twinshare.protocols.node import TokenRequest
+from twinshare.protocols.peer import InviteRequest
+from twinshare.protocols.peer_service import PeerService
+from twinshare.protocols.services import ImageService, TokenService, VmService
+from twinshare.protocols.table import Method, stub
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 
 SPEC = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1, start=True)
@@ -38,19 +46,25 @@ STOPPED = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1)
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What a client asks with one idempotency key."""
+    """What a client asks with one idempotency key; `far` are the VMs of the peer `there`."""
 
     vms: VmService
     images: ImageService
+    tokens: TokenService
+    peers: PeerService
+    far: VmService
 
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """How many of each thing that can be owned there are after a scenario."""
+    """How many of each thing that can be owned there are after a scenario, which may need a peer."""
 
     vms: int = 1
     forwards: int = 0
     images: int = 1
+    tunnels: int = 0
+    tokens: int = 1
+    with_peer: bool = False
 
 
 Act = Callable[[Client], Awaitable[Any]]
@@ -80,6 +94,21 @@ async def captured(client: Client) -> None:
     await client.images.capture_image("one", "copy")
 
 
+async def tunnelled(client: Client) -> None:
+    await client.far.add_forward("far", FORWARD)
+
+
+async def create_token(client: Client) -> None:
+    """Its secret is answered once: who was not answered has a token of that name to revoke."""
+    with contextlib.suppress(Conflict):
+        await client.tokens.create_token(TokenRequest(name="new", role=Role.VIEWER))
+
+
+async def revoke_token(client: Client) -> None:
+    with contextlib.suppress(TokenNotFound):
+        await client.tokens.revoke_token("kept")
+
+
 # name: what is there before, what the client asks, what there is after it
 SCENARIOS: dict[str, tuple[Act, Act, Owned]] = {
     "create": (nothing, lambda client: client.vms.create_vm(STOPPED), Owned()),
@@ -104,33 +133,79 @@ SCENARIOS: dict[str, tuple[Act, Act, Owned]] = {
         Owned(images=2),
     ),
     "remove image": (captured, lambda client: client.images.remove_image("copy"), Owned()),
+    "tunnel": (nothing, lambda client: client.far.add_forward("far", FORWARD), Owned(vms=0, tunnels=1, with_peer=True)),
+    "tunnel to any port": (
+        nothing,
+        lambda client: client.far.add_forward("far", ForwardSpec(host_port=0, guest_port=80)),
+        Owned(vms=0, tunnels=1, with_peer=True),
+    ),
+    "remove tunnel": (tunnelled, lambda client: client.far.remove_forward("far", PORT), Owned(vms=0, with_peer=True)),
+    "create token": (nothing, create_token, Owned(vms=0, tokens=2)),
+    "revoke token": (nothing, revoke_token, Owned(vms=0, tokens=0)),
 }  # fmt: skip
 
 
-def config(home: Path) -> Config:
+def config(home: Path, name: str, with_peer: bool) -> Config:
     return Config(
-        node=NodeConfig(name="here", data_dir=str(home)),
+        node=NodeConfig(name=name, data_dir=str(home)),
         api=ApiConfig(listen="127.0.0.1:0"),
-        p2p=P2pConfig(enabled=False),
+        p2p=P2pConfig(enabled=with_peer, dead_peer_timeout=2.0),
         hypervisor=HypervisorConfig(uri=f"fake://{home}/fake.json"),
     )
 
 
 def client_of(node: Node, key: str) -> Client:
     caller = Caller(principal="local", role=Role.ADMIN, idempotency_key=key or None)
-    call = partial(node.dispatcher.call, caller)
-    return Client(cast("VmService", stub(VmService, call)), cast("ImageService", stub(ImageService, call)))
+
+    async def call_far(method: Method, arguments: Mapping[str, Any]) -> Any:
+        return await node.call(caller, method, arguments, "there")
+
+    near = partial(node.call, caller)
+    return Client(
+        vms=cast("VmService", stub(VmService, near)),
+        images=cast("ImageService", stub(ImageService, near)),
+        tokens=cast("TokenService", stub(TokenService, near)),
+        peers=cast("PeerService", stub(PeerService, near)),
+        far=cast("VmService", stub(VmService, call_far)),
+    )
 
 
-async def prepare(home: Path, act: Act) -> None:
-    async with open_node(config(home)) as node:
-        await node.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
-        await act(client_of(node, ""))
+@asynccontextmanager
+async def nodes(home: Path, with_peer: bool) -> AsyncIterator[list[Node]]:
+    """The node whose operations are killed and, if the scenario needs one, its peer, on a network in memory."""
+    host = partial(open_memory_host, MemoryNetwork(), peer_timeout=2.0)
+    async with AsyncExitStack() as stack:
+        folders = {"here": home} | ({"there": home / "there"} if with_peer else {})
+        yield [
+            await stack.enter_async_context(open_node(config(folder, name, with_peer), host))
+            for name, folder in folders.items()
+        ]
 
 
-async def live(home: Path, act: Act) -> dict[str, Any]:
+async def prepare(home: Path, act: Act, with_peer: bool) -> None:
+    async with nodes(home, with_peer) as (node, *peers):
+        client = client_of(node, "")
+        for one in (node, *peers):
+            await one.import_image(LOCAL_ADMIN, "disk", pieces(raw_disk(1)))
+        for peer in peers:
+            there = client_of(peer, "")
+            await there.vms.create_vm(msgspec.structs.replace(SPEC, name="far"))
+            await there.peers.join_fleet((await client.peers.invite_peer(InviteRequest(role=Role.ADMIN))).ticket)
+        await client.tokens.create_token(TokenRequest(name="kept", role=Role.OPERATOR))
+        await act(client)
+
+
+async def until_there(client: Client) -> None:
+    with trio.fail_after(60):
+        while not any(peer.name == "there" and peer.status == "online" for peer in await client.peers.list_peers()):
+            await trio.sleep(0.005)
+
+
+async def live(home: Path, act: Act, with_peer: bool) -> dict[str, Any]:
     """One whole life: start, recover, ask, look at what is there."""
-    async with open_node(config(home)) as node:
+    async with nodes(home, with_peer) as (node, *_):
+        if with_peer:
+            await until_there(client_of(node, ""))
         await act(client_of(node, "the-key"))
         found = await node.operations.list()
         with trio.fail_after(60):
@@ -140,12 +215,14 @@ async def live(home: Path, act: Act) -> dict[str, Any]:
         client = client_of(node, "")
         vms = await client.vms.list_vms()
         forwards = [await client.vms.list_forwards(vm.id) for vm in vms]
+        tunnels = await client.far.list_forwards("far") if with_peer else []
         images = [image.digest for image in await node.images.store.list_images()]
         directories = [path.name for path in (home / "vms").iterdir()]
         files = sorted(path.name for path in (home / "vms").glob("*/*"))
         return {
             "vms": [vm.id for vm in vms], "directories": directories, "files": files, "states": states,
             "forwards": sum(map(len, forwards)), "images": len(images),
+            "tunnels": sum(tunnel.active for tunnel in tunnels), "tokens": len(await client.tokens.list_tokens()),
         }  # fmt: skip
 
 
@@ -174,7 +251,7 @@ def finish(pid: int, reader: int) -> tuple[int, Any]:
     return status, json.loads(said) if said else None
 
 
-def dying_at(boundary: int, home: Path, act: Act) -> Any:
+def dying_at(boundary: int, life: Callable[[], Awaitable[Any]]) -> Any:
     """Live, and be killed when the journal is about to be written (even) or was just written (odd)."""
     written = 0
     plain = JournalStore.update, JournalStore.insert
@@ -193,7 +270,7 @@ def dying_at(boundary: int, home: Path, act: Act) -> Any:
 
     JournalStore.update = mortal(plain[0])  # type: ignore[method-assign,assignment]  # it dies in there
     JournalStore.insert = mortal(plain[1])  # type: ignore[method-assign,assignment]  # as above
-    return trio.run(live, home, act)
+    return trio.run(life)
 
 
 def tell(scenario: str, when: str, killed: bool, expected: Owned, status: int, seen: Any) -> None:
@@ -217,14 +294,15 @@ def walk_boundaries(root: Path) -> None:
     for name, (before, act, expected) in SCENARIOS.items():
         template, home = root / f"{name}-before", root / "home"
         # The template is made at the path where it is used: overlays and domains name it.
-        finish(*in_child(partial(trio.run, prepare, home, before)))
+        finish(*in_child(partial(trio.run, prepare, home, before, expected.with_peer)))
+        life = partial(live, home, act, expected.with_peer)
         home.rename(template)
         killed, boundary = True, 0
         while killed:
             fresh(template, home)
-            status, _ = finish(*in_child(partial(dying_at, boundary, home, act)))
+            status, _ = finish(*in_child(partial(dying_at, boundary, life)))
             killed = status == -signal.SIGKILL
-            status, seen = finish(*in_child(partial(trio.run, live, home, act)))
+            status, seen = finish(*in_child(partial(trio.run, life)))
             tell(name, f"boundary {boundary}", killed, expected, status, seen)
             boundary += 1
         shutil.rmtree(home)
@@ -236,18 +314,20 @@ def random_instants(root: Path, count: int, seed: int) -> None:
     home = root / "home"
     templates: dict[str, Path] = {}
     for name in names:
-        finish(*in_child(partial(trio.run, prepare, home, SCENARIOS[name][0])))
+        before, _, expected = SCENARIOS[name]
+        finish(*in_child(partial(trio.run, prepare, home, before, expected.with_peer)))
         templates[name] = root / f"{name}-before"
         home.rename(templates[name])
     for number in range(count):
         name = names[number % len(names)]
         _, act, expected = SCENARIOS[name]
         fresh(templates[name], home)
-        pid, reader = in_child(partial(trio.run, live, home, act))
+        life = partial(live, home, act, expected.with_peer)
+        pid, reader = in_child(partial(trio.run, life))
         time.sleep(chance.uniform(0.0, 0.12))
         os.kill(pid, signal.SIGKILL)
         killed = finish(pid, reader)[0] == -signal.SIGKILL
-        status, seen = finish(*in_child(partial(trio.run, live, home, act)))
+        status, seen = finish(*in_child(partial(trio.run, life)))
         tell(name, f"random {number}", killed, expected, status, seen)
 
 
