@@ -7,7 +7,6 @@ operation as `x-role`.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,13 @@ import msgspec
 
 from .access import Role
 from .errors import ErrorBody
+from .openapi_schemas import Schema, Schemas
 from .operation import Operation
 from .table import Method
 
 JSON = "application/json"
-Schema = dict[str, Any]
 
-_REFERENCE = "#/components/schemas/{name}"
+_FAILURE = "ErrorResponse"
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 
 
@@ -94,10 +93,15 @@ def document(
     title: str,
     version: str,
     description: str,
+    tags: Mapping[str, str],
     error: type[msgspec.Struct] = ErrorBody,
 ) -> Schema:
-    """The whole document, ready to be encoded as JSON. `error` is the body of every refusal."""
-    schemas = _Schemas(endpoints, error)
+    """The whole document, ready to be encoded as JSON, but for its `servers`: they depend on who asks.
+
+    `tags` describes each tag; `error` is the body of every refusal.
+    """
+    schemas = Schemas(_kinds(endpoints, error), [one.query for one in endpoints if one.query is not None])
+    failure = {"description": "What failed, why, what to do.", "content": {JSON: {"schema": schemas.of(error)}}}
     paths: dict[str, Schema] = {}
     for one in endpoints:
         paths.setdefault(_PLACEHOLDER.sub(r"{\1}", one.path), {})[one.verb.lower()] = _operation(one, schemas)
@@ -113,12 +117,12 @@ def document(
         "components": {
             "schemas": schemas.components,
             "parameters": _HEADER_PARAMETERS,
-            "responses": {"Error": {"description": "What failed, why, what to do.", "content": schemas.error}},
+            "responses": {_FAILURE: failure},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         # The empty requirement is the caller on this machine who is the node's own user.
         "security": [{"token": []}, {}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(one.tag for one in endpoints)],
+        "tags": [{"name": tag, "description": tags[tag]} for tag in dict.fromkeys(one.tag for one in endpoints)],
     }
 
 
@@ -139,52 +143,15 @@ _HEADER_PARAMETERS = {
 }
 
 
-class _Schemas:
-    """All types of the document, turned into schemas in one go so that equal types are one component."""
-
-    def __init__(self, endpoints: Sequence[Endpoint], error: type[msgspec.Struct]) -> None:
-        kinds = [error, *_kinds(endpoints)]
-        schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
-        self._by_kind = dict(zip(map(_key, kinds), schemas, strict=True))
-        self.queries = {one.query.__name__: components[one.query.__name__] for one in endpoints if one.query}
-        components["Error"] = {**components.pop(ErrorBody.__name__), "title": "Error"}
-        self.components = {name: _tidy(components[name]) for name in sorted(components) if name not in self.queries}
-        self.error = {JSON: {"schema": self.of(error)}}
-
-    def of(self, kind: Any) -> Schema:
-        return kind if isinstance(kind, dict) else _tidy(self._by_kind[_key(kind)])
-
-
-def _kinds(endpoints: Iterable[Endpoint]) -> Iterable[Any]:
-    yield Operation
+def _kinds(endpoints: Iterable[Endpoint], error: type[msgspec.Struct]) -> Iterable[Any]:
+    yield from (error, Operation)
     for one in endpoints:
         bodies = [*one.answers.values(), *([one.body] if one.body else [])]
         yield from (media.kind for media in bodies if not isinstance(media.kind, dict | None))
         yield from one.path_params.values()
-        if one.query is not None:
-            yield one.query
 
 
-def _key(kind: Any) -> Any:
-    """Annotated types with a dict inside are not hashable: their text tells them apart as well."""
-    return kind if isinstance(kind, type) else repr(kind)
-
-
-def _tidy(schema: Any) -> Any:
-    """msgspec copies docstrings as they are indented, and calls our error body by its type's name."""
-    if isinstance(schema, list):
-        return [_tidy(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    tidy = {name: _tidy(value) for name, value in schema.items()}
-    if isinstance(tidy.get("description"), str):
-        tidy["description"] = inspect.cleandoc(tidy["description"])
-    if tidy.get("$ref") == _REFERENCE.format(name=ErrorBody.__name__):
-        tidy["$ref"] = _REFERENCE.format(name="Error")
-    return tidy
-
-
-def _operation(one: Endpoint, schemas: _Schemas) -> Schema:
+def _operation(one: Endpoint, schemas: Schemas) -> Schema:
     operation: Schema = {"operationId": one.operation_id, "summary": one.summary, "tags": [one.tag]}
     if one.role is not None:
         operation["x-role"] = str(one.role)
@@ -199,13 +166,13 @@ def _operation(one: Endpoint, schemas: _Schemas) -> Schema:
     return operation
 
 
-def _parameters(one: Endpoint, schemas: _Schemas) -> list[Schema]:
+def _parameters(one: Endpoint, schemas: Schemas) -> list[Schema]:
     found: list[Schema] = [
         {"name": name, "in": "path", "required": True, "schema": schemas.of(one.path_params[name])}
         for name in _PLACEHOLDER.findall(one.path)
     ]
     if one.query is not None:
-        fields = schemas.queries[one.query.__name__]
+        fields = schemas.fields[one.query.__name__]
         found += [
             {"name": name, "in": "query", "required": name in fields["required"], "schema": _without_null(schema)}
             for name, schema in fields["properties"].items()
@@ -221,7 +188,7 @@ def _without_null(schema: Schema) -> Schema:
     return kinds[0] if len(kinds) == 1 else schema
 
 
-def _responses(one: Endpoint, schemas: _Schemas) -> Schema:
+def _responses(one: Endpoint, schemas: Schemas) -> Schema:
     responses: Schema = {
         str(status): {
             "description": answer.description,
@@ -235,5 +202,5 @@ def _responses(one: Endpoint, schemas: _Schemas) -> Schema:
             "headers": {"Location": {"description": "Where the operation is.", "schema": {"type": "string"}}},
             "content": {JSON: {"schema": schemas.of(Operation)}},
         }
-    responses["default"] = {"$ref": "#/components/responses/Error"}
+    responses |= {key: {"$ref": f"#/components/responses/{_FAILURE}"} for key in ("4XX", "default")}
     return responses

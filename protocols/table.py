@@ -219,7 +219,7 @@ def _method(service: type, function: Any) -> Method:
         path=mark.path,
         role=mark.role,
         local=mark.local,
-        summary=(inspect.getdoc(function) or "").partition("\n")[0],
+        summary=summary(function),
         result=hints["return"],
         answer=mark.answer or hints["return"],
         remote_answer=mark.remote_answer or mark.answer or hints["return"],
@@ -253,6 +253,11 @@ def _struct(
     return msgspec.defstruct(
         camel, [*fields, *more], kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=forbid_unknown
     )
+
+
+def summary(documented: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
 @functools.cache

@@ -94,7 +94,7 @@ class VmInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory: str
     disk: str
     devices: list[str]
-    created: str
+    created: datetime
 
 
 class VmList(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,10 @@ def image_info(image: Image) -> ImageInfo:
 
 
 class MedaImages:
-    """For one caller."""
+    """The images of this node.
+
+    An instance serves one caller.
+    """
 
     def __init__(self, node: Node, caller: Caller) -> None:
         self._node, self._caller = node, caller

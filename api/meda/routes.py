@@ -9,7 +9,7 @@ from quart import Response
 
 from ...agent.node import Node
 from ...protocols.openapi import Endpoint, Media, document, endpoint
-from ...protocols.table import Dispatcher, Method
+from ...protocols.table import Dispatcher, Method, summary
 from ..rest.requests import current_request, request_options
 from ..rest.responses import json_response
 from ..rest.routes import Route
@@ -68,5 +68,6 @@ def describe(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
         version=version,
         description="The REST API of Meda over the VMs and images of this node. Sizes are written as `2G` or `512M`; "
         "a field that is not in a schema is refused. All errors look alike: see `ApiError`.",
+        tags={_TAGS[service]: summary(service) for service in _TAGS},
         error=ApiError,
     )

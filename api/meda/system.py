@@ -13,7 +13,10 @@ from .table import TABLE
 
 
 class MedaSystem:
-    """For one caller."""
+    """The node itself.
+
+    An instance serves one caller.
+    """
 
     def __init__(self, node: Node, caller: Caller) -> None:
         self._node, self._caller = node, caller

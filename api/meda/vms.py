@@ -33,7 +33,7 @@ def vm_info(vm: Vm) -> VmInfo:
         memory=exact_size(vm.memory * MIB),
         disk=exact_size(vm.disk_size * GIB),
         devices=[],
-        created=vm.created_at.isoformat().replace("+00:00", "Z"),
+        created=vm.created_at,
     )
 
 
@@ -47,7 +47,10 @@ async def size_of(node: Node, caller: Caller, image: str) -> int:
 
 
 class MedaVms:
-    """For one caller."""
+    """The VMs of this node.
+
+    An instance serves one caller.
+    """
 
     ip_timeout = IP_TIMEOUT
 

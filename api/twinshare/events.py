@@ -35,7 +35,7 @@ _MEDIA_TYPE = "text/event-stream"
 class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`types` are names separated by commas; `vm.*` stands for all that begin with `vm.`."""
 
-    after: Annotated[int, Meta(ge=0, description="send what is kept after this event, too")] | None = None
+    after: Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="send what is kept after this event, too")] | None = None
     types: Annotated[str, Meta(max_length=512)] | None = None
 
 

@@ -56,7 +56,7 @@ async def test_every_operation_is_told_with_its_role_and_errors(tmp_path: Path) 
             assert told[method.name]["x-role"] == method.role
             assert (f"remote_{method.name}" in told) is not method.local
         for name, one in told.items():
-            assert one["responses"]["default"] == {"$ref": "#/components/responses/Error"}, name
+            assert one["responses"]["default"] == {"$ref": "#/components/responses/ErrorResponse"}, name
             assert one["summary"].endswith("."), name
             assert ("202" in one["responses"]) is any(
                 "IdempotencyKey" in parameter.get("$ref", "") for parameter in one.get("parameters", [])
@@ -88,8 +88,49 @@ async def test_medas_bodies_are_in_its_document(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         document = await api.get("/api/v1/openapi.json")
         answers = document["paths"]["/api/v1/vms"]["post"]["responses"]
-        assert {"201", "202", "default"} == answers.keys()
-        error = resolved(document, "#/components/responses/Error/content")["application/json"]["schema"]
+        assert {"201", "202", "4XX", "default"} == answers.keys()
+        error = resolved(document, "#/components/responses/ErrorResponse/content")["application/json"]["schema"]
         assert resolved(document, error["$ref"])["required"] == ["error", "code", "details"]
         info = resolved(document, "#/components/schemas/VmInfo")["properties"]
         assert list(info) == ["name", "state", "ip", "vcpus", "memory", "disk", "devices", "created"]
+
+
+def schemas(value: Any) -> Iterator[dict[str, Any]]:
+    """Every schema of the document, wherever it stands."""
+    if isinstance(value, dict):
+        if "type" in value or "enum" in value:
+            yield value
+        for inner in value.values():
+            yield from schemas(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from schemas(inner)
+
+
+@pytest.mark.parametrize("root", ["/api", "/api/v1"])
+async def test_generators_find_what_they_need(root: str, tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get(f"{root}/openapi.json")
+        assert document["servers"] == [{"url": api.url}]
+        components = document["components"]
+        assert components["schemas"].keys().isdisjoint(components["responses"]), "one name for two things"
+        assert all(tag["description"] for tag in document["tags"])
+        names: list[str] = []
+        for schema in schemas(document):
+            if "enum" in schema:
+                assert schema["type"] == "string"
+                names += schema.get("x-enum-varnames", [])
+            assert schema.get("type") not in {"integer", "number"} or schema["format"] in {"int64", "double"}
+        assert names, "no enum has names for its values"
+        assert len(names) == len(set(names)), "two values have one name"
+        times = [
+            field
+            for schema in components["schemas"].values()
+            for name, field in schema.get("properties", {}).items()
+            if name.endswith("_at") or name in {"created", "timestamp"}
+        ]
+        for field in times:
+            assert all(
+                one.get("format") == "date-time" for one in field.get("anyOf", [field]) if one["type"] == "string"
+            )
+        assert times
