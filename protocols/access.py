@@ -12,7 +12,10 @@ from msgspec import Meta
 
 from .errors import Forbidden, InvalidRequest
 
-Amount = Annotated[int, Meta(ge=0)]
+MAX_INTEGER = (1 << 63) - 1
+"""The largest integer that every wire and every client can carry."""
+
+Amount = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 
 
 class Role(StrEnum):

@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 
 from msgspec import Meta
 
-from .access import Role
+from .access import Amount, Role
 from .bodies import (
     CatalogueList,
     ForwardList,
@@ -141,7 +141,7 @@ class VmService(Protocol):
 
     @rest("GET", "/vm/<vm>/log", Role.VIEWER)
     async def vm_log(
-        self, vm: VmRef, offset: int | None = None, limit: Annotated[int, Meta(ge=1, le=262144)] = 65536
+        self, vm: VmRef, offset: Amount | None = None, limit: Annotated[int, Meta(ge=1, le=262144)] = 65536
     ) -> ConsoleLog:
         """Read the serial console's log: its last `limit` bytes, or the ones from `offset`."""
         ...

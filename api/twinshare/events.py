@@ -18,7 +18,7 @@ from quart.wrappers.response import ResponseBody
 
 from ...agent.events import HEARTBEAT_EVENT, EventLog
 from ...agent.tokens import TokenStore
-from ...protocols.access import Role
+from ...protocols.access import MAX_INTEGER, Role
 from ...protocols.errors import InvalidRequest, Unauthenticated
 from ...protocols.events import Event
 from ...protocols.openapi import Endpoint, Media
@@ -35,7 +35,9 @@ _MEDIA_TYPE = "text/event-stream"
 class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`types` are names separated by commas; `vm.*` stands for all that begin with `vm.`."""
 
-    after: Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="send what is kept after this event, too")] | None = None
+    after: Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="send what is kept after this event, too")] | None = (
+        None
+    )
     types: Annotated[str, Meta(max_length=512)] | None = None
 
 

@@ -134,3 +134,29 @@ async def test_generators_find_what_they_need(root: str, tmp_path: Path) -> None
                 one.get("format") == "date-time" for one in field.get("anyOf", [field]) if one["type"] == "string"
             )
         assert times
+
+
+def inputs(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schema of each parameter and each body, with where it is."""
+    for path, verbs in document["paths"].items():
+        for verb, one in verbs.items():
+            for parameter in one.get("parameters", []):
+                yield f"{verb} {path} {parameter.get('name')}", parameter.get("schema", {})
+            for media in one.get("requestBody", {}).get("content", {}).values():
+                yield f"{verb} {path}", media["schema"]
+
+
+@pytest.mark.parametrize("root", ["/api", "/api/v1"])
+async def test_every_number_that_is_sent_has_bounds(root: str, tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        document = await api.get(f"{root}/openapi.json")
+        for where, schema in inputs(document):
+            waiting, seen = [schema], set[str]()
+            while waiting:
+                one = waiting.pop()
+                for reference in set(references(one)) - seen:
+                    seen.add(reference)
+                    waiting.append(resolved(document, reference))
+                for number in schemas(one):
+                    if number.get("type") == "integer":
+                        assert {"minimum", "maximum"} <= number.keys(), f"{where}: {number}"
