@@ -155,9 +155,11 @@ class Node:
         running = self.mesh.running
         return list(running.host.addresses) if running else []
 
-    async def import_image(self, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
+    async def import_image(
+        self, caller: Caller, ref: str, content: AsyncIterable[bytes], *, raw: bool = False
+    ) -> Image:
         async with self.audit.record(caller, "import_image", ref):
-            return await import_image(self.images, caller, ref, content)
+            return await import_image(self.images, caller, ref, content, raw=raw)
 
     def guest_pids(self) -> list[int]:
         """Processes that speak for guests: no connection of theirs is this user's."""

@@ -122,10 +122,13 @@ class Calls:
     def peers(self) -> PeerService:
         return cast("PeerService", stub(PeerService, self.call))
 
-    async def import_image(self, name: str, content: Path | AsyncIterator[bytes]) -> Image:
-        """Send a qcow2 or raw disk to the node as the image `name` (`name` or `name:tag`)."""
+    async def import_image(self, name: str, content: Path | AsyncIterator[bytes], *, raw: bool = False) -> Image:
+        """Send a qcow2 or raw disk to the node as the image `name` (`name` or `name:tag`).
+
+        `raw` takes what cannot be recognised as a disk for a raw one.
+        """
         sent = _read_file(content) if isinstance(content, Path) else content
-        return cast("Image", await self._carrier.send(upload(name), sent))
+        return cast("Image", await self._carrier.send(upload(name, raw=raw), sent))
 
     async def list_fleet_vms(self) -> list[Vm]:
         """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""

@@ -103,11 +103,12 @@ def plain(verb: str, path: str, answer: Any) -> Request:
     return Request(verb, ROOT + path, {"Accept": "application/json"}, b"", answer, mutates=False)
 
 
-def upload(name: str) -> Request:
+def upload(name: str, *, raw: bool = False) -> Request:
     """The request that a disk's bytes follow: it becomes the image `name`."""
+    query = {"name": name, **({"raw": "true"} if raw else {})}
     return Request(
         verb="POST",
-        target=f"{ROOT}/image/import?{urlencode({'name': name})}",
+        target=f"{ROOT}/image/import?{urlencode(query)}",
         headers={"Content-Type": "application/octet-stream", "Accept": "application/json"},
         body=b"",
         answer=Image,

@@ -41,11 +41,15 @@ LocalName = Annotated[str, Meta(max_length=512, description="what the image is c
 
 
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What to fetch: a name of the catalogue, `registry/name:tag`, or an https address with its `sha256`."""
+    """What to fetch: a name of the catalogue, `registry/name:tag`, or an https address with its `sha256`.
+
+    `raw` takes what cannot be recognised as a disk for a raw one.
+    """
 
     image: Source
     name: LocalName = ""
     sha256: Annotated[str, Meta(max_length=64)] = ""
+    raw: bool = False
 
 
 class PushRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

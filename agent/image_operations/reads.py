@@ -27,13 +27,16 @@ class ImageReads:
         return list(self._images.exchange.catalogue())
 
 
-async def import_image(images: ImageContext, caller: Caller, ref: str, content: AsyncIterable[bytes]) -> Image:
+async def import_image(
+    images: ImageContext, caller: Caller, ref: str, content: AsyncIterable[bytes], *, raw: bool = False
+) -> Image:
     """Add an image from a stream. Not journalled: when this returns it is there whole, or not at all.
 
+    `raw` takes what cannot be recognised as a disk for a raw one.
     Raises: Forbidden, and what `ImageStore.add_image` raises.
     """
     caller.require(Role.OPERATOR, "import_image")
-    return await images.add(ref, content, _no_report, Origin(caller=caller))
+    return await images.add(ref, content, _no_report, Origin(caller=caller, raw=raw))
 
 
 def _no_report(progress: Progress) -> None:

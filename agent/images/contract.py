@@ -32,9 +32,14 @@ OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
 
 
 def raw_disk(seed: int, size: int = MIB) -> bytes:
-    """A disk of `size` bytes: some data that depends on `seed`, holes, and an end that is not a whole block."""
+    """A disk of `size` bytes: a boot sector, some data that depends on `seed`, holes, an end within a block."""
     pattern = bytes((seed * 31 + place * 7 + place // 251) % 256 for place in range(4096))
-    return (pattern * 20 + bytes(65536) + pattern * 5).ljust(size, b"\0")
+    return with_boot_sector(pattern * 20 + bytes(65536) + pattern * 5).ljust(size, b"\0")
+
+
+def with_boot_sector(disk: bytes) -> bytes:
+    """Sign the first sector of a disk, so that it can be recognised as one."""
+    return disk[:510] + b"\x55\xaa" + disk[512:]
 
 
 def qcow2_disk(size: int, backing: str = "", *, crypt: int = 0, incompatible: int = 0) -> bytes:
@@ -141,10 +146,13 @@ async def _bad_content(store: ImageStore, _folder: Path) -> None:
         "no size": qcow2_disk(0),
         "a header that is cut off": qcow2_disk(MIB)[:60],
         "another format": b"KDMV" + bytes(600),
+        "nothing that is known": bytes(range(256)) * 400,
     }.items():
         message = await _refused(InvalidRequest, store.add_image("bad", pieces(content), report=quiet))
         assert message, why
     assert list(await store.list_images()) == []
+    taken = await store.add_image("unknown", pieces(bytes(range(256)) * 400), report=quiet, origin=Origin(raw=True))
+    assert taken.size == 256 * 400, "who says that it is a raw disk is believed"
 
 
 async def _broken_off(store: ImageStore, _folder: Path) -> None:

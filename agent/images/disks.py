@@ -7,39 +7,10 @@ from pathlib import Path
 
 from ...protocols.errors import ImageDamaged, InvalidRequest, WrongState
 from .qcow2 import BadQcow2Error, parse_header
+from .signatures import foreign_format, is_raw_disk
 
 SECTOR = 512
 MAX_SIZE = 1 << 40
-
-_FOREIGN = {
-    b"KDMV": "a VMDK",
-    b"# Disk DescriptorFile": "a VMDK",
-    b"conectix": "a VHD",
-    b"vhdxfile": "a VHDX",
-    b"<<< ": "a VDI",
-    b"QED\0": "a QED",
-    b"LUKS\xba\xbe": "a LUKS",
-    b"WithoutFreeSpace": "a Parallels",
-    b"WithouFreSpacExt": "a Parallels",
-    b"PK\x03\x04": "a ZIP",
-    b"BZh": "a bzip2",
-    b"7z\xbc\xaf\x27\x1c": "a 7z",
-    b"Rar!": "a RAR",
-    b"\x1f\x8b": "a twice compressed",
-    b"\x28\xb5\x2f\xfd": "a twice compressed",
-    b"\xfd7zXZ": "a twice compressed",
-    b"\x7fELF": "an ELF",
-    b"%PDF": "a PDF",
-    b"!<arch>": "a package or archive",
-    b"0707": "a cpio",
-    b"\x89PNG": "a PNG",
-}
-_HTML = (b"<!doctype html", b"<html")
-_TEXT = frozenset(b"\t\n\r\f\x1b") | frozenset(range(0x20, 0x7F)) | frozenset(range(0x80, 0x100))
-_ISO = 0x8001
-_EL_TORITO = 0x8800
-HEAD = 0x9000
-"""How many bytes of a disk tell what it is."""
 
 
 class Format(StrEnum):
@@ -66,19 +37,15 @@ def detect_packing(head: bytes) -> Packing:
     return Packing.NONE
 
 
-def detect_format(head: bytes, max_size: int) -> tuple[Format, int | None]:
+def detect_format(head: bytes, max_size: int, *, raw: bool = False) -> tuple[Format, int | None]:
     """The format and, where the header tells it, the size of the disk in bytes. `HEAD` bytes of `head` are enough.
 
-    Raises: InvalidRequest for a format, a size or a feature that is not taken in.
+    `raw` takes what is no qcow2 disk as a raw one, whatever it looks like.
+    Raises: InvalidRequest for a format, a size or a feature that is not taken in, and for what is no disk.
     """
-    for magic, what in _FOREIGN.items():
-        if head.startswith(magic):
-            raise InvalidRequest(
-                f"this is {what} file, not a raw or qcow2 disk; convert it with 'qemu-img convert' first"
-            )
     if not head.startswith(b"QFI"):
-        if what := _not_a_disk(head):
-            raise InvalidRequest(f"this is {what}, not a raw or qcow2 disk")
+        if not raw:
+            require_raw_disk(head)
         return Format.RAW, None
     try:
         header = parse_header(head)
@@ -89,23 +56,17 @@ def detect_format(head: bytes, max_size: int) -> tuple[Format, int | None]:
     return Format.QCOW2, whole_sectors(header.size)
 
 
-def _not_a_disk(head: bytes) -> str:
-    """What bytes without a disk's magic are, where that is known; a boot sector is never taken for something else."""
-    if head[510:512] == b"\x55\xaa":
-        return ""
-    if head[257:262] == b"ustar":
-        return "a tar archive (an OVA is one; unpack it and import the disk in it)"
-    if head[0x40:0x44] == b"\x7f\x10\xda\xbe":
-        return "a VDI file; convert it with 'qemu-img convert' first"
-    if head[_ISO : _ISO + 5] == b"CD001":
-        return "" if head[_EL_TORITO : _EL_TORITO + 6] == b"\0CD001" else "an ISO image that does not boot"
-    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith(_HTML):
-        return "a web page"
-    if start.startswith(b"<?xml"):
-        return "an XML document"
-    printable = sum(byte < 0x80 for byte in head[:512])
-    return "a text" if b"\n" in head[:512] and _TEXT.issuperset(head[:512]) and printable * 2 > len(head[:512]) else ""
+def require_raw_disk(head: bytes) -> None:
+    """Raises: InvalidRequest, saying what it is, unless a disk that begins with `head` can be recognised as one."""
+    if not head:
+        raise InvalidRequest("the disk is empty")
+    if what := foreign_format(head):
+        raise InvalidRequest(f"this is {what}")
+    if not is_raw_disk(head):
+        raise InvalidRequest(
+            "this cannot be recognised as a disk: it is no qcow2 file, and has no boot sector, no partition table and "
+            "no known file system; where it is a raw disk all the same, say so with raw"
+        )
 
 
 def refuse_features(*, backing_file: bool, data_file: bool, encrypted: bool) -> None:

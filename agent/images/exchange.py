@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -76,10 +76,17 @@ class DiskImageExchange:
         )
 
     async def pull_image(
-        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+        self,
+        ref: str,
+        *,
+        report: Report,
+        name: str = "",
+        sha256: str = "",
+        caller: Caller = LOCAL_ADMIN,
+        raw: bool = False,
     ) -> Image:
         if ref.startswith(("https://", "http://")):
-            return await self._pull_url(ref, name, sha256, report, caller)
+            return await self._pull_url(ref, sha256, name, _by(caller, raw=raw), report)
         if sha256:
             raise InvalidRequest(
                 "sha256 is for a disk by https; a registry's image is named with @sha256:…", path="sha256"
@@ -88,13 +95,15 @@ class DiskImageExchange:
         entry = self._entry(reference)
         if entry is not None:
             local = parse_new_name(name) if name else reference
-            return await self._pull_entry(entry, local, report, caller)
+            return await self._pull_entry(entry, ImportRequest(local, _by(caller, raw=raw), report))
         if reference.is_digest or (reference.registry == LOCAL and not self._default):
             raise ImageNotFound(f"'{ref}' is not in the fleet or the catalogue; name a registry: registry/name:tag")
         if reference.registry == LOCAL:
             reference = parse_reference(f"{self._default}/{reference}")
         local = parse_new_name(name) if name else _without_digest(reference)
-        return await (await self._remote()).pull_reference(reference, ImportRequest(local, _by(caller), report))
+        return await (await self._remote()).pull_reference(
+            reference, ImportRequest(local, _by(caller, raw=raw), report)
+        )
 
     async def push_image(
         self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
@@ -117,15 +126,14 @@ class DiskImageExchange:
             )
         return Pushed(image=image, target=str(where), manifest=manifest)
 
-    async def _pull_entry(self, entry: Entry, name: Reference, report: Report, caller: Caller) -> Image:
-        remote, labels = await self._remote(), {"user": entry.user} if entry.user else {}
-        request = ImportRequest(name, _by(caller, labels), report)
+    async def _pull_entry(self, entry: Entry, request: ImportRequest) -> Image:
+        remote, request = await self._remote(), request.labelled({"user": entry.user} if entry.user else {})
         if not entry.url:
             return await remote.pull_reference(parse_reference(entry.image), request)
         digest = entry.digest or find_sum(await remote.small_file(str(entry.sums), MAX_SUMS), entry.url)
         return await remote.pull_url(entry.url, digest, request)
 
-    async def _pull_url(self, url: str, name: str, sha256: str, report: Report, caller: Caller) -> Image:
+    async def _pull_url(self, url: str, sha256: str, name: str, origin: Origin, report: Report) -> Image:
         if not url.startswith("https://"):
             raise InvalidRequest("a disk is fetched by https only", path="image")
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -134,12 +142,12 @@ class DiskImageExchange:
         if not parts.hostname or "@" in parts.netloc or any(c.isspace() or not c.isprintable() for c in url):
             raise InvalidRequest("this is not an address that a disk can be fetched from", path="image")
         local = parse_new_name(name or PurePosixPath(parts.path).name.partition(".")[0].lower())
-        return await (await self._remote()).pull_url(url, ("sha256", sha256), ImportRequest(local, _by(caller), report))
+        return await (await self._remote()).pull_url(url, ("sha256", sha256), ImportRequest(local, origin, report))
 
 
-def _by(caller: Caller, labels: Mapping[str, str] | None = None) -> Origin:
+def _by(caller: Caller, *, raw: bool) -> Origin:
     """The origin of what is fetched for `caller`; the registry's side fills in the rest."""
-    return Origin(labels=labels, caller=caller)
+    return Origin(caller=caller, raw=raw)
 
 
 def _without_digest(reference: Reference) -> Reference:

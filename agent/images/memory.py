@@ -30,6 +30,7 @@ from .index import index_bytes
 from .overlay import is_overlay, write_overlay
 from .port import IMPORTED, Export, Origin, Overlay, Report
 from .receive import closed_after
+from .signatures import HEAD
 from .tag_index import Base, TagIndex, parse_new_name
 
 
@@ -67,7 +68,7 @@ class MemoryImageStore:
                 received += data
                 check_size(len(received), MAX_SIZE)
                 report(Progress(done=len(received), unit="bytes", message="receiving"))
-        _, size = detect_format(bytes(received[:512]), MAX_SIZE)
+        _, size = detect_format(bytes(received[:HEAD]), MAX_SIZE, raw=origin.raw)
         check_size(len(received), MAX_SIZE)
         received += bytes(whole_sectors(len(received)) - len(received))
         index = index_bytes(bytes(received))
@@ -183,7 +184,14 @@ class MemoryImageExchange:
         return reference.registry != LOCAL or str(reference) in self.remote
 
     async def pull_image(
-        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+        self,
+        ref: str,
+        *,
+        report: Report,
+        name: str = "",
+        sha256: str = "",
+        caller: Caller = LOCAL_ADMIN,
+        raw: bool = False,
     ) -> Image:
         is_url = ref.startswith(("https://", "http://"))
         if is_url != bool(sha256) or ref.startswith("http://"):
@@ -191,7 +199,7 @@ class MemoryImageExchange:
         key = ref if is_url else str(parse_reference(ref))
         if key not in self.remote:
             raise ImageNotFound(f"'{ref}' is neither in the catalogue nor at a registry")
-        origin = Origin(ref, caller=caller)
+        origin = Origin(ref, caller=caller, raw=raw)
         content = _one(self.remote[key])
         return await self._store.add_image(name or ref, content, report=report, origin=origin, replace=True)
 

@@ -56,7 +56,7 @@ async def pull_from_peers(
     """Fetch the image `digest` as it is requested.
 
     Raises: PeerUnreachable, PeerMisbehaved and what the peers say, when none of them can send it; InvalidRequest for a
-    disk that is too large; InsufficientResources.
+    disk that is too large or for what is no disk; InsufficientResources.
     """
     titles = ", ".join(source.title for source in sources)
     request.report(Progress(message=f"asking {titles}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +19,15 @@ Report = Callable[[Progress], None]
 class Origin:
     """Where an image comes from: the words for people, a registry's manifest if there is one, labels to keep.
 
-    `caller` is who adds it: the owner of what is new, and bound by the owners of what is there.
+    `caller` is who adds it: the owner of what is new, and bound by the owners of what is there. `raw` takes what cannot
+    be recognised as a disk for a raw one.
     """
 
     source: str = "import"
     manifest: str = ""
     labels: Mapping[str, str] | None = None
     caller: Caller = LOCAL_ADMIN
+    raw: bool = False
 
 
 IMPORTED = Origin()
@@ -38,6 +40,10 @@ class ImportRequest:
     name: Reference
     origin: Origin
     report: Report
+
+    def labelled(self, labels: Mapping[str, str]) -> ImportRequest:
+        """The same with more labels; those that it has stay as they are."""
+        return replace(self, origin=replace(self.origin, labels={**labels, **(self.origin.labels or {})}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,8 @@ class ImageStore(Protocol):
         """Take a raw or qcow2 disk in, compressed or not, whole or not at all.
 
         A name that has this very content already is no error, one that has another needs `replace`: it moves then.
-        Raises: InvalidRequest for a disk with a backing file, a data file, encryption, or an absurd size; ImageExists;
-        Forbidden when the name to be moved is another's.
+        Raises: InvalidRequest for what is no disk, a disk with a backing file, a data file, encryption, or an absurd
+        size; ImageExists; Forbidden when the name to be moved is another's.
         """
         ...
 
@@ -167,13 +173,21 @@ class ImageExchange(Protocol):
         ...
 
     async def pull_image(
-        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+        self,
+        ref: str,
+        *,
+        report: Report,
+        name: str = "",
+        sha256: str = "",
+        caller: Caller = LOCAL_ADMIN,
+        raw: bool = False,
     ) -> Image:
         """Fetch what `ref` means: a catalogue's name, a reference at a registry, or an https address with `sha256`.
 
         It is called `name` here, else as it is called there; a name that stands for an older version moves on. What is
-        here already is not fetched again, and two pulls of one image fetch it once.
-        Raises: ImageNotFound, Forbidden when the name stands for another image of another owner.
+        here already is not fetched again, and two pulls of one image fetch it once. `raw` as in `Origin`.
+        Raises: ImageNotFound, InvalidRequest for what is no disk, Forbidden when the name stands for another image of
+        another owner.
         """
         ...
 

@@ -12,8 +12,9 @@ import trio
 from ...protocols.operation import Progress
 from ..files import write_all
 from .chunker import BLOCK
-from .disks import HEAD, Format, check_size, detect_format, detect_packing, whole_sectors
+from .disks import Format, check_size, detect_format, detect_packing, whole_sectors
 from .port import Report
+from .signatures import HEAD
 from .unpack import unpack
 
 WINDOW = 1 << 20
@@ -29,8 +30,12 @@ class Received:
     size: int
 
 
-async def receive(content: AsyncIterable[bytes], fd: int, *, max_size: int, report: Report) -> Received:
+async def receive(
+    content: AsyncIterable[bytes], fd: int, *, max_size: int, report: Report, raw: bool = False
+) -> Received:
     """Write `content` to the empty file `fd`. One worker thread does the work and asks for the content's parts.
+
+    `raw` as in `detect_format`.
 
     `content` is closed at the end, read to its end or not.
     Raises: InvalidRequest for a disk that is not taken in; OSError; whatever `content` raises.
@@ -39,7 +44,7 @@ async def receive(content: AsyncIterable[bytes], fd: int, *, max_size: int, repo
 
     def work() -> Received:
         parts = unpack(source.read, detect_packing(source.head()))
-        return write_disk(parts, fd, max_size)
+        return write_disk(parts, fd, max_size, raw=raw)
 
     async with closed_after(content):
         return await trio.to_thread.run_sync(work)
@@ -105,7 +110,7 @@ class _Source:
             self._data, self._position = trio.from_thread.run(self._feed.more), 0
 
 
-def write_disk(parts: Iterator[bytes], fd: int, max_size: int) -> Received:
+def write_disk(parts: Iterator[bytes], fd: int, max_size: int, *, raw: bool = False) -> Received:
     """Write a disk to an empty file; its length becomes whole sectors. Blocking; for a worker thread."""
     kind: Format | None = None
     size: int | None = None
@@ -116,13 +121,13 @@ def write_disk(parts: Iterator[bytes], fd: int, max_size: int) -> Received:
             rest = data
             continue
         if kind is None:
-            kind, size = detect_format(data[:HEAD], max_size)
+            kind, size = detect_format(data[:HEAD], max_size, raw=raw)
         whole = len(data) - len(data) % BLOCK
         check_size(offset + len(data), max_size)
         _write_sparse(fd, data if whole == len(data) else data[:whole], offset)
         offset, rest = offset + whole, data[whole:]
     if kind is None:
-        kind, size = detect_format(rest, max_size)
+        kind, size = detect_format(rest, max_size, raw=raw)
     _write_sparse(fd, rest, offset)
     offset += len(rest)
     check_size(offset, max_size)

@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from ...protocols.access import LOCAL_ADMIN, Caller, Role
-from ...protocols.errors import InsufficientResources
+from ...protocols.errors import InsufficientResources, InvalidRequest
 from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
 from ..files import Own, discard, full_disk_named
@@ -35,7 +35,16 @@ from .convert import (
     whole_disk,
 )
 from .database import open_image_database
-from .disks import MAX_SIZE, Format, base_missing, check_overlay_size, damaged, foreign_overlay, whole_sectors
+from .disks import (
+    MAX_SIZE,
+    Format,
+    base_missing,
+    check_overlay_size,
+    damaged,
+    foreign_overlay,
+    require_raw_disk,
+    whole_sectors,
+)
 from .fsck import Fsck
 from .index import ChunkIndex, index_chunks
 from .overlay import is_overlay, write_overlay
@@ -46,9 +55,13 @@ from .receive import receive
 from .rechunk import index_like
 from .repository import DiskRepository, make_folders
 from .reset import require_tools, reset_identity
+from .signatures import HEAD, is_raw_disk
 from .tag_index import Base, UsedBy, parse_new_name
 
 Fetch = Callable[[Partial], Awaitable[None]]
+
+RAW = "raw"
+"""The label of an image whose disk cannot be recognised as one, and was taken in all the same."""
 
 
 @asynccontextmanager
@@ -136,7 +149,9 @@ class DiskImageStore:
         """`add_image` for a name that was read."""
         async with self._scratch() as incoming, self._scratch() as flat:
             with full_disk_named("the image"):
-                received = await receive(content, incoming.fd, max_size=self.max_size, report=request.report)
+                received = await receive(
+                    content, incoming.fd, max_size=self.max_size, report=request.report, raw=request.origin.raw
+                )
             disk, size = incoming, received.size
             if received.format is Format.QCOW2:
                 self._own(incoming.fd)
@@ -175,7 +190,9 @@ class DiskImageStore:
         request.report(Progress(done=0, total=size, unit="bytes", message="hashing"))
         with full_disk_named("the image"):
             index, allocated = await trio.to_thread.run_sync(self._seal, disk.fd, size, like)
-        return await self._give(disk.path, index, allocated, request, replace=replace)
+        recognised = await trio.to_thread.run_sync(_is_recognised, disk.path)
+        labels = {} if recognised else {RAW: "true"}
+        return await self._give(disk.path, index, allocated, request.labelled(labels), replace=replace)
 
     async def _give(
         self, path: Path, index: ChunkIndex, allocated: int, request: ImportRequest, *, replace: bool
@@ -209,8 +226,8 @@ class DiskImageStore:
         A name that stands for another image moves on to this one.
 
         `fetch` fills every gap of the disk it is given. When it fails, what is there stays for the next attempt.
-        Raises: Forbidden before anything is fetched when the name is another's, InsufficientResources (and then nothing
-        stays), and what `fetch` raises.
+        Raises: Forbidden before anything is fetched when the name is another's; InsufficientResources, InvalidRequest
+        for what is no disk (in both cases nothing stays); and what `fetch` raises.
         """
         self.repository.tags.bind(request.name, index.digest, request.origin, replace=True)
         async with self._turns.take(index.digest):
@@ -220,25 +237,28 @@ class DiskImageStore:
             path = self.partials / f"{index.digest.partition(':')[2]}{SUFFIX}"
             try:
                 with full_disk_named("the image"):
-                    allocated = await self._fill(path, index, fetch, request.report)
+                    allocated = await self._fill(path, index, fetch, request)
                 return await self._give(path, index, allocated, request, replace=True)
-            except InsufficientResources:
+            except (InsufficientResources, InvalidRequest):
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(discard, path)
                 raise
 
-    async def _fill(self, path: Path, index: ChunkIndex, fetch: Fetch, report: Report) -> int:
+    async def _fill(self, path: Path, index: ChunkIndex, fetch: Fetch, request: ImportRequest) -> int:
         """The space that the disk takes when it has no gaps any more."""
         fd = _reopen(path)
         try:
             partial = Partial(path, fd, index)
-            report(Progress(done=0, total=index.data_size, unit="bytes", message="looking for what is here already"))
+            here = Progress(done=0, total=index.data_size, unit="bytes", message="looking for what is here already")
+            request.report(here)
             await trio.to_thread.run_sync(partial.survey, trio.from_thread.check_cancelled)
             await trio.to_thread.run_sync(partial.borrow, self.repository.indexes(), trio.from_thread.check_cancelled)
             if partial.gaps:
                 await fetch(partial)
             if partial.gaps:
                 raise ValueError("the disk still has gaps")
+            if not request.origin.raw and (request.origin.labels or {}).get(RAW) != "true":
+                require_raw_disk(await trio.to_thread.run_sync(os.pread, fd, HEAD, 0))
             return await trio.to_thread.run_sync(_settle, fd)
         finally:
             os.close(fd)
@@ -284,6 +304,11 @@ class DiskImageStore:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(discard, path)
             self._in_use.discard(path)
+
+
+def _is_recognised(path: Path) -> bool:
+    with path.open("rb") as disk:
+        return is_raw_disk(disk.read(HEAD))
 
 
 def _reopen(path: Path) -> int:

@@ -61,7 +61,7 @@ class FleetImages:
         """Whether a member that can be reached now has the image. Raises: InvalidRequest."""
         return await self._find(ref) is not None
 
-    async def fetch(self, ref: str, name: str, report: Report, caller: Caller) -> Image | None:
+    async def fetch(self, ref: str, name: str, report: Report, caller: Caller, *, raw: bool = False) -> Image | None:
         """Fetch the image that members call `ref`, from all that have it; it is called `name` here, else as there.
 
         It is `caller`'s. None when no member has it.
@@ -72,7 +72,7 @@ class FleetImages:
             return None
         sources = [self._source(peer) for peer in offer.peers]
         wanted = parse_new_name(name) if name else self._name(parse_reference(ref), offer.image)
-        request = ImportRequest(wanted, Origin(labels=offer.image.labels, caller=caller), report)
+        request = ImportRequest(wanted, Origin(labels=offer.image.labels, caller=caller, raw=raw), report)
         return await pull_from_peers(self.store, offer.image.digest, sources, request)
 
     def _source(self, peer: PeerId) -> Source:

@@ -42,7 +42,7 @@ class Fleet(Protocol):
         """Whether a peer that can be reached has the image. Raises: InvalidRequest."""
         ...
 
-    async def fetch(self, ref: str, name: str, report: Report, caller: Caller) -> Image | None:
+    async def fetch(self, ref: str, name: str, report: Report, caller: Caller, *, raw: bool = False) -> Image | None:
         """Fetch it for `caller` from those that have it, to be called `name` or as there; None when nobody has it."""
         ...
 
@@ -89,24 +89,26 @@ class ImageResolver:
         plain = not asked.sha256 and "://" not in ref and parse_reference(ref).registry == LOCAL
         # One that is here is asked for to be brought up to date: by whoever publishes it, if anybody does.
         if plain and not (self.exchange.knows(ref) and await self._is_here(asked.name or ref)):
-            return await self._fetch(ref, asked.name, report, caller)
-        return await self.exchange.pull_image(ref, report=report, name=asked.name, sha256=asked.sha256, caller=caller)
+            return await self._fetch(ref, asked.name, report, caller, raw=asked.raw)
+        return await self.exchange.pull_image(
+            ref, report=report, name=asked.name, sha256=asked.sha256, caller=caller, raw=asked.raw
+        )
 
     async def _is_here(self, ref: str) -> bool:
         with suppress(ImageNotFound):
             return not (await self.exchange.find_image(ref)).damaged
         return False
 
-    async def _fetch(self, ref: str, name: str, report: Report, caller: Caller) -> Image:
+    async def _fetch(self, ref: str, name: str, report: Report, caller: Caller, *, raw: bool = False) -> Image:
         """From the fleet, else from the catalogue or a registry."""
         try:
-            image = await self._fleet.fetch(ref, name, report, caller)
+            image = await self._fleet.fetch(ref, name, report, caller, raw=raw)
         except (PeerUnreachable, PeerMisbehaved, Forbidden, NotFound, Unavailable, Unsupported) as error:
             if not self.exchange.knows(ref):
                 raise
             log.warning("the fleet cannot give an image", image=ref, why=error.message)
             image = None
-        return image or await self.exchange.pull_image(ref, report=report, name=name, caller=caller)
+        return image or await self.exchange.pull_image(ref, report=report, name=name, caller=caller, raw=raw)
 
     async def ensure(self, spec: VmSpec, report: Report, caller: Caller) -> Image:
         """The image of a VM that is being made, fetched if it is not here, and reserved for the VM.

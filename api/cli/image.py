@@ -9,7 +9,7 @@ import click
 from ...protocols.image import Image
 from ..exchange import upload
 from .bulk import do_each
-from .image_registry import catalogue, full_name, print_image, pull, push, run_image
+from .image_registry import catalogue, full_name, print_image, pull, push, raw_option, run_image
 from .listing import Listing, listing_options
 from .node import open_client
 from .output import Column, print_fields, print_json, say, size
@@ -77,11 +77,12 @@ def show_image(name: str, peer: str | None, as_json: bool) -> None:
 @image.command("import")
 @click.argument("file", type=click.File("rb"))
 @click.argument("name", metavar="NAME[:TAG]")
+@raw_option
 @json_option
-def import_image(file: BinaryIO, name: str, as_json: bool) -> None:
+def import_image(file: BinaryIO, name: str, raw: bool, as_json: bool) -> None:
     """Send a qcow2 or raw disk of this machine to the node; - reads stdin."""
     with open_client() as client:
-        print_image(cast("Image", client.send(upload(name), counted(file, name))), as_json=as_json)
+        print_image(cast("Image", client.send(upload(name, raw=raw), counted(file, name))), as_json=as_json)
 
 
 @image.command("build-tiny")

@@ -27,6 +27,7 @@ CATALOGUE: list[Column] = [
     ("USER", lambda entry: entry.user),
     ("ABOUT", lambda entry: entry.about or entry.source),
 ]
+raw_option = click.option("--raw", is_flag=True, help="Take it for a raw disk though it cannot be recognised as one.")
 BOOT_TIMEOUT = 300
 """Seconds that `image run` waits for a guest's address."""
 
@@ -49,9 +50,10 @@ def print_image(made: Image, *, as_json: bool) -> None:
 @click.argument("source", metavar="IMAGE", type=IMAGE_SOURCE)
 @click.option("--name", default="", metavar="NAME[:TAG]", help="Its name here (as it is there).")
 @click.option("--sha256", default="", metavar="HEX", help="The digest of a disk that is fetched by https.")
+@raw_option
 @peer_option
 @json_option
-def pull(source: str, name: str, sha256: str, peer: str | None, as_json: bool) -> None:
+def pull(source: str, name: str, sha256: str, raw: bool, peer: str | None, as_json: bool) -> None:
     """Fetch an image from the fleet, the catalogue, a registry or an https address.
 
     \b
@@ -59,7 +61,7 @@ def pull(source: str, name: str, sha256: str, peer: str | None, as_json: bool) -
     twinshare image pull ghcr.io/org/web:v1
     twinshare image pull https://example.org/disk.qcow2 --sha256 5891b5b5...
     """
-    wanted = PullRequest(image=source, name=name, sha256=sha256)
+    wanted = PullRequest(image=source, name=name, sha256=sha256, raw=raw)
     with open_client() as client:
         print_image(run(client, "pull_image", {"request": wanted}, peer), as_json=as_json)
 

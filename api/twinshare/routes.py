@@ -32,7 +32,10 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`raw` takes what cannot be recognised as a disk for a raw one."""
+
     name: ImageRef
+    raw: bool = False
 
 
 def routes(node: Node, metrics: Metrics) -> Iterator[Route]:
@@ -62,7 +65,8 @@ def _import_route(node: Node) -> Route:
         kind = request.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != _OCTETS.encode():
             raise UnsupportedMediaType(f"an image is uploaded as {_OCTETS}")
-        return json_response(await node.import_image(request.caller, query.name, request.upload()))
+        content = request.upload()
+        return json_response(await node.import_image(request.caller, query.name, content, raw=query.raw))
 
     endpoint = Endpoint(
         verb="POST", path="/api/image/import", operation_id="import_image", tag="image", role=Role.OPERATOR,

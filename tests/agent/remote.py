@@ -41,7 +41,14 @@ class SlowExchange(MemoryImageExchange):
         self._there = remote
 
     async def pull_image(
-        self, ref: str, *, report: Report, name: str = "", sha256: str = "", caller: Caller = LOCAL_ADMIN
+        self,
+        ref: str,
+        *,
+        report: Report,
+        name: str = "",
+        sha256: str = "",
+        caller: Caller = LOCAL_ADMIN,
+        raw: bool = False,
     ) -> Image:
         there = self._there
         there.pulls += 1
@@ -50,7 +57,7 @@ class SlowExchange(MemoryImageExchange):
         await there.opened.wait()
         if there.failure is not None:
             raise there.failure
-        return await super().pull_image(ref, report=report, name=name, sha256=sha256, caller=caller)
+        return await super().pull_image(ref, report=report, name=name, sha256=sha256, caller=caller, raw=raw)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Remote:

@@ -220,6 +220,9 @@ def test_an_image_is_sent_from_here(tmp_path: Path) -> None:
         result = twinshare(node, "image", "import", str(tmp_path / "disk"), "tiny:latest")
     assert (result.exit_code, result.stdout) == (0, "tiny:latest sha256:00\n")
     assert (node.seen[0].target, len(node.seen[0].body)) == ("/api/image/import?name=tiny%3Alatest", 600_000)
+    with recorded_node({"POST /api/image/import": [Answer(IMAGE)]}) as node:
+        assert twinshare(node, "image", "import", "--raw", str(tmp_path / "disk"), "tiny").exit_code == 0
+    assert node.seen[0].target == "/api/image/import?name=tiny&raw=true"
 
 
 def test_a_node_may_refuse_an_upload_before_it_is_whole(tmp_path: Path) -> None:

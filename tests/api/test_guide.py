@@ -106,4 +106,9 @@ async def test_upload(tmp_path: Path) -> None:
         assert made.status_code == 200, made.text
         assert (made.json()["name"], made.json()["tag"], made.json()["size"]) == ("blank", "v1", 1 << 20)
         assert {image["name"] for image in (await api.get("/api/image"))["images"]} == {"blank", "disk"}
+        path, unknown = "/api/image/import?name=own:v1", bytes(range(256)) * 400
+        refused = await api.client.post(path, content=unknown, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+        taken = await api.client.post(f"{path}&raw=true", content=unknown, headers=headers)
+        assert (taken.status_code, taken.json()["labels"]) == (200, {"raw": "true"})
         assert (await api.get("/api/image/blank%3Av1"))["name"] == "blank"

@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import lzma
+import random
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -11,9 +14,14 @@ import trio
 
 from tests.images.stores import disk_store
 from twinshare.agent.images.contract import pieces, quiet, raw_disk
+from twinshare.agent.images.index import index_bytes
+from twinshare.agent.images.partial import Partial
+from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.protocols.errors import InvalidRequest
+from twinshare.protocols.reference import parse_reference
 
 MIB = 1 << 20
+needs_mkfs = pytest.mark.skipif(not (shutil.which("mke2fs") and shutil.which("mkswap")), reason="no e2fsprogs")
 DATA = bytes((n * 7 + n // 251 + n // 65521) % 256 for n in range(MIB)) + bytes(2 * MIB)
 
 
@@ -76,6 +84,10 @@ FOREIGN = {
     "a script": (b"#!/bin/sh\necho hello\n" * 100, "text"),
     "a program": (b"\x7fELF" + bytes(900), "ELF"),
     "bzip2": (b"BZh9" + bytes(range(256)) * 4, "bzip2"),
+    "random bytes": (random.Random(1).randbytes(100_000), "cannot be recognised"),
+    "random bytes in xz": (lzma.compress(random.Random(2).randbytes(100_000)), "cannot be recognised"),
+    "a film": (b"\0\0\0\x20ftypisom" + random.Random(3).randbytes(5000), "cannot be recognised"),
+    "a few bytes": (b"\x01\x02\x03", "cannot be recognised"),
 }
 FOREIGN["a readme"] = (("Grüße aus der Ferne\n" * 100).encode(), "text")
 
@@ -92,3 +104,69 @@ async def test_foreign_files_are_refused_by_what_they_are(tmp_path: Path, kind: 
 async def test_an_iso_that_boots_is_a_disk(tmp_path: Path) -> None:
     async with disk_store(tmp_path / "images") as store:
         assert (await store.add_image("iso", pieces(iso(boots=True)), report=quiet)).size == MIB
+
+
+def at(offset: int, magic: bytes) -> bytes:
+    """A disk of random bytes but for one magic number."""
+    disk = bytearray(random.Random(4).randbytes(200_000))
+    disk[offset : offset + len(magic)] = magic
+    return bytes(disk)
+
+
+RECOGNISED = {
+    "boot sector": at(510, b"\x55\xaa"),
+    "gpt of 4 KiB sectors": at(4096, b"EFI PART"),
+    "ext": at(1080, b"\x53\xef"),
+    "xfs": at(0, b"XFSB"),
+    "btrfs": at(0x10040, b"_BHRfS_M"),
+    "lvm": at(512, b"LABELONE"),
+    "squashfs": at(0, b"hsqs"),
+    "ufs2": at(0x10000 + 1372, b"\x19\x01\x54\x19"),
+    "blank": bytes(200_000),
+}
+
+
+@pytest.mark.parametrize("kind", RECOGNISED)
+async def test_a_raw_disk_is_taken_by_what_is_on_it(tmp_path: Path, kind: str) -> None:
+    async with disk_store(tmp_path / "images") as store:
+        image = await store.add_image("disk", pieces(RECOGNISED[kind]), report=quiet)
+        assert store.base_path(image.digest).read_bytes()[:200_000] == RECOGNISED[kind]
+        assert image.labels == {}
+
+
+@needs_mkfs
+async def test_file_systems_as_their_tools_make_them_are_recognised(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    async with disk_store(tmp_path / "images") as store:
+        for number, tool in enumerate((["mke2fs", "-qF"], ["mkswap", "-q"])):
+            disk.write_bytes(random.Random(5).randbytes(8 * MIB))
+            await trio.run_process([*tool, disk], capture_stdout=True, capture_stderr=True)
+            await store.add_image(f"fs{number}", pieces(disk.read_bytes()), report=quiet)
+
+
+async def test_who_says_that_it_is_a_raw_disk_is_believed_and_the_image_says_so(tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(100_000)
+    async with disk_store(tmp_path / "images") as store:
+        image = await store.add_image("raw", pieces(gzip.compress(content)), report=quiet, origin=Origin(raw=True))
+        assert store.base_path(image.digest).read_bytes()[:100_000] == content
+        assert image.labels == {"raw": "true"}
+
+
+async def test_chunks_of_others_that_make_no_disk_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    content = random.Random(6).randbytes(300_000).ljust(300_032, b"\0")
+
+    async def fetch(partial: Partial) -> None:
+        for digest, places in list(partial.gaps.items()):
+            offset, length = places[0]
+            partial.fill([(digest, content[offset : offset + length])])
+
+    async with disk_store(tmp_path / "images") as store:
+        name, index = parse_reference("theirs"), index_bytes(content)
+        with pytest.raises(InvalidRequest, match="cannot be recognised"):
+            await store.add_chunks(index, fetch, ImportRequest(name, Origin("a peer"), quiet))
+        assert list(store.partials.iterdir()) == []
+        for request in (
+            ImportRequest(name, Origin("a peer", labels={"raw": "true"}), quiet),
+            ImportRequest(parse_reference("again"), Origin("a peer", raw=True), quiet),
+        ):
+            assert (await store.add_chunks(index, fetch, request)).digest == index.digest

@@ -13,7 +13,7 @@ import trio
 
 from tests.images.stores import disk_store
 from tests.images.test_store import dying_at
-from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk
+from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk, with_boot_sector
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.partial import Partial
 from twinshare.agent.images.port import ImportRequest, Origin
@@ -226,7 +226,7 @@ async def test_a_damaged_disk_is_given_to_nobody_until_it_is_taken_in_anew(
 
 
 async def test_anew_by_chunks_only_what_is_damaged_is_fetched(tmp_path: Path) -> None:
-    disk = os.urandom(3 << 20)
+    disk = with_boot_sector(os.urandom(3 << 20))
     async with disk_store(tmp_path) as store:
         image = await store.add_image("one", pieces(disk), report=quiet)
         flip(store.base_path(image.digest))

@@ -17,7 +17,7 @@ from tests.images.stores import disk_store
 from tests.images.test_chunker import disks
 from twinshare.agent.images import chunker, rechunk
 from twinshare.agent.images.chunker import BLOCK, MAX_CHUNK
-from twinshare.agent.images.contract import pieces, quiet
+from twinshare.agent.images.contract import pieces, quiet, with_boot_sector
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.rechunk import index_like
@@ -119,7 +119,7 @@ def test_only_what_changed_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_image_of_a_vm_is_the_same_by_whatever_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = random.Random(3).randbytes(6 * MIB)
+    disk = with_boot_sector(random.Random(3).randbytes(6 * MIB))
     compared: list[int] = []
 
     def counting(fd: int, size: int, known: ChunkIndex, check: object) -> ChunkIndex:

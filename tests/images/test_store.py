@@ -21,7 +21,7 @@ import zstandard
 
 from tests.images.stores import disk_store
 from twinshare.agent.database import Database
-from twinshare.agent.images.contract import nobody, pieces, qcow2_disk, quiet, raw_disk
+from twinshare.agent.images.contract import nobody, pieces, qcow2_disk, quiet, raw_disk, with_boot_sector
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.port import Origin
 from twinshare.agent.images.store import DiskImageStore
@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 def random_disk(seed: int, size: int = 3 * MIB) -> bytes:
     source = random.Random(seed)
-    return (source.randbytes(MIB) + bytes(MIB // 2) + source.randbytes(5000)).ljust(size, b"\0")
+    return with_boot_sector(source.randbytes(MIB) + bytes(MIB // 2) + source.randbytes(5000)).ljust(size, b"\0")
 
 
 def as_qcow2(disk: bytes, folder: Path, *options: str) -> bytes:
@@ -103,7 +103,7 @@ async def test_an_endless_body_stops_at_the_limit(tmp_path: Path) -> None:
         nonlocal sent
         while True:
             sent += MIB
-            yield b"x" * MIB
+            yield with_boot_sector(b"x" * MIB)
             await trio.lowlevel.checkpoint()
 
     async with disk_store(tmp_path / "images", max_size=8 * MIB) as store:

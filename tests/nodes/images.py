@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.nodes.test_in_memory import call
-from twinshare.agent.images.contract import pieces
+from twinshare.agent.images.contract import pieces, with_boot_sector
 from twinshare.agent.images.peer_serve import SharedDisk
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.image import Image, PullRequest
 
 MIB = 1 << 20
-DISK = random.Random(1).randbytes(5 * MIB) + bytes(3 * MIB) + random.Random(2).randbytes(MIB + 512)
+DISK = with_boot_sector(random.Random(1).randbytes(5 * MIB)) + bytes(3 * MIB) + random.Random(2).randbytes(MIB + 512)
 
 Pack = Callable[[SharedDisk, Sequence[int]], bytes]
 
 
 async def give(node: Node, name: str = "web:v1", disk: bytes = DISK) -> Image:
-    return await node.import_image(LOCAL_ADMIN, name, pieces(disk))
+    return await node.import_image(LOCAL_ADMIN, name, pieces(disk), raw=True)
 
 
 async def pull(node: Node, ref: str = "web:v1", name: str = "") -> Image:

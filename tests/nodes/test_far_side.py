@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from tests.nodes.fleet import ask, card, join, start, until_online
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract import raw_disk, with_boot_sector
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
 from twinshare.protocols.errors import TwinshareError
@@ -31,7 +31,6 @@ PEER_TIMEOUT = 8.0
 """Seconds after which a silent peer counts as gone: what has no caller that waits, a tunnel, ends then."""
 SPEC = {"image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1}
 TUNNELS = 5
-LARGE = 64 << 20
 SPARE = 2
 """Handles: two nodes that find each other again may have dialled each other both, and keep both connections."""
 FAR = "/api/remote/node-2"
@@ -46,6 +45,11 @@ SHORT = {
     "forward": ("POST", f"{FAR}/vm/web/port-forward", {"host_port": 0, "guest_port": 80}),
 }
 Told = dict[str, tuple[int, dict[str, Any], float]]
+
+
+def large() -> bytes:
+    """A disk that takes a while to fetch."""
+    return with_boot_sector(os.urandom(64 << 20))
 
 
 def handles(node: AgentProcess) -> int:
@@ -248,7 +252,7 @@ async def clear(scene: Scene, hold: tuple[int, int]) -> None:
 
 async def test_every_kind_of_call_when_the_far_node_stops_and_when_it_dies(tmp_path: Path) -> None:
     async with three(tmp_path) as (near, far, _), httpx.AsyncClient(timeout=60) as upload:
-        for image, content in (("disk", raw_disk(1)), ("stopped", os.urandom(LARGE)), ("killed", os.urandom(LARGE))):
+        for image, content in (("disk", raw_disk(1)), ("stopped", large()), ("killed", large())):
             octets = {"content-type": "application/octet-stream"}
             sent = await upload.post(f"{far.url}/api/image/import?name={image}", content=content, headers=octets)
             assert sent.status_code == 200

@@ -162,7 +162,7 @@ async def test_the_fleet_comes_before_the_registry(tmp_path: Path, remote: Remot
 
 
 async def test_what_localhost_has_is_nobody_elses(tmp_path: Path, remote: Remote) -> None:
-    remote.contents["localhost:5000/web:v1"] = b"of this machine"
+    remote.contents["localhost:5000/web:v1"] = bytes(1024)
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, b)):
         await give(a, "localhost:5000/web:v1")
         await call(b, "create_vm", spec=spec(image="localhost:5000/web:v1"))

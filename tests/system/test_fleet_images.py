@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.nodes.fleet import ask, fleet
+from twinshare.agent.images.contract import with_boot_sector
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
 
@@ -33,7 +34,7 @@ async def fetched(node: AgentProcess, least: int) -> None:
 
 
 async def test_a_vm_from_an_image_of_a_peer_though_its_node_is_killed(tmp_path: Path) -> None:
-    disk = random.Random(5).randbytes(160 * MIB)
+    disk = with_boot_sector(random.Random(5).randbytes(160 * MIB))
     async with fleet(tmp_path, 2) as (far, near):
         (tmp_path / "disk").write_bytes(disk)
         async with RESTClient(far.url) as client:

@@ -15,6 +15,7 @@ from tests.images.registry.test_exchange import TAR, container_layer, meda_parts
 from tests.images.test_store import as_qcow2
 from tests.system.conftest import once
 from tests.system.test_survival import ticks, until_tick
+from twinshare.agent.images.contract import with_boot_sector
 from twinshare.agent.images.registry.client import Repository, open_registry_client
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
@@ -57,7 +58,7 @@ async def test_no_image_is_taken_from_under_a_guest(tmp_path: Path) -> None:
     async with open_agent(tmp_path / "node") as agent, RESTClient(agent.url) as client:
         images = client.images()
         await client.import_image("tick", once(tick_disk()))
-        await client.import_image("idle", once(tick_disk()[::-1]))
+        await client.import_image("idle", once(with_boot_sector(tick_disk()[::-1])))
         await client.create_vm("counts", "tick", memory=64, disk_size=1, cpu_cores=1, start=True)
         base = base_of(agent, (await images.get_image("tick")).digest)
         before = hashlib.sha256(base.read_bytes()).hexdigest()

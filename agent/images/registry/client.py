@@ -17,11 +17,16 @@ from .http_client import Body, HttpClient, Request
 from .http_policy import PassingError
 from .manifest import (
     ACCEPT,
+    CONFIG,
+    DOCKER_CONFIG,
+    MAX_CONFIG,
     MAX_MANIFEST,
     Descriptor,
+    ImageConfig,
     Manifest,
     choose_platform,
     decode_manifest,
+    labels_of,
     sha256,
 )
 
@@ -78,6 +83,12 @@ class RegistryClient:
                 return Found(digest, found)
             wanted = choose_platform(found, architecture).digest
         raise RegistryFailed(f"{repository.host} has a list of lists of manifests")
+
+    async def labels(self, repository: Repository, manifest: Manifest) -> dict[str, str]:
+        """What the image's configuration says of it. Raises: ImageNotFound, RegistryFailed."""
+        if manifest.config.media_type not in {CONFIG, DOCKER_CONFIG}:
+            return {}
+        return labels_of(ImageConfig.decode(await self.blob(repository, manifest.config, MAX_CONFIG)))
 
     async def blob(self, repository: Repository, blob: Descriptor, limit: int) -> bytes:
         """A small blob, whole and checked. Raises: ImageNotFound, RegistryFailed."""

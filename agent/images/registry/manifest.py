@@ -13,6 +13,8 @@ from msgspec import Meta
 from ....protocols.errors import InvalidRequest, RegistryFailed
 
 MAX_MANIFEST = 4 << 20
+MAX_CONFIG = 1 << 20
+MAX_LABELS = 64
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -20,11 +22,14 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 ACCEPT = f"{MANIFEST}, {INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST}"
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 ARTIFACT = "application/vnd.twinshare.vm.v1"
 INDEX_LAYER = "application/vnd.twinshare.disk.index.v1+zstd"
 PACK_LAYER = "application/vnd.twinshare.disk.pack.v1+zstd"
 TITLE = "org.opencontainers.image.title"
 CREATED = "org.opencontainers.image.created"
+DIGEST_LABEL = "twinshare.disk.digest"
+SIZE_LABEL = "twinshare.disk.size"
 
 _MEDA_CHUNK = "application/vnd.cirunlabs.meda.base-image-chunk.v1"
 _MEDA_WHOLE = "application/vnd.cirunlabs.meda.base-image.v1"
@@ -95,6 +100,11 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
 
+    @classmethod
+    def decode(cls, data: bytes) -> ImageConfig:
+        """Raises: RegistryFailed."""
+        return _decode(data, cls)
+
 
 class Kind(StrEnum):
     """How a manifest's layers hold a disk."""
@@ -103,6 +113,13 @@ class Kind(StrEnum):
     MEDA = "meda"
     LUME = "lume"
     CONTAINER_DISK = "containerdisk"
+
+
+def labels_of(config: ImageConfig) -> dict[str, str]:
+    """The labels that an image keeps of those in its configuration: small ones, and not what is found out anew."""
+    own = {DIGEST_LABEL, SIZE_LABEL}
+    kept = [(key, text) for key, text in config.config.labels.items() if key not in own and len(key) + len(text) <= 512]
+    return dict(kept[:MAX_LABELS])
 
 
 def sha256(data: bytes) -> str:

@@ -24,8 +24,10 @@ from .manifest import (
     ARTIFACT,
     CONFIG,
     CREATED,
+    DIGEST_LABEL,
     INDEX_LAYER,
     PACK_LAYER,
+    SIZE_LABEL,
     TITLE,
     Descriptor,
     ImageConfig,
@@ -37,8 +39,6 @@ from .packs import Pack, Packer
 # One pack is sent while the next is made.
 AT_ONCE = 2
 STEP = 1 << 20
-DIGEST_LABEL = "twinshare.disk.digest"
-SIZE_LABEL = "twinshare.disk.size"
 
 
 async def push_image(

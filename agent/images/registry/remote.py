@@ -51,6 +51,7 @@ class Remote:
             if known is not None:
                 return known
             pull = pull_chunks if kind_of(found.manifest) is Kind.TWINSHARE else pull_foreign
+            request = request.labelled(await self._client.labels(repository, found.manifest))
             return await pull(self._store, self._client, repository, found, request)
 
     async def push(self, image: Image, target: Reference, report: Report) -> str:

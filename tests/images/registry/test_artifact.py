@@ -16,7 +16,7 @@ import trio
 
 from tests.images.registry.servers import Settings, docker_registry, needs_registry, needs_skopeo, no_pause
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import nobody, pieces, quiet
+from twinshare.agent.images.contract import nobody, pieces, quiet, with_boot_sector
 from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
@@ -40,9 +40,9 @@ def a_disk(seed: int = 1) -> bytes:
     source = random.Random(seed)
     words = [source.randbytes(8) for _ in range(3000)]
     text = b"".join(source.choice(words) for _ in range(300_000))
-    return (source.randbytes(2 * MIB) + bytes(30 * MIB) + text + bytes(5 * MIB) + source.randbytes(9000)).ljust(
-        64 * MIB, b"\0"
-    )
+    return with_boot_sector(
+        source.randbytes(2 * MIB) + bytes(30 * MIB) + text + bytes(5 * MIB) + source.randbytes(9000)
+    ).ljust(64 * MIB, b"\0")
 
 
 def changed(disk: bytes, seed: int = 2) -> bytes:

@@ -18,6 +18,7 @@ from blake3 import blake3
 from tests.images.registry.servers import Settings, docker_registry, needs_registry
 from tests.images.registry.test_artifact import add, node, push
 from tests.images.test_store import check_sound
+from twinshare.agent.images.contract import with_boot_sector
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import Repository
 from twinshare.agent.images.registry.manifest import twinshare_layers
@@ -35,9 +36,9 @@ FRACTIONS = (0.1, 0.35, 0.6, 0.8)
 def disk(seed: int) -> bytes:
     source = random.Random(seed)
     text = source.randbytes(10 * MIB).hex().encode()
-    return (source.randbytes(20 * MIB) + bytes(20 * MIB) + text + source.randbytes(8 * MIB + 512)).ljust(
-        80 * MIB, b"\0"
-    )
+    return with_boot_sector(
+        source.randbytes(20 * MIB) + bytes(20 * MIB) + text + source.randbytes(8 * MIB + 512)
+    ).ljust(80 * MIB, b"\0")
 
 
 @asynccontextmanager
