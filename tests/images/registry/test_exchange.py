@@ -27,7 +27,7 @@ from tests.images.test_store import as_qcow2, random_disk
 from twinshare.agent.images.contract import check_image_exchange, pieces, quiet, with_boot_sector
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
 from twinshare.agent.images.memory import MemoryImageExchange, MemoryImageStore
-from twinshare.agent.images.port import ImageExchange, ImageStore, Origin
+from twinshare.agent.images.port import ImageExchange, ImageStore
 from twinshare.agent.images.registry import http_policy as web_module
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.client import RegistryClient, Repository, once, open_registry_client
@@ -397,27 +397,3 @@ async def test_short_names_mean_the_default_registry(tmp_path: Path) -> None:
             got = await exchange.pull_image("ubuntu:latest", report=quiet)
             assert (got.registry, got.name, got.digest) == (registry.host, "org/ubuntu", image.digest)
             assert await exchange.find_image("ubuntu") == got
-
-
-@needs_registry
-async def test_an_image_that_was_taken_as_raw_says_so_wherever_it_goes(tmp_path: Path) -> None:
-    content = random.Random(7).randbytes(MIB)
-    async with docker_registry(tmp_path / "registry") as registry:
-        ref = f"{registry.host}/org/own:1"
-        async with node(tmp_path / "here", registry) as (store, exchange):
-            await store.add_image("own", pieces(content), report=quiet, origin=Origin(raw=True))
-            await exchange.push_image("own", ref, report=quiet)
-        async with node(tmp_path / "there", registry) as (store, exchange):
-            image = await exchange.pull_image(ref, report=quiet)
-            assert store.base_path(image.digest).read_bytes() == content
-            assert image.labels == {"raw": "true"}
-
-
-@needs_registry
-async def test_parts_that_make_no_disk_are_refused_but_for_raw(tmp_path: Path) -> None:
-    content = random.Random(8).randbytes(3 * MIB)
-    async with published(tmp_path, *meda_parts(content)) as ((store, exchange), ref):
-        with pytest.raises(InvalidRequest, match="cannot be recognised"):
-            await exchange.pull_image(ref, report=quiet)
-        image = await exchange.pull_image(ref, report=quiet, raw=True)
-        assert store.base_path(image.digest).read_bytes() == content
