@@ -1,4 +1,4 @@
-"""Images whose disk cannot be recognised: refused from any registry but for `raw`, which an image's label carries on."""
+"""Images whose disk cannot be recognised: refused but for `raw`, which an image's label carries on."""
 
 from __future__ import annotations
 
