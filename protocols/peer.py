@@ -27,11 +27,24 @@ def check_nesting(value: Any, depth: int = 1) -> None:
             check_nesting(item, depth + 1)
 
 
+class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer has used of what this node takes from it: of `burst` at once, some of which come back each second.
+
+    `refused` counts the calls that were refused for it since the node started.
+    """
+
+    budget: str
+    used: int
+    burst: int
+    refused: int
+
+
 class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `status` is `online`, `offline` or `stopped`; `path` is `direct`, `relayed` or None.
 
     `membership` is `founder`, `member`, `expired`, `revoked`, `held_back` (its certificate is dated ahead of this
     node's clock) or `unknown`; `reason` says why, and `cure` what changes it. `admitted_by` is the name of who signed.
+    `budgets` is told of one peer, not in lists.
     """
 
     id: str
@@ -49,6 +62,7 @@ class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
     admitted_by: str | None = None
     reason: str = ""
     cure: str = ""
+    budgets: list[BudgetUse] | None = None
 
 
 class RevocationEffect(msgspec.Struct, frozen=True, kw_only=True):

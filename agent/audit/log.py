@@ -11,17 +11,17 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 import structlog
 import trio
 
-from ...protocols.access import LOCAL, Caller, account_of
+from ...protocols.access import Caller, account_of
 from ...protocols.errors import TwinshareError
 from ...protocols.operation import Detached, Operation
 from ..database import PASSING_FAULTS
+from ..limits import limits_of
 from ..state import State
 from .chain import BEGINNING, ChainEntry, Entry, Pen
 from .gaps import convert_floor, drop_older_half
@@ -50,20 +50,6 @@ SELECT account, count(*), sum(length(content)) FROM audit_accounts JOIN audit US
 """
 MAX_WAITING = 10_000
 """Rows that wait in memory while the disk is full."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one account may fill, in rows and in bytes. At either limit the older half of its own rows gives way."""
-
-    rows: int
-    size: int
-
-
-OWN_BOUNDS = Bounds(100_000, 256 << 20)
-"""Of the node's own user."""
-BOUNDS = Bounds(10_000, 16 << 20)
-"""Of every other account: a peer with all that it asks for others, a token."""
 
 
 class AuditLog:
@@ -168,8 +154,8 @@ class AuditLog:
 
     async def _keep_bounds(self, account: str) -> None:
         """Drop the older half of an account's rows when it has too much; nobody else's are touched."""
-        (count, size), bounds = self._shares[account], OWN_BOUNDS if account == LOCAL else BOUNDS
-        if count > bounds.rows or size > bounds.size:
+        (count, size), share = self._shares[account], limits_of(account).audit_log
+        if count > share.rows or size > share.size:
             with suppress(*PASSING_FAULTS):  # the next row tries again
                 self._shares[account] = await self._state.transact(partial(drop_older_half, self._pen, account))
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
+from ...protocols.access import account_of
 from ...protocols.operation import OperationState
+from ..database import PASSING_FAULTS
+from ..limits import limits_of
 from ..state import State
 from .active import ActiveOperation
 
-KEPT = 10_000
-"""Operations that are remembered; of the others only those that have not ended."""
+FORGET_EVERY = 250
+"""Operations after which old ones that have ended are looked for."""
 LISTED = 1000
 ROLE = "role"
 """The note that every row has: the role of the caller when the operation was admitted."""
@@ -21,10 +26,11 @@ ROLE = "role"
 _COLUMNS = "id, key, kind, target, principal, request, state, step, notes, result, error, created_at, updated_at"
 _INSERT = f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
 _UPDATE = "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?"
-_FORGET = (
-    "DELETE FROM operations WHERE state IN ('done', 'failed', 'cancelled') AND id NOT IN "
-    "(SELECT id FROM operations ORDER BY created_at DESC LIMIT ?)"
-)
+_SIZES = """
+SELECT id, principal, state, length(request) + length(notes) + coalesce(length(result), 0) + coalesce(length(error), 0)
+FROM operations ORDER BY created_at DESC, rowid DESC
+"""
+_ENDED = frozenset({OperationState.DONE, OperationState.FAILED, OperationState.CANCELLED})
 
 
 class Row(NamedTuple):
@@ -50,9 +56,14 @@ class JournalStore:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._inserted = 0
 
     async def insert(self, active: ActiveOperation) -> None:
         await self._state.execute(_INSERT, _row(active))
+        self._inserted += 1
+        if self._inserted % FORGET_EVERY == 0:
+            with suppress(*PASSING_FAULTS):  # the next time will do
+                await self.forget_old()
 
     async def update(self, active: ActiveOperation) -> None:
         active.updated_at = time.time()
@@ -77,12 +88,25 @@ class JournalStore:
         return await self._select("WHERE state IN ('pending', 'running')")
 
     async def forget_old(self) -> None:
-        """Delete the oldest operations that have ended."""
-        await self._state.execute(_FORGET, (KEPT,))
+        """Delete of each account the oldest operations that have ended and are beyond its share."""
+        await self._state.transact(_forget_old)
 
     async def _select(self, where: str, *values: Any) -> Sequence[Row]:
         rows = await self._state.query(f"SELECT {_COLUMNS} FROM operations {where}", values)  # noqa: S608 - constants
         return [Row(*row) for row in rows]
+
+
+def _forget_old(db: sqlite3.Connection) -> None:
+    used: dict[str, tuple[int, int]] = {}
+    old = []
+    for id, principal, state, size in db.execute(_SIZES):
+        account = account_of(principal)
+        share = limits_of(account).journal
+        rows, bytes_ = used.get(account, (0, 0))
+        used[account] = rows + 1, bytes_ + size
+        if (rows >= share.rows or bytes_ + size > share.size) and state in _ENDED:
+            old.append((id,))
+    db.executemany("DELETE FROM operations WHERE id = ?", old)
 
 
 def _row(active: ActiveOperation) -> Row:

@@ -12,6 +12,7 @@ from ...protocols.access import AuditSink, Caller, Role, no_audit
 from ...protocols.errors import Forbidden
 from ...protocols.events import EventPayload
 from ...protocols.table import Dispatcher
+from ..limits import Meter
 from .address_book import AddressBook
 from .discovery import OpenDiscovery
 from .host import Admission, Direction, Gate, Host, PeerId, Stream
@@ -53,6 +54,7 @@ class MeshContext:
     address_book: AddressBook
     tickets: TicketBook
     audit_sink: AuditSink = no_audit
+    meter: Meter = field(default_factory=Meter)
     joining_via: set[PeerId] = field(default_factory=set)
     peer_clocks: dict[PeerId, float] = field(default_factory=dict)
     """The time of day by each peer that is online, less trio's time: it holds when our own clock is set."""

@@ -16,6 +16,7 @@ from ...protocols.mesh import GossipUpdate, JoinHello, JoinReply, JoinRequest, J
 from ...protocols.messages import Hello, Request
 from ...protocols.table import Dispatcher, methods
 from ...protocols.ticket import NONCE_SIZE, TicketContent
+from ..limits import Budget
 from .calls import PeerCalls
 from .context import MeshContext
 from .gossip import Gossip
@@ -50,7 +51,8 @@ class JoinServer:
     def hello(self) -> Hello:
         return Hello(agent=self._context.agent)
 
-    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+    def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
+        self._context.meter.charge(peer_id, Budget.CALLS)
         return Caller(principal=peer_id, role=Role.VIEWER, from_peer=True)
 
     def greeted(self, peer_id: PeerId, hello: Hello) -> None:

@@ -101,7 +101,8 @@ class LocalPeers:
         )
 
     async def get_peer(self, peer: str) -> PeerInfo:
-        return await self._show(self._mesh.resolve(peer))
+        peer_id = self._mesh.resolve(peer)
+        return msgspec.structs.replace(await self._show(peer_id), budgets=list(self._context.meter.use(peer_id)))
 
     async def ping_peer(self, peer: str) -> Ping:
         running = self._mesh.require_running()

@@ -35,7 +35,7 @@ from .host import PeerId
 from .signing import Signer
 from .statement_rows import StatementRows
 from .store import KeyValueStore
-from .verification import Offload, Verifier, in_thread
+from .verification import Verifier
 
 log = structlog.get_logger(__name__)
 Now = Callable[[], float]
@@ -345,9 +345,9 @@ async def open_membership(
     name: str,
     overrides: Mapping[PeerId, Override],
     now: Now,
-    offload: Offload = in_thread,
+    verifier: Verifier | None = None,
 ) -> Membership:
     """Read what the store knows; a node that knows nothing founds a fleet of its own."""
-    membership = Membership(store, signer, name, overrides, now, Verifier(offload, now))
+    membership = Membership(store, signer, name, overrides, now, verifier or Verifier())
     await membership.load()
     return membership

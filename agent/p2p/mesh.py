@@ -20,6 +20,7 @@ from ...protocols.table import Method
 from ...protocols.ticket import decode_ticket
 from ...protocols.vm import Vm
 from ..background import open_background
+from ..limits import Meter
 from . import joining
 from .address_book import open_address_book
 from .context import MeshContext, OpenHost, Publish, Served
@@ -35,7 +36,7 @@ from .rpc import EventSource
 from .signing import Signer
 from .store import KeyValueStore
 from .tickets import open_tickets
-from .verification import Offload, in_thread
+from .verification import Offload, Verifier, in_thread
 
 REVOKE_TIMEOUT = 0.5
 """Seconds that a revocation waits for the others to have it, before the peer is disconnected."""
@@ -199,7 +200,8 @@ class MeshSettings:
 
 async def make_mesh_client(settings: MeshSettings) -> MeshClient:
     """The client of a mesh whose services are off: what is kept of the fleet is read."""
-    store, signer, now = settings.store, settings.signer, settings.now
+    store, signer, now, meter = settings.store, settings.signer, settings.now, Meter()
+    verifier = Verifier(settings.offload, meter)
     return MeshClient(
         MeshContext(
             open_host=settings.open_host,
@@ -212,9 +214,10 @@ async def make_mesh_client(settings: MeshSettings) -> MeshClient:
             peer_timeout=settings.peer_timeout,
             audit_sink=settings.audit_sink,
             rng=settings.rng,
-            membership=await open_membership(store, signer, settings.name, settings.overrides, now, settings.offload),
+            membership=await open_membership(store, signer, settings.name, settings.overrides, now, verifier),
             address_book=await open_address_book(store, settings.bootstrap, now),
             tickets=await open_tickets(store, signer.peer_id, now),
+            meter=meter,
         )
     )
 

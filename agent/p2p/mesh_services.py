@@ -15,6 +15,7 @@ from ...protocols.events import PeerOffline, PeerOnline
 from ...protocols.mesh import MAX_ADDRESSES, GossipUpdate, MeshService, PeerRecord
 from ...protocols.messages import Hello, Request
 from ..background import open_background
+from ..limits import Budget
 from . import joining, peer_session
 from .calls import PeerCalls
 from .context import MeshContext, Serve, Served, no_member
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 HOUSEKEEPING_INTERVAL = 60.0
 COMPARE_INTERVAL = 300.0
 RENEW_INTERVAL = 3600.0
+DELIVER = MeshService.deliver.__name__
 
 
 class MeshServices:
@@ -92,7 +94,8 @@ class MeshServices:
 
     # -- what the server asks
 
-    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+    def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
+        self._charge(peer_id, method, len(bytes(request.arguments)))
         certificate = self._context.membership.valid_certificate(peer_id)
         if certificate is None:
             raise no_member(peer_id)
@@ -102,11 +105,21 @@ class MeshServices:
         )  # fmt: skip
         return caller.acting_for(request.principal, request.role)
 
+    def _charge(self, peer_id: PeerId, method: str, size: int) -> None:
+        """Raises: RateLimited."""
+        meter = self._context.meter
+        meter.charge(peer_id, Budget.CALLS)
+        meter.charge(peer_id, Budget.CALL_BYTES, size)
+        if method == DELIVER:
+            meter.charge(peer_id, Budget.MESSAGES)
+            meter.charge(peer_id, Budget.MESSAGE_BYTES, size)
+
     async def _serve_member(self, serve: Serve, stream: Stream) -> None:
         certificate = self._context.membership.valid_certificate(stream.peer_id)
         if certificate is None:
             stream.reset()
             return
+        self._context.meter.charge(stream.peer_id, Budget.CALLS)
         role, limits = certificate.role, certificate.limits
         await serve(Caller(principal=stream.peer_id, role=role, limits=limits, from_peer=True), stream)
 

@@ -50,7 +50,7 @@ class Neighbours(Protocol):
         """What we say of ourselves."""
         ...
 
-    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+    def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
         """As whom a peer's call is made. Raises: Forbidden, RateLimited."""
         ...
 
@@ -150,7 +150,7 @@ class _Serving:
 
     async def _dispatch(self, number: int, method: str, request: Request) -> None:
         try:
-            caller = self._server.neighbours.caller(self._peer_id, request)
+            caller = self._server.neighbours.caller(self._peer_id, method, request)
             if method == FOLLOW_EVENTS and self._server.events is not None:
                 await self._send_events(number, request, self._server.events)
                 self._session.result(number, b"\xc0")

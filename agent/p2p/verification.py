@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import structlog
 import trio
 
-from ...protocols.errors import Forbidden, RateLimited
+from ...protocols.errors import Forbidden
 from ...protocols.membership.statements import Statement, read_certificate, read_revocation
 from ...protocols.mesh import GossipUpdate
+from ..limits import LIMITS, Budget, Meter
 from .host import PeerId
 from .signing import open_token
 
 log = structlog.get_logger(__name__)
-BUDGET = 4000
-"""Signatures of one peer that are verified at once, at most."""
-REFILL = 50.0
-"""Signatures a second that its budget grows by."""
-BAD_SIGNATURE = 20
-"""What a token that does not verify costs of the budget."""
-MAX_SOURCES = 1024
-
 Offload: TypeAlias = Callable[[Callable[[], list[Statement]]], Awaitable[list[Statement]]]
 
 
@@ -38,18 +30,11 @@ async def in_place(read: Callable[[], list[Statement]]) -> list[Statement]:
     return read()
 
 
-@dataclass(slots=True)
-class _Budget:
-    left: float
-    at: float
-
-
 class Verifier:
-    """Read the statements of gossip updates. `now` is in seconds of the epoch."""
+    """Read the statements of gossip updates, each source within its budget of `meter`."""
 
-    def __init__(self, offload: Offload, now: Callable[[], float]) -> None:
-        self._offload, self._now = offload, now
-        self._budgets: dict[PeerId, _Budget] = {}
+    def __init__(self, offload: Offload = in_thread, meter: Meter | None = None) -> None:
+        self._offload, self._meter = offload, meter or Meter()
 
     async def read(self, update: GossipUpdate, known: Iterable[str], source: PeerId | None) -> list[Statement]:
         """Return the statements of an update that verify, but for the tokens that are known.
@@ -64,24 +49,12 @@ class Verifier:
         count = len(certificates) + len(revocations)
         if not count:
             return []
-        self._spend(source, count)
+        if source is not None:
+            self._meter.charge(source, Budget.STATEMENTS, count)
         found = await self._offload(lambda: _read(certificates, revocations))
-        self._spend(source, (count - len(found)) * BAD_SIGNATURE, refuse=False)
+        if source is not None and len(found) < count:
+            self._meter.fine(source, Budget.STATEMENTS, (count - len(found)) * LIMITS.bad_statement)
         return found
-
-    def _spend(self, source: PeerId | None, count: int, *, refuse: bool = True) -> None:
-        if source is None or not count:
-            return
-        now = self._now()
-        if source not in self._budgets and len(self._budgets) >= MAX_SOURCES:
-            del self._budgets[next(iter(self._budgets))]
-        budget = self._budgets.setdefault(source, _Budget(BUDGET, now))
-        budget.left = min(BUDGET, budget.left + max(0.0, now - budget.at) * REFILL)
-        budget.at = now
-        if refuse and budget.left < count:
-            wait = int((count - budget.left) / REFILL) + 1
-            raise RateLimited(f"more statements than this node verifies; try again in {wait} s", retry_after=wait)
-        budget.left -= count
 
 
 def _read(certificates: Iterable[str], revocations: Iterable[str]) -> list[Statement]:

@@ -8,12 +8,19 @@ from typing import Any
 import click
 
 from ...protocols.access import Role
-from ...protocols.peer import InviteRequest, Message
+from ...protocols.peer import BudgetUse, InviteRequest, Message
 from .listing import Listing, listing_options
 from .node import open_client
 from .output import Column, print_fields, print_json, print_table, say
 from .parameters import DURATION, PEER_NAME, ROLE, json_option
 from .qr import draw_qr
+
+
+def _budget(use: BudgetUse) -> str:
+    """Return how much of a budget is used, and how often it was not enough."""
+    refused = f", {use.refused} refused" if use.refused else ""
+    return f"{use.budget.replace('_', ' ')} {use.used}/{use.burst}{refused}"
+
 
 COLUMNS: list[Column] = [
     ("NAME", lambda peer: peer.name),
@@ -38,7 +45,9 @@ FIELDS: list[Column] = [
     ("admitted by", lambda peer: peer.admitted_by),
     ("reason", lambda peer: peer.reason),
     ("cure", lambda peer: peer.cure),
+    ("budgets", lambda peer: [_budget(use) for use in peer.budgets or []]),
 ]
+
 EFFECTS: list[Column] = [
     ("NAME", lambda effect: effect.name),
     ("ROLE", lambda effect: effect.role),

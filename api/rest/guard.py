@@ -16,10 +16,10 @@ from urllib.parse import unquote_to_bytes
 import trio
 
 from ...agent.config import ApiConfig
+from ...agent.token_buckets import TokenBuckets
 from ...protocols.access import Caller
 from ...protocols.errors import Forbidden, InvalidRequest, Misdirected, NotFound, RateLimited, Unauthenticated
 from .connection_info import ConnectionInfo
-from .rate_limit import TokenBuckets
 from .requests import RestRequest, RestWebsocket
 
 Incoming = RestRequest | RestWebsocket

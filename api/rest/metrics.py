@@ -108,11 +108,28 @@ def _gauges(vms: list[Vm], node: Node) -> list[Metric]:
         states.add_metric([status], number)
     info = GaugeMetricFamily("twinshare_node_info", "The node.", labels=["name", "peer_id", "version"])
     info.add_metric([node.name, node.peer_id, node.version], 1)
+    used, refused = _budgets(node)
     health = node.health.report()
     return [
         states,
         info,
+        used,
+        refused,
         GaugeMetricFamily("twinshare_healthy", "Whether the node can run VMs.", float(health.status == "ok")),
         GaugeMetricFamily("twinshare_uptime_seconds", "Time since the node was ready.", health.uptime),
         GaugeMetricFamily("twinshare_last_event_id", "Number of the newest event.", node.events.last_id),
     ]
+
+
+def _budgets(node: Node) -> tuple[Metric, Metric]:
+    """What the members of the fleet use of what this node takes from each."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ["peer", "budget"]
+    used = GaugeMetricFamily("twinshare_peer_budget_used_ratio", "Part of a peer's budget that is used.", labels=labels)
+    refused = CounterMetricFamily("twinshare_peer_budget_refused", "Calls of a peer beyond its budget.", labels=labels)
+    for peer in node.mesh.context.membership.peers:
+        for use in node.mesh.context.meter.use(peer.sub):
+            used.add_metric([peer.sub, use.budget], use.used / use.burst)
+            refused.add_metric([peer.sub, use.budget], use.refused)
+    return used, refused

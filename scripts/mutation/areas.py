@@ -57,5 +57,5 @@ AREAS = {
             "tests/agent/test_faults.py",
         ),
     ),
-    "guard": Area(("api/rest/guard.py", "api/rest/rate_limit.py"), ("tests/api/test_guard*.py",)),
+    "guard": Area(("api/rest/guard.py", "agent/token_buckets.py"), ("tests/api/test_guard*.py",)),
 }

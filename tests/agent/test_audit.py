@@ -10,9 +10,11 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec
+from twinshare.agent import limits
 from twinshare.agent.audit import log as audit_log
 from twinshare.agent.audit.chain import Broken, Entry
 from twinshare.agent.audit.reading import newest, verify
+from twinshare.agent.limits import AccountLimits, Share
 from twinshare.agent.node import Node
 from twinshare.agent.state import State
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
@@ -26,6 +28,11 @@ from twinshare.protocols.table import all_methods
 TABLE = all_methods(SERVICES)
 VIEWER = Caller(principal="token:eyes", role=Role.VIEWER)
 PATIENT = Caller(principal="local", role=Role.ADMIN, detach=True)
+
+
+def limit_share(monkeypatch: pytest.MonkeyPatch, share: Share, *, own: bool) -> None:
+    """Let the node's own user, or every other account, have this share."""
+    monkeypatch.setattr(limits, "OWN_LIMITS" if own else "LIMITS", AccountLimits(audit_log=share))
 
 
 async def call(node: Node, name: str, caller: Caller = LOCAL_ADMIN, **arguments: Any) -> Any:
@@ -162,7 +169,7 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
 
 
 async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_log, "OWN_BOUNDS", audit_log.Bounds(10, 1 << 20))
+    limit_share(monkeypatch, Share(10, 1 << 20), own=True)
     database = tmp_path / "twinshare.db"
     async with open_test_node(tmp_path) as (node, _, _):
         first = verify(database, node.peer_id)[1]
@@ -172,7 +179,7 @@ async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.Monk
     assert 0 < rows <= 10 < last.number
     with pytest.raises(Broken, match="dropped for its age"):
         verify(database, node.peer_id, first)
-    monkeypatch.setattr(audit_log, "OWN_BOUNDS", audit_log.Bounds(1000, 600))
+    limit_share(monkeypatch, Share(1000, 600), own=True)
     async with open_test_node(tmp_path) as (node, _, _):
         await call(node, "create_token", token=TokenRequest(name="more"))
     fewer, _ = verify(database, node.peer_id, last)
@@ -182,7 +189,7 @@ async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.Monk
 async def test_an_account_that_floods_the_log_drops_only_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_log, "BOUNDS", audit_log.Bounds(20, 1 << 20))
+    limit_share(monkeypatch, Share(20, 1 << 20), own=False)
     database = tmp_path / "twinshare.db"
 
     async def refused(node: Node, caller: Caller, vm: str) -> None:
@@ -207,7 +214,7 @@ async def test_an_account_that_floods_the_log_drops_only_its_own_rows(
 async def test_all_that_a_peer_asks_for_others_is_its_own_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_log, "BOUNDS", audit_log.Bounds(20, 1 << 20))
+    limit_share(monkeypatch, Share(20, 1 << 20), own=False)
     async with open_test_node(tmp_path) as (node, _, _):
         for number in range(30):
             caller = Caller(principal=f"12D3KooWpeer/token:t{number}", role=Role.VIEWER, from_peer=True)

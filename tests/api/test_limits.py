@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twinshare.api.rest.rate_limit import TokenBuckets
+from twinshare.agent.token_buckets import TokenBuckets
 from twinshare.api.server.connection_limit import ConnectionLimit
 
 

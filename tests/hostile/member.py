@@ -6,15 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
-
 from tests.agent.p2p.hosts import until
+from tests.agent.p2p.raw import raw_call
 from tests.agent.p2p.test_mesh_libp2p import fresh, open_real
 from tests.nodes.fleet import ask, card
 from twinshare.agent.simulation import SimulatedNode
 from twinshare.agent.testing import AgentProcess
 from twinshare.protocols.access import Role
-from twinshare.protocols.messages import Request
 
 
 @asynccontextmanager
@@ -28,12 +26,9 @@ async def open_member(agent: AgentProcess, role: Role, number: int = 0) -> Async
         yield member
 
 
-async def send(
-    member: SimulatedNode, agent: AgentProcess, method: str, packed: bytes, *, role: Role = Role.ADMIN
-) -> bytes:
-    """Make a call with arguments as they are, past all that an honest sender checks. Raises: what the agent answers."""
-    session = await member.mesh.require_running().sessions.session_to(card(agent)["peer_id"])
-    return await session.call(method, Request(30.0, role, None, False, 0, msgspec.Raw(packed)))
+async def send(member: SimulatedNode, agent: AgentProcess, method: str, packed: bytes) -> bytes:
+    """Make a call with arguments as they are. Raises: what the agent answers."""
+    return await raw_call(member, card(agent)["peer_id"], method, packed)
 
 
 def resident(agent: AgentProcess) -> int:

@@ -27,9 +27,9 @@ async def test_a3_what_is_too_large_or_holds_too_much_is_refused_before_it_is_de
             assert b"received" in await send(viewer, agent, "deliver", letter({"text": "x" * 65_000}))
             before = resident(agent)
             began = trio.current_time()
+            with pytest.raises(TooLarge):
+                await send(viewer, agent, "deliver", letter({"text": "x" * 1_000_000}))
             for _ in range(5):
-                with pytest.raises(TooLarge):
-                    await send(viewer, agent, "deliver", letter({"text": "x" * 1_000_000}))
                 with pytest.raises(TwinshareError):
                     await send(viewer, agent, "deliver", letter({"maps": [{}] * 1_000_000}))
                 for method in ("tell", "list_vms", "create_vm", "no_such_method"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...limits import LIMITS
 from .yamux.session import SessionLimits
 
 
@@ -24,12 +25,12 @@ class HostSettings:
     dial_stagger: float = 0.1
     dial_addresses: int = 16
     connections: int = 300
-    connections_each: int = 4
+    connections_each: int = LIMITS.connections
     guests: int = 32
     guest_time: float = 30.0
     guest_streams: int = 4
     half_open: int = 256
-    half_open_each: int = 32
+    half_open_each: int = LIMITS.half_open
     session: SessionLimits = field(default_factory=SessionLimits)
 
     @property

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from twinshare.agent.limits import Meter
 from twinshare.agent.p2p.signing import Signer, open_token
 from twinshare.agent.p2p.verification import Verifier, in_place
 from twinshare.agent.simulation import Cluster, SimulatedNode, now, open_cluster
@@ -102,7 +103,7 @@ async def test_a2_invented_revocations_keep_nobody_from_being_revoked(autojump_c
 
 async def test_a2_what_one_peer_can_have_verified_is_bounded() -> None:
     clock = [0.0]
-    verifier = Verifier(in_place, lambda: clock[0])
+    verifier = Verifier(in_place, Meter(clock=lambda: clock[0]))
 
     def junk(turn: int) -> GossipUpdate:
         return GossipUpdate(members=[(f"eyJraWQiOiJ4In0.{turn}.{number}",) for number in range(100)])

@@ -131,7 +131,7 @@ class Neighbourhood:
     def hello(self) -> Hello:
         return Hello(name="b", agent="test")
 
-    def caller(self, peer_id: PeerId, request: Request) -> Caller:
+    def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
         role = self.roles.get(peer_id, Role.ADMIN)
         lower = role if request.role.includes(role) else request.role
         return Caller(principal=peer_id, role=lower, idempotency_key=request.key, detach=request.detach)

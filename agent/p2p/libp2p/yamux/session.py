@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, TypeAlias
 
+from ....limits import LIMITS
 from .frame import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, FrameReader, Header, ProtocolError, encode
 from .outbox import Outbox
 from .state import INITIAL_WINDOW, StreamState
@@ -23,7 +24,7 @@ _MAX_CREDIT: Final = 2**32 - 1
 class SessionLimits:
     """`window_budget`: bytes by which all receive windows together may grow beyond their initial size."""
 
-    streams_each_way: int = 128
+    streams_each_way: int = LIMITS.streams
     window: int = 4 * 1024 * 1024
     window_budget: int = 16 * 1024 * 1024
 

@@ -19,16 +19,17 @@ class TokenBuckets:
 
     def take(self, key: str, now: float, cost: float = 1.0) -> float:
         """Take `cost` tokens; 0 when they were there, else the seconds after which they will be."""
-        tokens = self._tokens(key, now)
+        tokens = self.left(key, now)
         short = cost - tokens
         self._keep(key, tokens if short > 0 else tokens - cost, now)
         return max(0.0, short / self.rate)
 
     def fine(self, key: str, now: float, cost: float) -> None:
         """Take up to `cost` tokens, as many as there are."""
-        self._keep(key, max(0.0, self._tokens(key, now) - cost), now)
+        self._keep(key, max(0.0, self.left(key, now) - cost), now)
 
-    def _tokens(self, key: str, now: float) -> float:
+    def left(self, key: str, now: float) -> float:
+        """Return the tokens that a key has."""
         tokens, then = self._state.get(key, (self.burst, now))
         return min(self.burst, tokens + (now - then) * self.rate)
 
