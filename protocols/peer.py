@@ -44,7 +44,7 @@ class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `membership` is `founder`, `member`, `expired`, `revoked`, `held_back` (its certificate is dated ahead of this
     node's clock) or `unknown`; `reason` says why, and `cure` what changes it. `admitted_by` is the name of who signed.
-    `budgets` is told of one peer, not in lists.
+    `budgets` is in the answer about one peer, not in lists.
     """
 
     id: str
