@@ -20,6 +20,7 @@ from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import ConsoleRequest
+from ..protocols.errors import TwinshareError
 from ..protocols.image import Image
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import Dispatcher, Method, method_of
@@ -36,6 +37,8 @@ from .identity import Identity, load_identity
 from .image_operations.context import ImageContext
 from .image_operations.reads import ImageReads, import_image
 from .journal.journal import Journal, open_journal
+from .loopback import SCHEMA as LOOPBACK_SCHEMA
+from .loopback import LoopbackAddresses, open_loopback_addresses
 from .mesh import HostFactory, NodeParts, make_node_mesh_client, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
 from .operations import open_operations
@@ -44,14 +47,16 @@ from .p2p.mesh import Mesh
 from .p2p.mesh_client import MeshClient
 from .p2p.store import SCHEMA as MESH_SCHEMA
 from .p2p.store import DatabaseKeyValueStore
+from .reach.addresses import PeerAddresses
 from .reach.consoles import Console, Consoles, open_consoles
 from .reach.fleet_images import BlobServer, FleetImages
 from .reach.remote_console import ConsoleServer, open_remote_console
 from .reach.tunnel import TunnelServer
 from .reach.tunnels import Tunnels
-from .relays import Relays, open_relays
+from .relays import open_relays
 from .state import State, open_state
 from .tokens import TokenStore, open_tokens
+from .vm.addresses import GuestAddresses
 from .vm.admission import Admission, read_host
 from .vm.context import VmContext
 from .vm.expirer import Expirer
@@ -84,6 +89,7 @@ class Node:
     mesh: Mesh
     tunnels: Tunnels
     consoles: Consoles
+    peer_addresses: PeerAddresses
     health: NodeHealth
 
     @property
@@ -107,7 +113,11 @@ class Node:
             return await self.dispatcher.call(caller, method, arguments)
         if method.by_asked_node:
             return await self._forward(caller, method, arguments, str(peer))
-        return await self.mesh.call(str(peer), method, arguments, caller)
+        answer = await self.mesh.call(str(peer), method, arguments, caller)
+        peer_id = self.mesh.resolve(str(peer))
+        if self.is_here(peer_id):
+            return answer
+        return await self.peer_addresses.localize(caller, peer_id, method, arguments, answer)
 
     async def _forward(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str) -> Any:
         """Forwards to a peer's VM are ports of this node, and tunnels from there."""
@@ -147,7 +157,14 @@ class Node:
 
     async def fleet_vms(self, caller: Caller) -> list[Vm]:
         """The VMs of all known peers and of this node, in two seconds at the most; each row says how old it is."""
-        return await self.mesh.fleet_vms(caller)
+        return [await self._localized(vm) for vm in await self.mesh.fleet_vms(caller)]
+
+    async def _localized(self, vm: Vm) -> Vm:
+        try:
+            peer_id = self.peer_id_of(vm.node or "")
+        except TwinshareError:  # two peers of one name, or one that has left
+            return msgspec.structs.replace(vm, ip=None, ports=[])
+        return vm if self.is_here(peer_id) else await self.peer_addresses.vm(peer_id, vm)
 
     @property
     def addresses(self) -> list[str]:
@@ -195,7 +212,7 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
     with locked_home(path.expanduser().absolute()) as home:
         identity = load_identity(home.identity_key)
         async with (
-            open_state(home.database, [MESH_SCHEMA, AUDIT_SCHEMA]) as state,
+            open_state(home.database, [MESH_SCHEMA, AUDIT_SCHEMA, LOOPBACK_SCHEMA]) as state,
             open_events(state) as events,
             open_audit(state, identity.seed) as audit,
             open_backends(home.path, config) as backends,
@@ -217,7 +234,10 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
         open_inventory(backends.hypervisor, events, name, config.hypervisor.resync_interval) as inventory,
         open_relays() as relays,
     ):
-        vms = _vm_context(base, inventory, relays, peers)
+        loopback = await open_loopback_addresses(base.state, relays, backends.admits, base.identity.peer_id)
+        vms = _vm_context(
+            base, inventory, Forwards(backends.hypervisor, inventory, relays, backends.admits), loopback, peers
+        )
         images = ImageContext(backends.images, backends.exchange, events, vms, backends.scratch)
         tunnels = Tunnels(relays, DatabaseKeyValueStore(base.state), peers)
         tokens = await open_tokens(base.state, base.home.ensure_admin_token())
@@ -246,7 +266,8 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                 yield Node(
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
-                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, health=health,
+                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles,
+                    peer_addresses=PeerAddresses(loopback, peers), health=health,
                 )  # fmt: skip
                 with trio.CancelScope(shield=True):
                     await operations.close()
@@ -254,14 +275,17 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
             nursery.cancel_scope.cancel()
 
 
-def _vm_context(base: _Foundation, inventory: Inventory, relays: Relays, peers: MeshClient) -> VmContext:
+def _vm_context(
+    base: _Foundation, inventory: Inventory, forwards: Forwards, loopback: LoopbackAddresses, peers: MeshClient
+) -> VmContext:
     backends = base.backends
     return VmContext(
         hypervisor=backends.hypervisor,
         images=backends.images,
         resolver=ImageResolver(backends.images, backends.exchange, FleetImages(backends.images, peers), base.events),
         inventory=inventory,
-        forwards=Forwards(backends.hypervisor, inventory, relays, backends.admits),
+        forwards=forwards,
+        addresses=GuestAddresses(backends.hypervisor, inventory, forwards, loopback),
         admission=Admission(base.config.hypervisor, partial(read_host, base.home.path)),
         files=VmFiles(backends.vms, backends.chown),
         limits=base.config.hypervisor,

@@ -152,6 +152,10 @@ class Vm(VmSettings, frozen=True, kw_only=True):
     `vnc_port` is a loopback port of the node that runs it; `observed_at` says how old this record is;
     `reason` says why it is in its state, where there is something to say (`disk_full`, `crashed`); `expires_at` is when
     the node deletes it, where it has a `ttl`.
+
+    `ip` is an address at which the VM answers from the machine of the node that is asked, on `ports` at least: the
+    guest's own where the network routes it, else one of that machine's loopback. `guest_ip` is what the guest calls
+    itself.
     """
 
     id: str
@@ -167,6 +171,8 @@ class Vm(VmSettings, frozen=True, kw_only=True):
     uptime: int | None = None
     expires_at: datetime | None = None
     ip: str | None = None
+    guest_ip: str | None = None
+    ports: list[int] = []
     image: str | None = None
     owner: str = "local"
     node: str | None = None
@@ -190,11 +196,12 @@ class VmStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmAddresses(msgspec.Struct, frozen=True, kw_only=True):
-    """The guest's addresses, and where they were learnt: `agent`, `lease` or `none`."""
+    """`ip` as in the VM; `addresses` are the guest's own, learnt from `source`: `agent`, `lease` or `none`."""
 
     ip: str | None
     addresses: list[str]
     source: str
+    guest_ip: str | None = None
 
 
 class ConsoleLog(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from ...protocols.vm import Vm, VmStatus
 from ..config import HypervisorConfig
 from ..hypervisor.port import Hypervisor
 from ..images.port import ImageStore
+from .addresses import GuestAddresses
 from .admission import Admission
 from .files import VmFiles
 from .forwards import Forwards
@@ -40,6 +41,7 @@ class VmContext:
     resolver: ImageResolver
     inventory: Inventory
     forwards: Forwards
+    addresses: GuestAddresses
     admission: Admission
     files: VmFiles
     limits: HypervisorConfig
@@ -119,6 +121,7 @@ class VmContext:
         await self.hypervisor.start(id)
         if record := await self.inventory.refresh(id):
             await self.forwards.reconcile(record)
+            await self.addresses.reconcile(record)
 
     async def undefine(self, id: str) -> None:
         """End a VM and undefine it. A start that was given up and completes only now is ended as well."""

@@ -18,20 +18,23 @@ from ...protocols.events import VmStateChanged, VmUndefined, payload_of
 from ...protocols.node import Resources
 from ...protocols.vm import Vm, VmStatus
 from ..events import EventLog
-from ..hypervisor.port import Change, ChangeKind, Hypervisor
+from ..hypervisor.port import Addresses, Change, ChangeKind, Hypervisor
 from .expiry import shown_end
-from .record import Record, read_record, view
+from .record import NO_REACH, Reach, Record, read_record, view
 
 log = structlog.get_logger(__name__)
 
 FIRST_LOOK_EVERY = 1.0
+TIME_TO_BOOT = 60
+"""Seconds after which a guest that nobody can ask is taken to have booted."""
 
 
 class Inventory:
     """Made by `open_inventory`.
 
     `on_change` hears the id of every VM whose record has changed, `on_notice` every change that the hypervisor tells.
-    `vnc_ports` and `addresses` are kept by those who know them.
+    By VM and kept by those who know them: `vnc_ports`; `addresses`, what the guest calls itself; `routed`, the address
+    that the network routes; `loopback`, the one on this node and its open ports; `answering`, guests that have booted.
     """
 
     def __init__(self, hypervisor: Hypervisor, events: EventLog, node: str) -> None:
@@ -39,6 +42,9 @@ class Inventory:
         self.on_notice: Callable[[Change], None] | None = None
         self.vnc_ports: dict[str, int] = {}
         self.addresses: dict[str, str] = {}
+        self.routed: dict[str, str] = {}
+        self.loopback: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.answering: set[str] = set()
         self._hypervisor, self._events, self._node = hypervisor, events, node
         self._records: dict[str, Record] = {}
         # The VM of each record, with all that it was made of.
@@ -96,14 +102,33 @@ class Inventory:
         """Return the VM of a record: the same object for as long as nothing of it has changed."""
         id = record.domain.id
         status, uptime = self._at_work.get(id), self._uptime(record)
-        vnc_port, ip = self.vnc_ports.get(id), self.addresses.get(id)
-        expires_at = shown_end(record.metadata.expiry, record.metadata.ttl)
-        seen = (record, status, uptime, vnc_port, ip, expires_at)
+        reach = self._reach(record) if record.active else NO_REACH
+        vnc_port, expires_at = self.vnc_ports.get(id), shown_end(record.metadata.expiry, record.metadata.ttl)
+        seen = (record, status, uptime, vnc_port, reach, expires_at)
         known = self._views.get(id)
         if known is None or known[0] != seen:
-            known = (seen, view(record, self._node, at_work=status, uptime=uptime, vnc_port=vnc_port, ip=ip))
+            known = (seen, view(record, self._node, reach, at_work=status, uptime=uptime, vnc_port=vnc_port))
             self._views[id] = known
         return known[1]
+
+    def has_booted(self, record: Record) -> bool:
+        """Whether the guest has shown through its channel that it has booted, or had the time to."""
+        return record.domain.id in self.answering or (self._uptime(record) or 0) >= TIME_TO_BOOT
+
+    def _reach(self, record: Record) -> Reach:
+        """Where a running VM answers: nowhere until its guest has booted."""
+        id = record.domain.id
+        guest_ip, (address, ports) = self.addresses.get(id), self.loopback.get(id, (None, ()))
+        booted = guest_ip is not None or self.has_booted(record)
+        ip = self.routed.get(id) or (address if booted else None)
+        return Reach(ip=ip, guest_ip=guest_ip, ports=ports if ip is not None else ())
+
+    def learnt(self, id: str, found: Addresses) -> None:
+        """Take what a guest calls itself, and the address that libvirt's own network gave it, which is routed."""
+        if found.addresses:
+            self.addresses[id] = found.addresses[0]
+            if found.source == "lease":
+                self.routed[id] = found.addresses[0]
 
     def _uptime(self, record: Record) -> int | None:
         """Seconds since the start, on a clock that nobody sets: the time of day is asked once, when a start is new."""
@@ -189,6 +214,8 @@ class Inventory:
             self._views.pop(id, None)
         if record is None or not record.active:
             self.addresses.pop(id, None)
+            self.routed.pop(id, None)
+            self.answering.discard(id)
             self._born.pop(id, None)
         self._publish(id)
         changed, self._changed = self._changed, trio.Event()

@@ -36,10 +36,10 @@ class VmReads:
         if not record.active:
             return VmAddresses(ip=None, addresses=[], source="none")
         found = await self._inspection().addresses(record.domain.id)
-        if found.addresses:
-            self._inventory.addresses[record.domain.id] = found.addresses[0]
-        first = found.addresses[0] if found.addresses else None
-        return VmAddresses(ip=first, addresses=list(found.addresses), source=found.source)
+        self._inventory.learnt(record.domain.id, found)
+        seen = self._inventory.view(record)
+        ip = seen.ip if found.addresses or self._inventory.has_booted(record) else None
+        return VmAddresses(ip=ip, addresses=list(found.addresses), source=found.source, guest_ip=seen.guest_ip)
 
     async def vm_stats(self, vm: str) -> VmStats:
         record = self._inventory.find(vm)

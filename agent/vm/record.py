@@ -73,8 +73,20 @@ def read_record(domain: Domain, observed_at: datetime) -> Record | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How a VM is reached: `ip` as in `Vm`, on the open `ports`."""
+
+    ip: str | None = None
+    guest_ip: str | None = None
+    ports: tuple[int, ...] = ()
+
+
+NO_REACH = Reach()
+
+
 def view(
-    record: Record, node: str, *, at_work: VmStatus | None, uptime: int | None, vnc_port: int | None, ip: str | None
+    record: Record, node: str, reach: Reach, *, at_work: VmStatus | None, uptime: int | None, vnc_port: int | None
 ) -> Vm:
     """The VM as callers see it. `at_work` is what an operation is doing to it."""
     domain, metadata = record.domain, record.metadata
@@ -91,7 +103,9 @@ def view(
         created_at=metadata.created_at,
         uptime=uptime,
         expires_at=shown_end(metadata.expiry, metadata.ttl),
-        ip=ip if record.active else None,
+        ip=reach.ip,
+        guest_ip=reach.guest_ip,
+        ports=list(reach.ports),
         image=metadata.image,
         owner=metadata.owner,
         node=node,

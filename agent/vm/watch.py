@@ -78,8 +78,10 @@ class Watch:
             changed = next((r for r in self._inventory.records() if r.domain.id == id), None)
             if changed is None:
                 self._vms.forwards.close(id)
+                await self._vms.addresses.forget(id)
                 continue
             await self._vms.forwards.reconcile(changed)
+            await self._vms.addresses.reconcile(changed)
             if changed.domain.state is DomainState.RUNNING and id not in self._inventory.addresses:
                 await self._learn_address(id)
 
@@ -88,9 +90,7 @@ class Watch:
             return
         try:
             with trio.move_on_after(2):
-                found = await self._hypervisor.addresses(id)
-                if found.addresses:
-                    self._inventory.addresses[id] = found.addresses[0]
+                self._inventory.learnt(id, await self._hypervisor.addresses(id))
         except TwinshareError as error:
             log.debug("no address yet", vm=id, error=error.message)
 

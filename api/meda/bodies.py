@@ -103,8 +103,12 @@ class VmList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """`vm_dir` is a name and no path of the node; `tap_device` is "none" where the guest has none."""
+    """`guest_ip` is what the guest calls itself, "none" while that is not known, and `subnet` its network.
 
+    `vm_dir` is a name and no path of the node; `tap_device` is "none" where the guest has none.
+    """
+
+    guest_ip: str
     subnet: str
     mac: str
     tap_device: str

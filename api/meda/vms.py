@@ -99,7 +99,8 @@ class MedaVms:
         """Show one VM."""
         vm = await self._do("get_vm", vm=name)
         facts = VmFacts(
-            subnet=vm.ip.rpartition(".")[0] if vm.ip and "." in vm.ip else NONE,
+            guest_ip=vm.guest_ip or NONE,
+            subnet=vm.guest_ip.rpartition(".")[0] if vm.guest_ip and "." in vm.guest_ip else NONE,
             mac=mac_of(vm.id),
             tap_device=NONE,
             memory=exact_size(vm.memory * MIB),

@@ -51,7 +51,9 @@ class Row:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-DETAILS = {"subnet": str, "mac": MAC, "tap_device": "none", "memory": "2G", "disk_size": "20G", "vm_dir": "vms/test-vm"}
+DETAILS = {"guest_ip": str, "subnet": str, "mac": MAC, "tap_device": "none", "memory": "2G", "disk_size": "20G",
+           "vm_dir": "vms/test-vm"}  # fmt: skip
+LOOPBACK = re.compile(r"127\.\d+\.\d+\.\d+")
 NEW = {"name": "test-vm", "force": False, "memory": "2G", "cpus": 4, "disk": "20G"}
 FORWARD = {"host_port": int, "guest_port": 80, "protocol": "tcp", "bind": "127.0.0.1", "active": True}
 AMOUNT = {"mem_gb": int, "cpu": int, "disk_gb": int}
@@ -70,10 +72,11 @@ TABLE = [
     Row("POST", "/vms/test-vm/stop", 200, done("Successfully stopped VM: test-vm", info("stopped"))),
     Row("POST", "/vms/test-vm/start", 200, done("Successfully started VM: test-vm", info("running"))),
     Row("POST", "/vms/test-vm/start", 200, done("Successfully started VM: test-vm", info("running"))),
-    Row("GET", "/vms/test-vm/ip", 200, {"vm": "test-vm", "ip": "10.0.2.15"}),
-    Row("GET", "/vms", 200, {"vms": [info("running", ip="10.0.2.15")], "count": 1}),
+    Row("GET", "/vms/test-vm/ip", 200, {"vm": "test-vm", "ip": LOOPBACK}),
+    Row("GET", "/vms", 200, {"vms": [info("running", ip=LOOPBACK)], "count": 1}),
     Row("GET", "/vms/test-vm", 200,
-        {"name": "test-vm", "state": "running", "ip": "10.0.2.15", "details": DETAILS | {"subnet": "10.0.2"}}),
+        {"name": "test-vm", "state": "running", "ip": LOOPBACK,
+         "details": DETAILS | {"guest_ip": "10.0.2.15", "subnet": "10.0.2"}}),
     Row("POST", "/vms/test-vm/port-forward", 200,
         done(re.compile(r"Port forwarding set up: \d+ -> 80"), info("running")), {"host_port": 0, "guest_port": 80}),
     Row("GET", "/vms/test-vm/port-forward", 200, {"forwards": [FORWARD], "count": 1}),

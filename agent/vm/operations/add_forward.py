@@ -32,6 +32,7 @@ class AddForward(VmMetadataOperation):
             await self.change(active, id)
             record = await self.services.record(id)
             await self.services.forwards.reconcile(record)
+            await self.services.addresses.reconcile(record)
         return self.services.forwards.view(record, _chosen(active))
 
     async def change(self, active: ActiveOperation, id: str) -> None:

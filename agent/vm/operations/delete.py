@@ -32,7 +32,7 @@ class DeleteVm(ExistingVmOperation):
         async with self.services.locked(active.notes["id"], self.shown_as, force=active.request.force):
             await self.change(active, active.notes["id"])
         last = msgspec.convert(active.notes["vm"], Vm)
-        return msgspec.structs.replace(last, status=VmStatus.STOPPED, vnc_port=None, uptime=None, ip=None)
+        return msgspec.structs.replace(last, status=VmStatus.STOPPED, vnc_port=None, uptime=None, ip=None, ports=[])
 
     async def change(self, active: ActiveOperation, id: str) -> None:
         vms = self.services

@@ -33,4 +33,6 @@ class RemoveForward(VmMetadataOperation):
         forwards, record = self.services.forwards, await self.services.record(id)
         left = [spec for spec in record.metadata.forwards if spec.host_port != active.request.host_port]
         await forwards.keep(record, left)
-        await forwards.reconcile(await self.services.record(id))
+        left_record = await self.services.record(id)
+        await forwards.reconcile(left_record)
+        await self.services.addresses.reconcile(left_record)
