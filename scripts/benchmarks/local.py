@@ -240,6 +240,7 @@ async def _process(data_dir: Path) -> list[Row]:
     agent = AgentProcess(data_dir, ["--api", "127.0.0.1:0"], {})
     try:
         first = await _timed(agent.start)
+        spent = cpu(agent.pid)
         memory = rss(agent.pid)
         before = cpu(agent.pid)
         await trio.sleep(IDLE)
@@ -250,6 +251,7 @@ async def _process(data_dir: Path) -> list[Row]:
         await agent.stop()
     return [
         Row(name="start to ready, a new node", value=first, unit="s", limit=3.0),
+        Row(name="start to ready, a new node: CPU", value=spent, unit="s", limit=1.0),
         Row(name="start to ready, after kill -9", value=again, unit="s", limit=2.0),
         Row(name="memory of the agent, no P2P", value=memory, unit="MB", limit=95.0),
         Row(name="CPU of the idle agent", value=idle, unit="%", limit=0.5),

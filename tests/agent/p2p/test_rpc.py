@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.agent.p2p.workshop import Pair, Piece, open_pair
 from tests.agent.probe import probe
+from twinshare.agent.p2p import peer_session
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.p2p.peer_session import PROTOCOL, open_peer_session
@@ -150,6 +151,19 @@ async def test_a_call_beyond_those_in_flight_waits_for_its_turn(autojump_clock: 
         with trio.fail_after(11):
             assert await pair.call("echo", text="at last") == "at last"
         assert trio.current_time() >= 10
+
+
+async def test_only_so_many_calls_wait_for_a_turn(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_session, "MAX_WAITING", 3)
+    async with open_pair() as pair, trio.open_nursery() as nursery:
+        for _ in range(MAX_CALLS + 3):
+            nursery.start_soon(lambda: pair.call("slow", seconds=10.0))
+        await settle()
+        with pytest.raises(Overloaded, match="3 calls wait"):
+            await pair.call("echo", text="one more")
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_node_answers_no_more_calls_than_it_can_bear() -> None:

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.agent.p2p.test_membership import DAY, Clock, signer
+from twinshare.agent.p2p import tickets as tickets_module
 from twinshare.agent.p2p.store import MemoryKeyValueStore
-from twinshare.agent.p2p.tickets import TicketBook, open_tickets
+from twinshare.agent.p2p.tickets import MAX_NONCES, NONCE_LIFE, TicketBook, open_tickets
 from twinshare.protocols.access import Limits, Role
-from twinshare.protocols.errors import Forbidden
+from twinshare.protocols.errors import Forbidden, Overloaded
 
 JOINER = signer(9).peer_id
 
@@ -102,3 +103,27 @@ async def test_a_revoked_peer_is_barred_from_the_tickets_made_before_also_after_
                 await tickets.redeem(joiner, ticket.id, proof)
         else:
             await tickets.redeem(joiner, ticket.id, proof)
+
+
+async def test_only_so_many_tickets_are_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets_module, "MAX_TICKETS", 3)
+    clock = Clock()
+    tickets = await book(clock)
+    for _ in range(3):
+        await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    with pytest.raises(Overloaded, match="3 tickets are out"):
+        await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    clock.now += 600 + DAY + 1
+    await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+
+
+async def test_only_so_many_strangers_are_challenged_at_once() -> None:
+    clock = Clock()
+    tickets = await book(clock)
+    for number in range(MAX_NONCES):
+        tickets.challenge(f"peer-{number}", b"t", b"n")
+    with pytest.raises(Overloaded, match="joining"):
+        tickets.challenge("one-more", b"t", b"n")
+    tickets.challenge("peer-0", b"t", b"n")
+    clock.now += NONCE_LIFE + 1
+    tickets.challenge("one-more", b"t", b"n")
