@@ -22,8 +22,9 @@ from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import ConsoleRequest
 from ..protocols.errors import TwinshareError
 from ..protocols.image import Image
+from ..protocols.method import Method
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
-from ..protocols.table import Dispatcher, Method, method_of
+from ..protocols.table import Dispatcher, method_of
 from ..protocols.tunnel import PROTOCOL as TUNNEL
 from ..protocols.vm import Vm
 from .audit.log import SCHEMA as AUDIT_SCHEMA

@@ -30,10 +30,11 @@ import trio
 from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.errors import P2pStopped, VmNotFound
 from ..protocols.events import Event, EventPayload, VmStateChanged
+from ..protocols.method import Method
 from ..protocols.peer import InviteRequest
 from ..protocols.peer_service import PeerService
 from ..protocols.services import SERVICES
-from ..protocols.table import Dispatcher, Method, all_methods, stub
+from ..protocols.table import Dispatcher, all_methods, stub
 from ..protocols.vm import Vm, VmSpec, VmStatus
 from .background import open_background
 from .p2p.context import Served

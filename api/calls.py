@@ -12,12 +12,13 @@ import msgspec
 from ..protocols.bodies import RemoteVmChanged, RemoteVmDeleted, VmChanged, VmDeleted, VmList, VmStarted, restore
 from ..protocols.errors import DeadlineExceeded
 from ..protocols.image import Image
+from ..protocols.method import Method
 from ..protocols.operation import Operation
 from ..protocols.peer import Message, MessageReply, P2pState, PeerInfo
 from ..protocols.peer_service import PeerService
 from ..protocols.reading import decode_json
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
-from ..protocols.table import Method, stub
+from ..protocols.table import stub
 from ..protocols.vm import CloudInit, Vm, VmSpec
 from .exchange import Request, compose, method_named, outcome, plain, upload
 

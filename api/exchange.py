@@ -15,9 +15,10 @@ import msgspec
 from ..protocols.bodies import body_type
 from ..protocols.errors import ErrorBody, InvalidRequest, P2pStopped, PeerUnreachable, TwinshareError
 from ..protocols.image import Image
+from ..protocols.method import Method
 from ..protocols.operation import Operation
 from ..protocols.services import SERVICES
-from ..protocols.table import Method, find_method
+from ..protocols.table import find_method
 from ..protocols.vm import Blob
 
 ROOT = "/api"

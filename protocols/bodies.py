@@ -12,10 +12,10 @@ from typing import Any, Self
 import msgspec
 
 from .image import CatalogueEntry, Image
+from .method import Method
 from .node import Token
 from .operation import Operation
 from .peer import MessageReply, P2pState, PeerInfo
-from .table import Method
 from .vm import Forward, Vm, VmStatus
 
 

@@ -20,7 +20,7 @@ from .guest import (
     SignalName,
     UserName,
 )
-from .table import rest
+from .routes import rest
 from .vm import VmRef
 
 MAX_LISTED = 1000

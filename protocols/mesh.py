@@ -1,6 +1,6 @@
 """Messages between members of a fleet, and between a member and a node that joins. No REST route leads here.
 
-Fields, methods and parameters whose name is not the term of the glossary are named so on the wire, where they stay.
+Where the wire has another name than the term of the glossary, it is given as `wire_name`, `wire_argument` or `name`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .access import Role
 from .frames import MAX_FRAME
 from .membership.statements import Chain, SignedRevocation
 from .peer import MAX_MESSAGE, MessageReply, check_nesting
-from .table import peers_only
+from .routes import peers_only
 
 MAX_ADDRESSES = 16
 MAX_UPDATE_ITEMS = 100
@@ -62,13 +62,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class MeshService(Protocol):
     """Calls between members."""
 
-    @peers_only(Role.VIEWER, max_arguments=MAX_FRAME)
-    async def tell(self, news: GossipUpdate) -> None:
+    @peers_only(Role.VIEWER, max_arguments=MAX_FRAME, wire_argument="news")
+    async def tell(self, update: GossipUpdate) -> None:
         """Take in a gossip update."""
         ...
 
-    @peers_only(Role.VIEWER, max_arguments=MAX_MESSAGE + MESSAGE_HEADER)
-    async def deliver(self, letter: Message) -> MessageReply:
+    @peers_only(Role.VIEWER, max_arguments=MAX_MESSAGE + MESSAGE_HEADER, wire_argument="letter")
+    async def deliver(self, message: Message) -> MessageReply:
         """Receive a message."""
         ...
 
@@ -105,12 +105,12 @@ class JoinReply(msgspec.Struct, frozen=True, kw_only=True):
 class JoinService(Protocol):
     """Calls of a node that holds a ticket and is no member yet."""
 
-    @peers_only(Role.VIEWER)
-    async def knock(self, knock: JoinHello) -> bytes:
+    @peers_only(Role.VIEWER, wire_name="knock", wire_argument="knock")
+    async def greet(self, hello: JoinHello) -> bytes:
         """Return the inviter's nonce."""
         ...
 
-    @peers_only(Role.VIEWER)
-    async def join(self, candidacy: JoinRequest) -> JoinReply:
+    @peers_only(Role.VIEWER, wire_argument="candidacy")
+    async def join(self, request: JoinRequest) -> JoinReply:
         """Make the caller a member. Raises: Forbidden."""
         ...

@@ -16,9 +16,9 @@ import msgspec
 
 from .access import Role
 from .errors import ErrorBody
+from .method import Method
 from .openapi_schemas import Schema, Schemas
 from .operation import Operation
-from .table import Method
 
 JSON = "application/json"
 

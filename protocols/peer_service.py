@@ -20,7 +20,7 @@ from .peer import (
     RevocationEffect,
     Ticket,
 )
-from .table import rest
+from .routes import rest
 
 
 class PeerService(Protocol):

@@ -29,7 +29,7 @@ from .image import CatalogueEntry, Image, ImageCheck, ImageRef, Pruned, PullRequ
 from .node import Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
 from .peer_service import PeerService
-from .table import rest
+from .routes import rest
 from .vm import (
     Blob,
     ConsoleLog,

@@ -31,8 +31,8 @@ from ...protocols.errors import (
     Unavailable,
 )
 from ...protocols.events import OperationDone, OperationEvent, OperationProgress
+from ...protocols.method import Method
 from ...protocols.operation import Detached, Operation, OperationState, Progress
-from ...protocols.table import Method
 from ...protocols.tolerant import decode_tolerantly, known_part
 from ..events import EventLog
 from ..state import State

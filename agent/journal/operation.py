@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ...protocols.access import Caller
-from ...protocols.table import Method, all_methods, method_of
+from ...protocols.method import Method
+from ...protocols.table import all_methods, method_of
 from .active import ActiveOperation
 
 Services = TypeVar("Services")

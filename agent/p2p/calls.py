@@ -12,8 +12,8 @@ import trio
 from ...protocols.access import Caller
 from ...protocols.errors import DeadlineExceeded, PeerUnreachable
 from ...protocols.messages import Request
+from ...protocols.method import Method
 from ...protocols.session import MAX_TIMEOUT
-from ...protocols.table import Method
 from .host import PeerId
 from .peer_session import PeerSession
 

@@ -66,7 +66,7 @@ class Gossip:
     async def send_update(self, peer: PeerId, update: GossipUpdate) -> None:
         """Send an update to one peer. A failure is logged only: `compare` sends it again."""
         try:
-            await self._calls.call(peer, MESH["tell"], {"news": update}, LOCAL_ADMIN, timeout=SEND_TIMEOUT)
+            await self._calls.call(peer, MESH["tell"], {"update": update}, LOCAL_ADMIN, timeout=SEND_TIMEOUT)
         except TwinshareError as error:
             log.debug("gossip update not delivered", peer=peer, why=error.message)
 
@@ -120,21 +120,21 @@ class Gossip:
 
     async def send_message(self, peer: PeerId, message: Message) -> MessageReply:
         """Send a user's message. Raises: what calls raise."""
-        reply: MessageReply = await self._calls.call(peer, MESH["deliver"], {"letter": message}, LOCAL_ADMIN)
+        reply: MessageReply = await self._calls.call(peer, MESH["deliver"], {"message": message}, LOCAL_ADMIN)
         return reply
 
 
 class BoundMesh:
-    """The `MeshService` for one peer; the parameters are named as on the wire."""
+    """The `MeshService` for one peer."""
 
     def __init__(self, gossip: Gossip, context: MeshContext, peer: PeerId) -> None:
         self._gossip, self._context, self._peer = gossip, context, peer
 
-    async def tell(self, news: GossipUpdate) -> None:
-        await self._gossip.take(news, self._peer)
+    async def tell(self, update: GossipUpdate) -> None:
+        await self._gossip.take(update, self._peer)
 
-    async def deliver(self, letter: Message) -> MessageReply:
-        return deliver(self._context, self._peer, letter)
+    async def deliver(self, message: Message) -> MessageReply:
+        return deliver(self._context, self._peer, message)
 
     async def renew(self) -> Chain:
         return await self._context.membership.renew(self._peer)

@@ -68,18 +68,18 @@ class _BoundJoin:
     def __init__(self, context: MeshContext, gossip: Gossip, changed: Callable[[], None], joiner: PeerId) -> None:
         self._context, self._gossip, self._changed, self._joiner = context, gossip, changed, joiner
 
-    async def knock(self, knock: JoinHello) -> bytes:
-        return self._context.tickets.challenge(self._joiner, knock.ticket, knock.nonce)
+    async def greet(self, hello: JoinHello) -> bytes:
+        return self._context.tickets.challenge(self._joiner, hello.ticket, hello.nonce)
 
-    async def join(self, candidacy: JoinRequest) -> JoinReply:
+    async def join(self, request: JoinRequest) -> JoinReply:
         membership = self._context.membership
         membership.require_issuer()
-        if not is_label(candidacy.name):
+        if not is_label(request.name):
             raise InvalidRequest("a node's name consists of A-Z, a-z, 0-9, dots and hyphens, at most 63", path="name")
-        role, limits, proof = await self._context.tickets.redeem(self._joiner, candidacy.ticket, candidacy.proof)
+        role, limits, proof = await self._context.tickets.redeem(self._joiner, request.ticket, request.proof)
         stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
-        async with self._context.audit_sink(stranger, "join", f"{candidacy.name} as {role}"):
-            name = membership.free_name(candidacy.name, self._joiner)
+        async with self._context.audit_sink(stranger, "join", f"{request.name} as {role}"):
+            name = membership.free_name(request.name, self._joiner)
             chain = await membership.issue(self._joiner, name, role, limits)
         self._changed()
         # Whoever is online must know the new member before it connects to them.
@@ -123,11 +123,11 @@ async def _redeem(me: PeerId, session: PeerSession, ticket: TicketContent, name:
     calls = PeerCalls(_only(session))
     ours = secrets.token_bytes(NONCE_SIZE)
     hello = JoinHello(ticket=ticket.id, nonce=ours)
-    theirs: bytes = await calls.call(ticket.inviter, JOIN["knock"], {"knock": hello}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT)
+    theirs: bytes = await calls.call(ticket.inviter, JOIN["greet"], {"hello": hello}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT)
     proof = ticket.proof("joiner", me, theirs, ours)
     request = JoinRequest(ticket=ticket.id, proof=proof, name=as_label(name))
     reply: JoinReply = await calls.call(
-        ticket.inviter, JOIN["join"], {"candidacy": request}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT
+        ticket.inviter, JOIN["join"], {"request": request}, LOCAL_ADMIN, timeout=JOIN_TIMEOUT
     )
     if not hmac.compare_digest(reply.proof, ticket.proof("inviter", me, theirs, ours)):
         raise PeerMisbehaved("the node that we came to does not know the ticket's secret: it is not the inviter")

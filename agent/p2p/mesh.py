@@ -15,8 +15,8 @@ from ...protocols.errors import Conflict, Forbidden, InvalidRequest, PeerNotFoun
 from ...protocols.events import FleetJoined, FleetLeft
 from ...protocols.membership.statements import Certificate
 from ...protocols.mesh import GossipUpdate
+from ...protocols.method import Method
 from ...protocols.peer_service import PeerService
-from ...protocols.table import Method
 from ...protocols.ticket import decode_ticket
 from ...protocols.vm import Vm
 from ..background import open_background

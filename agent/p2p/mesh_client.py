@@ -9,7 +9,7 @@ import trio
 
 from ...protocols.access import Caller
 from ...protocols.errors import AmbiguousName, Forbidden, PeerNotFound
-from ...protocols.table import Method
+from ...protocols.method import Method
 from .context import MeshContext
 from .host import PeerId
 from .mesh_services import MeshServices, stopped

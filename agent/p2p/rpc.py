@@ -27,10 +27,11 @@ from ...protocols.errors import (
 )
 from ...protocols.events import Event as NodeEvent
 from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
+from ...protocols.method import Method
 from ...protocols.operation import Detached
 from ...protocols.reading import decode_msgpack
 from ...protocols.session import OwnerSession
-from ...protocols.table import Dispatcher, Method
+from ...protocols.table import Dispatcher
 from .host import PeerId, Stream
 from .session_driver import SessionDriver
 

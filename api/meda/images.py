@@ -6,8 +6,8 @@ from ...agent.node import Node
 from ...protocols.access import Caller, Role
 from ...protocols.image import Image, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from ...protocols.reference import parse_reference
+from ...protocols.routes import rest
 from ...protocols.size import short_size
-from ...protocols.table import rest
 from ...protocols.vm import Vm
 from .bodies import Done, ImageCreate, ImageInfo, ImageList, ImagePull, ImagePush, ImageRun
 from .image_names import local_image

@@ -8,8 +8,9 @@ from typing import Any
 from quart import Response
 
 from ...agent.node import Node
+from ...protocols.method import Method, summary
 from ...protocols.openapi import Endpoint, Media, document, endpoint
-from ...protocols.table import Dispatcher, Method, summary
+from ...protocols.table import Dispatcher
 from ..rest.requests import current_request, request_options
 from ..rest.responses import json_response
 from ..rest.routes import Route

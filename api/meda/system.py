@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ...agent.node import Node
 from ...protocols.access import Caller, Role
-from ...protocols.table import rest
+from ...protocols.routes import rest
 from .bodies import CapacityInfo, HealthInfo
 from .capacity import capacity_info
 from .table import TABLE

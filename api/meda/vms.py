@@ -10,9 +10,9 @@ from ...agent.vm.record import mac_of, vm_id
 from ...protocols.access import Caller, Role
 from ...protocols.errors import ImageNotFound, VmNotFound, WrongState
 from ...protocols.image import Image, PullRequest
+from ...protocols.routes import rest
 from ...protocols.services import Port
 from ...protocols.size import GIB, MIB, exact_size
-from ...protocols.table import rest
 from ...protocols.vm import ForwardSpec, Vm, VmRef, VmSpec, VmStatus
 from .bodies import NO_IP, NONE, Done, ForwardList, VmAddress, VmCreate, VmDetail, VmFacts, VmInfo, VmList
 from .capacity import check_replacement

@@ -19,8 +19,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from ...protocols.access import Caller
 from ...protocols.console import CLOSED_BY_ERROR, MAX_REASON
 from ...protocols.errors import InvalidRequest, RequestTimeout, TwinshareError, Unauthenticated, UnsupportedMediaType
+from ...protocols.method import Method
 from ...protocols.reading import convert_query
-from ...protocols.table import Method
 from .connection_info import ConnectionInfo
 
 Query = TypeVar("Query", bound=msgspec.Struct)

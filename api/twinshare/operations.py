@@ -14,10 +14,11 @@ from quart import Response
 from ...agent.node import Node
 from ...protocols.bodies import body_type, present
 from ...protocols.errors import InvalidRequest
+from ...protocols.method import Method
 from ...protocols.openapi import Endpoint, Media, endpoint
 from ...protocols.peer import PeerRef
 from ...protocols.services import SERVICES
-from ...protocols.table import Method, all_methods
+from ...protocols.table import all_methods
 from ...protocols.vm import Blob
 from ..rest.requests import current_request, request_options
 from ..rest.responses import EncodedList, json_response

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from scripts.documents.markdown import code, sentence, table
+from twinshare.protocols.method import Method
 from twinshare.protocols.services import SERVICES, VmService
-from twinshare.protocols.table import Method, all_methods, methods
+from twinshare.protocols.table import all_methods, methods
 
 HEAD = """# REST
 

@@ -15,9 +15,9 @@ from tests.agent.probe import probe
 from tests.api.served import SPEC, served
 from twinshare.agent.node import Node
 from twinshare.protocols.errors import PeerUnreachable, TwinshareError
+from twinshare.protocols.method import Method
 from twinshare.protocols.operation import Detached, Operation, OperationState, Progress
 from twinshare.protocols.peer import PeerInfo
-from twinshare.protocols.table import Method
 from twinshare.protocols.vm import Vm, VmStatus
 
 SECRET = "hunter2 in /var/lib/secret"

@@ -45,7 +45,8 @@ def body_of(kind: Kind, method: str, body: bytes, meaning: dict[str, Any] | None
         head = {name: getattr(request, name) for name in ("timeout", "role", "key", "detach", "credit")}
         if method == "follow_events":
             return head | {"arguments": msgspec.msgpack.decode(request.arguments, type=Follow)}
-        return head | {"arguments": TABLE[method].unpack(bytes(request.arguments))}
+        method_args = TABLE[method].args(**TABLE[method].unpack(bytes(request.arguments)))
+        return head | {"arguments": method_args}
     if kind is Kind.RESULT:
         assert meaning is not None
         return {"of": meaning["of"], "answer": TABLE[meaning["of"]].unpack_result(body)}
@@ -112,5 +113,5 @@ def test_a_ticket_is_read_and_proved_with() -> None:
 
 def test_a_gossip_update_of_a_later_version_is_read() -> None:
     packed = {"members": [["a.b.c"]], "revocations": [{"token": "a.b.c", "reason": "left"}], "votes": [{"for": "x"}]}
-    found = TABLE["tell"].unpack(msgspec.msgpack.encode({"news": packed, "hops": 3}))["news"]
+    found = TABLE["tell"].unpack(msgspec.msgpack.encode({"news": packed, "hops": 3}))["update"]
     assert found == GossipUpdate(members=[("a.b.c",)], revocations=[SignedRevocation(token="a.b.c")])

@@ -10,7 +10,8 @@ import pytest
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import TwinshareError, Unsupported
 from twinshare.protocols.messages import unpack_error
-from twinshare.protocols.table import methods, rest
+from twinshare.protocols.routes import rest
+from twinshare.protocols.table import methods
 
 from .workshop import ADMIN, open_pair
 

@@ -17,8 +17,9 @@ from twinshare.protocols.access import Role
 from twinshare.protocols.errors import Forbidden, PeerUnreachable, TwinshareError, Unsupported
 from twinshare.protocols.mesh import JoinService, MeshService
 from twinshare.protocols.messages import Hello, Request
+from twinshare.protocols.method import Method
 from twinshare.protocols.peer import InviteRequest
-from twinshare.protocols.table import Method, methods
+from twinshare.protocols.table import methods
 
 SAMPLES: dict[str, Any] = {
     "str": "abc",
@@ -127,7 +128,7 @@ async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: M
                     with pytest.raises(Unsupported):
                         await door.call(method.name, request(method))
                 with pytest.raises(Unsupported):
-                    await door.call("follow_events", request(methods(JoinService)["knock"]))
+                    await door.call("follow_events", request(methods(JoinService)["greet"]))
                 for method in methods(JoinService).values():
                     await outcome(door, method)
         assert cluster[0].done == []

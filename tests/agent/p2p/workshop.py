@@ -19,8 +19,10 @@ from twinshare.agent.simulation import MemoryEvents
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import PeerUnreachable, WrongState
 from twinshare.protocols.messages import Hello, Request
+from twinshare.protocols.method import Method
 from twinshare.protocols.operation import Detached, Operation, OperationState, Progress
-from twinshare.protocols.table import Dispatcher, Method, methods, rest
+from twinshare.protocols.routes import rest
+from twinshare.protocols.table import Dispatcher, methods
 
 NOON = datetime(2025, 5, 10, 12, tzinfo=UTC)
 
