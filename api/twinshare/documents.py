@@ -9,9 +9,10 @@ import trio
 from quart import Response
 
 from ...protocols.access import Role
+from ...protocols.method import summary
 from ...protocols.openapi import Endpoint, document
 from ...protocols.services import SERVICES
-from ...protocols.table import all_methods, summary
+from ...protocols.table import all_methods
 from ..rest.requests import RestRequest, current_request
 from ..rest.responses import json_response
 from ..rest.routes import Route

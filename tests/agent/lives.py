@@ -33,11 +33,12 @@ from twinshare.agent.node import Node, open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import Conflict, TokenNotFound
+from twinshare.protocols.method import Method
 from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.peer_service import PeerService
 from twinshare.protocols.services import ImageService, TokenService, VmService
-from twinshare.protocols.table import Method, stub
+from twinshare.protocols.table import stub
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 
 SPEC = VmSpec(name="one", image="disk", memory=64, disk_size=1, cpu_cores=1, start=True)
