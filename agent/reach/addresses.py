@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from ...protocols.access import LOCAL_ADMIN, Caller
+from ...protocols.method import Method
 from ...protocols.services import VmService
-from ...protocols.table import Method, methods
+from ...protocols.table import methods
 from ...protocols.tunnel import TunnelRequest
 from ...protocols.vm import Vm, VmAddresses, VmStatus
 from ..loopback import MAX_LISTENERS, LoopbackAddresses
