@@ -96,9 +96,9 @@ def document(
     tags: Mapping[str, str],
     error: type[msgspec.Struct] = ErrorBody,
 ) -> Schema:
-    """The whole document, ready to be encoded as JSON, but for its `servers`: they depend on who asks.
+    """The whole document, ready to be encoded as JSON.
 
-    `tags` describes each tag; `error` is the body of every refusal.
+    Its server is the one that it was fetched from. `tags` describes each tag; `error` is the body of every refusal.
     """
     schemas = Schemas(_kinds(endpoints, error), [one.query for one in endpoints if one.query is not None])
     failure = {"description": "What failed, why, what to do.", "content": {JSON: {"schema": schemas.of(error)}}}
@@ -113,6 +113,7 @@ def document(
             "description": description,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
             "schemas": schemas.components,

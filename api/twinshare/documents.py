@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import trio
 from quart import Response
 
@@ -13,31 +14,24 @@ from ...protocols.method import summary
 from ...protocols.openapi import Endpoint, document
 from ...protocols.services import SERVICES
 from ...protocols.table import all_methods
-from ..rest.requests import RestRequest, current_request
+from ..rest.requests import current_request
 from ..rest.responses import json_response
 from ..rest.routes import Route
 
 
 def route(path: str, routes: Sequence[Route], describe: Callable[[Sequence[Endpoint]], dict[str, Any]]) -> Route:
     """Return the route of the document of these routes, which is made when it is first asked for."""
-    made: dict[str, Any] = {}
+    made: list[bytes] = []
 
     async def view() -> Response:
-        request = current_request()
-        request.caller.require(Role.VIEWER, "openapi")
+        current_request().caller.require(Role.VIEWER, "openapi")
         if not made:
             endpoints = [route.endpoint for route in routes if route.endpoint is not None]
             # A dozen milliseconds: too long for the loop.
-            made.update(await trio.to_thread.run_sync(lambda: describe(endpoints)))
-        return json_response(made | {"servers": [{"url": _server(request)}]})
+            made.append(await trio.to_thread.run_sync(lambda: msgspec.json.encode(describe(endpoints))))
+        return json_response(made[0])
 
     return Route("GET", path, "openapi", view)
-
-
-def _server(request: RestRequest) -> str:
-    """Where the caller has reached this node, which the guard has found to be one of its names."""
-    scheme = "https" if request.connection.secure else "http"
-    return f"{scheme}://{request.fields.get(b'host', b'localhost').decode('latin-1')}"
 
 
 def _tags() -> dict[str, str]:

@@ -111,7 +111,7 @@ def schemas(value: Any) -> Iterator[dict[str, Any]]:
 async def test_generators_find_what_they_need(root: str, tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         document = await api.get(f"{root}/openapi.json")
-        assert document["servers"] == [{"url": api.url}]
+        assert document["servers"] == [{"url": "/"}], "the one that it was fetched from"
         components = document["components"]
         assert components["schemas"].keys().isdisjoint(components["responses"]), "one name for two things"
         assert all(tag["description"] for tag in document["tags"])
