@@ -44,6 +44,7 @@ class VmFields(TypedDict, total=False):
     disk_size: int
     network: str
     hypervisor: str
+    firmware: str
     cloud_init: CloudInit | CloudInitFields | None
     start: bool
     autostart: bool

@@ -126,15 +126,16 @@ class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     disk_size: Annotated[int, Meta(ge=1, le=1 << 20)] = 20
     network: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")] = "default"
     hypervisor: Annotated[str, Meta(pattern="^(kvm|qemu)$")] = "kvm"
+    firmware: Annotated[str, Meta(pattern="^(bios|uefi)?$", description="empty: what the image needs")] = ""
     cloud_init: CloudInit | None = None
     start: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for text in (self.image, self.network, self.hypervisor):
+        for text in (self.image, self.network, self.hypervisor, self.firmware):
             if re.search(r"\s", text):
-                raise ValueError("image, network and hypervisor must not contain spaces or line ends")
-            check_text(text, "image, network and hypervisor")
+                raise ValueError("image, network, hypervisor and firmware must not contain spaces or line ends")
+            check_text(text, "image, network, hypervisor and firmware")
         check_settings(self)
 
 
@@ -175,6 +176,7 @@ class Vm(VmSettings, frozen=True, kw_only=True):
     ports: list[int] = []
     image: str | None = None
     owner: str = "local"
+    firmware: str = "bios"
     node: str | None = None
     observed_at: datetime | None = None
     reachable: bool = True

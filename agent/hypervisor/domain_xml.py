@@ -27,7 +27,7 @@ USER_NETDEV = "hostnet0"  # libvirt's own name for the first <interface type='us
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NOT_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 _AGENT_CONNECTED = f"devices/channel/target[@name='{AGENT_CHANNEL}'][@state='connected']"
-_MACHINES = {"x86_64": "q35", "aarch64": "virt"}
+MACHINES = {"x86_64": "q35", "aarch64": "virt"}
 
 
 class NetworkKind(StrEnum):
@@ -85,8 +85,7 @@ def build_domain(plan: DomainPlan, facts: HostFacts) -> str:
     domain.append(_metadata(plan.metadata))
     _text(domain, "memory", str(plan.memory), unit="MiB")
     _text(domain, "vcpu", str(plan.cpu_cores), placement="static")
-    system = ET.SubElement(domain, "os")
-    _text(system, "type", "hvm", arch=facts.arch, machine=_MACHINES[facts.arch])
+    domain.append(_system(plan, facts))
     domain.append(_features(kvm=kvm))
     ET.SubElement(domain, "cpu", {"mode": "host-passthrough" if kvm else "maximum"})
     ET.SubElement(domain, "clock", {"offset": "utc"})
@@ -149,6 +148,20 @@ def parse_screen(xml: str) -> str | None:
     """Return the unix socket of a running domain's VNC server."""
     listen = ET.fromstring(xml).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - as above
     return None if listen is None else listen.get("socket")
+
+
+def _system(plan: DomainPlan, facts: HostFacts) -> ET.Element:
+    """The machine and its firmware. UEFI without secure boot: most images that are made by hand are not signed."""
+    system = ET.Element("os")
+    _text(system, "type", "hvm", arch=facts.arch, machine=MACHINES[facts.arch])
+    if plan.firmware == "uefi":
+        system.set("firmware", "efi")
+        firmware = ET.SubElement(system, "firmware")
+        for name in ("secure-boot", "enrolled-keys"):
+            ET.SubElement(firmware, "feature", {"enabled": "no", "name": name})
+        # libvirt chooses the firmware, and makes this file of the firmware's template at the first start.
+        _text(system, "nvram", str(plan.directory / "nvram.fd"))
+    return system
 
 
 def _features(*, kvm: bool) -> ET.Element:

@@ -7,6 +7,7 @@ Raises, where nothing else is said: `HypervisorDown` when the hypervisor cannot 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ class DomainState(StrEnum):
 class DomainPlan:
     """A domain to define. Memory in MiB. `directory` is the VM's own folder: its sockets and its serial log go there.
 
-    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`, `agent.sock`, `guest.sock`. `metadata` is opaque text that
-    the hypervisor keeps for us.
+    Files in `directory`: `tty.sock`, `tty.log`, `vnc.sock`, `agent.sock`, `guest.sock`, `nvram.fd`. `metadata` is text
+    that the hypervisor keeps for us.
     """
 
     id: str
@@ -45,6 +46,7 @@ class DomainPlan:
     network: str
     mac: str
     metadata: str
+    firmware: str = "bios"  # or "uefi", whose variables are in `nvram.fd`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What this hypervisor can do here. `accelerator` is `kvm` only where KVM works."""
+    """What this hypervisor can do here. `accelerator` is `kvm` only where KVM works.
+
+    `architecture` is that of the guests, as Linux names it; `firmwares` are those that domains can be defined with.
+    """
 
     name: str
     version: str
@@ -118,6 +123,8 @@ class Features:
     accelerator: str
     networks: Sequence[str]
     host_cpus: int
+    architecture: str = field(default_factory=platform.machine)
+    firmwares: Sequence[str] = ("bios", "uefi")
     problems: Sequence[str] = field(default=())
 
 

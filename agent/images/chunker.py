@@ -73,10 +73,9 @@ def chunks(fd: int, size: int) -> Iterator[tuple[int, memoryview]]:
             position += used
 
 
-def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file may hold data, as (start, end), widened to whole blocks and joined where they then meet."""
-    begin = end = 0
-    position = 0
+def extents(fd: int, size: int, position: int = 0) -> Iterator[tuple[int, int]]:
+    """Where a file may hold data after `position`, as (start, end), widened to whole blocks and joined."""
+    begin = end = position
     while position < size:
         try:
             data = os.lseek(fd, position, os.SEEK_DATA)

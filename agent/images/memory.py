@@ -17,6 +17,7 @@ from ...protocols.image import CatalogueEntry, Fault, Finding, Image, ImageCheck
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
 from ..files import full_disk_named
+from .boot import BootNeeds
 from .disks import (
     MAX_SIZE,
     base_missing,
@@ -142,6 +143,11 @@ class MemoryImageStore:
     @property
     def problems(self) -> Sequence[str]:
         return [f"the disk of {digest} is missing" for digest in self._lost]
+
+    async def boot_needs(self, digest: str) -> BootNeeds:
+        if digest not in self._tags.disks or digest in self._lost:
+            raise base_missing(digest)
+        return BootNeeds()
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
         base = self._tags.disks.get(digest)

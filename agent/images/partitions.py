@@ -9,11 +9,20 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from uuid import UUID
 
 SECTOR = 512
 MAX_PARTITIONS = 128
 
+ESP = "esp"
+BIOS_BOOT = "bios-boot"
+
 _EXTENDED = {0x05, 0x0F, 0x85}
+_MBR_KINDS = {0xEF: ESP}
+_GPT_KINDS = {
+    UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").bytes_le: ESP,
+    UUID("21686148-6449-6e6f-744e-656564454649").bytes_le: BIOS_BOOT,
+}
 _PROTECTIVE = 0xEE
 _EXT_MAGIC = b"\x53\xef"
 _OTHERS = {
@@ -29,20 +38,25 @@ _OTHERS = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a disk that may hold a file system: a partition, or the whole disk where it has none."""
+    """A part of a disk that may hold a file system: a partition, or the whole disk where it has none.
+
+    `kind` is what the partition table says it is for, where that is known here.
+    """
 
     offset: int
     length: int
     system: str
+    kind: str = ""
 
 
 def parts_of(fd: int, size: int) -> list[Part]:
     """The partitions, or the whole disk when there is no table; `system` is `ext`, another's name, or empty."""
     spans = [span for span in _partitions(fd, size) if span[1] > 0 and span[0] + span[1] <= size]
-    return [Part(offset, length, _system(fd, offset)) for offset, length in spans or [(0, size)]]
+    return [Part(offset, length, _system(fd, offset), kind) for offset, length, kind in spans or [(0, size, "")]]
 
 
-def _partitions(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def _partitions(fd: int, size: int) -> Iterator[tuple[int, int, str]]:
+    """Each as (offset, length, kind)."""
     head = os.pread(fd, SECTOR, 0)
     if len(head) < SECTOR or head[510:] != b"\x55\xaa":
         return
@@ -54,7 +68,7 @@ def _partitions(fd: int, size: int) -> Iterator[tuple[int, int]]:
         if kind in _EXTENDED:
             yield from _logical(fd, start)
         else:
-            yield start * SECTOR, count * SECTOR
+            yield start * SECTOR, count * SECTOR, _MBR_KINDS.get(kind, "")
 
 
 def _entries(sector: bytes) -> Iterator[tuple[int, int, int]]:
@@ -65,7 +79,7 @@ def _entries(sector: bytes) -> Iterator[tuple[int, int, int]]:
             yield kind, start, count
 
 
-def _logical(fd: int, extended: int) -> Iterator[tuple[int, int]]:
+def _logical(fd: int, extended: int) -> Iterator[tuple[int, int, str]]:
     """The partitions inside an extended one: a chain of boot records, which may be a loop."""
     record = extended
     for _ in range(MAX_PARTITIONS):
@@ -77,13 +91,13 @@ def _logical(fd: int, extended: int) -> Iterator[tuple[int, int]]:
             if kind in _EXTENDED:
                 following = extended + start
             else:
-                yield (record + start) * SECTOR, count * SECTOR
+                yield (record + start) * SECTOR, count * SECTOR, _MBR_KINDS.get(kind, "")
         if following is None:
             return
         record = following
 
 
-def _gpt(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def _gpt(fd: int, size: int) -> Iterator[tuple[int, int, str]]:
     header = os.pread(fd, SECTOR, SECTOR)
     if len(header) < SECTOR or not header.startswith(b"EFI PART"):
         return
@@ -95,7 +109,7 @@ def _gpt(fd: int, size: int) -> Iterator[tuple[int, int]]:
         entry = os.pread(fd, 128, first * SECTOR + number * width)
         if len(entry) == 128 and any(entry[:16]):
             start, last = struct.unpack_from("<QQ", entry, 32)
-            yield start * SECTOR, (last - start + 1) * SECTOR
+            yield start * SECTOR, (last - start + 1) * SECTOR, _GPT_KINDS.get(entry[:16], "")
 
 
 def _system(fd: int, offset: int) -> str:

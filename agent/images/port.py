@@ -11,6 +11,7 @@ from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.image import CatalogueEntry, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
+from .boot import BootNeeds
 
 Report = Callable[[Progress], None]
 
@@ -140,6 +141,10 @@ class ImageStore(Protocol):
     @property
     def problems(self) -> Sequence[str]:
         """What is known to be wrong, in sentences for whoever asks how the node is."""
+        ...
+
+    async def boot_needs(self, digest: str) -> BootNeeds:
+        """Return what the base's disk needs to boot. Raises: ImageDamaged when the base is missing."""
         ...
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:

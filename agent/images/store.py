@@ -23,6 +23,7 @@ from ...protocols.errors import InsufficientResources, InvalidRequest
 from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
 from ..files import Own, discard, full_disk_named
+from .boot import BootNeeds, read_boot_needs
 from .chunker import chunks
 from .convert import (
     RunTool,
@@ -262,6 +263,12 @@ class DiskImageStore:
             return await trio.to_thread.run_sync(_settle, fd)
         finally:
             os.close(fd)
+
+    async def boot_needs(self, digest: str) -> BootNeeds:
+        try:
+            return await trio.to_thread.run_sync(read_boot_needs, self.base_path(digest))
+        except OSError:
+            raise base_missing(digest) from None
 
     async def make_overlay(self, digest: str, path: Path, size: int) -> None:
         base = self.repository.tags.whole(digest)

@@ -34,6 +34,7 @@ class VmMetadata(VmSettings, frozen=True, kw_only=True, omit_defaults=True):
     forwards: list[ForwardSpec] = msgspec.field(default_factory=list)
     warnings: list[str] = msgspec.field(default_factory=list)
     expiry: Expiry | None = None
+    firmware: str = "bios"
 
     def to_text(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -108,6 +109,7 @@ def view(
         ports=list(reach.ports),
         image=metadata.image,
         owner=metadata.owner,
+        firmware=metadata.firmware,
         node=node,
         observed_at=record.observed_at,
         reason=domain.reason,

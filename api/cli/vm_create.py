@@ -37,6 +37,7 @@ _OPTIONS = (
     click.option("--disk", "disk_size", type=DISK, help="Disk, such as 20G; a plain number is GiB (20)."),
     click.option("--network", type=NETWORK_NAME, help="Network (default)."),
     click.option("--hypervisor", type=click.Choice(["kvm", "qemu"]), help="kvm, or qemu for emulation."),
+    click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="Firmware (what the image needs)."),
     click.option(
         "--user-data", type=click.File("rb"), help="cloud-config or script for the first boot; - reads stdin."
     ),

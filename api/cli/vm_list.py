@@ -39,6 +39,7 @@ FIELDS: list[Column] = [
     ("memory", lambda vm: f"{vm.memory} MiB"),
     ("disk", lambda vm: f"{vm.disk_size} GiB"),
     ("hypervisor", lambda vm: vm.hypervisor),
+    ("firmware", lambda vm: vm.firmware),
     ("network", lambda vm: vm.network),
     ("ip", lambda vm: vm.ip),
     ("ports", lambda vm: ", ".join(map(str, vm.ports)) or None),

@@ -13,7 +13,7 @@ from typing import Literal
 import libvirt
 
 from ..cpu import cpu_can_virtualize
-from ..domain_xml import USER_NETWORKS, HostFacts, Network, NetworkKind
+from ..domain_xml import MACHINES, USER_NETWORKS, HostFacts, Network, NetworkKind
 from ..port import Features
 
 Accelerator = Literal["auto", "kvm", "qemu"]
@@ -67,6 +67,8 @@ def read_capabilities(
         accelerator=chosen,
         networks=tuple(networks),
         host_cpus=os.cpu_count() or 1,
+        architecture=arch,
+        firmwares=_firmwares(connection, arch, chosen),
         problems=tuple(problems),
     )
     return Capabilities(
@@ -81,6 +83,17 @@ def choose_accelerator(configured: Accelerator, offered: bool, cpu_can: bool) ->
     if not cpu_can:
         return "qemu", _NO_VIRTUALIZATION
     return ("kvm", None) if offered else ("qemu", _NO_KVM_ACCESS)
+
+
+def _firmwares(connection: libvirt.virConnect, arch: str, accelerator: str) -> tuple[str, ...]:
+    """Return the firmwares that libvirt finds. It reads what the packages of firmware say of themselves."""
+    own = () if arch == "aarch64" else ("bios",)  # that machine has no BIOS
+    try:
+        found = connection.getDomainCapabilities(None, arch, MACHINES.get(arch), accelerator)
+    except libvirt.libvirtError:  # a driver that cannot tell
+        return own
+    efi = ET.fromstring(found).find("os/enum[@name='firmware']/[value='efi']")  # noqa: S314 - from our own libvirt
+    return own if efi is None else (*own, "uefi")
 
 
 def _offers_kvm(capabilities: ET.Element, arch: str) -> bool:

@@ -19,6 +19,8 @@ from .manifest import (
     ACCEPT,
     CONFIG,
     DOCKER_CONFIG,
+    HOST_ARCHITECTURE,
+    MACHINES,
     MAX_CONFIG,
     MAX_MANIFEST,
     Descriptor,
@@ -63,7 +65,7 @@ class RegistryClient:
     def __init__(self, web: HttpClient) -> None:
         self.web = web
 
-    async def manifest(self, repository: Repository, reference: str, architecture: str = "amd64") -> Found:
+    async def manifest(self, repository: Repository, reference: str, architecture: str = HOST_ARCHITECTURE) -> Found:
         """The manifest of a tag or digest; of an image for several machines the one for `architecture`.
 
         Raises: ImageNotFound, RegistryFailed, InvalidRequest where there is none for this architecture.
@@ -88,7 +90,11 @@ class RegistryClient:
         """What the image's configuration says of it. Raises: ImageNotFound, RegistryFailed."""
         if manifest.config.media_type not in {CONFIG, DOCKER_CONFIG}:
             return {}
-        return labels_of(ImageConfig.decode(await self.blob(repository, manifest.config, MAX_CONFIG)))
+        config = ImageConfig.decode(await self.blob(repository, manifest.config, MAX_CONFIG))
+        # An image for this machine need not say so; for another one it is refused by what makes a VM of it.
+        foreign = config.architecture not in {"", HOST_ARCHITECTURE}
+        machine = MACHINES.get(config.architecture, config.architecture)
+        return labels_of(config) | ({"architecture": machine[:64]} if foreign else {})
 
     async def blob(self, repository: Repository, blob: Descriptor, limit: int) -> bytes:
         """A small blob, whole and checked. Raises: ImageNotFound, RegistryFailed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import re
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
@@ -12,6 +13,9 @@ from msgspec import Meta
 
 from ....protocols.errors import InvalidRequest, RegistryFailed
 
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Linux's names of the architectures by those of OCI, where they differ."""
+HOST_ARCHITECTURE = {machine: oci for oci, machine in MACHINES.items()}.get(platform.machine(), platform.machine())
 MAX_MANIFEST = 4 << 20
 MAX_CONFIG = 1 << 20
 MAX_LABELS = 64
@@ -91,7 +95,7 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         type: str = "layers"
         diff_ids: list[str] = []
 
-    architecture: str = "amd64"
+    architecture: str = HOST_ARCHITECTURE
     os: str = "linux"
     created: str = ""
     config: Config = Config()

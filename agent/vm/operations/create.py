@@ -9,6 +9,7 @@ import trio
 
 from ....protocols.access import Caller
 from ....protocols.errors import Forbidden, InvalidRequest, Unsupported, VmExists
+from ....protocols.image import Image
 from ....protocols.node import Resources
 from ....protocols.services import VmService
 from ....protocols.vm import CloudInit, Vm, VmSpec, VmStatus, settings_of
@@ -16,6 +17,7 @@ from ...hypervisor.port import DomainPlan
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release
 from ..expiry import expiry_after
+from ..firmware import choose_firmware
 from ..guest import build_seed, check_cloud_init
 from ..image_resolver import check_disk_size
 from ..quota import check_quota
@@ -40,6 +42,7 @@ class CreateVm(VmOperation):
         image = await vms.resolver.find(spec.image)
         if image is not None:
             check_disk_size(spec, image)
+            await self._firmware(spec, image)
         metadata = VmMetadata(
             image=spec.image,
             digest=image.digest if image is not None else "",
@@ -64,6 +67,11 @@ class CreateVm(VmOperation):
                 )
             return "qemu", ["KVM does not work on this machine: the VM runs in emulation, which is slow"]
         return asked, []
+
+    async def _firmware(self, spec: VmSpec, image: Image) -> str:
+        """The firmware that the VM gets. Raises: InvalidRequest, Unsupported, ImageDamaged."""
+        vms = self.services
+        return choose_firmware(spec.firmware, image, await vms.images.boot_needs(image.digest), vms.hypervisor.features)
 
     def _check_features(self, spec: VmSpec) -> None:
         """Raises: InvalidRequest."""
@@ -110,6 +118,8 @@ class CreateVm(VmOperation):
                 await active.step("image")
                 image = await vms.resolver.ensure(spec, active.report, active.caller)
                 metadata = msgspec.structs.replace(metadata, digest=image.digest)
+            image = await vms.images.get_image(metadata.digest)
+            metadata = msgspec.structs.replace(metadata, firmware=await self._firmware(spec, image))
             await self._make_files(active, id, metadata)
             await active.step("define")
             metadata = msgspec.structs.replace(metadata, expiry=expiry_after(metadata.ttl))
@@ -142,6 +152,7 @@ class CreateVm(VmOperation):
             network=spec.network,
             mac=mac_of(id),
             metadata=metadata.to_text(),
+            firmware=metadata.firmware,
         )
 
     async def undo(self, active: ActiveOperation) -> None:
@@ -172,6 +183,7 @@ def _view(id: str, spec: VmSpec, metadata: VmMetadata, accelerator: str) -> Vm:
         created_at=metadata.created_at,
         image=metadata.image,
         owner=metadata.owner,
+        firmware=metadata.firmware,
         observed_at=datetime.now(UTC),
         warnings=metadata.warnings,
         **settings_of(metadata),

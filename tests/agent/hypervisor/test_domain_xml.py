@@ -46,6 +46,7 @@ CASES: dict[str, tuple[DomainPlan, HostFacts]] = {
     "isolated": (replace(PLAN, network="isolated"), HostFacts()),
     "libvirt-network": (PLAN, PRIVILEGED),
     "bridge": (replace(PLAN, network="lan"), PRIVILEGED),
+    "uefi": (replace(PLAN, firmware="uefi"), HostFacts()),
     "test-driver": (PLAN, HostFacts(domain_type="test")),
     "hostile-text": (
         replace(
