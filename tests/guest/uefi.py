@@ -17,7 +17,9 @@ LENGTH = 8192
 ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 BIOS_BOOT = UUID("21686148-6449-6e6f-744e-656564454649")
 # lea rsi, text; ecx = its length; wait until COM1 takes a byte; send it; a pause; again.
-_CODE = bytes.fromhex("488d3520000000b90500000066bafd03eca82074f7ac66baf803eee2efb900000002e2feebd8") + b"\x90" + b"uefi "
+_CODE = (
+    bytes.fromhex("488d3520000000b90500000066bafd03eca82074f7ac66baf803eee2efb900000002e2feebd8") + b"\x90" + b"uefi "
+)
 
 
 def program() -> bytes:
