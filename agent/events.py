@@ -1,45 +1,60 @@
 """What happened on this node, for whoever listens: numbered, durable, replayed to those who come back.
 
 An event is written before anybody hears of it, so that a listener's `Last-Event-ID` means the same thing after the
-agent was killed. The newest `KEPT` events are kept.
+agent was killed. The newest events of each account are kept, within its share.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+import sqlite3
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import trio
 
-from ..protocols.events import Event, EventPayload
+from ..protocols.access import LOCAL, account_of
+from ..protocols.events import Event, EventPayload, reset_event
 from .database import PASSING_FAULTS
+from .event_shares import KeptEvents
+from .limits import limits_of
 from .state import State
 
-KEPT = 4096
 LISTENER_BUFFER = 1024
-WAITING = 8192
 HEARTBEAT = 15.0
 """Seconds between two heartbeats."""
 HEARTBEAT_EVENT = Event(id=0, type="heartbeat", at=datetime.fromtimestamp(0, UTC))
 """Says that the node lives, to the listeners that ask for it; it is neither numbered nor kept."""
 
 
+_LOAD = "SELECT event, account FROM events LEFT JOIN event_accounts USING (id) ORDER BY id"
+
+
+class _Waiting(NamedTuple):
+    """An event that is to be written, packed."""
+
+    event: Event
+    account: str
+    packed: bytes
+
+
 class EventLog:
     """Made by `open_events`."""
 
-    def __init__(self, kept: list[Event]) -> None:
-        self._kept: deque[Event] = deque(kept, maxlen=KEPT)
-        self._next = (kept[-1].id if kept else 0) + 1
+    def __init__(self) -> None:
+        self._kept = KeptEvents()
+        self._dropped: list[int] = []
+        self._next = 1
         # Each listener with the number that its events begin at.
         self._listeners: dict[trio.MemorySendChannel[Event], int] = {}
         self._with_heartbeat: set[trio.MemorySendChannel[Event]] = set()
-        # Bounded: if the disk stalls, the oldest unwritten events give way rather than the node's memory.
-        self._unwritten: deque[Event] = deque(maxlen=WAITING)
+        # Bounded for each account: if the disk stalls, its newer events give way rather than the node's memory.
+        self._unwritten: deque[_Waiting] = deque()
+        self._waiting: Counter[str] = Counter()
         self._wake = trio.Event()
 
     @property
@@ -49,14 +64,24 @@ class EventLog:
     @property
     def last_id(self) -> int:
         """Return the number of the newest event that was published."""
-        return self._kept[-1].id if self._kept else 0
+        return self._kept.last_id
 
-    def publish(self, payload: EventPayload) -> None:
-        """Send an event to every listener, as soon as it is written."""
+    def publish(self, payload: EventPayload, principal: str = LOCAL) -> None:
+        """Send an event to every listener, as soon as it is written. `principal` is whose doing it is."""
+        account = account_of(principal)
+        if self._waiting[account] >= 2 * limits_of(account).event_log.rows:
+            return
         data = msgspec.to_builtins(payload, builtin_types=(bytes,))
-        self._unwritten.append(Event(id=self._next, type=str(payload.event), at=datetime.now(UTC), data=data))
+        event = Event(id=self._next, type=str(payload.event), at=datetime.now(UTC), data=data)
+        self._unwritten.append(_Waiting(event, account, msgspec.msgpack.encode(event)))
+        self._waiting[account] += 1
         self._next += 1
         self._wake.set()
+
+    def load(self, event: Event, account: str, size: int) -> None:
+        """Take an event of a former life of the node."""
+        self._dropped += self._kept.add(event, account, size)
+        self._next = event.id + 1
 
     @asynccontextmanager
     async def subscribe(
@@ -64,11 +89,14 @@ class EventLog:
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
         """Listen, beginning with what is kept after the number `after`; None begins with the next event.
 
+        A number beyond the newest event is of a log that was lost: the first event says so, `reset`.
         With `heartbeat`, `HEARTBEAT_EVENT` comes every `HEARTBEAT` seconds: one clock for all listeners, because a
         timer of each would be set anew at each event, a tenth of what an event to many listeners costs.
         A listener that stops reading is cut off (its channel ends); it comes back with its last number.
         """
-        missed = [event for event in self._kept if after is not None and event.id > after]
+        missed = self._kept.after(after) if after is not None else []
+        if after is not None and after >= self._next:
+            missed, after = [reset_event(self.last_id, datetime.now(UTC))], self.last_id
         send, receive = trio.open_memory_channel[Event](LISTENER_BUFFER + len(missed))
         for event in missed:
             send.send_nowait(event)
@@ -93,19 +121,27 @@ class EventLog:
         batch = list(self._unwritten)
         if not batch:
             return
-        rows = [(event.id, msgspec.msgpack.encode(event)) for event in batch]
+        dropped = [(number,) for number in self._dropped]
 
-        def write(db: Any) -> None:
-            db.executemany("INSERT OR REPLACE INTO events VALUES (?, ?)", rows)
-            db.execute("DELETE FROM events WHERE id <= ?", (batch[-1].id - KEPT,))
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany("INSERT OR REPLACE INTO events VALUES (?, ?)", [(e.id, packed) for e, _, packed in batch])
+            accounts = [(event.id, account) for event, account, _ in batch if account != LOCAL]
+            db.executemany("INSERT OR REPLACE INTO event_accounts VALUES (?, ?)", accounts)
+            for table in ("events", "event_accounts"):
+                db.executemany(f"DELETE FROM {table} WHERE id = ?", dropped)  # noqa: S608 - of two constants
 
         # A full disk must not silence the event that tells of the full disk: listeners hear it all the same.
         with contextlib.suppress(*PASSING_FAULTS):
             await state.transact(write)
-        for event in batch:
-            if self._unwritten and self._unwritten[0] is event:
-                self._unwritten.popleft()
-            self._tell(event)
+            del self._dropped[: len(dropped)]
+        for waiting in batch:
+            if not self._unwritten or self._unwritten[0] is not waiting:
+                continue  # announced by the flush at the end of the node
+            event, account, packed = self._unwritten.popleft()
+            self._waiting[account] -= 1
+            self._dropped += self._kept.add(event, account, len(packed))
+            self._announce(event)
+        self._waiting = +self._waiting
 
     async def _beat(self) -> None:
         while True:
@@ -113,8 +149,7 @@ class EventLog:
             for listener in self._with_heartbeat & self._listeners.keys():
                 self._send(listener, HEARTBEAT_EVENT)
 
-    def _tell(self, event: Event) -> None:
-        self._kept.append(event)
+    def _announce(self, event: Event) -> None:
         for listener, first in list(self._listeners.items()):
             if event.id >= first:
                 self._send(listener, event)
@@ -131,8 +166,9 @@ class EventLog:
 @asynccontextmanager
 async def open_events(state: State) -> AsyncIterator[EventLog]:
     """The node's event log; what is unwritten at the end is written."""
-    rows = await state.query("SELECT event FROM events ORDER BY id DESC LIMIT ?", (KEPT,))
-    log = EventLog([msgspec.msgpack.decode(row[0], type=Event) for row in reversed(rows)])
+    log = EventLog()
+    for packed, account in await state.query(_LOAD):
+        log.load(msgspec.msgpack.decode(packed, type=Event), account or LOCAL, len(packed))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._write, state)
         nursery.start_soon(log._beat)

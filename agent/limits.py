@@ -56,7 +56,7 @@ class AccountLimits:
     statements: Rate = Rate(4000, 50)
     bad_statement: int = 20
     audit_log: Share = Share(10_000, 16 << 20)
-    event_log: Share = Share(1024, 4 << 20)
+    event_log: Share = Share(512, 1 << 20)
     journal: Share = Share(2000, 32 << 20)
     calls_at_once: int = MAX_CALLS
     streams: int = 128
@@ -66,7 +66,7 @@ class AccountLimits:
 
 LIMITS: Final = AccountLimits()
 OWN_LIMITS: Final = AccountLimits(
-    audit_log=Share(100_000, 256 << 20), event_log=Share(4096, 64 << 20), journal=Share(10_000, 256 << 20)
+    audit_log=Share(100_000, 256 << 20), event_log=Share(4096, 8 << 20), journal=Share(10_000, 256 << 20)
 )
 """Those of the node's own user."""
 

@@ -27,9 +27,9 @@ from typing import Any
 import msgspec
 import trio
 
-from ..protocols.access import LOCAL_ADMIN, Caller, Role
+from ..protocols.access import LOCAL, LOCAL_ADMIN, Caller, Role
 from ..protocols.errors import P2pStopped, VmNotFound
-from ..protocols.events import Event, EventPayload, VmStateChanged
+from ..protocols.events import Event, EventPayload, VmStateChanged, reset_event
 from ..protocols.method import Method
 from ..protocols.peer import InviteRequest
 from ..protocols.peer_service import PeerService
@@ -81,7 +81,7 @@ class MemoryEvents:
         self.kept: list[Event] = []
         self._listeners: set[trio.MemorySendChannel[Event]] = set()
 
-    def publish(self, payload: EventPayload) -> None:
+    def publish(self, payload: EventPayload, principal: str = LOCAL) -> None:
         data = msgspec.to_builtins(payload)
         event = Event(id=len(self.kept) + 1, type=str(payload.event), at=now(), data=data)
         self.kept.append(event)
@@ -96,6 +96,8 @@ class MemoryEvents:
     async def subscribe(self, after: int | None = None) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
         """What comes, and first what is kept after the number `after`."""
         missed = [event for event in self.kept if after is not None and event.id > after]
+        if after is not None and after > len(self.kept):
+            missed = [reset_event(len(self.kept), now())]
         send, receive = trio.open_memory_channel[Event](MAX_EVENTS + len(missed))
         for event in missed:
             send.send_nowait(event)

@@ -48,6 +48,7 @@ class EventKind(StrEnum):
     FLEET_JOINED = "fleet.joined"
     FLEET_LEFT = "fleet.left"
     P2P_MESSAGE = "p2p.message"
+    RESET = "reset"
 
 
 class EventPayload(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +191,20 @@ class P2pMessage(EventPayload, frozen=True, kw_only=True):
     name: str
     message_type: str
     data: dict[str, Any]
+
+
+class EventsReset(EventPayload, frozen=True, kw_only=True):
+    """The event that the listener asked to go on after is beyond the newest: the node has lost its log.
+
+    It comes first, is not kept, and has the number of the newest event: ask for everything again, then go on.
+    """
+
+    event = EventKind.RESET
+
+
+def reset_event(newest: int, at: datetime) -> Event:
+    """Return the event `reset` for a listener that goes on after the event `newest`."""
+    return Event(id=newest, type=str(EventKind.RESET), at=at)
 
 
 def _kinds(base: type[EventPayload]) -> dict[EventKind, type[EventPayload]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import LOCAL, Caller
 from ...protocols.errors import ImageExists, ImageNotFound, InvalidRequest, Unsupported, WrongState
 from ...protocols.events import ImageAdded
 from ...protocols.image import Image
@@ -43,7 +43,7 @@ class CaptureImage(ImageOperation):
         id = active.notes["id"]
         async with self.services.capture_locks.setdefault(id, trio.Lock()):
             image = await self._capture(active, id)
-        self.services.events.publish(ImageAdded.of(image))
+        self.services.events.publish(ImageAdded.of(image), image.owner or LOCAL)
         return image
 
     async def _capture(self, active: ActiveOperation, id: str) -> Image:

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
+from ...protocols.access import LOCAL
 from ...protocols.errors import ImageNotFound
 from ...protocols.events import ImageAdded
 from ...protocols.image import Image
@@ -39,7 +40,7 @@ class ImageContext:
     ) -> Image:
         """Add an image to the store and publish that. Raises: what `ImageStore.add_image` raises."""
         image = await self.store.add_image(ref, content, report=report, origin=origin, replace=replace)
-        self.events.publish(ImageAdded.of(image))
+        self.events.publish(ImageAdded.of(image), image.owner or LOCAL)
         return image
 
     async def full_name(self, ref: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...protocols.access import LOCAL
 from ...protocols.events import ImageRemoved
 from ...protocols.image import Pruned
 from ...protocols.services import ImageService
@@ -25,6 +26,6 @@ class PruneImages(ImageOperation):
         )
         if not asked.dry_run:
             for image in removed:
-                self.services.events.publish(ImageRemoved.of(image))
+                self.services.events.publish(ImageRemoved.of(image), image.owner or LOCAL)
         freed = sum(image.allocated for image in removed)
         return Pruned(images=list(removed), freed=freed, dry_run=asked.dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...protocols.access import LOCAL
 from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.services import ImageService
@@ -14,5 +15,5 @@ class PullImage(ImageOperation):
 
     async def do(self, active: ActiveOperation) -> Image:
         image = await self.services.vms.resolver.pull(active.request.request, active.report, active.caller)
-        self.services.events.publish(ImageAdded.of(image))
+        self.services.events.publish(ImageAdded.of(image), image.owner or LOCAL)
         return self.services.with_users(image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...protocols.access import Caller
+from ...protocols.access import LOCAL, Caller
 from ...protocols.errors import ImageNotFound
 from ...protocols.events import ImageRemoved
 from ...protocols.image import Image
@@ -34,5 +34,5 @@ class RemoveImage(ImageOperation):
             if "image" not in active.notes:  # begun by the first version
                 raise
             removed = msgspec.convert(active.notes["image"], Image)
-        self.services.events.publish(ImageRemoved.of(removed))
+        self.services.events.publish(ImageRemoved.of(removed), removed.owner or LOCAL)
         return removed

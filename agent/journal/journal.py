@@ -125,7 +125,7 @@ class Journal:
             await self._save(active, best_effort=kind.runs_on_full_disk)
 
         def publish(active: ActiveOperation) -> None:
-            self._events.publish(_payload(OperationProgress, active))
+            self._events.publish(_payload(OperationProgress, active), active.principal)
 
         return ActiveOperation(id=id, kind=kind.kind, save=save, publish=publish, **asked)
 
@@ -204,7 +204,7 @@ class Journal:
         with trio.CancelScope(shield=True):
             await self._save(active, best_effort=True)
         self._ended(active.view(self._node))
-        self._events.publish(_payload(OperationDone, active))
+        self._events.publish(_payload(OperationDone, active), active.principal)
 
     async def _undo(self, kind: Kind, active: ActiveOperation) -> bool:
         """Return whether all was taken back. Waits for a hypervisor that is away; the caller waits `UNDO_TIMEOUT`.

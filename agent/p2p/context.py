@@ -6,9 +6,9 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from ...protocols.access import AuditSink, Caller, Role, no_audit
+from ...protocols.access import LOCAL, AuditSink, Caller, Role, no_audit
 from ...protocols.errors import Forbidden
 from ...protocols.events import EventPayload
 from ...protocols.table import Dispatcher
@@ -21,9 +21,14 @@ from .rpc import EventSource
 from .tickets import TicketBook
 
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
-Publish: TypeAlias = Callable[[EventPayload], object]
 Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
 """A handler for members only: it gets the peer as a caller, with the role and limits of its certificate."""
+
+
+class Publish(Protocol):
+    """Publishes an event of this node; `principal` is whose doing it is."""
+
+    def __call__(self, payload: EventPayload, principal: str = LOCAL) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import LOCAL_ADMIN, Caller
+from ...protocols.access import LOCAL, LOCAL_ADMIN, Caller
 from ...protocols.errors import TwinshareError
 from ...protocols.events import P2pMessage
 from ...protocols.membership.statements import Chain
@@ -151,6 +151,7 @@ def deliver(context: MeshContext, sender: PeerId, message: Message) -> MessageRe
             name=known.name if known else "",
             message_type=message.message_type,
             data=message.data,
-        )
+        ),
+        sender if sender != context.membership.peer_id else LOCAL,
     )
     return MessageReply(status="ok", message=f"{message.message_type} received")

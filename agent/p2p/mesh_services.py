@@ -158,7 +158,7 @@ class MeshServices:
         await self._take_hello(peer, session.greeting)
         known = self._context.membership.known(peer)
         name = known.name if known else session.greeting.name
-        self._context.publish(PeerOnline(id=peer, name=name))
+        self._context.publish(PeerOnline(id=peer, name=name), peer)
         try:
             async with open_background() as nursery:
                 nursery.start_soon(self.gossip.send_everything, session)
@@ -167,7 +167,7 @@ class MeshServices:
                 await session.over.wait()
         finally:
             self._context.peer_clocks.pop(peer, None)
-            self._context.publish(PeerOffline(id=peer, name=name))
+            self._context.publish(PeerOffline(id=peer, name=name), peer)
 
     # -- tasks
 

@@ -26,6 +26,7 @@ from ...protocols.errors import (
     Unsupported,
 )
 from ...protocols.events import Event as NodeEvent
+from ...protocols.events import EventKind
 from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
 from ...protocols.method import Method
 from ...protocols.operation import Detached
@@ -197,7 +198,7 @@ class _Serving:
         follow: Follow = decode_msgpack(bytes(request.arguments), Follow)
         async with source(follow.after) as events:
             async for event in events:
-                if follow.types and not event.type.startswith(tuple(follow.types)):
+                if follow.types and not event.type.startswith((EventKind.RESET, *follow.types)):
                     continue
                 while not self._session.credit(number):
                     await self._granted.park()

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from ...protocols.access import LOCAL as LOCAL_USER
 from ...protocols.access import Caller
 from ...protocols.errors import (
     Forbidden,
@@ -119,7 +120,7 @@ class ImageResolver:
             image = await self.find(spec.image)
             if image is None:
                 image = await self._fetch(spec.image, "", report, caller)
-                self._events.publish(ImageAdded.of(image))
+                self._events.publish(ImageAdded.of(image), image.owner or LOCAL_USER)
             self.reserved[spec.name] = image.digest
             check_disk_size(spec, image)
             # Between the fetch and the reservation it may have been removed.

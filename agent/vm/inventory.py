@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import structlog
 import trio
 
+from ...protocols.access import LOCAL
 from ...protocols.errors import HypervisorDown, TwinshareError, VmNotFound
 from ...protocols.events import VmStateChanged, VmUndefined, payload_of
 from ...protocols.node import Resources
@@ -52,6 +53,7 @@ class Inventory:
         self._at_work: dict[str, VmStatus] = {}
         self._making: dict[str, Vm] = {}
         self._published: dict[str, tuple[VmStatus, str | None]] = {}
+        self._owners: dict[str, str] = {}
         self._changed = trio.Event()
         # When the hypervisor was asked for what we hold; for a while also of VMs that are gone.
         self._asked: dict[str, float] = {}
@@ -228,12 +230,14 @@ class Inventory:
         record, making = self._records.get(id), self._making.get(id)
         if record is None and making is None:
             if self._published.pop(id, None) is not None:
-                self._events.publish(VmUndefined(id=id))
+                self._events.publish(VmUndefined(id=id), self._owners.pop(id, LOCAL))
             return
         vm = self.view(record) if record else making
         if vm is not None and self._published.get(id) != (vm.status, vm.reason):
             self._published[id] = (vm.status, vm.reason)
-            self._events.publish(VmStateChanged(id=id, name=vm.name, status=vm.status, reason=vm.reason))
+            self._owners[id] = vm.owner or LOCAL
+            state = VmStateChanged(id=id, name=vm.name, status=vm.status, reason=vm.reason)
+            self._events.publish(state, self._owners[id])
 
     def remember(self) -> None:
         """Restore what a former run of the agent published, so that listeners get only what has changed since."""

@@ -20,7 +20,7 @@ from ...agent.events import HEARTBEAT_EVENT, EventLog
 from ...agent.tokens import TokenStore
 from ...protocols.access import MAX_INTEGER, Role
 from ...protocols.errors import InvalidRequest, Unauthenticated
-from ...protocols.events import Event
+from ...protocols.events import Event, EventKind
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.sse import KEEPALIVE, encode_event, encode_start
 from ..rest.requests import current_request
@@ -148,5 +148,9 @@ class _EventStream(ResponseBody):
                 batch.append(self._channel.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel):
                 break
-        wanted = (event for event in batch if event is HEARTBEAT_EVENT or self._is_wanted(event.type))
+        wanted = (
+            event
+            for event in batch
+            if event.type in {HEARTBEAT_EVENT.type, EventKind.RESET} or self._is_wanted(event.type)
+        )
         return b"".join(self._encoder.encode(event) for event in wanted)

@@ -1,5 +1,6 @@
 """Events: numbered, published once they are written, replayed after a restart."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,12 @@ import trio
 
 import twinshare.agent.events
 from tests.agent.probe import probe
-from twinshare.agent.events import HEARTBEAT_EVENT, KEPT, LISTENER_BUFFER, open_events
+from twinshare.agent import limits
+from twinshare.agent.event_shares import MAX_ROWS, KeptEvents
+from twinshare.agent.events import HEARTBEAT_EVENT, LISTENER_BUFFER, open_events
+from twinshare.agent.limits import OWN_LIMITS, AccountLimits, Share
 from twinshare.agent.state import open_state
+from twinshare.protocols.events import Event
 
 
 async def test_listeners_hear_what_they_missed_also_after_a_restart(tmp_path: Path) -> None:
@@ -64,6 +69,9 @@ async def test_a_heartbeat_comes_to_those_who_ask_for_it(tmp_path: Path, monkeyp
         assert not events._with_heartbeat
 
 
+KEPT = OWN_LIMITS.event_log.rows
+
+
 async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     async with open_state(tmp_path / "db") as state:
         async with open_events(state) as events:
@@ -72,3 +80,73 @@ async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         async with open_events(state) as events:
             assert len(events.kept) == KEPT
             assert events.last_id == KEPT + 10
+
+
+async def test_a4_an_account_that_floods_the_log_loses_only_its_own_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LIMITS", AccountLimits(event_log=Share(20, 2000)))
+    async with open_state(tmp_path / "db") as state:
+        async with open_events(state) as events, events.subscribe() as heard:
+            events.publish(probe("own"))
+            events.publish(probe("other"), "peer-b")
+            for number in range(100):
+                events.publish(probe("flood", n=number), f"peer-a/token:{number % 7}")
+                events.publish(probe("large", text="x" * 900), "peer-c")
+                with trio.fail_after(60):
+                    while (await heard.receive()).type != "large":
+                        pass
+            kept = [event.type for event in events.kept]
+            assert kept.count("flood") == 20
+            assert kept.count("large") == 2
+            assert [event.id for event in events.kept] == sorted(event.id for event in events.kept)
+        for _ in range(2):
+            async with open_events(state) as events:
+                kept = [event.type for event in events.kept]
+                assert kept[:2] == ["own", "other"]
+                assert (kept.count("flood"), kept.count("large")) == (20, 2)
+                events.publish(probe("own"))
+        rows = await state.query("SELECT count(*), sum(length(event)) FROM events")
+        assert rows[0][0] < 30
+        assert await state.query("SELECT count(*) FROM event_accounts WHERE id NOT IN (SELECT id FROM events)") == [
+            (0,)
+        ]
+
+
+async def test_what_waits_for_a_full_disk_is_bounded_for_each_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LIMITS", AccountLimits(event_log=Share(20, 1 << 20)))
+    async with open_state(tmp_path / "db") as state, open_events(state) as events:
+        for _ in range(1000):
+            events.publish(probe("flood"), "peer-a")
+        events.publish(probe("own"))
+        with trio.fail_after(60):
+            while not events.kept:
+                await trio.sleep(0.01)
+        assert [event.type for event in events.kept] == ["flood"] * 20 + ["own"]
+
+
+def test_all_accounts_together_are_bounded_and_the_largest_gives_way() -> None:
+    kept = KeptEvents()
+    for number in range(2 * MAX_ROWS):
+        event = Event(id=number + 1, type="x", at=datetime.now(UTC))
+        kept.add(event, "small" if number == 0 else f"peer-{number % 100}", 10)
+    assert len(list(kept)) == MAX_ROWS
+    assert next(iter(kept)).id == 1
+
+
+async def test_b6_a_listener_that_comes_from_beyond_the_newest_event_gets_a_reset(tmp_path: Path) -> None:
+    async with open_state(tmp_path / "db") as state, open_events(state) as events:
+        for after in (1, 500):
+            async with events.subscribe(after=after) as heard:
+                with trio.fail_after(60):
+                    first = await heard.receive()
+                    events.publish(probe("live"))
+                    assert (first.type, first.id) == ("reset", events.last_id)
+                    live = await heard.receive()
+            assert (live.type, live.id) == ("live", first.id + 1)
+        async with events.subscribe(after=live.id) as heard:
+            events.publish(probe("next"))
+            with trio.fail_after(60):
+                assert (await heard.receive()).type == "next"

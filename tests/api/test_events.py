@@ -150,3 +150,13 @@ async def test_head_has_no_body(tmp_path: Path) -> None:
         answer = await api.client.head("/api/events")
         assert answer.headers["content-type"] == "text/event-stream"
         assert (await api.client.head("/api/vm")).content == b""
+
+
+async def test_b6_a_number_beyond_the_newest_event_resets_the_listener(tmp_path: Path) -> None:
+    """After its database was lost a node was silent to whoever came back with a number from before."""
+    async with served(tmp_path) as api, listening(api, "?types=vm.*", last=10**12) as listener:
+        newest = api.node.events.last_id
+        first = await listener.next()
+        assert (first.type, first.id) == ("reset", newest)
+        await api.client.post("/api/vm", json=SPEC)
+        assert (await listener.next()).type == "vm.state"

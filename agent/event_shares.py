@@ -1,0 +1,51 @@
+"""The events that are kept: the newest of each account within its share, so that nobody's push out another's."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from ..protocols.events import Event
+from .limits import limits_of
+
+MAX_ROWS = 16_384
+MAX_SIZE = 16 << 20
+"""Rows and bytes of all accounts together; beyond them whoever has most loses its oldest."""
+
+
+class KeptEvents:
+    """Events by their numbers, in order. Sizes are in bytes as they are stored."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, Event] = {}
+        self._accounts: dict[str, deque[tuple[int, int]]] = {}
+        self._sizes: Counter[str] = Counter()
+        self.last_id = 0
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events.values())
+
+    def after(self, number: int) -> list[Event]:
+        """Return what is kept after an event."""
+        return [event for event in self._events.values() if event.id > number]
+
+    def add(self, event: Event, account: str, size: int) -> list[int]:
+        """Keep a newer event; return the numbers of those that gave way."""
+        self._events[event.id] = event
+        self._accounts.setdefault(account, deque()).append((event.id, size))
+        self._sizes[account] += size
+        self.last_id = event.id
+        share, dropped = limits_of(account).event_log, []
+        while len(self._accounts[account]) > share.rows or self._sizes[account] > share.size:
+            dropped.append(self._drop_oldest(account))
+        while len(self._events) > MAX_ROWS or self._sizes.total() > MAX_SIZE:
+            dropped.append(self._drop_oldest(max(self._sizes, key=self._sizes.__getitem__)))
+        return dropped
+
+    def _drop_oldest(self, account: str) -> int:
+        number, size = self._accounts[account].popleft()
+        del self._events[number]
+        self._sizes[account] -= size
+        if not self._accounts[account]:
+            del self._accounts[account], self._sizes[account]
+        return number
