@@ -1,6 +1,6 @@
-"""Ports of this node that lead to guests: forwards that people ask for, and the relays to VNC sockets.
+"""Listening ports of this node that are relayed to guests: forwarded ports, and VNC sockets.
 
-A relay listens, and for each connection dials what it leads to and carries bytes both ways, half-closes included.
+A relay listens, dials its target for each connection, and copies bytes both ways, half-closes included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from .streams import carry
 log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 256
-DIAL_WITHIN = 20.0
+"""Of one relay at once."""
+DIAL_TIMEOUT = 20.0
+"""Seconds for dialling the target."""
 
 Dial = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
 Admits = Callable[[trio.SocketStream], Awaitable[bool]]
@@ -32,7 +34,7 @@ class _Relay:
 
 
 class Relays:
-    """Made by `open_relays`. Each relay has a key; opening a key again is no error if it is the same port."""
+    """Made by `open_relays`. Each relay has a key; opening a key again returns the port that is open."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -40,12 +42,12 @@ class Relays:
         self._opening = trio.Lock()
 
     def port(self, key: tuple[str, ...]) -> int | None:
-        """The port that is open under `key`."""
+        """Return the port that is open under `key`, None where none is."""
         relay = self._open.get(key)
         return relay.port if relay else None
 
     async def open(self, key: tuple[str, ...], bind: str, port: int, dial: Dial, admits: Admits | None = None) -> int:
-        """Listen on `bind`:`port` (0: any free port) until `close`. Returns the port. Raises: PortTaken."""
+        """Listen on `bind`:`port` (0: any free port) until `close`, and return the port. Raises: PortTaken."""
         async with self._opening:
             if relay := self._open.get(key):
                 return relay.port
@@ -61,19 +63,19 @@ class Relays:
             relay.scope.cancel()
 
     def keys(self, first: str) -> list[tuple[str, ...]]:
-        """The keys of open relays that begin with `first`."""
+        """Return the keys of open relays that begin with `first`."""
         return [key for key in self._open if key[0] == first]
 
     async def _serve(
         self, relay: _Relay, listeners: list[trio.SocketListener], dial: Dial, admits: Admits | None
     ) -> None:
-        room = trio.CapacityLimiter(MAX_CONNECTIONS)
+        slots = trio.CapacityLimiter(MAX_CONNECTIONS)
 
         async def handle(near: trio.SocketStream) -> None:
             async with near:
-                if room.available_tokens < 1 or (admits is not None and not await admits(near)):
+                if slots.available_tokens < 1 or (admits is not None and not await admits(near)):
                     return
-                async with room:
+                async with slots:
                     await _connect(near, dial)
 
         with relay.scope:
@@ -91,12 +93,12 @@ async def listen(bind: str, port: int) -> list[trio.SocketListener]:
 
 
 async def _connect(near: trio.SocketStream, dial: Dial) -> None:
-    """Serve one connection. Nothing that either end does leaves this function: a relay outlives its connections."""
+    """Relay one connection. Its errors end here: a relay outlives its connections."""
     try:
-        with trio.fail_after(DIAL_WITHIN):
+        with trio.fail_after(DIAL_TIMEOUT):
             far = await dial()
     except (OSError, TwinshareError, trio.TooSlowError) as error:
-        log.debug("a relay's far end does not answer", error=str(error))
+        log.debug("a relay's target does not answer", error=str(error))
         return
     async with far:
         await carry(near, far)
@@ -104,7 +106,7 @@ async def _connect(near: trio.SocketStream, dial: Dial) -> None:
 
 @asynccontextmanager
 async def open_relays() -> AsyncIterator[Relays]:
-    """All relays of a node; they end with the block."""
+    """Yield the relays of a node; they end with the block."""
     async with trio.open_nursery() as nursery:
         yield Relays(nursery)
         nursery.cancel_scope.cancel()

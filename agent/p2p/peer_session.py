@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from ...protocols.access import Role
+from ...protocols.caller_session import CallerSession
 from ...protocols.errors import Overloaded, PeerUnreachable, TwinshareError
 from ...protocols.events import Event as NodeEvent
 from ...protocols.messages import (
@@ -27,7 +28,7 @@ from ...protocols.messages import (
     decode,
 )
 from ...protocols.operation import Detached
-from ...protocols.session import MAX_TIMEOUT, CallerSession
+from ...protocols.session import MAX_TIMEOUT
 from ..background import open_background
 from .host import DIAL_DEADLINE, Host, PeerId, Stream
 from .session_driver import SessionDriver

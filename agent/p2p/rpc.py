@@ -30,8 +30,8 @@ from ...protocols.events import EventKind
 from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follow, Granted, Greeted, Hello, Request
 from ...protocols.method import Method
 from ...protocols.operation import Detached
+from ...protocols.owner_session import OwnerSession
 from ...protocols.reading import decode_msgpack
-from ...protocols.session import OwnerSession
 from ...protocols.table import Dispatcher
 from .host import PeerId, Stream
 from .session_driver import SessionDriver

@@ -1,4 +1,4 @@
-"""Moves bytes between a stream and a session: one task reads, one writes, one keeps the time."""
+"""Moves bytes between a stream and a session: one task reads, one writes, one runs the timers."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from ...protocols.session import Session
 from .host import Stream
 
 MAX_PENDING = 1 << 20
-"""Bytes waiting to be sent, above which nothing more is read."""
+"""Unsent bytes above which nothing more is read."""
 LAST_FLUSH_TIMEOUT = 1.0
-"""Seconds for the last frame of a session that we end."""
+"""Seconds for sending the last frame of a session that this end closes."""
 
 
 class SessionDriver:
-    """`handle` gets every event, in order, in the middle of reading: it must be quick and must not raise."""
+    """Calls `handle` with every event, in order, from the reading task: it must not block and must not raise."""
 
     def __init__(self, stream: Stream, session: Session, handle: Callable[[Event], None]) -> None:
         self._stream, self._session, self._handle = stream, session, handle
         self._scope = trio.CancelScope()
-        self._changed = trio.lowlevel.ParkingLot()
+        self._unsent = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
-        self._rewound = trio.lowlevel.ParkingLot()
+        self._timer_changed = trio.lowlevel.ParkingLot()
         self._writing = False
-        self._wakes_at = inf
+        self._timer = inf
 
     def flush(self) -> None:
-        """The session has something to send, or another time to keep."""
+        """Wake the writing task and the timer as far as the session needs them."""
         if self._session.pending:
-            self._changed.unpark_all()
-        if self._session.next_tick < self._wakes_at:
-            self._rewound.unpark_all()
+            self._unsent.unpark_all()
+        if self._session.next_tick < self._timer:
+            self._timer_changed.unpark_all()
 
     def close(self, error: TwinshareError) -> None:
         """End the session and tell the peer why."""
         self._take([self._session.close(error)])
 
     async def run(self) -> TwinshareError:
-        """Until the session is over; tells why. The stream is closed then, and also when this is cancelled."""
+        """Run until the session is over and return why. The stream is closed then, also when this is cancelled."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
-                    nursery.start_soon(self._keep_time)
+                    nursery.start_soon(self._run_timer)
             await self._flush_last()
         finally:
             self._stream.reset()
@@ -63,9 +63,9 @@ class SessionDriver:
                 data = await self._stream.receive_some(READ_SIZE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
-            self._digest(data)
+            self._on_data(data)
 
-    def _digest(self, data: bytes | bytearray) -> None:
+    def _on_data(self, data: bytes | bytearray) -> None:
         self._take(self._session.receive(data, trio.current_time()))
         self.flush()
 
@@ -74,7 +74,7 @@ class SessionDriver:
             data = memoryview(self._session.data_to_send())
             self._drained.unpark_all()
             if not data:
-                await self._changed.park()
+                await self._unsent.park()
             self._writing = True
             try:
                 for start in range(0, len(data), READ_SIZE):
@@ -84,11 +84,11 @@ class SessionDriver:
                 return
             self._writing = False
 
-    async def _keep_time(self) -> None:
+    async def _run_timer(self) -> None:
         while not self._session.closed:
-            self._wakes_at = self._session.next_tick
-            with trio.CancelScope(deadline=self._wakes_at):
-                await self._rewound.park()
+            self._timer = self._session.next_tick
+            with trio.CancelScope(deadline=self._timer):
+                await self._timer_changed.park()
             self._take(self._session.tick(trio.current_time()))
             self.flush()
 
@@ -99,7 +99,7 @@ class SessionDriver:
                 self._scope.cancel()
 
     async def _flush_last(self) -> None:
-        """Send why we end; a write that was cut short has made the stream useless for that."""
+        """Send the frame that says why the session ends, unless a write was interrupted and left half a frame."""
         with trio.move_on_after(LAST_FLUSH_TIMEOUT):
             try:
                 if not self._writing:

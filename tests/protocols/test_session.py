@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinshare.protocols.access import Role
+from twinshare.protocols.caller_session import CallerSession
 from twinshare.protocols.errors import (
     InvalidRequest,
     NotFound,
@@ -36,16 +37,17 @@ from twinshare.protocols.messages import (
     pack_error,
     unpack_error,
 )
-from twinshare.protocols.session import MAX_CALLS, MAX_CREDIT, CallerSession, OwnerSession, Session
+from twinshare.protocols.owner_session import OwnerSession
+from twinshare.protocols.session import MAX_CALLS, MAX_CREDIT, Session
 
 
 def request(credit: int = 0, timeout: float = 30.0, key: str | None = None) -> Request:
     return Request(timeout, Role.VIEWER, key, False, credit, msgspec.Raw(b"\x80"))
 
 
-def pair(silence: float = 15.0) -> tuple[CallerSession, OwnerSession]:
-    caller = CallerSession(Hello(name="near"), 0.0, silence)
-    owner = OwnerSession(Hello(name="far"), 0.0, silence)
+def pair(idle_timeout: float = 15.0) -> tuple[CallerSession, OwnerSession]:
+    caller = CallerSession(Hello(name="near"), 0.0, idle_timeout)
+    owner = OwnerSession(Hello(name="far"), 0.0, idle_timeout)
     assert carry(caller, owner) == [Greeted(Hello(name="near"))]
     assert carry(owner, caller) == [Greeted(Hello(name="far", versions=(1,)))]
     return caller, owner
@@ -143,7 +145,7 @@ def test_a_stream_takes_no_more_items_than_its_credit() -> None:
 
 
 def test_a_silent_peer_is_asked_and_then_given_up() -> None:
-    caller, owner = pair(silence=15)
+    caller, owner = pair(idle_timeout=15)
     assert caller.next_tick == 5
     assert list(caller.tick(5.0)) == []
     assert carry(caller, owner, 5.0) == []
@@ -159,7 +161,7 @@ def test_a_silent_peer_is_asked_and_then_given_up() -> None:
 
 
 def test_a_peer_may_be_silent_for_less_long_while_somebody_waits_for_it() -> None:
-    caller, owner = pair(silence=60)
+    caller, owner = pair(idle_timeout=60)
     caller.call("follow_events", request(credit=1), 0.0)
     carry(caller, owner)
     list(caller.tick(20.0))
