@@ -301,7 +301,7 @@ def _services(
         VmService: partial(VmReads, vms),
         ImageService: partial(ImageReads, images),
         OperationService: partial(LocalOperations, operations),
-        NodeService: lambda caller: LocalNode(health),
+        NodeService: partial(LocalNode, health),
         TokenService: lambda caller: LocalTokens(tokens),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..protocols.access import Caller
-from ..protocols.node import Capacity, Health, Token, TokenRequest
+from ..protocols.node import Account, Capacity, Health, Token, TokenRequest
 from ..protocols.operation import Operation, OperationState
 from .health import NodeHealth
 from .journal.journal import Journal
@@ -34,11 +34,14 @@ class LocalOperations:
 class LocalNode:
     """`NodeService`."""
 
-    def __init__(self, state: NodeHealth) -> None:
-        self._state = state
+    def __init__(self, state: NodeHealth, caller: Caller) -> None:
+        self._state, self._caller = state, caller
 
     async def health(self) -> Health:
         return self._state.report()
+
+    async def whoami(self) -> Account:
+        return Account(principal=self._caller.principal, role=self._caller.role)
 
     async def capacity(self) -> Capacity:
         return self._state.capacity()

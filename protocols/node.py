@@ -44,6 +44,13 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str] = []
 
 
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, as the node sees it: `local` for its own user, `token:NAME`; and the role."""
+
+    principal: str
+    role: Role
+
+
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`expires_in` is in seconds; None never expires."""
 

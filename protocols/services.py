@@ -26,7 +26,7 @@ from .bodies import (
     VmStarted,
 )
 from .image import CatalogueEntry, Image, ImageCheck, ImageRef, Pruned, PullRequest, Pushed, PushRequest
-from .node import Capacity, Health, Token, TokenRequest
+from .node import Account, Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
 from .peer_service import PeerService
 from .routes import rest
@@ -272,6 +272,11 @@ class NodeService(Protocol):
     @rest("GET", "/health", Role.VIEWER)
     async def health(self) -> Health:
         """Show node health."""
+        ...
+
+    @rest("GET", "/whoami", Role.VIEWER, local=True)
+    async def whoami(self) -> Account:
+        """Show the account that asks, and its role."""
         ...
 
     @rest("GET", "/capacity", Role.VIEWER)

@@ -31,6 +31,7 @@ COMMANDS = {
     "token": ("token:token", "Tokens for programs and for other people."),
     "op": ("op:op", "Operations: mutations under way and ended."),
     "audit": ("audit:audit", "Who changed what on this node."),
+    "mcp": ("mcp:mcp", "Serve the node's operations as tools of the Model Context Protocol."),
     "lab": ("lab:lab", "Several nodes on this machine."),
     "completion": ("completion:completion", "Print the completion script for a shell."),
 }
