@@ -17,7 +17,8 @@ from ...protocols.errors import InvalidRequest
 from ...protocols.peer_service import PeerService
 from ...protocols.reading import decode_json
 from ...protocols.services import SERVICES, TokenService
-from ...protocols.table import Method, methods
+from ...protocols. import Method
+from ...protocols.table import methods
 from ...protocols.vm import Blob
 
 PEER = "on"
