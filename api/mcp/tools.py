@@ -14,10 +14,10 @@ import msgspec
 
 from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest
+from ...protocols.method import Method
 from ...protocols.peer_service import PeerService
 from ...protocols.reading import decode_json
 from ...protocols.services import SERVICES, TokenService
-from ...protocols. import Method
 from ...protocols.table import methods
 from ...protocols.vm import Blob
 
