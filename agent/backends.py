@@ -109,7 +109,11 @@ async def _open_exchange(stack: AsyncExitStack, store: DiskImageStore, config: I
     try:
         return await stack.enter_async_context(
             open_image_exchange(
-                store, registries=config.registries, catalogues=catalogues, default=config.default_registry
+                store,
+                registries=config.registries,
+                catalogues=catalogues,
+                default=config.default_registry,
+                proxy=config.proxy,
             )
         )
     except CatalogueError as error:

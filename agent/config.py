@@ -112,12 +112,14 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`catalogue` is a file of names and sources over the one that comes with twinshare. Size in bytes.
 
-    `default_registry`, as `registry/organisation`, is where a name is looked for that is in no catalogue.
+    `default_registry`, as `registry/organisation`, is where a name is looked for that is in no catalogue. `proxy`, as
+    `http://host:port`, is what registries and disks by https are reached through.
     """
 
     default: str = "ubuntu-24.04"
     catalogue: str = ""
     default_registry: str = ""
+    proxy: str = ""
     max_size: Annotated[int, Meta(ge=1 << 20)] = 1 << 40
     registries: list[RegistryConfig] = []
 

@@ -164,8 +164,11 @@ async def open_image_exchange(
     catalogues: Sequence[Path] = (),
     default: str = "",
     sleep: Callable[[float], Awaitable[None]] = trio.sleep,
+    proxy: str = "",
 ) -> AsyncIterator[DiskImageExchange]:
     """Open the way out for `store`. `catalogues` are files over our own; `default` is `registry/org` for short names.
+
+    `proxy` is an address, `direct` for none, or empty for the environment's.
 
     Raises: CatalogueError.
     """
@@ -178,7 +181,7 @@ async def open_image_exchange(
             async with opening:
                 if not opened:
                     open_remote = await trio.to_thread.run_sync(_load)
-                    opened.append(await stack.enter_async_context(open_remote(store, registries, sleep)))
+                    opened.append(await stack.enter_async_context(open_remote(store, registries, sleep, proxy)))
             return opened[0]
 
         yield DiskImageExchange(store, catalogue, default, way_out)

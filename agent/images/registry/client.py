@@ -213,10 +213,15 @@ def _push(repository: Repository) -> str:
 
 @asynccontextmanager
 async def open_registry_client(
-    settings: Sequence[RegistrySettings] = (), sleep: Callable[[float], Awaitable[None]] = trio.sleep
+    settings: Sequence[RegistrySettings] = (),
+    sleep: Callable[[float], Awaitable[None]] = trio.sleep,
+    proxy: str = "",
 ) -> AsyncIterator[RegistryClient]:
-    """A client that knows these registries from the configuration; `sleep` waits between attempts."""
-    web = HttpClient(settings, sleep)
+    """A client that knows these registries from the configuration; `sleep` waits between attempts.
+
+    `proxy` is as `ProxyRules.read` has it.
+    """
+    web = HttpClient(settings, sleep, proxy)
     try:
         yield RegistryClient(web)
     finally:

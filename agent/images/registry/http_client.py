@@ -19,6 +19,7 @@ from ..settings import RegistrySettings
 from .http_body import MAX_ANSWER, read_body, received
 from .http_policy import PassingError, Retry, passes, reason_of, retry_after
 from .login import Logins
+from .proxies import ProxyRules
 from .transport import GuardedTransport, PrivateAddressError
 
 MAX_REDIRECTS = 5
@@ -45,14 +46,16 @@ class Request:
 
 
 class HttpClient:
-    """One for a node; closed by `close`. `sleep` is what waits between attempts."""
+    """One for a node; closed by `close`. `sleep` waits between attempts, `proxy` is as `ProxyRules.read` has it."""
 
     def __init__(
-        self, settings: Sequence[RegistrySettings], sleep: Callable[[float], Awaitable[None]] = trio.sleep
+        self,
+        settings: Sequence[RegistrySettings],
+        sleep: Callable[[float], Awaitable[None]] = trio.sleep,
+        proxy: str = "",
     ) -> None:
-        self._client = httpx.AsyncClient(
-            transport=GuardedTransport(settings), timeout=_TIMEOUT, headers=_HEADERS, trust_env=False
-        )
+        transport = GuardedTransport(settings, ProxyRules.read(proxy))
+        self._client = httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, headers=_HEADERS, trust_env=False)
         self._insecure = frozenset(entry.host for entry in settings if entry.insecure)
         self.policy = Retry(sleep)
         self._logins = Logins(self._client, settings, self._insecure, self.policy)

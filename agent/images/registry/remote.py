@@ -77,8 +77,11 @@ def _from(request: ImportRequest, source: str, manifest: str) -> ImportRequest:
 
 @asynccontextmanager
 async def open_remote(
-    store: DiskImageStore, registries: Sequence[RegistrySettings], sleep: Callable[[float], Awaitable[None]]
+    store: DiskImageStore,
+    registries: Sequence[RegistrySettings],
+    sleep: Callable[[float], Awaitable[None]],
+    proxy: str,
 ) -> AsyncIterator[Remote]:
     """`sleep` waits between attempts."""
-    async with open_registry_client(registries, sleep) as client:
+    async with open_registry_client(registries, sleep, proxy) as client:
         yield Remote(store, client)

@@ -2,6 +2,9 @@
 
 A name is resolved here and the connection goes to an address that was judged, so that no second answer of a name
 server can lead inside. This holds for every request, and so for every redirect.
+
+Behind a proxy it is the proxy that resolves: a name which leads inside by this machine's name servers is refused, as an
+address is; a name that is unknown here is the proxy's to judge.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ import trio
 
 from ....protocols.errors import RegistryFailed
 from ..settings import RegistrySettings
+from .proxies import ProxyRules
 
 # Of the 64 KiB that are read at a time otherwise, each costs a turn of the whole loop: a fast disk pull is bound by it.
 httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024  # pyright: ignore[reportAttributeAccessIssue] - a Literal there
 CONNECT_TIMEOUT = 15.0
+PROXY_RESOLVE_TIMEOUT = 3.0
+"""Seconds to ask for a name that the proxy resolves anyway."""
 # A name server is asked once in so many seconds for a host: a delta of an image is hundreds of requests.
 KEPT = 30.0
 _MOST_KEPT = 256
@@ -60,8 +66,9 @@ async def resolve(host: str, port: int) -> list[str]:
 class GuardedTransport(httpx.AsyncBaseTransport):
     """An httpx transport with one pool for each host. `trusted` are the hosts that may be anywhere."""
 
-    def __init__(self, trusted: Sequence[RegistrySettings]) -> None:
+    def __init__(self, trusted: Sequence[RegistrySettings], proxies: ProxyRules) -> None:
         self._trusted = {settings.host: settings for settings in trusted}
+        self._proxies = proxies
         self._pools: dict[tuple[str, str, int], httpx.AsyncHTTPTransport] = {}
         self._found: dict[tuple[str, int], tuple[float, list[str]]] = {}
 
@@ -69,14 +76,15 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         """Raises: PrivateAddressError, httpx.TransportError."""
         host, port = request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80)
         settings = self._trusted.get(request.url.netloc.decode().lower())
+        proxy = self._proxies.proxy_for(request.url)
+        pool = await self._pool(request.url, port, settings, proxy)
+        if proxy is not None:
+            return await self._through(proxy, pool, request, port, settings)
         addresses = await self._addresses(host, port)
         if settings is None:
             addresses = [address for address in addresses if is_public(address)]
         if not addresses:
-            raise PrivateAddressError(
-                f"{host} leads to an address inside this network; list it under [[images.registries]] to allow it"
-            )
-        pool = await self._pool(request.url.scheme, host, port, settings)
+            raise _leads_inside(host)
         request.extensions = {**request.extensions, "sni_hostname": host}
         failure: httpx.TransportError | None = None
         for address in addresses:
@@ -90,6 +98,35 @@ class GuardedTransport(httpx.AsyncBaseTransport):
             return response
         self._found.pop((host, port), None)
         raise failure or httpx.ConnectError(f"{host} has no address")
+
+    async def _through(
+        self,
+        proxy: httpx.URL,
+        pool: httpx.AsyncHTTPTransport,
+        request: httpx.Request,
+        port: int,
+        settings: RegistrySettings | None,
+    ) -> httpx.Response:
+        """Send a request by a proxy. Raises: PrivateAddressError, httpx.TransportError."""
+        host = request.url.host
+        if settings is None and not await self._may_be_public(host, port):
+            raise _leads_inside(host)
+        try:
+            return await pool.handle_async_request(request)
+        except httpx.ProxyError as error:
+            raise httpx.ProxyError(f"the proxy {proxy.host} refuses: {error}") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise httpx.ConnectError(f"by the proxy {proxy.host}: {error}") from None
+
+    async def _may_be_public(self, host: str, port: int) -> bool:
+        """Whether nothing that is known here says that a host lies inside: behind a proxy names may be unknown."""
+        try:
+            with trio.fail_after(PROXY_RESOLVE_TIMEOUT):
+                addresses = await self._addresses(host, port)
+        except (httpx.ConnectError, trio.TooSlowError):
+            self._found[host, port] = trio.current_time() + KEPT, []
+            return True
+        return not addresses or any(is_public(address) for address in addresses)
 
     def _prefer(self, host: str, port: int, address: str) -> None:
         """The next requests need not try first what cannot be reached."""
@@ -106,15 +143,15 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         return addresses
 
     async def _pool(
-        self, scheme: str, host: str, port: int, settings: RegistrySettings | None
+        self, url: httpx.URL, port: int, settings: RegistrySettings | None, proxy: httpx.URL | None
     ) -> httpx.AsyncHTTPTransport:
-        key = (scheme, host, port)
+        key = (url.scheme, url.host, port)
         if key not in self._pools:
             verify: ssl.SSLContext | bool = False  # nothing to verify without TLS
-            if scheme == "https":
+            if url.scheme == "https":
                 verify = await trio.to_thread.run_sync(_context, settings.ca_file if settings else "")
             limits = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30)
-            pool = httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
+            pool = httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False, proxy=_proxy(proxy))
             self._pools.setdefault(key, pool)
         return self._pools[key]
 
@@ -122,6 +159,17 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         for pool in self._pools.values():
             await pool.aclose()
         self._pools.clear()
+
+
+def _proxy(address: httpx.URL | None) -> httpx.Proxy | None:
+    """A user and password in the address become the login at the proxy."""
+    return None if address is None else httpx.Proxy(address)
+
+
+def _leads_inside(host: str) -> PrivateAddressError:
+    return PrivateAddressError(
+        f"{host} leads to an address inside this network; list it under [[images.registries]] to allow it"
+    )
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ from tests.images.registry.servers import Exchange, no_pause, scripted
 from twinshare.agent.images.registry import transport
 from twinshare.agent.images.registry.client import Repository, once, open_registry_client
 from twinshare.agent.images.registry.manifest import Descriptor, sha256
+from twinshare.agent.images.registry.proxies import ProxyRules
 from twinshare.protocols.errors import AddressRefused, RegistryFailed
 
 BODY = bytes(range(256)) * 64
@@ -73,7 +74,7 @@ async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest
         assert asked == ["127.0.0.1"]
         assert tried == ["127.0.0.9", "127.0.0.1", "127.0.0.1", "127.0.0.1"]
     # What cannot be reached is not tried first again; where nobody listens any more, the name is asked for anew.
-    guarded = transport.GuardedTransport([server])
+    guarded = transport.GuardedTransport([server], ProxyRules({}))
     request = httpx.Request("GET", f"http://{server.host}/")
     answers = iter([["127.0.0.1"], ["127.0.0.2"]])
     for _ in range(2):
