@@ -99,7 +99,9 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A registry that needs more than its name; its `host` may be a private address. `insecure` speaks plain http.
 
-    `ca_file` holds the authorities that its certificate is checked against, in place of the system's.
+    `ca_file` holds the authorities that its certificate is checked against, in place of the system's. This node's login
+    serves its user and admins; peers, and callers that are no admins, use it to pull with one of `roles`, and to push
+    with one of `push_roles`.
     """
 
     host: str
@@ -107,6 +109,8 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     username: str = ""
     password_file: str = ""
     ca_file: str = ""
+    roles: list[Role] = []
+    push_roles: list[Role] = []
 
 
 class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

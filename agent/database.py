@@ -100,6 +100,13 @@ class Database:
 
         return await trio.to_thread.run_sync(run, limiter=self._one_thread)
 
+    async def erase_deleted(self) -> None:
+        """Let nothing that was overwritten or deleted be found in the files: the write-ahead log is emptied.
+
+        While another process reads the file nothing happens; the next call does it. Raises: Unavailable.
+        """
+        await self.query("PRAGMA wal_checkpoint(TRUNCATE)")
+
     async def close(self) -> None:
         """Close the file; not interrupted by cancellation."""
         with trio.CancelScope(shield=True):
@@ -149,6 +156,7 @@ def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) ->
         )
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA secure_delete=ON")
     if check and (said := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         raise DatabaseDamaged(f"{file} is damaged: {said}")
     # An empty file needs no migration: its tables are made in the present form.

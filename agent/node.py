@@ -38,6 +38,7 @@ from .identity import Identity, load_identity
 from .image_operations.context import ImageContext
 from .image_operations.reads import ImageReads, import_image
 from .journal.journal import Journal, open_journal
+from .journal.store import JournalStore
 from .loopback import SCHEMA as LOOPBACK_SCHEMA
 from .loopback import LoopbackAddresses, open_loopback_addresses
 from .mesh import HostFactory, NodeParts, make_node_mesh_client, open_node_mesh
@@ -245,7 +246,9 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
         health = NodeHealth(name, __version__, config.p2p.enabled, vms, peers, backends.problems)
         kinds = open_operations(vms, images, tunnels)
         async with (
-            open_journal(base.state, events, name, audit.operation_ended, kinds) as operations,
+            open_journal(
+                JournalStore(base.state, base.identity.seed), events, name, audit.operation_ended, kinds
+            ) as operations,
             trio.open_nursery() as nursery,
             open_consoles(vms, audit.record) as consoles,
         ):

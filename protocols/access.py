@@ -113,6 +113,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         return self.role is Role.ADMIN or self.principal in (owner, account_of(owner))
 
     @property
+    def uses_node_credentials(self) -> bool:
+        """Return whether the node's own logins elsewhere serve the caller: the node's user and its admins, no peer."""
+        return self.role is Role.ADMIN and not self.from_peer
+
+    @property
     def delegate(self) -> str:
         """How this node names the caller to its peers."""
         return "" if self.principal == LOCAL else self.principal
@@ -129,6 +134,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         if not _DELEGATE.fullmatch(delegate):
             raise InvalidRequest("principal: this is no name of a principal", path="principal")
         return msgspec.structs.replace(self, principal=f"{self.principal}/{delegate}", role=lowered)
+
+
+def is_peer(principal: str) -> bool:
+    """Return whether it is a peer, or somebody for whom a peer asks."""
+    return principal != LOCAL and ":" not in principal.partition("/")[0]
 
 
 def account_of(principal: str) -> str:

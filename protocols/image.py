@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from .secrets import NEVER
+
 ImageRef = Annotated[str, Meta(min_length=1, max_length=512, description="name, name:tag, registry/name:tag or digest")]
 
 
@@ -40,6 +42,24 @@ Source = Annotated[str, Meta(min_length=1, max_length=2048, description="a name,
 LocalName = Annotated[str, Meta(max_length=512, description="what the image is called here; empty: as it is there")]
 
 
+class RegistryCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A login of the caller's own, used for this request at this registry alone and never written down."""
+
+    registry: Annotated[str, Meta(min_length=1, max_length=255, description="host or host:port")]
+    username: Annotated[str, Meta(min_length=1, max_length=255)]
+    password: Annotated[str, Meta(max_length=16384)]
+
+    def __repr__(self) -> str:
+        return f"RegistryCredentials(registry={self.registry!r})"
+
+
+OwnCredentials = Annotated[
+    RegistryCredentials | None,
+    Meta(description="a login of your own; without it the node's, where it may be used"),
+    NEVER,
+]
+
+
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What to fetch: a name of the catalogue, `registry/name:tag`, or an https address with its `sha256`.
 
@@ -50,6 +70,7 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: LocalName = ""
     sha256: Annotated[str, Meta(max_length=64)] = ""
     raw: bool = False
+    credentials: OwnCredentials = None
 
 
 class PushRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,6 +79,7 @@ class PushRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     image: ImageRef
     target: ImageRef
     dry_run: bool = False
+    credentials: OwnCredentials = None
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True):

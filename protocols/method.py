@@ -16,6 +16,7 @@ from .bounded.msgpack import MAX_RESULT_ELEMENTS
 from .errors import InvalidRequest, PeerMisbehaved, TooLarge
 from .reading import convert, convert_query, decode_json, decode_msgpack
 from .routes import READS, rest
+from .secrets import without_secrets
 from .tolerant import decode_tolerantly
 
 _PLACEHOLDER = re.compile(r"<(\w+)>")
@@ -97,6 +98,10 @@ class Method(msgspec.Struct, frozen=True):
     def pack(self, arguments: Mapping[str, Any]) -> bytes:
         """The arguments as one msgpack map, for a peer."""
         return msgspec.msgpack.encode(self.args(**arguments))
+
+    def pack_without_secrets(self, arguments: Mapping[str, Any]) -> bytes:
+        """The arguments as they may be kept for ever (protocols/secrets.py)."""
+        return msgspec.msgpack.encode(without_secrets(self.args(**arguments), ended=True))
 
     def unpack(self, data: bytes) -> dict[str, Any]:
         """The other end of `pack`. Raises: InvalidRequest, TooLarge before anything is decoded."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from .secrets import UNTIL_END
 from .user_data import check_user_data
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -66,8 +67,8 @@ class VmStatus(StrEnum):
 class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """First-boot configuration (NoCloud). `user_data` is content in a form of cloud-init, never a path."""
 
-    user_data: Annotated[str, Meta(max_length=65536)] = ""
-    network_config: Annotated[str, Meta(max_length=65536)] = ""
+    user_data: Annotated[str, Meta(max_length=65536), UNTIL_END] = ""
+    network_config: Annotated[str, Meta(max_length=65536), UNTIL_END] = ""
     ssh_authorized_keys: Annotated[list[Annotated[str, Meta(max_length=16384)]], Meta(max_length=64)] = []
     hostname: Annotated[str, Meta(max_length=253)] = ""
 

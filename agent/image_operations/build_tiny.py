@@ -13,7 +13,7 @@ from ...protocols.access import Caller
 from ...protocols.errors import ImageNotFound
 from ...protocols.image import Image
 from ...protocols.services import ImageService
-from ..images.port import Origin
+from ..images.port import Origin, Requester
 from ..images.tiny.build import REF, build_tiny
 from ..journal.active import ActiveOperation
 from ..journal.operation import Release, nothing_claimed
@@ -34,7 +34,7 @@ class BuildTiny(ImageOperation):
         return nothing_claimed
 
     async def do(self, active: ActiveOperation) -> Image:
-        origin = Origin("build-tiny", caller=active.caller)
+        origin = Origin("build-tiny", requester=Requester(active.caller))
         disk = await build_tiny(self.services.scratch, active.report)
         return await self.services.add(REF, _read(disk), active.report, origin, replace=True)
 

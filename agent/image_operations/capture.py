@@ -10,7 +10,7 @@ from ...protocols.events import ImageAdded
 from ...protocols.image import Image
 from ...protocols.services import ImageService
 from ..hypervisor.port import DiskExport, DomainState
-from ..images.port import Export, Origin, Overlay
+from ..images.port import Export, Origin, Overlay, Requester
 from ..images.tag_index import parse_new_name
 from ..journal.active import ActiveOperation
 from ..journal.operation import Release, nothing_claimed
@@ -80,7 +80,7 @@ class CaptureImage(ImageOperation):
 
     async def _add(self, active: ActiveOperation, record: Record, disk: Overlay | Export) -> Image:
         size, asked = record.metadata.disk_size << 30, active.request
-        origin = Origin(f"VM {record.domain.name}", caller=active.caller)
+        origin = Origin(f"VM {record.domain.name}", requester=Requester(active.caller))
         return await self.services.store.add_disk(
             asked.name, disk, size, report=active.report, origin=origin, reset=asked.reset_identity
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...protocols.image import Pushed, PushRequest
 from ...protocols.services import ImageService
+from ..images.port import Requester
 from ..journal.active import ActiveOperation
 from .context import ImageOperation
 
@@ -14,5 +15,9 @@ class PushImage(ImageOperation):
     async def do(self, active: ActiveOperation) -> Pushed:
         asked: PushRequest = active.request.request
         return await self.services.exchange.push_image(
-            asked.image, asked.target, report=active.report, dry_run=asked.dry_run, caller=active.caller
+            asked.image,
+            asked.target,
+            report=active.report,
+            dry_run=asked.dry_run,
+            requester=Requester(active.caller, asked.credentials),
         )

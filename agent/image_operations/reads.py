@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable
 from ...protocols.access import Caller, Role
 from ...protocols.image import CatalogueEntry, Image
 from ...protocols.operation import Progress
-from ..images.port import Origin
+from ..images.port import Origin, Requester
 from .context import ImageContext
 
 
@@ -36,7 +36,7 @@ async def import_image(
     Raises: Forbidden, and what `ImageStore.add_image` raises.
     """
     caller.require(Role.OPERATOR, "import_image")
-    return await images.add(ref, content, _no_report, Origin(caller=caller, raw=raw))
+    return await images.add(ref, content, _no_report, Origin(requester=Requester(caller), raw=raw))
 
 
 def _no_report(progress: Progress) -> None:

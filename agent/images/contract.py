@@ -25,7 +25,7 @@ from ...protocols.errors import (
 )
 from ...protocols.operation import Progress
 from . import qcow2
-from .port import ImageExchange, ImageStore, Origin, Overlay
+from .port import ImageExchange, ImageStore, Origin, Overlay, Requester
 
 MIB = 1 << 20
 OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
@@ -230,7 +230,7 @@ async def _pruning(store: ImageStore, _folder: Path) -> None:
 async def _owners(store: ImageStore, _folder: Path) -> None:
     """Whoever adds a name owns it; nobody else but an admin moves it, removes it, or removes what it stands for."""
     ann, bob = (Caller(principal=f"token:{name}", role=Role.OPERATOR) for name in ("ann", "bob"))
-    anns, bobs, nodes = Origin("x", caller=ann), Origin("x", caller=bob), Origin("x")
+    anns, bobs, nodes = Origin("x", requester=Requester(ann)), Origin("x", requester=Requester(bob)), Origin("x")
     first = await store.add_image("ann", pieces(raw_disk(40)), report=quiet, origin=anns)
     same = await store.add_image("bob", pieces(raw_disk(40)), report=quiet, origin=bobs)
     assert (first.owner, same.owner) == (ann.principal, bob.principal)

@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 
 import trio
 
-from ...protocols.access import LOCAL_ADMIN, Caller
 from ...protocols.errors import ImageDamaged, ImageNotFound, InvalidRequest
 from ...protocols.image import CatalogueEntry, Image, Pushed
 from ...protocols.reference import DEFAULT_TAG, LOCAL, Reference, parse_reference
 from .catalogue import MAX_SUMS, OWN_CATALOGUE, Catalogue, Entry, find_sum, load_catalogue
-from .port import ImportRequest, Origin, Report
+from .port import NODE, ImportRequest, Origin, Report, Requester
 from .settings import RegistrySettings
 from .store import DiskImageStore
 from .tag_index import parse_new_name
@@ -82,11 +81,11 @@ class DiskImageExchange:
         report: Report,
         name: str = "",
         sha256: str = "",
-        caller: Caller = LOCAL_ADMIN,
+        requester: Requester = NODE,
         raw: bool = False,
     ) -> Image:
         if ref.startswith(("https://", "http://")):
-            return await self._pull_url(ref, sha256, name, _by(caller, raw=raw), report)
+            return await self._pull_url(ref, sha256, name, _by(requester, raw=raw), report)
         if sha256:
             raise InvalidRequest(
                 "sha256 is for a disk by https; a registry's image is named with @sha256:…", path="sha256"
@@ -95,18 +94,18 @@ class DiskImageExchange:
         entry = self._entry(reference)
         if entry is not None:
             local = parse_new_name(name) if name else reference
-            return await self._pull_entry(entry, ImportRequest(local, _by(caller, raw=raw), report))
+            return await self._pull_entry(entry, ImportRequest(local, _by(requester, raw=raw), report))
         if reference.is_digest or (reference.registry == LOCAL and not self._default):
             raise ImageNotFound(f"'{ref}' is not in the fleet or the catalogue; name a registry: registry/name:tag")
         if reference.registry == LOCAL:
             reference = parse_reference(f"{self._default}/{reference}")
         local = parse_new_name(name) if name else _without_digest(reference)
         return await (await self._remote()).pull_reference(
-            reference, ImportRequest(local, _by(caller, raw=raw), report)
+            reference, ImportRequest(local, _by(requester, raw=raw), report)
         )
 
     async def push_image(
-        self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
+        self, ref: str, target: str, *, report: Report, dry_run: bool = False, requester: Requester = NODE
     ) -> Pushed:
         image = await self.find_image(ref)
         if image.damaged:
@@ -116,13 +115,14 @@ class DiskImageExchange:
             raise InvalidRequest(f"'{target}' names no registry; name one: registry/name:tag", path="target")
         remote = await self._remote()
         if dry_run:
-            await remote.try_login(where)
+            await remote.try_login(where, requester)
             return Pushed(image=image, target=str(where))
-        manifest = await remote.push(image, where, report)
+        manifest = await remote.push(image, where, report, requester)
         if image.name:
             own = Reference(registry=image.registry, name=image.name, tag=image.tag)
             image = (
-                await self._store.repository.rename(own, image.digest, Origin("push", manifest, caller=caller)) or image
+                await self._store.repository.rename(own, image.digest, Origin("push", manifest, requester=requester))
+                or image
             )
         return Pushed(image=image, target=str(where), manifest=manifest)
 
@@ -145,9 +145,9 @@ class DiskImageExchange:
         return await (await self._remote()).pull_url(url, ("sha256", sha256), ImportRequest(local, origin, report))
 
 
-def _by(caller: Caller, *, raw: bool) -> Origin:
-    """The origin of what is fetched for `caller`; the registry's side fills in the rest."""
-    return Origin(caller=caller, raw=raw)
+def _by(requester: Requester, *, raw: bool) -> Origin:
+    """The origin of what is fetched for `requester`; the registry's side fills in the rest."""
+    return Origin(requester=requester, raw=raw)
 
 
 def _without_digest(reference: Reference) -> Reference:

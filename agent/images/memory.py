@@ -29,7 +29,7 @@ from .disks import (
 )
 from .index import index_bytes
 from .overlay import is_overlay, write_overlay
-from .port import IMPORTED, Export, Origin, Overlay, Report
+from .port import IMPORTED, NODE, Export, Origin, Overlay, Report, Requester
 from .receive import closed_after
 from .signatures import HEAD
 from .tag_index import Base, TagIndex, parse_new_name
@@ -196,7 +196,7 @@ class MemoryImageExchange:
         report: Report,
         name: str = "",
         sha256: str = "",
-        caller: Caller = LOCAL_ADMIN,
+        requester: Requester = NODE,
         raw: bool = False,
     ) -> Image:
         is_url = ref.startswith(("https://", "http://"))
@@ -205,12 +205,12 @@ class MemoryImageExchange:
         key = ref if is_url else str(parse_reference(ref))
         if key not in self.remote:
             raise ImageNotFound(f"'{ref}' is neither in the catalogue nor at a registry")
-        origin = Origin(ref, caller=caller, raw=raw)
+        origin = Origin(ref, requester=requester, raw=raw)
         content = _one(self.remote[key])
         return await self._store.add_image(name or ref, content, report=report, origin=origin, replace=True)
 
     async def push_image(
-        self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
+        self, ref: str, target: str, *, report: Report, dry_run: bool = False, requester: Requester = NODE
     ) -> Pushed:
         image = await self._store.get_image(ref)
         where = parse_new_name(target)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...protocols.access import LOCAL_ADMIN, Caller
-from ...protocols.image import CatalogueEntry, Image, ImageCheck, Pushed
+from ...protocols.image import CatalogueEntry, Image, ImageCheck, Pushed, RegistryCredentials
 from ...protocols.operation import Progress
 from ...protocols.reference import Reference
 from .boot import BootNeeds
@@ -17,18 +17,35 @@ Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Requester:
+    """For whom an image comes or goes: the owner of what is new, bound by the owners of what is there.
+
+    `credentials` are a login of the caller's own at a registry; without them the node's is used where it may be.
+    """
+
+    caller: Caller = LOCAL_ADMIN
+    credentials: RegistryCredentials | None = None
+
+
+NODE = Requester()
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where an image comes from: the words for people, a registry's manifest if there is one, labels to keep.
 
-    `caller` is who adds it: the owner of what is new, and bound by the owners of what is there. `raw` takes what cannot
-    be recognised as a disk for a raw one.
+    `raw` takes what cannot be recognised as a disk for a raw one.
     """
 
     source: str = "import"
     manifest: str = ""
     labels: Mapping[str, str] | None = None
-    caller: Caller = LOCAL_ADMIN
+    requester: Requester = NODE
     raw: bool = False
+
+    @property
+    def caller(self) -> Caller:
+        return self.requester.caller
 
 
 IMPORTED = Origin()
@@ -184,7 +201,7 @@ class ImageExchange(Protocol):
         report: Report,
         name: str = "",
         sha256: str = "",
-        caller: Caller = LOCAL_ADMIN,
+        requester: Requester = NODE,
         raw: bool = False,
     ) -> Image:
         """Fetch what `ref` means: a catalogue's name, a reference at a registry, or an https address with `sha256`.
@@ -197,7 +214,7 @@ class ImageExchange(Protocol):
         ...
 
     async def push_image(
-        self, ref: str, target: str, *, report: Report, dry_run: bool = False, caller: Caller = LOCAL_ADMIN
+        self, ref: str, target: str, *, report: Report, dry_run: bool = False, requester: Requester = NODE
     ) -> Pushed:
         """Send a local image to the registry that `target` names; `dry_run` only tries the login.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import Caller, is_peer
 from ...protocols.errors import ErrorBody
 from ...protocols.operation import Operation, OperationState, Progress
 from .keys import plain_key
@@ -37,7 +37,7 @@ class ActiveOperation:
     ) -> None:
         self.id, self.key = id, key
         # Of the caller no more than what is known after a crash as well.
-        self.caller = Caller(principal=caller.principal, role=caller.role)
+        self.caller = Caller(principal=caller.principal, role=caller.role, from_peer=is_peer(caller.principal))
         self.kind, self.target, self.request = kind, target, request
         self.state = OperationState.PENDING
         self.step_name = ""

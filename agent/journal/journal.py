@@ -35,13 +35,12 @@ from ...protocols.method import Method
 from ...protocols.operation import Detached, Operation, OperationState, Progress
 from ...protocols.tolerant import decode_tolerantly, known_part
 from ..events import EventLog
-from ..state import State
 from .active import UNDO, ActiveOperation
 from .former_requests import convert_former_request
 from .keys import plain_key, scoped_key
 from .operation import JournalledOperation, Release
 from .pace import Pace
-from .store import ROLE, JournalStore, Row
+from .store import ROLE, SECRETS, JournalStore, Row
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +58,7 @@ class Journal:
 
     def __init__(
         self,
-        state: State,
+        store: JournalStore,
         events: EventLog,
         node: str,
         ended: Callable[[Operation], object],
@@ -67,7 +66,7 @@ class Journal:
         nursery: trio.Nursery,
     ) -> None:
         self.close_timeout = CLOSE_TIMEOUT
-        self._store, self._events, self._node, self._nursery = JournalStore(state), events, node, nursery
+        self._store, self._events, self._node, self._nursery = store, events, node, nursery
         self._ended = ended
         self._kinds = {kind.kind: kind for kind in kinds}
         self._of_method = {(kind.call.name, kind.through_peer): kind for kind in self._kinds.values()}
@@ -102,7 +101,8 @@ class Journal:
 
     def _repeated(self, row: Row, kind: Kind, request: Any) -> str:
         """The id of the operation that this request repeats. Compared is what was asked, not how it is written."""
-        if row.kind != kind.kind or _decode_request(row, kind) != request:
+        kept = _decode_request(row, kind) if row.kind == kind.kind else None
+        if kept is None or not self._store.is_repeated(row, kept, request):
             raise IdempotencyMismatch(
                 "this idempotency key was used for another request; use a new key", key=plain_key(row.key)
             )
@@ -247,12 +247,12 @@ class Journal:
         An operation of a kind, or with a request, that this version does not know is left as it is.
         """
         for row in await self._store.unfinished():
-            kind = self._kinds.get(row.kind)
-            request = _decode_request(row, kind) if kind else None
+            kind, request = self._kinds.get(row.kind), self._request_of(row)
             if kind is None or request is None:
                 log.warning("an operation of another version is left alone", operation=row.id, kind=row.kind)
                 continue
             notes = msgspec.msgpack.decode(row.notes)
+            notes.pop(SECRETS, None)
             caller = _former_caller(row.principal, notes.pop(ROLE, None))
             active = self._make(kind, row.id, key=row.key, target=row.target, caller=caller, request=request)
             active.step_name, active.created_at, active.notes = row.step, row.created_at, notes
@@ -261,6 +261,12 @@ class Journal:
             self._pace.begin(row.principal, Limits(), time.monotonic())
             self._launch(kind, active, kind.claim(active))
         await self._store.forget_old()
+        await self._store.erase_former_secrets(self._request_of)
+
+    def _request_of(self, row: Row) -> Any:
+        """What was asked; None when this version does not understand it."""
+        kind = self._kinds.get(row.kind)
+        return _decode_request(row, kind) if kind else None
 
     async def list(self, state: OperationState | None = None) -> list[Operation]:
         """The newest thousand, newest first."""
@@ -377,14 +383,14 @@ def _decode_request(row: Row, kind: Kind) -> Any:
 
 @asynccontextmanager
 async def open_journal(
-    state: State, events: EventLog, node: str, ended: Callable[[Operation], object], kinds: Iterable[Kind]
+    store: JournalStore, events: EventLog, node: str, ended: Callable[[Operation], object], kinds: Iterable[Kind]
 ) -> AsyncIterator[Journal]:
     """The node's journal. What has not ended when this closes goes on at the next start.
 
     `kinds` are the operations that it runs; `ended` gets each operation that has ended.
     """
     async with trio.open_nursery() as nursery:
-        journal = Journal(state, events, node, ended, kinds, nursery)
+        journal = Journal(store, events, node, ended, kinds, nursery)
         try:
             yield journal
         finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import msgspec
 
 from ...protocols.access import account_of
 from ...protocols.operation import OperationState
+from ...protocols.secrets import has_secrets, secrets_until_end, without_secrets
 from ..database import PASSING_FAULTS
 from ..limits import limits_of
 from ..state import State
@@ -20,17 +23,23 @@ from .active import ActiveOperation
 FORGET_EVERY = 250
 """Operations after which old ones that have ended are looked for."""
 LISTED = 1000
-ROLE = "role"
-"""The note that every row has: the role of the caller when the operation was admitted."""
+ROLE, SECRETS = "role", "secrets"
+"""Notes of a row: the caller's role when the operation was admitted, and the keyed hash of the secrets in the request.
+
+The secrets themselves leave the row when the operation has ended (protocols/secrets.py); the hash still tells whether a
+repeated request has the same.
+"""
+_ERASED = "journal secrets erased"
+_ENDED = frozenset({OperationState.DONE, OperationState.FAILED, OperationState.CANCELLED})
 
 _COLUMNS = "id, key, kind, target, principal, request, state, step, notes, result, error, created_at, updated_at"
 _INSERT = f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
 _UPDATE = "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?"
+_UPDATE_WITH_REQUEST = _UPDATE.replace(" WHERE", ", request = ? WHERE")
 _SIZES = """
 SELECT id, principal, state, length(request) + length(notes) + coalesce(length(result), 0) + coalesce(length(error), 0)
 FROM operations ORDER BY created_at DESC, rowid DESC
 """
-_ENDED = frozenset({OperationState.DONE, OperationState.FAILED, OperationState.CANCELLED})
 
 
 class Row(NamedTuple):
@@ -52,14 +61,17 @@ class Row(NamedTuple):
 
 
 class JournalStore:
-    """Every write is durable when it returns. Raises: InsufficientResources when the disk is full."""
+    """Every write is durable when it returns. `key` is what hashes of secrets are made with.
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    Raises: InsufficientResources when the disk is full.
+    """
+
+    def __init__(self, state: State, key: bytes) -> None:
+        self._state, self._key = state, hashlib.blake2b(b"twinshare journal secrets\0" + key).digest()
         self._inserted = 0
 
     async def insert(self, active: ActiveOperation) -> None:
-        await self._state.execute(_INSERT, _row(active))
+        await self._state.execute(_INSERT, self._row(active))
         self._inserted += 1
         if self._inserted % FORGET_EVERY == 0:
             with suppress(*PASSING_FAULTS):  # the next time will do
@@ -67,9 +79,45 @@ class JournalStore:
 
     async def update(self, active: ActiveOperation) -> None:
         active.updated_at = time.time()
-        row = _row(active)
-        await self._state.execute(
-            _UPDATE, (row.state, row.step, row.notes, row.result, row.error, row.updated_at, row.id)
+        row = self._row(active)
+        values = (row.state, row.step, row.notes, row.result, row.error, row.updated_at)
+        if active.state not in _ENDED or not has_secrets(active.request.__class__):
+            await self._state.execute(_UPDATE, (*values, row.id))
+            return
+        await self._state.execute(_UPDATE_WITH_REQUEST, (*values, row.request, row.id))
+        await self._state.erase_deleted()
+
+    def is_repeated(self, row: Row, kept: msgspec.Struct, request: msgspec.Struct) -> bool:
+        """Return whether `request` asks for the same as the row, whose own request is `kept`."""
+        if without_secrets(kept, ended=True) != without_secrets(request, ended=True):
+            return False
+        known = msgspec.msgpack.decode(row.notes).get(SECRETS) or self._hash(kept)
+        return hmac.compare_digest(known, self._hash(request))
+
+    def _hash(self, request: msgspec.Struct) -> bytes:
+        """The keyed hash of the request's secrets; empty where there are none."""
+        secrets = secrets_until_end(request)
+        packed = msgspec.msgpack.encode(secrets)
+        return hmac.digest(self._key, packed, "sha256") if any(secrets) else b""
+
+    def _row(self, active: ActiveOperation) -> Row:
+        pack, ended = msgspec.msgpack.encode, active.state in _ENDED
+        secrets = self._hash(active.request)
+        notes = {**active.notes, ROLE: active.caller.role, **({SECRETS: secrets} if secrets else {})}
+        return Row(
+            id=active.id,
+            key=active.key,
+            kind=active.kind,
+            target=active.target,
+            principal=active.principal,
+            request=pack(without_secrets(active.request, ended=ended)),
+            state=str(active.state),
+            step=active.step_name,
+            notes=pack(notes),
+            result=pack(active.result) if active.state is OperationState.DONE else None,
+            error=pack(active.error) if active.error else None,
+            created_at=active.created_at,
+            updated_at=active.updated_at,
         )
 
     async def by_key(self, key: str) -> Row | None:
@@ -91,6 +139,26 @@ class JournalStore:
         """Delete of each account the oldest operations that have ended and are beyond its share."""
         await self._state.transact(_forget_old)
 
+    async def erase_former_secrets(self, read: Callable[[Row], msgspec.Struct | None]) -> None:
+        """Take the secrets out of what former versions have ended, once. `read` decodes a row's request."""
+        if await self._state.query("SELECT 1 FROM facts WHERE name = ?", (_ERASED,)):
+            return
+        rows = await self._select("WHERE state IN ('done', 'failed', 'cancelled')")
+        changed = []
+        for row in rows:
+            request = read(row)
+            if request is not None and (secrets := self._hash(request)):
+                notes = {**msgspec.msgpack.decode(row.notes), SECRETS: secrets}
+                kept = msgspec.msgpack.encode(without_secrets(request, ended=True))
+                changed.append((kept, msgspec.msgpack.encode(notes), row.id))
+
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany("UPDATE operations SET request = ?, notes = ? WHERE id = ?", changed)
+            db.execute("INSERT OR REPLACE INTO facts VALUES (?, x'')", (_ERASED,))
+
+        await self._state.transact(write)
+        await self._state.erase_deleted()
+
     async def _select(self, where: str, *values: Any) -> Sequence[Row]:
         rows = await self._state.query(f"SELECT {_COLUMNS} FROM operations {where}", values)  # noqa: S608 - constants
         return [Row(*row) for row in rows]
@@ -107,22 +175,3 @@ def _forget_old(db: sqlite3.Connection) -> None:
         if (rows >= share.rows or bytes_ + size > share.size) and state in _ENDED:
             old.append((id,))
     db.executemany("DELETE FROM operations WHERE id = ?", old)
-
-
-def _row(active: ActiveOperation) -> Row:
-    pack = msgspec.msgpack.encode
-    return Row(
-        id=active.id,
-        key=active.key,
-        kind=active.kind,
-        target=active.target,
-        principal=active.principal,
-        request=pack(active.request),
-        state=str(active.state),
-        step=active.step_name,
-        notes=pack({**active.notes, ROLE: active.caller.role}),
-        result=pack(active.result) if active.state is OperationState.DONE else None,
-        error=pack(active.error) if active.error else None,
-        created_at=active.created_at,
-        updated_at=active.updated_at,
-    )

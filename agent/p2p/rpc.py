@@ -32,6 +32,7 @@ from ...protocols.method import Method
 from ...protocols.operation import Detached
 from ...protocols.owner_session import OwnerSession
 from ...protocols.reading import decode_msgpack
+from ...protocols.secrets import has_secrets
 from ...protocols.table import Dispatcher
 from .host import PeerId, Stream
 from .session_driver import SessionDriver
@@ -183,16 +184,23 @@ class _Serving:
             return msgspec.msgpack.encode(await self._server.dispatcher.call(caller, method, method.unpack(packed)))
 
     def _audited(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
-        """Write down a change. Of a call that will be refused little is kept, and only a small one is decoded."""
+        """Write down a change without its secrets; of a call that will be refused little is kept.
+
+        A method that can have secrets is decoded first: nobody knows what is in arguments that are no such thing.
+        """
         if not method.mutates:
             return nullcontext()
-        fits = len(packed) <= method.max_arguments
-        kept = packed if fits and not method.local and caller.role.includes(method.role) else packed[:MAX_REFUSED_KEPT]
-        on = ""
-        if kept == packed:
+        allowed, secret = not method.local and caller.role.includes(method.role), has_secrets(method.args)
+        limit = method.max_arguments if allowed else MAX_REFUSED_KEPT
+        on, kept = "", b"" if secret else packed
+        if len(packed) <= (method.max_arguments if secret else limit):
             with suppress(InvalidRequest, TooLarge):
-                on = method.about(method.unpack(packed))
-        return self._server.audit_sink(caller, method.name, on, request=kept)
+                arguments = method.unpack(packed)
+                on = method.about(arguments)
+                kept = method.pack_without_secrets(arguments) if secret else packed
+        return self._server.audit_sink(
+            caller, method.name, on, request=kept if len(kept) <= limit else kept[:MAX_REFUSED_KEPT]
+        )
 
     async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
         follow: Follow = decode_msgpack(bytes(request.arguments), Follow)

@@ -24,7 +24,7 @@ from ...protocols.table import methods
 from ...protocols.tunnel import encode
 from ..images.peer_pull import Source, pull_from_peers
 from ..images.peer_serve import SharedDisk, open_disk, serve_chunks
-from ..images.port import ImportRequest, Origin, Report
+from ..images.port import ImportRequest, Origin, Report, Requester
 from ..images.store import DiskImageStore
 from ..images.tag_index import parse_new_name
 from ..p2p.host import PathKind, PeerId, Stream
@@ -72,7 +72,7 @@ class FleetImages:
             return None
         sources = [self._source(peer) for peer in offer.peers]
         wanted = parse_new_name(name) if name else self._name(parse_reference(ref), offer.image)
-        request = ImportRequest(wanted, Origin(labels=offer.image.labels, caller=caller, raw=raw), report)
+        request = ImportRequest(wanted, Origin(labels=offer.image.labels, requester=Requester(caller), raw=raw), report)
         return await pull_from_peers(self.store, offer.image.digest, sources, request)
 
     def _source(self, peer: PeerId) -> Source:

@@ -121,10 +121,10 @@ def forward_view(spec: ForwardSpec, *, active: bool) -> Forward:
 
 
 def check_bind(caller: Caller, spec: ForwardSpec) -> None:
-    """Whoever is an operator from another machine does not open this one to the network. Raises: Forbidden."""
-    if caller.from_peer and caller.role is not Role.ADMIN and not ipaddress.ip_address(spec.bind).is_loopback:
+    """Require the role admin to open this machine to the network. Raises: Forbidden."""
+    if caller.role is not Role.ADMIN and not ipaddress.ip_address(spec.bind).is_loopback:
         raise Forbidden(
-            f"a peer may forward ports of this node's loopback, 127.0.0.1; bind {spec.bind} needs the role admin",
+            f"an operator forwards ports of the node's loopback, 127.0.0.1; bind {spec.bind} needs the role admin",
             role_needed=str(Role.ADMIN),
         )
 

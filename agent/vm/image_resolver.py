@@ -29,7 +29,7 @@ from ...protocols.reference import LOCAL, parse_reference
 from ...protocols.size import GIB
 from ...protocols.vm import VmSpec
 from ..events import EventLog
-from ..images.port import ImageExchange, ImageStore, Report
+from ..images.port import ImageExchange, ImageStore, Report, Requester
 
 log = structlog.get_logger(__name__)
 
@@ -86,13 +86,13 @@ class ImageResolver:
         Raises: ImageNotFound, RegistryFailed, InsufficientResources, InvalidRequest, what peers say, and Forbidden when
         its name stands for another image of another owner.
         """
-        ref = asked.image
+        ref, requester = asked.image, Requester(caller, asked.credentials)
         plain = not asked.sha256 and "://" not in ref and parse_reference(ref).registry == LOCAL
         # One that is here is asked for to be brought up to date: by whoever publishes it, if anybody does.
         if plain and not (self.exchange.knows(ref) and await self._is_here(asked.name or ref)):
-            return await self._fetch(ref, asked.name, report, caller, raw=asked.raw)
+            return await self._fetch(ref, asked.name, report, requester, raw=asked.raw)
         return await self.exchange.pull_image(
-            ref, report=report, name=asked.name, sha256=asked.sha256, caller=caller, raw=asked.raw
+            ref, report=report, name=asked.name, sha256=asked.sha256, requester=requester, raw=asked.raw
         )
 
     async def _is_here(self, ref: str) -> bool:
@@ -100,16 +100,16 @@ class ImageResolver:
             return not (await self.exchange.find_image(ref)).damaged
         return False
 
-    async def _fetch(self, ref: str, name: str, report: Report, caller: Caller, *, raw: bool = False) -> Image:
+    async def _fetch(self, ref: str, name: str, report: Report, requester: Requester, *, raw: bool = False) -> Image:
         """From the fleet, else from the catalogue or a registry."""
         try:
-            image = await self._fleet.fetch(ref, name, report, caller, raw=raw)
+            image = await self._fleet.fetch(ref, name, report, requester.caller, raw=raw)
         except (PeerUnreachable, PeerMisbehaved, Forbidden, NotFound, Unavailable, Unsupported) as error:
             if not self.exchange.knows(ref):
                 raise
             log.warning("the fleet cannot give an image", image=ref, why=error.message)
             image = None
-        return image or await self.exchange.pull_image(ref, report=report, name=name, caller=caller, raw=raw)
+        return image or await self.exchange.pull_image(ref, report=report, name=name, requester=requester, raw=raw)
 
     async def ensure(self, spec: VmSpec, report: Report, caller: Caller) -> Image:
         """The image of a VM that is being made, fetched if it is not here, and reserved for the VM.
@@ -119,7 +119,7 @@ class ImageResolver:
         for _ in range(ATTEMPTS):
             image = await self.find(spec.image)
             if image is None:
-                image = await self._fetch(spec.image, "", report, caller)
+                image = await self._fetch(spec.image, "", report, Requester(caller))
                 self._events.publish(ImageAdded.of(image), image.owner or LOCAL_USER)
             self.reserved[spec.name] = image.digest
             check_disk_size(spec, image)

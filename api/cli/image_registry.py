@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from ...protocols.errors import TwinshareError
-from ...protocols.image import Image, PullRequest, PushRequest
-from ...protocols.reference import LOCAL, vm_name_after
+from ...protocols.image import Image, PullRequest, PushRequest, RegistryCredentials
+from ...protocols.reference import LOCAL, parse_reference, vm_name_after
 from ...protocols.vm import ForwardSpec, Vm
 from .listing import Listing, listing_options
 from .node import open_client
@@ -30,6 +30,24 @@ CATALOGUE: list[Column] = [
 raw_option = click.option("--raw", is_flag=True, help="Take it for a raw disk though it cannot be recognised as one.")
 BOOT_TIMEOUT = 300
 """Seconds that `image run` waits for a guest's address."""
+
+
+login_option = click.option(
+    "--login", is_flag=True, help="Send the login that docker's configuration here has for the registry."
+)
+
+
+def own_login(ref: str) -> RegistryCredentials:
+    """Return the login of this user at the registry of an image's name. Raises: UsageError when there is none."""
+    from ...agent.images.registry.auth import docker_credentials, registry_host
+
+    registry = parse_reference(ref).registry
+    found = docker_credentials(registry_host(registry))
+    if found is None:
+        raise click.UsageError(
+            f"docker's configuration here has no login for '{registry}'; run: docker login {registry}"
+        )
+    return RegistryCredentials(registry=registry, username=found.username, password=found.password)
 
 
 def full_name(image: Image) -> str:
@@ -51,9 +69,10 @@ def print_image(made: Image, *, as_json: bool) -> None:
 @click.option("--name", default="", metavar="NAME[:TAG]", help="Its name here (as it is there).")
 @click.option("--sha256", default="", metavar="HEX", help="The digest of a disk that is fetched by https.")
 @raw_option
+@login_option
 @peer_option
 @json_option
-def pull(source: str, name: str, sha256: str, raw: bool, peer: str | None, as_json: bool) -> None:
+def pull(source: str, name: str, sha256: str, raw: bool, login: bool, peer: str | None, as_json: bool) -> None:
     """Fetch an image from the fleet, the catalogue, a registry or an https address.
 
     \b
@@ -61,7 +80,8 @@ def pull(source: str, name: str, sha256: str, raw: bool, peer: str | None, as_js
     twinshare image pull ghcr.io/org/web:v1
     twinshare image pull https://example.org/disk.qcow2 --sha256 5891b5b5...
     """
-    wanted = PullRequest(image=source, name=name, sha256=sha256, raw=raw)
+    credentials = own_login(source) if login else None
+    wanted = PullRequest(image=source, name=name, sha256=sha256, raw=raw, credentials=credentials)
     with open_client() as client:
         print_image(run(client, "pull_image", {"request": wanted}, peer), as_json=as_json)
 
@@ -70,11 +90,13 @@ def pull(source: str, name: str, sha256: str, raw: bool, peer: str | None, as_js
 @click.argument("name", type=IMAGE_NAME)
 @click.argument("target", metavar="REGISTRY/NAME[:TAG]")
 @click.option("--dry-run", is_flag=True, help="Only check whether the registry would accept it.")
+@login_option
 @peer_option
 @json_option
-def push(name: str, target: str, dry_run: bool, peer: str | None, as_json: bool) -> None:
+def push(name: str, target: str, dry_run: bool, login: bool, peer: str | None, as_json: bool) -> None:
     """Send an image to a registry."""
-    wanted = PushRequest(image=name, target=target, dry_run=dry_run)
+    credentials = own_login(target) if login else None
+    wanted = PushRequest(image=name, target=target, dry_run=dry_run, credentials=credentials)
     with open_client() as client:
         pushed = run(client, "push_image", {"request": wanted}, peer)
     if as_json:

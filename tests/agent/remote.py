@@ -11,8 +11,7 @@ import trio
 
 from twinshare.agent import backends
 from twinshare.agent.images.memory import MemoryImageExchange
-from twinshare.agent.images.port import Report
-from twinshare.protocols.access import LOCAL_ADMIN, Caller
+from twinshare.agent.images.port import NODE, Report, Requester
 from twinshare.protocols.errors import TwinshareError
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Progress
@@ -47,7 +46,7 @@ class SlowExchange(MemoryImageExchange):
         report: Report,
         name: str = "",
         sha256: str = "",
-        caller: Caller = LOCAL_ADMIN,
+        requester: Requester = NODE,
         raw: bool = False,
     ) -> Image:
         there = self._there
@@ -57,7 +56,7 @@ class SlowExchange(MemoryImageExchange):
         await there.opened.wait()
         if there.failure is not None:
             raise there.failure
-        return await super().pull_image(ref, report=report, name=name, sha256=sha256, caller=caller, raw=raw)
+        return await super().pull_image(ref, report=report, name=name, sha256=sha256, requester=requester, raw=raw)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Remote:

@@ -96,7 +96,7 @@ async def test_an_account_that_floods_the_journal_loses_only_its_own_operations(
             await insert(state, f"peer-a/token:{number}", number, 10)
         for number in range(43, 48):
             await insert(state, "peer-c", number, 4000)
-        await JournalStore(state).forget_old()
+        await JournalStore(state, bytes(32)).forget_old()
         rows = await state.query("SELECT principal, created_at FROM operations")
     accounts = [principal.partition("/")[0] for principal, _ in rows]
     assert {account: accounts.count(account) for account in accounts} == {

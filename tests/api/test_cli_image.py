@@ -1,10 +1,13 @@
 """`twinshare image` against scripted nodes: what it sends and prints."""
 
+import base64
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.api.recorded import VM, Answer, operation, recorded_node
 from tests.api.test_cli import IMAGE, twinshare
@@ -51,6 +54,22 @@ def test_a_pull_names_what_it_fetches_and_what_it_is_called() -> None:
     assert node.seen[0].json == {"image": "ghcr.io/org/base:v1"}
     assert named.exit_code == 0
     assert node.seen[1].json == {"image": "https://x.example/d.img", "sha256": "ab", "name": "d"}
+
+
+def test_the_login_of_docker_s_configuration_is_sent_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    auth = base64.b64encode(b"ann:secret").decode()
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {"ghcr.io": {"auth": auth}}}))
+    with recorded_node({"POST /api/image/pull": ended("pull_image", THEIRS)}) as node:
+        assert twinshare(node, "image", "pull", "ghcr.io/org/base:v1").exit_code == 0
+        assert twinshare(node, "image", "pull", "ghcr.io/org/base:v1", "--login").exit_code == 0
+        missing = twinshare(node, "image", "push", "tiny", "r.example/tiny:v1", "--login")
+    own = {"registry": "ghcr.io", "username": "ann", "password": "secret"}
+    assert [seen.json.get("credentials") for seen in node.seen] == [None, own]
+    assert missing.exit_code == 2
+    assert "docker login r.example" in missing.stderr
 
 
 def test_a_push_tells_the_manifest_and_a_dry_run_that_it_would_do() -> None:

@@ -150,6 +150,20 @@ async def test_an_operator_elsewhere_does_not_open_this_machine_to_the_network(t
             assert there.bind == bind, "the machine's own users choose"
 
 
+async def test_an_operator_here_opens_no_port_to_the_network_either(tmp_path: Path) -> None:
+    """A token of this node, for a VM of this node and for one of a peer."""
+    token = Caller(principal="token:ci", role=Role.OPERATOR)
+    async with pair(tmp_path) as (near, _, _):
+        for peer in (None, "node-0"):
+            await call(near, "create_vm", peer, token, spec=spec("mine", start=True))
+            for address in ("0.0.0.0", "::", "192.0.2.1"):  # noqa: S104 - that is what is refused
+                wide = ForwardSpec(host_port=0, guest_port=80, bind=address)
+                with pytest.raises(Forbidden, match="needs the role admin"):
+                    await call(near, "add_forward", peer, token, vm="mine", forward=wide)
+            near_by = ForwardSpec(host_port=0, guest_port=80, bind="127.0.0.2")
+            assert (await call(near, "add_forward", peer, token, vm="mine", forward=near_by)).bind == "127.0.0.2"
+
+
 async def test_what_is_refused(tmp_path: Path) -> None:
     async with pair(tmp_path) as (near, _, _):
         first = await forward(near, peer="node-0")

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ....protocols.access import Caller
 from ....protocols.errors import RegistryFailed
+from ....protocols.image import RegistryCredentials
 from ..settings import RegistrySettings
 
+DOCKER_HUB = "registry-1.docker.io"
+_HUB_NAMES = frozenset({"docker.io", "index.docker.io", DOCKER_HUB})
 _MAX_FILE = 1 << 20
 _SCHEME = re.compile(r"(?:^|,\s*)(Bearer|Basic)\s+", re.IGNORECASE)
 _PARAMETER = re.compile(r'(\w+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
@@ -56,6 +60,24 @@ def parse_challenge(header: str) -> Challenge:
     raise RegistryFailed("the registry asks for a kind of login that is not known here")
 
 
+def may_use(caller: Caller, host: str, settings: Sequence[RegistrySettings], *, push: bool) -> bool:
+    """Return whether the node's login at `host` serves the caller: its user and admins, others as it is configured."""
+    if caller.uses_node_credentials:
+        return True
+    listed = [role for entry in settings if entry.host == host for role in (entry.push_roles if push else entry.roles)]
+    return any(map(caller.role.includes, listed))
+
+
+def own_credentials(host: str, given: RegistryCredentials) -> Credentials | None:
+    """Return what the caller gave for its request, if it is for this host."""
+    return Credentials(given.username, given.password) if registry_host(given.registry) == host else None
+
+
+def registry_host(registry: str) -> str:
+    """Return the host that serves a registry of that name."""
+    return DOCKER_HUB if registry in _HUB_NAMES else registry
+
+
 def find_credentials(host: str, settings: Sequence[RegistrySettings]) -> Credentials | None:
     """The credentials for exactly this host. Blocking. Raises: RegistryFailed when a configured file cannot be read."""
     for entry in settings:
@@ -67,17 +89,18 @@ def find_credentials(host: str, settings: Sequence[RegistrySettings]) -> Credent
                     f"the password_file of the registry {host} cannot be read: {error.strerror}"
                 ) from None
             return Credentials(entry.username, secret)
-    return _from_docker(host)
+    return docker_credentials(host)
 
 
-def _from_docker(host: str) -> Credentials | None:
+def docker_credentials(host: str) -> Credentials | None:
+    """Return what docker's configuration file of this user has for the host. Blocking."""
     folder = os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
     path = Path(folder) / "config.json"
     try:
         if path.stat().st_size > _MAX_FILE:
             return None
         document: Any = json.loads(path.read_bytes())
-        names = [host] if host != "registry-1.docker.io" else [host, "https://index.docker.io/v1/", "docker.io"]
+        names = [host] if host != DOCKER_HUB else [host, "https://index.docker.io/v1/", "docker.io"]
         entry = next(document["auths"][name] for name in names if name in document["auths"])
         username, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
     except (OSError, ValueError, LookupError, TypeError, RecursionError, StopIteration, binascii.Error):

@@ -12,7 +12,9 @@ import structlog
 import trio
 
 from ....protocols.errors import ImageNotFound, RegistryFailed
+from ..port import Requester
 from ..settings import RegistrySettings
+from .auth import DOCKER_HUB, registry_host
 from .http_client import Body, HttpClient, Request
 from .http_policy import PassingError
 from .manifest import (
@@ -34,9 +36,6 @@ from .manifest import (
 
 log = structlog.get_logger(__name__)
 
-_DOCKER_HUB = "registry-1.docker.io"
-_ALIASES = {"docker.io": _DOCKER_HUB, "index.docker.io": _DOCKER_HUB}
-
 
 @dataclass(frozen=True, slots=True)
 class Repository:
@@ -47,8 +46,8 @@ class Repository:
 
     @classmethod
     def of(cls, registry: str, name: str) -> Repository:
-        host = _ALIASES.get(registry, registry)
-        return cls(host, f"library/{name}" if host == _DOCKER_HUB and "/" not in name else name)
+        host = registry_host(registry)
+        return cls(host, f"library/{name}" if host == DOCKER_HUB and "/" not in name else name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,10 @@ class RegistryClient:
 
     def __init__(self, web: HttpClient) -> None:
         self.web = web
+
+    def acting_for(self, requester: Requester, *, push: bool = False) -> RegistryClient:
+        """Return this client with the logins that serve the requester."""
+        return RegistryClient(self.web.acting_for(requester, push=push))
 
     async def manifest(self, repository: Repository, reference: str, architecture: str = HOST_ARCHITECTURE) -> Found:
         """The manifest of a tag or digest; of an image for several machines the one for `architecture`.

@@ -9,16 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import httpx
 import trio
 
+from ....protocols.access import Role
 from ....protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
+from ..port import Requester
 from ..settings import RegistrySettings
+from .auth import Credentials, find_credentials, may_use, own_credentials
 from .http_body import MAX_ANSWER, read_body, received
-from .http_policy import PassingError, Retry, passes, reason_of, retry_after
-from .login import Logins
+from .http_policy import LOGIN_CURE, PassingError, Retry, passes, reason_of, retry_after
+from .login import Find, Logins
 from .proxies import ProxyRules
 from .transport import GuardedTransport, PrivateAddressError
 
@@ -58,7 +63,29 @@ class HttpClient:
         self._client = httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, headers=_HEADERS, trust_env=False)
         self._insecure = frozenset(entry.host for entry in settings if entry.insecure)
         self.policy = Retry(sleep)
-        self._logins = Logins(self._client, settings, self._insecure, self.policy)
+        self._settings = settings
+        self._logins = self._new_logins(partial(find_credentials, settings=settings))
+        self._restricted: dict[tuple[Role, bool], Logins] = {}
+
+    def _new_logins(self, find: Find) -> Logins:
+        return Logins(self._client, find, self._insecure, self.policy)
+
+    def acting_for(self, requester: Requester, *, push: bool) -> HttpClient:
+        """Return this client with the logins that serve the requester. What one logs in with serves nobody else."""
+        caller, given = requester.caller, requester.credentials
+        if given is None and caller.uses_node_credentials:
+            return self
+        client = copy(self)
+        if given is not None:
+            client._logins = self._new_logins(lambda host: own_credentials(host, given))
+            return client
+
+        def find(host: str) -> Credentials | None:
+            allowed = may_use(caller, host, self._settings, push=push)
+            return find_credentials(host, self._settings) if allowed else None
+
+        client._logins = self._restricted.setdefault((caller.role, push), self._new_logins(find))
+        return client
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -192,9 +219,7 @@ async def _check_status(response: httpx.Response, request: Request) -> None:
     if status == 404:
         raise ImageNotFound(f"{host} has no such image, or does not show it without a login{reason}")
     if status in {401, 403}:
-        raise RegistryFailed(
-            f"{host} refuses access{reason}; give a username and a password_file under [[images.registries]]"
-        )
+        raise RegistryFailed(f"{host} refuses access{reason}; {LOGIN_CURE}")
     if passes(status):
         raise PassingError(f"{host} answers {status}{reason}", retry_after(response))
     kind = RangeRefused if status == 416 else RegistryFailed

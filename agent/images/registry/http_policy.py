@@ -24,6 +24,11 @@ LONGEST_PAUSE = 30.0
 LONGEST_RETRY_AFTER = 60.0
 """Seconds. A server that wants to be left alone for longer is not waited for."""
 MAX_REASON = 300
+LOGIN_CURE = (
+    "send credentials of your own with the request; the node's are a username and a password_file under "
+    "[[images.registries]], for others than its admins with their roles"
+)
+"""What to do where a registry wants a login."""
 
 Result = TypeVar("Result")
 

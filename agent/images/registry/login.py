@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 
 import httpx
@@ -11,10 +11,11 @@ import trio
 
 from ....protocols.errors import RegistryFailed
 from ..parallel import Turns
-from ..settings import RegistrySettings
-from .auth import Challenge, Credentials, find_credentials, parse_challenge
+from .auth import Challenge, Credentials, parse_challenge
 from .http_body import MAX_ANSWER, read_body
-from .http_policy import PassingError, Retry, passes, reason_of, retry_after
+from .http_policy import LOGIN_CURE, PassingError, Retry, passes, reason_of, retry_after
+
+Find = Callable[[str], Credentials | None]
 
 
 class _Token(msgspec.Struct):
@@ -23,17 +24,14 @@ class _Token(msgspec.Struct):
 
 
 class Logins:
-    """Headers by registry and scope. Credentials go to their own registry and to the realm it names, encrypted."""
+    """Headers by registry and scope. Credentials go to their own registry and to the realm it names, encrypted.
 
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        settings: Sequence[RegistrySettings],
-        insecure: frozenset[str],
-        policy: Retry,
-    ) -> None:
+    `find` returns the credentials for a host, blocking. The headers serve only callers for whom it is the same.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, find: Find, insecure: frozenset[str], policy: Retry) -> None:
         self._client = client
-        self._settings = settings
+        self._find = find
         self._insecure = insecure
         self._policy = policy
         self._headers: dict[tuple[str, str], str] = {}
@@ -56,12 +54,10 @@ class Logins:
 
     async def _log_in(self, url: httpx.URL, host: str, scope: str, challenge: str) -> None:
         asked = parse_challenge(challenge)
-        credentials = await trio.to_thread.run_sync(find_credentials, host, self._settings)
+        credentials = await trio.to_thread.run_sync(self._find, host)
         if asked.scheme == "basic":
             if credentials is None:
-                raise RegistryFailed(
-                    f"{host} wants a login; give a username and a password_file under [[images.registries]]"
-                )
+                raise RegistryFailed(f"{host} wants a login; {LOGIN_CURE}")
             self._headers[host, scope] = credentials.basic
         else:
             self._headers[host, scope] = f"Bearer {await self._token(url, asked, scope, credentials)}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ....protocols.image import Image
 from ....protocols.reference import Reference
 from ..parallel import Turns
-from ..port import ImportRequest, Report
+from ..port import ImportRequest, Report, Requester
 from ..settings import RegistrySettings
 from ..store import DiskImageStore
 from .client import RegistryClient, Repository, open_registry_client
@@ -44,23 +44,25 @@ class Remote:
     async def pull_reference(self, reference: Reference, request: ImportRequest) -> Image:
         """The image of that name or digest at its registry. Raises: ImageNotFound, InvalidRequest if it is no disk."""
         repository = Repository.of(reference.registry, reference.name)
-        found = await self._client.manifest(repository, reference.digest or reference.tag)
+        client = self._client.acting_for(request.origin.requester)
+        found = await client.manifest(repository, reference.digest or reference.tag)
         request = _from(request, str(reference), found.digest)
         async with self._turns.take(found.digest):
             known = await self._known(request)
             if known is not None:
                 return known
             pull = pull_chunks if kind_of(found.manifest) is Kind.TWINSHARE else pull_foreign
-            request = request.labelled(await self._client.labels(repository, found.manifest))
-            return await pull(self._store, self._client, repository, found, request)
+            request = request.labelled(await client.labels(repository, found.manifest))
+            return await pull(self._store, client, repository, found, request)
 
-    async def push(self, image: Image, target: Reference, report: Report) -> str:
+    async def push(self, image: Image, target: Reference, report: Report, requester: Requester) -> str:
         """Send an image; the digest of its manifest. Raises: ImageDamaged."""
-        return await push_image(self._store, self._client, image, target, report)
+        return await push_image(self._store, self._client.acting_for(requester, push=True), image, target, report)
 
-    async def try_login(self, target: Reference) -> None:
+    async def try_login(self, target: Reference, requester: Requester) -> None:
         """Ask for something that is not there, as one who may write."""
-        await self._client.has_blob(Repository.of(target.registry, target.name), _NOWHERE)
+        client = self._client.acting_for(requester, push=True)
+        await client.has_blob(Repository.of(target.registry, target.name), _NOWHERE)
 
     async def _known(self, request: ImportRequest) -> Image | None:
         """The image if it was fetched before, under its name from now on. Raises: Forbidden."""

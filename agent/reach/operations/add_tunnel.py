@@ -11,6 +11,7 @@ from ....protocols.vm import Forward
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release, nothing_claimed
 from ...relays import listen
+from ...vm.forwards import check_bind
 from ..tunnels import MAX_KEPT, Tunnel
 from .base import TunnelOperation
 
@@ -21,6 +22,7 @@ class AddTunnel(TunnelOperation):
 
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
         tunnels, asked = self.services, active.request
+        check_bind(caller, asked.forward)
         if asked.forward.protocol != "tcp":
             raise Unsupported("only tcp can be forwarded")
         if len(tunnels.kept) >= MAX_KEPT:

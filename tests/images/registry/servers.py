@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.images.registry.certificates import write_pair
+from twinshare.protocols.access import Role
 
 REGISTRY = "docker-registry"
 USER, PASSWORD = "alice", "wonderland"
@@ -33,6 +34,8 @@ class Settings:
     username: str = ""
     password_file: str = ""
     ca_file: str = ""
+    roles: Sequence[Role] = ()
+    push_roles: Sequence[Role] = ()
 
 
 def free_port() -> int:

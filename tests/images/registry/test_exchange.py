@@ -27,7 +27,7 @@ from tests.images.test_store import as_qcow2, random_disk
 from twinshare.agent.images.contract import check_image_exchange, pieces, quiet, with_boot_sector
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
 from twinshare.agent.images.memory import MemoryImageExchange, MemoryImageStore
-from twinshare.agent.images.port import ImageExchange, ImageStore
+from twinshare.agent.images.port import ImageExchange, ImageStore, Requester
 from twinshare.agent.images.registry import http_policy as web_module
 from twinshare.agent.images.registry import manifest as m
 from twinshare.agent.images.registry.client import RegistryClient, Repository, once, open_registry_client
@@ -315,9 +315,9 @@ async def test_a_name_of_another_is_refused_before_the_disk_is_fetched(
         pull = partial(exchange.pull_image, "https://files.example/d.img", report=quiet)
         digest, ann = hashlib.sha256(files["/d.img"]).hexdigest(), Caller(principal="token:ann", role=Role.OPERATOR)
         with pytest.raises(Forbidden, match="'taken:latest' belongs to local"):
-            await pull(sha256=digest, name="taken", caller=ann)
+            await pull(sha256=digest, name="taken", requester=Requester(ann))
         assert asked == []
-        assert (await pull(sha256=digest, name="new", caller=ann)).owner == ann.principal
+        assert (await pull(sha256=digest, name="new", requester=Requester(ann))).owner == ann.principal
 
 
 async def test_two_pulls_of_one_address_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
