@@ -19,8 +19,9 @@ from .rest.metrics import Metrics
 from .rest.oidc import Authority
 from .rest.requests import current_request, current_websocket
 from .rest.routes import Route, add_routes
-from .rest.sessions import Sessions
+from .rest.sessions import Session, Sessions
 from .twinshare import documents, pages
+from .twinshare import sessions as browser_sessions
 
 _WEB = Path(__file__).parent / "web"
 _CORS_HEADERS = "authorization, content-type, idempotency-key, last-event-id, prefer"
@@ -36,16 +37,16 @@ def make_app(node: Node, url: str) -> RestApp:
         found = node.tokens.authenticate(secret)
         return authority.authenticate(secret, time.time()) if found is None and authority is not None else found
 
-    def by_session(secret: str) -> Caller | None:
-        caller = sessions.find(secret, trio.current_time())
-        return caller if caller is not None and node.tokens.holds(caller.principal) else None
+    def by_session(secret: str) -> Session | None:
+        session = sessions.find(secret, trio.current_time())
+        return session if session is not None and node.tokens.holds(session.caller.principal) else None
 
     app = RestApp(config.max_body, Metrics())
     app.renderers[f"{meda.ROOT}/".encode()] = meda.render_error
     _add_guard(app, Guard(config, cookie, by_token, by_session))
     ours = [
         *twinshare.routes(node, app.metrics),
-        *pages.session_routes(sessions, url, cookie),
+        *browser_sessions.routes(sessions, url, cookie),
         *pages.root_routes(_WEB, twinshare.root_body(node)),
     ]
     theirs = list(meda.routes(node))
@@ -71,7 +72,7 @@ def _add_guard(app: RestApp, guard: Guard) -> None:
     @app.before_request
     async def check_request() -> None:
         request = current_request()
-        guard.check(request, is_open=request.endpoint == pages.OPEN_ENDPOINT)
+        guard.check(request, is_open=request.endpoint == browser_sessions.OPEN_ENDPOINT)
 
     @app.before_websocket
     async def check_websocket() -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "agent": ("agent:agent", "Start a node on this machine and serve until SIGTERM or Ctrl-C."),
     "serve": ("agent:agent", "Start a node on this machine and serve until SIGTERM or Ctrl-C."),
     "status": ("status:status", "Show the node's health and its free capacity."),
+    "ui": ("ui:ui", "Open the node's page in a browser."),
     "doctor": ("doctor:doctor", "Check this machine; exit 0 if a VM could run here."),
     "vm": ("vm:vm", "Virtual machines."),
     "image": ("image:image", "Images: the disks that VMs start from."),
@@ -93,6 +94,7 @@ def main() -> None:
     twinshare image build-tiny                     make a first image, a few MB
     twinshare vm create web --image tiny --memory 128M --disk 1G --start
     twinshare vm ls
+    twinshare ui                                   the page of the node, in a browser
 
     The node is found by $TWINSHARE_API (a URL), else in $TWINSHARE_DATA_DIR or the default data directory. A token is
     taken from $TWINSHARE_TOKEN, else from the file that the node wrote.

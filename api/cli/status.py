@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from ..exchange import plain
 from .node import open_client
 from .output import Column, duration, print_fields, print_json, say
 from .parameters import json_option, peer_option
@@ -22,14 +21,11 @@ FIELDS: list[Column] = [
 
 
 @click.command()
-@click.option("--open", "page", is_flag=True, help="Print a link that opens the node's page once, within a minute.")
 @peer_option
 @json_option
-def status(page: bool, peer: str | None, as_json: bool) -> None:
+def status(peer: str | None, as_json: bool) -> None:
     """Show the node's health and its free capacity."""
     with open_client() as client:
-        if page:
-            return click.echo(client.send(plain("POST", "/session", dict[str, str]))["link"])
         health = client.call("health", {}, peer)
         capacity = client.call("capacity", {}, peer)
     if as_json:

@@ -21,9 +21,11 @@ from ...protocols.access import Caller
 from ...protocols.errors import Forbidden, InvalidRequest, Misdirected, NotFound, RateLimited, Unauthenticated
 from .connection_info import ConnectionInfo
 from .requests import RestRequest, RestWebsocket
+from .sessions import Session
 
 Incoming = RestRequest | RestWebsocket
 Authenticate = Callable[[str], Caller | None]
+FindSession = Callable[[str], Session | None]
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -43,7 +45,7 @@ MAX_PATH = 8192
 class Guard:
     """Admits requests. `authenticate` knows bearer tokens, `session` the cookies of opened pages."""
 
-    def __init__(self, config: ApiConfig, cookie: str, authenticate: Authenticate, session: Authenticate) -> None:
+    def __init__(self, config: ApiConfig, cookie: str, authenticate: Authenticate, session: FindSession) -> None:
         self._hosts = LOCAL_NAMES | {host.lower() for host in config.hosts}
         self.origins = frozenset(origin.encode() for origin in config.origins)
         self._cookie = cookie
@@ -107,12 +109,13 @@ class Guard:
             return caller
         if request.connection.local is not None and not any(map(_PROXIED.search, request.fields)):
             return request.connection.local
-        caller = self._session(cookie) if (cookie := _cookie(request, self._cookie)) else None
-        if caller is None:
+        session = self._session(cookie) if (cookie := _cookie(request, self._cookie)) else None
+        if session is None:
             raise Unauthenticated(
                 "this needs a token: send Authorization: Bearer <token> (see `twinshare token create`)"
             )
-        return caller
+        request.session = session
+        return session.caller
 
 
 def _check_path(path: bytes) -> None:

@@ -5,7 +5,8 @@ Hypercorn has parsed it; nothing of it is trusted yet.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -16,12 +17,14 @@ from quart.globals import request_ctx, websocket_ctx
 from quart_trio.wrappers import TrioRequest, TrioWebsocket
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from ...agent.tokens import TokenStore
 from ...protocols.access import Caller
 from ...protocols.console import CLOSED_BY_ERROR, MAX_REASON
 from ...protocols.errors import InvalidRequest, RequestTimeout, TwinshareError, Unauthenticated, UnsupportedMediaType
 from ...protocols.method import Method
 from ...protocols.reading import convert_query
 from .connection_info import ConnectionInfo
+from .sessions import Session
 
 Query = TypeVar("Query", bound=msgspec.Struct)
 
@@ -112,6 +115,8 @@ class Incoming:
     query_string: bytes
     # Set by the guard; routes that are open to everybody have none.
     admitted: Caller | None = None
+    # The browser's session, when that let the caller in.
+    session: Session | None = None
     started_at = 0.0
 
     @cached_property
@@ -136,6 +141,15 @@ class Incoming:
         if self.admitted is None:
             raise Unauthenticated("this needs a caller")
         return self.admitted
+
+    @contextmanager
+    def bound(self, tokens: TokenStore) -> Iterator[None]:
+        """Run a block for as long as the token and the session that let the caller in are good.
+
+        Raises: Unauthenticated when they end.
+        """
+        with tokens.bound(self.caller), nullcontext() if self.session is None else self.session.bound():
+            yield
 
     def check_single(self) -> None:
         """Raises: InvalidRequest when a header that decides something comes more than once."""

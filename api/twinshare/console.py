@@ -44,7 +44,7 @@ def routes(node: Node) -> Iterator[Route]:
             await websocket.accept()
             websocket.connection.endless = True
             try:
-                with node.tokens.bound(websocket.caller):
+                with websocket.bound(node.tokens):
                     await _Session(websocket, console).run()
             except WrongState as stopped:
                 await websocket.end(stopped, CLOSED_NORMALLY)

@@ -52,7 +52,7 @@ def route(events: EventLog, tokens: TokenStore) -> Route:
         if request.method == "HEAD":
             return Response(b"", content_type=_MEDIA_TYPE)
         request.connection.endless = True
-        bound = partial(tokens.bound, request.caller)
+        bound = partial(request.bound, tokens)
         body = _EventStream(events, after, _filter(query.types), encoder, bound)
         return Response(body, content_type=_MEDIA_TYPE, headers={"x-accel-buffering": "no"})
 

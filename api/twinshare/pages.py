@@ -1,35 +1,24 @@
-"""The pages and their files: `GET /` for browsers, `/swagger-ui`, `/web/…`, and the link that opens them."""
+"""The pages and their files: `GET /` for browsers, `/swagger-ui`, `/web/…`, compressed when the browser takes that."""
 
 from __future__ import annotations
 
+import functools
+import gzip
 import mimetypes
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import trio
 from quart import Response
 
-from ...protocols.access import Role
-from ...protocols.errors import NotFound, Unauthenticated
+from ...protocols.errors import NotFound
 from ...protocols.openapi import Endpoint, Media
-from ..rest.requests import NoQuery, current_request
+from ..rest.requests import current_request
 from ..rest.responses import json_response
 from ..rest.routes import Route, View
-from ..rest.sessions import LINK_LIFE, Sessions
 
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".svg": "image/svg+xml"}
-
-# The one route that needs no caller: its address is the secret.
-OPEN_ENDPOINT = "pages.enter"
-
-
-class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """A link that opens the page in a browser, once, until `expires`."""
-
-    link: str
-    expires: datetime
 
 
 def files(directory: Path) -> Iterator[Route]:
@@ -67,34 +56,24 @@ def _serving(file: Path) -> View:
     content_type = kind + ("; charset=utf-8" if kind.startswith("text/") else "")
 
     async def view() -> Response:
-        return Response(await trio.Path(file).read_bytes(), content_type=content_type)
+        if not content_type.startswith("text/") or not _takes_gzip(
+            current_request().fields.get(b"accept-encoding", b"")
+        ):
+            return Response(await trio.Path(file).read_bytes(), content_type=content_type)
+        # A bundle of a megabyte takes too long for the loop.
+        data = await trio.to_thread.run_sync(_compressed, file)
+        return Response(
+            data, headers={"content-encoding": "gzip", "vary": "accept-encoding"}, content_type=content_type
+        )
 
     return view
 
 
-def session_routes(sessions: Sessions, url: str, cookie: str) -> Iterator[Route]:
-    """`POST /api/session` hands out a link; opening it once within a minute lets that browser in."""
+def _takes_gzip(accepted: bytes) -> bool:
+    return any(one.partition(b";")[0].strip() == b"gzip" and b"q=0" not in one for one in accepted.split(b","))
 
-    async def invite() -> Response:
-        request = current_request()
-        request.query_as(NoQuery)
-        key = sessions.invite(request.caller, trio.current_time())
-        expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=LINK_LIFE)
-        return json_response(Session(link=f"{url}/enter/{key}", expires=expires))
 
-    async def enter(key: str) -> Response:
-        session = sessions.enter(key, trio.current_time())
-        if session is None:
-            raise Unauthenticated("this link was used or is too old; ask for a new one (`twinshare status --open`)")
-        response = Response(b"", 303, {"location": "/"})
-        secure = current_request().connection.secure
-        response.set_cookie(cookie, session, httponly=True, samesite="Strict", secure=secure)
-        return response
-
-    endpoint = Endpoint(
-        verb="POST", path="/api/session", operation_id="open_session", tag="node", role=Role.VIEWER,
-        summary="Make a link that opens the page in a browser, once, within a minute.",
-        answers={200: Media(Session)},
-    )  # fmt: skip
-    yield Route("POST", endpoint.path, "open_session", invite, endpoint)
-    yield Route("GET", "/enter/<key>", "enter", enter)
+@functools.cache
+def _compressed(file: Path) -> bytes:
+    """The pages hold no secret, so that their size tells nothing."""
+    return gzip.compress(file.read_bytes(), mtime=0)

@@ -5,6 +5,7 @@ Each message is JSON that ends with a zero byte. What the page does is kept: wha
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -125,6 +126,28 @@ class Page:
                         return True
                 await trio.sleep(0.05)
         return False
+
+    async def shape(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Give the page a size in pixels, and the light or the dark of the system."""
+        await self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.command("Emulation.setEmulatedMedia", features=[scheme])
+
+    async def picture(self) -> bytes:
+        """Return what is seen, as PNG."""
+        shot = await self.command("Page.captureScreenshot", format="png", optimizeForSpeed=False)
+        return base64.b64decode(shot["data"])
+
+    async def fill(self, selector: str, value: str) -> None:
+        """Put a value into a field as somebody who types."""
+        field = f"document.querySelector({json.dumps(selector)})"
+        await self.until(field)
+        await self.run(
+            f"(field => {{ field.value = {json.dumps(value)}; "
+            f"for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {{bubbles: true}})); }})({field})"
+        )
 
     async def click(self, selector: str, then: str = "true") -> None:
         """Press it, again if `then` does not come true in a while: a page may still be at work on what it shows."""

@@ -74,7 +74,22 @@ def test_the_fleet_is_one_list() -> None:
 def test_the_page_is_opened_by_a_link() -> None:
     session = {"link": "http://127.0.0.1:1/enter/x", "expires": "2025-05-10T10:30:00Z"}
     with recorded_node({"POST /api/session": [Answer(session)]}) as node:
-        assert twinshare(node, "status", "--open").stdout == "http://127.0.0.1:1/enter/x\n"
+        assert twinshare(node, "ui", "--print").stdout == "http://127.0.0.1:1/enter/x\n"
+
+
+@pytest.mark.parametrize(
+    ("link", "first"),
+    [
+        ("http://127.0.0.1:8081/enter/x", "the node listens on this machine alone; on the other machine run"),
+        ("https://node.example/enter/x", "open this link on the other machine within a minute:"),
+    ],
+)
+def test_the_page_is_opened_from_another_machine(link: str, first: str) -> None:
+    session = {"link": link, "expires": "2025-05-10T10:30:00Z"}
+    with recorded_node({"POST /api/session": [Answer(session)]}) as node:
+        shown = twinshare(node, "ui", "--remote")
+    assert (shown.stdout, shown.stderr.splitlines()[0]) == (f"{link}\n", first)
+    assert ("ssh -N -L 8081:127.0.0.1:8081 " in shown.stderr) == link.startswith("http:")
 
 
 def test_create_reads_files_on_this_side_and_waits_for_the_operation(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ async def test_what_a_page_refers_to_is_there_and_ours(page: str, tmp_path: Path
 
 async def test_files_have_their_types(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
-        for name, kind in {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}.items():
+        for name, kind in {"main.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}.items():
             assert (await api.client.get(f"/web/{name}")).headers["content-type"].startswith(kind)
-        assert (await api.client.head("/web/page.js")).content == b""
+        assert (await api.client.head("/web/main.js")).content == b""
 
 
 def test_our_own_scripts_load_nothing_from_elsewhere() -> None:
@@ -49,14 +49,40 @@ def test_our_own_scripts_load_nothing_from_elsewhere() -> None:
         assert not re.search(r"https?://|@import|eval\(|innerHTML", file.read_text()), file.name
 
 
-def test_vendored_files_are_what_they_were() -> None:
-    sums = (WEB / "vendor" / "swagger-ui" / "SHA256SUMS").read_text().split()
+VENDORED = [*sorted((WEB / "vendor").iterdir()), *sorted((Path(__file__).parents[1] / "vendor").iterdir())]
+
+
+@pytest.mark.parametrize("folder", VENDORED, ids=lambda folder: str(folder.name))
+def test_vendored_files_are_what_they_were(folder: Path) -> None:
+    sums = (folder / "SHA256SUMS").read_text().split()
     kept = dict(zip(sums[1::2], sums[::2], strict=True))
-    there = {file.name: file for file in (WEB / "vendor" / "swagger-ui").iterdir()}
+    there = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
     assert kept.keys() | {"SHA256SUMS", "README.md"} == there.keys()
-    assert "LICENSE" in kept
+    assert any(name.startswith("LICENSE") for name in kept)
     for name, digest in kept.items():
         assert hashlib.sha256(there[name].read_bytes()).hexdigest() == digest, name
+
+
+FIRST_VIEW = 60_000
+"""Bytes that the first view takes, compressed."""
+
+
+async def test_the_first_view_is_small_and_compressed(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        found, left = {}, ["/", *re.findall(r'(?:src|href)="([^"]*)"', (WEB / "index.html").read_text())]
+        while left:
+            if (path := left.pop()) in found:
+                continue
+            async with api.client.stream("GET", path, headers=BROWSER | {"accept-encoding": "gzip"}) as answer:
+                assert answer.headers.get("content-encoding") == ("gzip" if path != "/web/icon.svg" else None), path
+                found[path] = sum([len(part) async for part in answer.aiter_raw()])
+            name = "index.html" if path == "/" else path.removeprefix("/web/")
+            imported = re.findall(r'^(?:import|export) .*from "\./(.*)";$', (WEB / name).read_text(), re.MULTILINE)
+            left += [f"/web/{one}" for one in imported]
+        assert sum(found.values()) < FIRST_VIEW, found
+        plain = await api.client.get("/web/main.js", headers={"accept-encoding": "identity"})
+        assert plain.headers.get("content-encoding") is None
+        assert plain.text == (WEB / "main.js").read_text()
 
 
 def test_what_a_server_that_nobody_looks_at_does_not_load() -> None:
