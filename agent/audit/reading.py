@@ -22,11 +22,11 @@ def _opened(database: Path) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def newest(database: Path, count: int) -> list[tuple[int, Entry]]:
-    """The last `count` rows with their numbers, oldest first."""
-    query = "SELECT number, content FROM audit ORDER BY number DESC LIMIT ?"
+def newest(database: Path, count: int, before: int | None = None) -> list[tuple[int, Entry]]:
+    """Return the last `count` rows with their numbers, of those before row `before`, oldest first."""
+    query = "SELECT number, content FROM audit WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?"
     with _opened(database) as db:
-        rows = db.execute(query, (count,)).fetchall()
+        rows = db.execute(query, (before, before, count)).fetchall()
     return [(number, msgspec.msgpack.decode(content, type=Entry)) for number, content in reversed(rows)]
 
 

@@ -49,7 +49,7 @@ def _from_elsewhere(link: str) -> list[str]:
     return [
         "the node listens on this machine alone; on the other machine run",
         f"    ssh -N -L {port}:{url.hostname}:{port} {getpass.getuser()}@{platform.node()}",
-        "and open this link there within a minute (api.listen with api.tls_cert and api.tls_key serves others directly):",
+        "and open this link there within a minute (or serve others directly: api.listen, api.tls_cert, api.tls_key):",
     ]
 
 

@@ -17,7 +17,7 @@ from ..rest.metrics import Metrics, exposition
 from ..rest.requests import NoQuery, current_request
 from ..rest.responses import json_response
 from ..rest.routes import Route
-from . import console, events, operations
+from . import audit, console, events, operations
 
 NAME = "AI Environment Manager API"
 _OCTETS = "application/octet-stream"
@@ -45,6 +45,7 @@ def routes(node: Node, metrics: Metrics) -> Iterator[Route]:
     yield from console.routes(node)
     yield _import_route(node)
     yield _fleet_route(node)
+    yield audit.route(node)
     yield _metrics_route(node, metrics)
 
 

@@ -52,6 +52,7 @@ export const OPERATIONS = {
   // Routes beside the table.
   list_fleet_vms: ["GET", "/fleet/vm", "viewer"],
   import_image: ["POST", "/image/import", "operator"],
+  list_audit: ["GET", "/audit", "admin"],
   show_session: ["GET", "/session", "viewer"],
   list_sessions: ["GET", "/sessions", "viewer"],
   end_session: ["DELETE", "/sessions/<id>", "viewer"],

@@ -12,8 +12,8 @@ const EVERY = 10;
 
 /** @typedef {import("./types.js").Peer} Peer */
 
-/** What a node told last: its health and capacity. @type {Map<string, {health: any, capacity: any, error: string}>} */
-const told = new Map();
+/** What each node answered last: its health and capacity. @type {Map<string, {health: any, capacity: any, error: string}>} */
+const answers = new Map();
 
 /** @param {string} name */
 function vmsOf(name) {
@@ -44,19 +44,19 @@ function NodeCard({ name, status, tags, health, capacity, note, here = false }) 
 
 /** @param {Peer} peer */
 async function ask(peer) {
-  const kept = told.get(peer.id);
+  const kept = answers.get(peer.id);
   try {
     const [health, capacity] = await Promise.all([call("health", {}, peer.id), call("capacity", {}, peer.id)]);
-    told.set(peer.id, { health, capacity, error: "" });
+    answers.set(peer.id, { health, capacity, error: "" });
   } catch (error) {
-    told.set(peer.id, { health: kept?.health, capacity: kept?.capacity, error: /** @type {Error} */ (error).message });
+    answers.set(peer.id, { health: kept?.health, capacity: kept?.capacity, error: /** @type {Error} */ (error).message });
   }
 }
 
 function Trouble() {
   const lines = [
     ...(state.health?.problems ?? []).map((/** @type {string} */ problem) => `${state.health.name}: ${problem}`),
-    ...[...told].flatMap(([id, { health }]) => {
+    ...[...answers].flatMap(([id, { health }]) => {
       const name = state.peers.find((peer) => peer.id === id)?.name ?? "";
       return (health?.problems ?? []).map((/** @type {string} */ problem) => `${name}: ${problem}`);
     }),
@@ -80,7 +80,7 @@ export function view() {
       <div class="cards">
         <${NodeCard} name=${state.health.name} status="online" tags=${[]} health=${state.health} capacity=${state.capacity} note=${state.peers.length ? "" : t.alone} here=${true} />
         ${state.peers.map((peer) => {
-          const known = told.get(peer.id);
+          const known = answers.get(peer.id);
           const away = peer.status !== "online";
           const tags = [peer.path, away ? (peer.last_seen ? t.lastSeen(ago(peer.last_seen)) : t.never) : ""].filter(Boolean);
           return html`<${NodeCard} key=${peer.id} name=${peer.name} status=${peer.status} tags=${tags} health=${known?.health} capacity=${known?.capacity}

@@ -1,4 +1,4 @@
-// Line icons on a 24 × 24 grid.
+// Outline icons on a 24 × 24 grid.
 import { html } from "./html.js";
 
 /** @type {Record<string, string>} */
@@ -7,7 +7,7 @@ const PATHS = {
   fleet: "M12 3v6M5 15l5-4M19 15l-5-4M12 9a2 2 0 1 0 0 4 2 2 0 0 0 0-4zM4 15h4v4H4zM16 15h4v4h-4zM10 2h4v3h-4z",
   images: "M12 3l8 4-8 4-8-4zM4 12l8 4 8-4M4 16.5l8 4 8-4",
   peers: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3 19c0-3 2.700-5 6-5s6 2 6 5M16 11a2.500 2.500 0 1 0 0-5M17 14c2.500.300 4 2.200 4 5",
-  access: "M15 9a4 4 0 1 0-3.500 4L13 14.500V17h2.500v2.500H19V16l-4.300-4.300M9 8h.01",
+  access: "M8 11a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM11 12l8-8M16 7l3 3M13.500 9.500l2 2",
   audit: "M7 3h8l4 4v14H7zM15 3v4h4M10 12h6M10 16h6",
   health: "M3 12h4l2-6 4 12 2-6h6",
   plus: "M12 5v14M5 12h14",

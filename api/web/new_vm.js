@@ -1,6 +1,7 @@
 // The dialog for a new VM: image, size, node; everything else has a good default.
 import { call, list } from "./api.js";
 import { natural, size } from "./format.js";
+import { labelsFrom } from "./labels.js";
 import { html, useEffect, useState } from "./html.js";
 import { Dialog, Field, Form, report } from "./parts.js";
 import { peerOf, run, set, state } from "./store.js";
@@ -15,13 +16,6 @@ const NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
 function freeName() {
   const taken = new Set(state.vms.map((vm) => vm.name));
   for (let number = 1; ; number += 1) if (!taken.has(`vm-${number}`)) return `vm-${number}`;
-}
-
-/** @param {string} lines @returns {Record<string, string>} */
-export function labelsFrom(lines) {
-  const pairs = lines.split("\n").map((line) => line.trim()).filter(Boolean);
-  if (pairs.some((pair) => pair.indexOf("=") < 1)) throw new Error(t.wrongLabel);
-  return Object.fromEntries(pairs.map((pair) => [pair.slice(0, pair.indexOf("=")), pair.slice(pair.indexOf("=") + 1)]));
 }
 
 /** The request's body from the form. @param {FormData} form */

@@ -1,4 +1,4 @@
-// Ctrl-K: any view, VM or action by a few letters.
+// Ctrl-K: any view, VM or action by a few characters.
 import { Dialog } from "./parts.js";
 import { html, useEffect, useState } from "./html.js";
 import { Icon } from "./icons.js";

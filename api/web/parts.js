@@ -7,9 +7,12 @@ import { text } from "./text.js";
 
 /** @param {unknown} error */
 export function report(error) {
-  const told = /** @type {import("./api.js").ApiError} */ (error);
-  if (told.code !== "cancelled") notify(told.message, { hint: text.hints[told.code] ?? "" });
+  const failure = /** @type {import("./api.js").ApiError} */ (error);
+  if (failure.code !== "cancelled") notify(failure.message, { hint: text.hints[failure.code] ?? "" });
 }
+
+/** @param {string} message */
+export const notifyDone = (message) => notify(message, { kind: "good" });
 
 /** @type {Record<string, string>} */
 const TONES = {
@@ -49,10 +52,10 @@ export function Action({
       setBusy(false);
     }
   };
-  const face = html`${icon && html`<${Icon} name=${icon} />`}${compact ? "" : html`<span>${label}</span>`}`;
+  const content = html`${icon && html`<${Icon} name=${icon} />`}${compact ? "" : html`<span>${label}</span>`}`;
   return html`
     <button type="button" class="${kind} ${compact ? "compact" : ""}" data-operation=${operation} title=${compact ? label : null}
-      aria-label=${label} aria-busy=${busy} disabled=${disabled || busy} onClick=${press}>${face}</button>`;
+      aria-label=${label} aria-busy=${busy} disabled=${disabled || busy} onClick=${press}>${content}</button>`;
 }
 
 /** A modal dialog: the browser keeps the focus inside and closes it with Escape. */

@@ -21,7 +21,7 @@ export const state = {
   loaded: false,
   /** @type {Error | null} */
   error: null,
-  /** @type {{principal: string, role: import("./api.js").Role}} */
+  /** @type {{principal: string, role: import("./api.js").Role, session?: string | null}} */
   me: { principal: "", role: "viewer" },
   /** @type {any} */
   health: null,
@@ -196,8 +196,8 @@ export async function refresh() {
 
 /** @param {unknown} error */
 function fail(error) {
-  const told = /** @type {ApiError} */ (error);
-  set(told.status === 401 ? { live: "locked" } : { error: told });
+  const failure = /** @type {ApiError} */ (error);
+  set(failure.status === 401 ? { live: "locked" } : { error: failure });
 }
 
 let timer = 0;

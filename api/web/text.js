@@ -41,7 +41,7 @@ export const text = {
     count: (/** @type {number} */ shown, /** @type {number} */ all) => (shown === all ? counted(all, "VM") : `${shown} of ${counted(all, "VM")}`),
     selected: (/** @type {number} */ count) => `${count} selected`, clear: "Clear", selectAll: "Select all", select: (/** @type {string} */ name) => `Select ${name}`,
     empty: "No virtual machine yet.", emptyHint: "The first one boots in seconds: the image “tiny” is built here, without the internet.",
-    none: "No VM matches.", unreachable: (/** @type {string} */ ago) => `last told ${ago}`, table: "Virtual machines",
+    none: "No VM matches.", unreachable: (/** @type {string} */ ago) => `last seen ${ago}`, table: "Virtual machines",
     actions: "Actions",
   },
   act: {
@@ -89,7 +89,7 @@ export const text = {
   fleet: {
     thisNode: "this node", lastSeen: (/** @type {string} */ ago) => `last seen ${ago}`, direct: "direct", relayed: "relayed", vms: (/** @type {number} */ running, /** @type {number} */ all) => `${running} of ${counted(all, "VM")} running`,
     never: "never seen", alone: "This node is alone. An invitation brings in another one: Peers.", accelerator: "accelerator", version: "version", up: "up", noAnswer: "does not answer",
-    absent: "Away. What it last told is greyed in the list of VMs.", trouble: "Needs attention", calm: "Nothing needs attention.", recent: "Lately",
+    absent: "Away. Its VMs, as last seen, are greyed in the list of VMs.", trouble: "Needs attention", calm: "Nothing needs attention.", recent: "Lately",
   },
   images: {
     columns: { name: "Name", size: "Disk", allocated: "Space", source: "From", used: "Used by", created: "Added" },

@@ -52,7 +52,7 @@ export function VmActions({ vm, compact = false, then }) {
     })}`;
 }
 
-/** Do one thing to many VMs, a few at once; each failure is told with its VM. @param {Vm[]} vms @param {string} name */
+/** Do one thing to many VMs, a few at once; each failure is shown. @param {Vm[]} vms @param {string} name */
 async function each(vms, name) {
   const left = [...vms];
   const { operation, params = {} } = ACTIONS[name];

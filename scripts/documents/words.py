@@ -22,6 +22,7 @@ _NOT_CHECKED = (
     "tests/rules/test_words.py",
     "tests/golden/",
     "api/web/vendor",
+    "tests/vendor",
     ALLOWED.as_posix(),
 )
 _FOLDERS = ("agent", "api", "protocols", "scripts", "tests", "examples", "docs", "configs")

@@ -112,7 +112,7 @@ def test_a_route_is_given_once() -> None:
 # What is served under /api beside the table: streams, uploads, documents and what is asked of the whole fleet.
 BESIDE = {
     "GET /api/events", "GET /api/vm/<vm>/console", "GET /api/remote/<peer>/vm/<vm>/console", "GET /api/fleet/vm",
-    "POST /api/image/import", "POST /api/session", "GET /api/session", "GET /api/sessions",
+    "GET /api/audit", "POST /api/image/import", "POST /api/session", "GET /api/session", "GET /api/sessions",
     "DELETE /api/sessions/<id>", "GET /api/openapi.json", "GET /api/v1/openapi.json",
 }  # fmt: skip
 CONSOLES = {"/api/vm/<vm>/console", "/api/remote/<peer>/vm/<vm>/console"}
