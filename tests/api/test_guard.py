@@ -157,7 +157,7 @@ async def test_what_a_proxy_brings_is_not_the_proxys_own(tmp_path: Path) -> None
 
 async def test_strangers_learn_nothing_of_what_there_is(tmp_path: Path) -> None:
     async with served(tmp_path, auth="token") as api:
-        known = ("/", "/api/vm/one", "/metrics", "/api/openapi.json", "/swagger-ui", "/api/events", "/web/page.js")
+        known = ("/", "/api/vm/one", "/metrics", "/api/openapi.json", "/swagger-ui", "/api/events", "/web/main.js")
         for path in (*known, "/nope", "/api/nope"):
             answer = await api.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
@@ -274,7 +274,7 @@ async def test_a_link_opens_the_page_once(tmp_path: Path) -> None:
 
 async def test_protection_is_on_every_answer(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
-        for path in ("/api/vm", "/nope", "/swagger-ui", "/web/page.js"):
+        for path in ("/api/vm", "/nope", "/swagger-ui", "/web/main.js"):
             headers = (await api.client.get(path)).headers
             assert "default-src 'self'" in headers["content-security-policy"]
             assert "frame-ancestors 'none'" in headers["content-security-policy"]

@@ -15,7 +15,7 @@ from twinshare.protocols.events import PAYLOADS, Event, EventKind, OperationDone
 from twinshare.protocols.operation import OperationState, Progress
 from twinshare.protocols.vm import VmStatus
 
-PAGE = Path(__file__).parents[2] / "api/web/page.js"
+PAGE = Path(__file__).parents[2] / "api/web/store.js"
 
 
 def event(type: str, data: dict[str, Any]) -> Event:
@@ -56,4 +56,4 @@ def test_what_a_later_version_stored_is_no_error() -> None:
 
 def test_the_page_listens_to_all_events() -> None:
     listening = PAGE.read_text().partition("const KINDS = [")[2].partition("];")[0]
-    assert set(re.findall(r'"([a-z0-9]+\.[a-z_0-9]+)"', listening)) == set(EventKind)
+    assert set(re.findall(r'"([a-z0-9._]+)"', listening)) == set(EventKind)
