@@ -21,10 +21,10 @@ from ..protocols.services import ImageService, NodeService, OperationService, To
 from ..protocols.table import stub
 from ..protocols.vm import CloudInit, Vm, VmSpec
 from .exchange import Request, compose, method_named, outcome, plain, upload
+from .sparse import disk_parts
 
 # Seconds of one request of a wait: less than every timeout on the way.
 _WAIT_STEP = 10.0
-_CHUNK = 1 << 18
 
 
 class CloudInitFields(TypedDict, total=False):
@@ -217,5 +217,5 @@ def _spec(name: str, image: str, fields: Mapping[str, Any]) -> VmSpec:
 
 async def _read_file(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        for chunk in disk_parts(file):
             yield chunk

@@ -100,7 +100,8 @@ async def check_room(run_tool: RunTool, disk: Sequence[str], free: int) -> None:
 
     Raises: InsufficientResources when the data would not fit: a few bytes of qcow2 can stand for any amount.
     """
-    argv = ["measure", "--output=json", "-O", "raw", *disk]
+    # Of a raw file it tells the whole size, holes included; of a qcow2 one what the data takes, with some tables.
+    argv = ["measure", "--output=json", "-O", "qcow2", *disk]
     required = _decode(await _qemu_img(run_tool, argv, LOOK_TIMEOUT), _Measure).required
     if required > free:
         raise InsufficientResources(f"the disk holds {required} bytes of data, and the node has room for {free}")

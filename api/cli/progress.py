@@ -11,10 +11,10 @@ import click
 
 from ...protocols.operation import Operation, Progress
 from ..exchange import outcome
+from ..sparse import disk_parts
 from .node import NodeClient
 from .output import on_terminal, say, size
 
-_CHUNK = 1 << 18
 # Seconds between two requests for an operation: often where somebody watches, else as long as a request may take.
 _POLL, _STEP = 0.4, 20.0
 _WIDTH = 20
@@ -102,10 +102,10 @@ def _bar(progress: Progress) -> str:
 
 
 def counted(file: BinaryIO, what: str) -> Iterator[bytes]:
-    """Yield the file in chunks, and show how much was sent."""
+    """Yield what is sent of a disk, and show how much it was."""
     sent = 0
     with _line() as show:
-        while chunk := file.read(_CHUNK):
+        for chunk in disk_parts(file):
             yield chunk
             sent += len(chunk)
             show(f"{what}: {size(sent)} sent")

@@ -43,7 +43,7 @@ async def test_a_qcow2_that_was_cut_is_refused(tmp_path: Path, options: list[str
         assert [image.digest for image in await store.list_images()] == [digest]
 
 
-@pytest.mark.parametrize("size", ["1M", "1G", "20G"])
+@pytest.mark.parametrize("size", ["1M", "1G", "20G", "900G"])
 async def test_an_empty_qcow2_as_qemu_leaves_it_is_whole(tmp_path: Path, size: str) -> None:
     await trio.run_process(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "disk", size])
     async with disk_store(tmp_path / "images") as store:
