@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from .bodies import Body
 from .errors import InvalidRequest
+from .secrets import UNTIL_END
 
 MAX_COMMAND = 128 << 10
 """Bytes of a command line, and of an environment."""
@@ -46,11 +47,15 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     command: Annotated[list[Text], Meta(max_length=4096)] = []
     command_base64: Annotated[list[Base64], Meta(max_length=4096)] = []
-    env: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=4096)], Text], Meta(max_length=1024)] = {}
+    env: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=4096)], Text], Meta(max_length=1024), UNTIL_END
+    ] = {}
     workdir: Annotated[str, Meta(max_length=4096)] = ""
     user: UserName = ""
-    stdin: Annotated[str, Meta(max_length=512 << 10)] | None = None
-    stdin_base64: Annotated[str, Meta(max_length=512 << 10, pattern=r"^[A-Za-z0-9+/]*={0,2}$")] | None = None
+    stdin: Annotated[Annotated[str, Meta(max_length=512 << 10)] | None, UNTIL_END] = None
+    stdin_base64: Annotated[
+        Annotated[str, Meta(max_length=512 << 10, pattern=r"^[A-Za-z0-9+/]*={0,2}$")] | None, UNTIL_END
+    ] = None
     timeout: Annotated[int, Meta(ge=1, le=7 * 86400)] | None = None
     detach: bool = False
     interactive: bool = False

@@ -28,7 +28,7 @@ def without_secrets(request: Request, *, ended: bool) -> Request:
     for field in msgspec.structs.fields(request):
         value = getattr(request, field.name)
         if marks[field.name] == NEVER or (ended and marks[field.name] == UNTIL_END):
-            changed[field.name] = field.default
+            changed[field.name] = _default(field)
         elif isinstance(value, msgspec.Struct) and (kept := without_secrets(value, ended=ended)) is not value:
             changed[field.name] = kept
     if all(getattr(request, name) == value for name, value in changed.items()):
@@ -58,9 +58,13 @@ def _marks(kind: type[msgspec.Struct]) -> dict[str, Meta | None]:
 
 def _mark_of(field: msgspec.structs.FieldInfo) -> Meta | None:
     mark = next((part for part in get_args(field.type) if part in (UNTIL_END, NEVER)), None)
-    if mark is not None and field.default is msgspec.NODEFAULT:
+    if mark is not None and field.required:
         raise TypeError(f"the secret field {field.name} needs a default, which stands for it where it is left out")
     return mark
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 @functools.cache
