@@ -267,6 +267,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                 await tunnels.open_kept()
                 nursery.start_soon(tunnels.tend)
                 nursery.start_soon(tunnels.end_with_principals, tokens.holds)
+                nursery.start_soon(peers.context.tickets.end_with_principals, tokens.holds)
                 yield Node(
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,

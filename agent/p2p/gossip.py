@@ -101,11 +101,20 @@ class Gossip:
             await self.send_everything(self._context.rng.choice(sessions))
 
     async def spread_and_wait(self, update: GossipUpdate, timeout: float) -> None:
-        """Send an update to every online peer, and wait at most `timeout` seconds until they have it."""
+        """Send an update to every online peer, and wait at most `timeout` seconds until they have it.
+
+        A slow peer still gets it: a link that was down for less than the dead peer timeout opens no new session.
+        """
+        delivered = [(session.peer_id, trio.Event()) for session in self._sessions.live]
+        for peer, event in delivered:
+            self._nursery.start_soon(self._deliver, peer, update, event)
         with trio.move_on_after(timeout):
-            async with trio.open_nursery() as nursery:
-                for session in self._sessions.live:
-                    nursery.start_soon(self.send_update, session.peer_id, update)
+            for _, event in delivered:
+                await event.wait()
+
+    async def _deliver(self, peer: PeerId, update: GossipUpdate, delivered: trio.Event) -> None:
+        await self.send_update(peer, update)
+        delivered.set()
 
     async def renew_with(self, peer: PeerId) -> None:
         """Ask a peer for a later certificate, if ours expires soon."""

@@ -155,7 +155,8 @@ class LocalPeers:
         own = self._context.membership.require_issuer()
         limits = (invite.limits or Limits()).lowered(own.limits)
         reachable = _outward(running.host.addresses)
-        ticket = await self._context.tickets.make(invite.role, limits, invite.expires, invite.uses, reachable)
+        asked = msgspec.structs.replace(invite, limits=limits)
+        ticket = await self._context.tickets.make(asked, reachable, self._caller.principal)
         expires = datetime.fromtimestamp(ticket.expires, UTC)
         return Ticket(ticket=encode_ticket(ticket), expires=expires, role=invite.role)
 

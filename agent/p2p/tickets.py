@@ -5,14 +5,18 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
+import trio
 
-from ...protocols.access import Limits, Role
+from ...protocols.access import LOCAL, Limits, Role
 from ...protocols.errors import Forbidden, Overloaded
+from ...protocols.peer import InviteRequest
 from ...protocols.ticket import ID_SIZE, NONCE_SIZE, SECRET_SIZE, TicketContent
 from ...protocols.tolerant import decode_tolerantly
+from ..database import PASSING_FAULTS
 from .host import PeerId
 from .store import KeyValueStore
 
@@ -22,11 +26,13 @@ KEPT = 86400
 """Seconds for which a ticket is remembered after its end, so that whoever holds it learns what is wrong with it."""
 NONCE_LIFE = 30.0
 MAX_NONCES = 64
+LOOK_FOR_ENDS_EVERY = 0.5
+"""Seconds, at most, after which a ticket ends with the token that made it."""
 UNKNOWN = "the ticket is not valid here: it was never made, or is long forgotten; ask for a new one"
 
 
 class _Issued(msgspec.Struct, kw_only=True):
-    """A ticket as it is kept. Times in seconds of the epoch."""
+    """A ticket as it is kept. Times in seconds of the epoch; `owner` is the principal that made it."""
 
     id: bytes
     secret: bytes
@@ -36,6 +42,8 @@ class _Issued(msgspec.Struct, kw_only=True):
     uses: int
     wrong: int = 0
     barred: list[str] = []
+    owner: str = ""
+    ended: bool = False
 
     @property
     def burnt(self) -> bool:
@@ -62,22 +70,21 @@ class TicketBook:
     def live(self) -> bool:
         """Whether any ticket can still be redeemed: only then may a stranger connect."""
         now = self._now()
-        return any(t.uses > 0 and not t.burnt and t.expires > now for t in self._issued.values())
+        return any(t.uses > 0 and not t.burnt and not t.ended and t.expires > now for t in self._issued.values())
 
-    async def make(
-        self, role: Role, limits: Limits, lifetime: int, uses: int, addresses: Sequence[str]
-    ) -> TicketContent:
-        """A new ticket; `lifetime` is in seconds. Raises: Overloaded."""
+    async def make(self, invite: InviteRequest, addresses: Sequence[str], owner: str = LOCAL) -> TicketContent:
+        """Make a ticket for the principal `owner`. Raises: Overloaded."""
         await self._forget()
         if len(self._issued) >= MAX_TICKETS:
             raise Overloaded(f"{MAX_TICKETS} tickets are out; wait until some have expired")
         issued = _Issued(
             id=secrets.token_bytes(ID_SIZE),
             secret=secrets.token_bytes(SECRET_SIZE),
-            role=role,
-            limits=limits,
-            expires=int(self._now()) + lifetime,
-            uses=uses,
+            role=invite.role,
+            limits=invite.limits or Limits(),
+            expires=int(self._now()) + invite.expires,
+            uses=invite.uses,
+            owner=owner,
         )
         await self._save(issued)
         self._issued[issued.id] = issued
@@ -102,6 +109,15 @@ class TicketBook:
                 issued.barred = [*issued.barred, *new]
                 await self._save(issued)
 
+    async def end_with_principals(self, holds: Callable[[str], bool]) -> None:
+        """End the tickets of tokens that were revoked or have expired; runs until it is cancelled."""
+        while True:
+            for issued in [t for t in self._issued.values() if t.owner and not t.ended and not holds(t.owner)]:
+                issued.ended = True
+                with suppress(*PASSING_FAULTS):  # it has ended all the same, and is looked at again at the next start
+                    await self._save(issued)
+            await trio.sleep(LOOK_FOR_ENDS_EVERY)
+
     async def redeem(self, joiner: PeerId, ticket: bytes, proof: bytes) -> tuple[Role, Limits, bytes]:
         """Use the ticket up once; gives what it is good for, and our half of the proof.
 
@@ -125,6 +141,8 @@ class TicketBook:
     def _check(self, issued: _Issued, joiner: PeerId) -> None:
         if joiner in issued.barred:
             raise Forbidden("this node was revoked since the ticket was made; ask for a new one")
+        if issued.ended:
+            raise Forbidden("the token that made the ticket was revoked or has expired; ask for a new one")
         if issued.burnt:
             raise Forbidden(f"the ticket was tried wrongly {MAX_TRIES} times and is burnt; ask for a new one")
         if issued.expires <= self._now():

@@ -187,7 +187,10 @@ def calls(target: Target, everybody: list[Asker]) -> Iterator[Cell]:
             arguments = target.arguments(method, owner)
             attempt: Attempt = partial(target.node.dispatcher.call, asker.caller, method, arguments)
             if asker.peer is not None:
-                attempt = partial(asker.peer.mesh.call, target.node.peer_id, method, arguments, asker.caller)
+                # Over the session itself: the caller's own node would refuse some before.
+                attempt = partial(
+                    asker.peer.mesh.require_running().calls.call, target.node.peer_id, method, arguments, asker.caller
+                )
             yield Cell(method.name, asker, owner, expected(method, asker, owner), attempt)
 
 

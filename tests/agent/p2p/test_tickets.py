@@ -8,6 +8,7 @@ from twinshare.agent.p2p.store import MemoryKeyValueStore
 from twinshare.agent.p2p.tickets import MAX_NONCES, NONCE_LIFE, TicketBook, open_tickets
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import Forbidden, Overloaded
+from twinshare.protocols.peer import InviteRequest
 
 JOINER = signer(9).peer_id
 
@@ -19,7 +20,7 @@ async def book(clock: Clock | None = None, store: MemoryKeyValueStore | None = N
 async def test_a_ticket_is_good_once_and_both_sides_prove_it() -> None:
     tickets = await book()
     assert not tickets.live
-    ticket = await tickets.make(Role.OPERATOR, Limits(vms=2), 600, 1, [])
+    ticket = await tickets.make(InviteRequest(role=Role.OPERATOR, limits=Limits(vms=2), expires=600, uses=1), [])
     assert tickets.live
     nonce = tickets.challenge(JOINER, ticket.id, b"theirs")
     role, limits, proof = await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"theirs"))
@@ -33,7 +34,7 @@ async def test_a_ticket_is_good_once_and_both_sides_prove_it() -> None:
 
 async def test_a_proof_is_of_no_use_to_another_peer_nor_again() -> None:
     tickets = await book()
-    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    ticket = await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=5), [])
     nonce = tickets.challenge(JOINER, ticket.id, b"n")
     proof = ticket.proof("joiner", JOINER, nonce, b"n")
     other = signer(10).peer_id
@@ -51,7 +52,7 @@ async def test_a_proof_is_of_no_use_to_another_peer_nor_again() -> None:
 async def test_five_wrong_tries_burn_a_ticket_even_over_a_restart() -> None:
     store, clock = MemoryKeyValueStore(), Clock()
     tickets = await book(clock, store)
-    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    ticket = await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     for _ in range(5):
         assert tickets.live
         tickets.challenge(JOINER, ticket.id, b"n")
@@ -67,21 +68,21 @@ async def test_five_wrong_tries_burn_a_ticket_even_over_a_restart() -> None:
 async def test_a_ticket_expires_is_remembered_for_a_day_and_then_forgotten() -> None:
     clock, store = Clock(), MemoryKeyValueStore()
     tickets = await book(clock, store)
-    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    ticket = await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     clock.now += 601
     assert not tickets.live
     nonce = tickets.challenge(JOINER, ticket.id, b"n")
     with pytest.raises(Forbidden, match="expired"):
         await tickets.redeem(JOINER, ticket.id, ticket.proof("joiner", JOINER, nonce, b"n"))
     clock.now += 2 * DAY
-    await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     assert len(await store.load("ticket")) == 1
 
 
 async def test_a_challenge_does_not_wait_for_ever() -> None:
     clock = Clock()
     tickets = await book(clock)
-    ticket = await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    ticket = await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     nonce = tickets.challenge(JOINER, ticket.id, b"n")
     clock.now += 31
     with pytest.raises(Forbidden):
@@ -91,10 +92,10 @@ async def test_a_challenge_does_not_wait_for_ever() -> None:
 async def test_a_revoked_peer_is_barred_from_the_tickets_made_before_also_after_a_restart() -> None:
     clock, store = Clock(), MemoryKeyValueStore()
     tickets = await book(clock, store)
-    old = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    old = await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=5), [])
     await tickets.bar([JOINER])
     tickets = await book(clock, store)
-    new = await tickets.make(Role.VIEWER, Limits(), 600, 5, [])
+    new = await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=5), [])
     for joiner, ticket, barred in ((JOINER, old, True), (signer(10).peer_id, old, False), (JOINER, new, False)):
         nonce = tickets.challenge(joiner, ticket.id, b"n")
         proof = ticket.proof("joiner", joiner, nonce, b"n")
@@ -110,11 +111,11 @@ async def test_only_so_many_tickets_are_out_at_once(monkeypatch: pytest.MonkeyPa
     clock = Clock()
     tickets = await book(clock)
     for _ in range(3):
-        await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+        await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     with pytest.raises(Overloaded, match="3 tickets are out"):
-        await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+        await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     clock.now += 600 + DAY + 1
-    await tickets.make(Role.VIEWER, Limits(), 600, 1, [])
+    await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
 
 
 async def test_only_so_many_strangers_are_challenged_at_once() -> None:
