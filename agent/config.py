@@ -7,6 +7,7 @@ a `ConfigError` that names the file, the line, the key and the nearest valid key
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -19,6 +20,15 @@ import platformdirs
 from msgspec import Meta
 
 from ..protocols.access import Role
+
+
+def loopback_endpoint(text: str) -> tuple[str, int]:
+    """Return the address and the port that a text names. Raises: ValueError unless they are of the loopback."""
+    host, _, port = text.rpartition(":")
+    address = ipaddress.ip_address(host.strip("[]"))
+    if not address.is_loopback or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"'{text}' is no address of the loopback with a port, such as 127.0.0.1:5354")
+    return str(address), int(port)
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,6 +138,16 @@ class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     registries: list[RegistryConfig] = []
 
 
+class DnsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`listen`, an address of the loopback and a port, answers for `VM.twin` and `VM.NODE.twin`."""
+
+    listen: str = ""
+
+    def __post_init__(self) -> None:
+        if self.listen:
+            loopback_endpoint(self.listen)
+
+
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -141,6 +161,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hypervisor: HypervisorConfig = HypervisorConfig()
     p2p: P2pConfig = P2pConfig()
     images: ImagesConfig = ImagesConfig()
+    dns: DnsConfig = DnsConfig()
     log: LogConfig = LogConfig()
     peers: dict[str, PeerConfig] = {}
 

@@ -20,7 +20,7 @@ from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import ConsoleRequest
-from ..protocols.errors import TwinshareError
+from ..protocols.errors import TwinshareError, VmNotFound
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
@@ -31,6 +31,7 @@ from .audit.log import SCHEMA as AUDIT_SCHEMA
 from .audit.log import AuditLog, open_audit
 from .backends import Backends, open_backends
 from .config import Config, default_data_dir
+from .dns import serve_names
 from .events import EventLog, open_events
 from .health import NodeHealth
 from .home import Home, locked_home
@@ -161,6 +162,21 @@ class Node:
         """The VMs of all known peers and of this node, in two seconds at the most; each row says how old it is."""
         return [await self._localized(vm) for vm in await self.mesh.fleet_vms(caller)]
 
+    async def address_of(self, vm: str, peer: str | None) -> str | None:
+        """The address at which a VM answers on this machine; without `peer` one of this node, else the only one.
+
+        Raises: VmNotFound, PeerNotFound, AmbiguousName, and what the peer raises.
+        """
+        get_vm = method_of(VmService.get_vm)
+        try:
+            found: Vm = await self.call(LOCAL_ADMIN, get_vm, {"vm": vm}, peer)
+        except VmNotFound:
+            rows = [row for row in await self.fleet_vms(LOCAL_ADMIN) if row.name == vm] if peer is None else []
+            if len(rows) != 1:
+                raise
+            return rows[0].ip
+        return found.ip
+
     async def _localized(self, vm: Vm) -> Vm:
         try:
             peer_id = self.peer_id_of(vm.node or "")
@@ -268,12 +284,15 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                 nursery.start_soon(tunnels.tend)
                 nursery.start_soon(tunnels.end_with_principals, tokens.holds)
                 nursery.start_soon(peers.context.tickets.end_with_principals, tokens.holds)
-                yield Node(
+                node = Node(
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
                     images=images, mesh=mesh, tunnels=tunnels, consoles=consoles,
                     peer_addresses=PeerAddresses(loopback, peers), health=health,
                 )  # fmt: skip
+                if config.dns.listen:
+                    await nursery.start(serve_names, config.dns.listen, node.address_of)
+                yield node
                 with trio.CancelScope(shield=True):
                     await operations.close()
             await tokens.flush()
