@@ -1,6 +1,6 @@
 """An optional resolver on a loopback port: `VM.twin` and `VM.NODE.twin` are the addresses of VMs on this machine.
 
-It answers for these names alone and asks nobody else, so that a system's resolver can be told to send it the domain
+It answers for these names alone and asks nobody else, so that a system's resolver can send it the domain
 `twin`. Whoever is on this machine may ask; the addresses admit the node's own user only.
 """
 
@@ -36,7 +36,7 @@ Raises: TwinshareError where there is no such VM.
 async def serve_names(
     listen: str, find: Find, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
 ) -> None:  # fmt: skip
-    """Answer queries until it is cancelled; the task status is the port. A port that is taken is told, and left."""
+    """Answer queries until it is cancelled; the task status is the port. A port that is taken is logged."""
     host, port = loopback_endpoint(listen)
     family = trio.socket.AF_INET6 if ":" in host else trio.socket.AF_INET
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:

@@ -45,7 +45,7 @@ async def answered(name: str, kind: str = "A") -> tuple[str, list[str]]:
     ("name", "kind", "code", "rows"),
     [
         ("web.twin", "A", "NOERROR", ["127.200.0.1"]),
-        ("WEB.Twin", "A", "NOERROR", ["127.200.0.1"]),
+        ("WEB.twin", "A", "NOERROR", ["127.200.0.1"]),
         ("web.alice.home.twin", "A", "NOERROR", ["127.200.0.2"]),
         ("web.twin", "AAAA", "NOERROR", []),
         ("off.twin", "A", "NOERROR", []),
