@@ -1,8 +1,4 @@
-"""Finds retired words: `python -m scripts.documents.words [--shrink]`.
-
-The words are the last column of the table in docs/glossary.md; `retired_words.txt` names the files that still have one.
-`--shrink` removes from it what has been cleaned; it never adds a line. A file that is moved takes its line with it.
-"""
+"""Finds retired words, the last column of the table in docs/glossary.md: `python -m scripts.documents.words`."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 GLOSSARY = Path("docs/glossary.md")
-ALLOWED = Path("scripts/documents/retired_words.txt")
 # Decisions and the change log tell what was, golden files what the wire calls it; the others are not ours to word.
 _NOT_CHECKED = (
     "docs/decisions",
@@ -23,13 +18,10 @@ _NOT_CHECKED = (
     "tests/golden/",
     "api/web/vendor",
     "tests/vendor",
-    ALLOWED.as_posix(),
 )
 _FOLDERS = ("agent", "api", "protocols", "scripts", "tests", "examples", "docs", "configs")
 _SUFFIXES = {".py", ".md", ".js", ".html", ".toml", ".sh", ".go", ""}
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-
-Found = Mapping[str, set[str]]
 
 
 def retired_words(glossary: str) -> dict[str, re.Pattern[str]]:
@@ -82,39 +74,18 @@ def _checked(top: Path) -> Iterator[str]:
             yield path
 
 
-def read_allowed(top: Path) -> dict[str, set[str]]:
-    lines = [line.partition(": ") for line in (top / ALLOWED).read_text().splitlines()]
-    return {path: set(words.split(", ")) for path, _, words in lines}
-
-
-def as_text(found: Found) -> str:
-    return "".join(f"{path}: {', '.join(sorted(words))}\n" for path, words in sorted(found.items()) if words)
-
-
-def new_faults(found: Found, allowed: Found) -> list[str]:
-    """Return a sentence for each file with retired words that are not on its list."""
+def faults(found: Mapping[str, set[str]]) -> list[str]:
+    """Return a sentence for each file with retired words."""
     return [
-        f"{path}: retired: {', '.join(sorted(words - allowed.get(path, set())))} (docs/glossary.md says what to write)"
-        for path, words in found.items()
-        if words - allowed.get(path, set())
+        f"{path}: retired: {', '.join(sorted(words))} ({GLOSSARY} says what to write)" for path, words in found.items()
     ]
 
 
-def stale_lines(found: Found, allowed: Found) -> list[str]:
-    """Return the lines of the list that have something that was cleaned."""
-    return [f"{path}: {', '.join(words)}" for path, words in allowed.items() if words - found.get(path, set())]
-
-
-def main(arguments: list[str]) -> int:
-    top = Path()
-    found, allowed = search_tree(top), read_allowed(top)
-    if arguments == ["--shrink"]:
-        allowed = {path: words & found.get(path, set()) for path, words in allowed.items()}
-        (top / ALLOWED).write_text(as_text(allowed))
-    faults = new_faults(found, allowed)
-    print(*faults, sep="\n", end="\n" if faults else "")
-    return 1 if faults else 0
+def main() -> int:
+    lines = faults(search_tree(Path()))
+    print(*lines, sep="\n", end="\n" if lines else "")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

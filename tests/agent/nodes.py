@@ -1,4 +1,4 @@
-"""A whole node on the twins, for the tests of this folder."""
+"""A whole node on the in-memory adapters, for the tests of this folder."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

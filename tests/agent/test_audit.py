@@ -43,28 +43,28 @@ def entries(folder: Path) -> list[Entry]:
     return [entry for _, entry in newest(folder / "twinshare.db", 1000)]
 
 
-def told(folder: Path) -> list[tuple[str, str, str, str]]:
+def rows_of(folder: Path) -> list[tuple[str, str, str, str]]:
     return [(entry.principal, entry.what, entry.on, entry.outcome) for entry in entries(folder)]
 
 
-async def until_told(folder: Path, count: int) -> list[tuple[str, str, str, str]]:
+async def until_rows(folder: Path, count: int) -> list[tuple[str, str, str, str]]:
     """An outcome is written behind its answer."""
     with trio.fail_after(5):
-        while len(told(folder)) < count:
+        while len(rows_of(folder)) < count:
             await trio.sleep(0.01)
-    return told(folder)
+    return rows_of(folder)
 
 
 async def test_each_change_has_a_beginning_and_an_outcome(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-        before = len(await until_told(tmp_path, 2))
+        before = len(await until_rows(tmp_path, 2))
         await call(node, "create_vm", spec=spec("web"))
         with pytest.raises(Forbidden):
             await call(node, "delete_vm", VIEWER, vm="web")
         with pytest.raises(VmNotFound):
             await call(node, "start_vm", vm="none")
         await call(node, "list_vms")
-        rows = (await until_told(tmp_path, before + 7))[before:]
+        rows = (await until_rows(tmp_path, before + 7))[before:]
         assert rows[:2] == [("local", "create_vm", "web", ""), ("local", "create_vm", "web", "done")]
         assert sorted(rows[2:]) == sorted([
             ("local", "create_vm", "web", "done"),
@@ -80,19 +80,19 @@ async def test_each_change_has_a_beginning_and_an_outcome(tmp_path: Path) -> Non
 
 async def test_a_detached_call_is_followed_to_its_end(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-        before = len(await until_told(tmp_path, 2))
+        before = len(await until_rows(tmp_path, 2))
         with pytest.raises(Detached) as detached:
             await call(node, "create_vm", PATIENT, spec=spec("web"))
         id = detached.value.operation.id
-        await until_told(tmp_path, before + 3)
+        await until_rows(tmp_path, before + 3)
         begun, *later = entries(tmp_path)[before:]
         assert (begun.what, begun.on, begun.outcome) == ("create_vm", "web", "")
         assert {(entry.call, entry.outcome) for entry in later} == {(begun.call, f"operation {id}"), (id, "done")}
 
 
-async def test_a_bug_is_told_from_a_caller_who_left(tmp_path: Path) -> None:
+async def test_a_bug_is_another_outcome_than_a_caller_who_left(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, _, _):
-        before = len(await until_told(tmp_path, 2))
+        before = len(await until_rows(tmp_path, 2))
         with pytest.raises(ZeroDivisionError):
             async with node.audit.record(LOCAL_ADMIN, "stumble"):
                 raise ZeroDivisionError
@@ -100,7 +100,7 @@ async def test_a_bug_is_told_from_a_caller_who_left(tmp_path: Path) -> None:
             async with node.audit.record(LOCAL_ADMIN, "leave"):
                 scope.cancel()
                 await trio.sleep_forever()
-        rows = (await until_told(tmp_path, before + 4))[before:]
+        rows = (await until_rows(tmp_path, before + 4))[before:]
         assert [(what, outcome) for _, what, _, outcome in rows if outcome] == [
             ("stumble", "internal"), ("leave", "interrupted"),
         ]  # fmt: skip
@@ -113,11 +113,11 @@ async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) 
         hypervisor.behaviour.delay = 60
         with trio.move_on_after(0.3):
             await call(node, "start_vm", vm="web")
-    begun = told(tmp_path)
+    begun = rows_of(tmp_path)
     assert begun[-2:] == [("local", "start_vm", "web", ""), ("local", "start_vm", "web", "interrupted")]
     async with open_test_node(tmp_path):
         with trio.fail_after(5):
-            while not [row for row in told(tmp_path)[len(begun) :] if row[:3] == ("local", "start_vm", "web")]:
+            while not [row for row in rows_of(tmp_path)[len(begun) :] if row[:3] == ("local", "start_vm", "web")]:
                 await trio.sleep(0.01)
 
 
@@ -140,7 +140,7 @@ async def test_no_secret_is_kept_of_what_this_nodes_users_ask(tmp_path: Path) ->
 async def test_a_full_disk_delays_the_rows_and_hinders_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec("web"))
-        before = await until_told(tmp_path, 3)
+        before = await until_rows(tmp_path, 3)
         real, full = State.transact, True
 
         async def transact(self: State, work: Any) -> Any:
@@ -150,10 +150,10 @@ async def test_a_full_disk_delays_the_rows_and_hinders_nobody(tmp_path: Path, mo
 
         monkeypatch.setattr(State, "transact", transact)
         await call(node, "delete_vm", vm="web")
-        assert told(tmp_path) == before
+        assert rows_of(tmp_path) == before
         full = False
         await call(node, "prune_images", all=False)
-        rows = (await until_told(tmp_path, len(before) + 6))[len(before) :]
+        rows = (await until_rows(tmp_path, len(before) + 6))[len(before) :]
         assert rows[0] == ("local", "delete_vm", "web", "")
         assert ("local", "delete_vm", "web", "done") in rows
     verify(tmp_path / "twinshare.db", node.peer_id)
@@ -165,7 +165,7 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path, monkeypatch: p
     async with open_test_node(tmp_path) as (node, _, _):
         made = await call(node, "create_token", token=TokenRequest(name="ci"))
         assert made.secret
-        assert told(tmp_path) == []
+        assert rows_of(tmp_path) == []
 
 
 async def test_the_older_half_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +203,9 @@ async def test_an_account_that_floods_the_log_drops_only_its_own_rows(
             if number % 5 == 0:
                 await refused(node, other, "others")
             await refused(node, VIEWER, "flood")
-        await until_told(tmp_path, 1)
+        await until_rows(tmp_path, 1)
     verify(database, node.peer_id)
-    rows = told(tmp_path)
+    rows = rows_of(tmp_path)
     assert sum(row[0] == "token:eyes" for row in rows) <= 20
     assert sum(row[0] == "token:other" for row in rows) == 12
     assert ("local", "create_token", "kept", "done") in rows
@@ -220,7 +220,7 @@ async def test_all_that_a_peer_asks_for_others_is_its_own_share(
             caller = Caller(principal=f"12D3KooWpeer/token:t{number}", role=Role.VIEWER, from_peer=True)
             with pytest.raises(Forbidden):
                 await call(node, "delete_vm", caller, vm="flood")
-    assert sum(row[0].startswith("12D3") for row in told(tmp_path)) <= 20
+    assert sum(row[0].startswith("12D3") for row in rows_of(tmp_path)) <= 20
     verify(tmp_path / "twinshare.db", node.peer_id)
 
 
@@ -268,6 +268,6 @@ async def test_a_node_goes_on_behind_a_log_that_was_tampered_with(tmp_path: Path
     db.close()
     async with open_test_node(tmp_path) as (node, _, _):
         await call(node, "create_token", token=TokenRequest(name="two"))
-    assert told(tmp_path)[-1] == ("local", "create_token", "two", "done")
+    assert rows_of(tmp_path)[-1] == ("local", "create_token", "two", "done")
     with pytest.raises(Broken):
         verify(database, node.peer_id)

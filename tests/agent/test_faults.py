@@ -100,7 +100,7 @@ async def test_a_guest_that_does_not_listen(tmp_path: Path) -> None:
         assert (await vms.stop_vm("one", force=True)).status is VmStatus.STOPPED
 
 
-async def test_a_vm_that_dies_by_itself_is_told(tmp_path: Path) -> None:
+async def test_a_vm_that_dies_by_itself_is_reported(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, hypervisor):
         made = await vms.create_vm(spec(start=True))
         async with node.events.subscribe() as events:

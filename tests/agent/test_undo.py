@@ -92,7 +92,7 @@ async def test_a_hypervisor_that_is_too_slow_is_asked_again(tmp_path: Path) -> N
 
 
 def comes_up_late(hypervisor: MemoryHypervisor) -> None:
-    """A start that was given up comes up between the plug's being pulled and the end of the domain."""
+    """A start that was given up comes up between the power off and the end of the domain."""
     start, undefine, late = hypervisor.start, hypervisor.undefine, [True]
 
     async def undefine_late(id: str) -> None:

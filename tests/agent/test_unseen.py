@@ -15,7 +15,7 @@ from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 from .nodes import config, open_test_node, spec
 
 
-async def test_vms_that_nobody_told_of_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vms_that_were_not_listed_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"fake://{tmp_path}/fake.json"
     async with open_test_node(tmp_path, uri=uri) as (_, vms, _):
         made = await vms.create_vm(spec())

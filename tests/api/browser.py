@@ -25,7 +25,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-pipe",
 )  # fmt: skip
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 class Moved(Exception):
@@ -40,7 +40,7 @@ class Page:
         self._session: str | None = None
         self._answers: dict[int, dict[str, Any]] = {}
         self._loads = 0
-        self._news = trio.Condition()
+        self._changed = trio.Condition()
         self._number = 0
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -50,32 +50,32 @@ class Page:
         held = b""
         async for data in receive:
             *whole, held = (held + data).split(b"\0")
-            async with self._news:
+            async with self._changed:
                 for message in whole:
                     self._take(json.loads(message))
-                self._news.notify_all()
+                self._changed.notify_all()
 
     def _take(self, message: dict[str, Any]) -> None:
-        told = message.get("params", {})
+        found = message.get("params", {})
         match message.get("method"):
             case None:
                 self._answers[message["id"]] = message
             case "Page.loadEventFired":
                 self._loads += 1
             case "Network.requestWillBeSent":
-                self.requests.append(told["request"]["url"])
+                self.requests.append(found["request"]["url"])
             case "Runtime.exceptionThrown":
-                self.complaints.append(json.dumps(told["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if told["type"] in {"error", "warning", "assert"}:
-                self.complaints.append(json.dumps(told["args"]))
-            case "Log.entryAdded" if told["entry"]["level"] in {"error", "warning"}:
-                self.complaints.append(json.dumps(told["entry"]))
+                self.complaints.append(json.dumps(found["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if found["type"] in {"error", "warning", "assert"}:
+                self.complaints.append(json.dumps(found["args"]))
+            case "Log.entryAdded" if found["entry"]["level"] in {"error", "warning"}:
+                self.complaints.append(json.dumps(found["entry"]))
 
     async def _wait(self, ready: Callable[[], bool]) -> None:
-        with trio.fail_after(PATIENCE):
-            async with self._news:
+        with trio.fail_after(TIMEOUT):
+            async with self._changed:
                 while not ready():
-                    await self._news.wait()
+                    await self._changed.wait()
 
     async def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
@@ -102,8 +102,8 @@ class Page:
     async def open(self, url: str) -> None:
         """Returns when all that the page names is loaded."""
         loads = self._loads
-        told = await self.command("Page.navigate", url=url)
-        assert "errorText" not in told, told
+        found = await self.command("Page.navigate", url=url)
+        assert "errorText" not in found, found
         await self._wait(lambda: self._loads > loads)
 
     async def run(self, script: str) -> Any:
@@ -114,7 +114,7 @@ class Page:
 
     async def until(self, condition: str) -> None:
         """Wait until a JavaScript expression is true."""
-        if not await self.becomes(condition, PATIENCE):
+        if not await self.becomes(condition, TIMEOUT):
             shown = await self.run("document.body.innerText")
             raise AssertionError(f"not so: {condition}; complaints: {self.complaints}; the page shows: {shown[:2000]}")
 
@@ -154,7 +154,7 @@ class Page:
             await self.until(sought)
             with suppress(Moved):
                 await self.run(f"{sought}.click()")
-            if await self.becomes(then, PATIENCE / 3):
+            if await self.becomes(then, TIMEOUT / 3):
                 return
         await self.until(then)
 

@@ -160,7 +160,7 @@ def states() -> Iterator[Case]:
 
 
 def headers() -> Iterator[Case]:
-    """Headers that decide something, wrong; told before a route is found."""
+    """Headers that decide something, wrong; answered before a route is found."""
     good = b'{"name":"two"}'
     for case in negative.headers():
         if case.verb == "POST" and case.target == "/api/vm":

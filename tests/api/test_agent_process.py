@@ -108,7 +108,7 @@ def notify_socket(path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-async def test_systemd_is_told(tmp_path: Path) -> None:
+async def test_systemd_is_notified(tmp_path: Path) -> None:
     with notify_socket(tmp_path / "notify") as heard:
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
         async with open_agent(tmp_path / "a", *FAKE, environment=environment) as agent:
@@ -154,7 +154,7 @@ def test_a_traceback_tells_no_local_variables(form: str) -> None:
 
 
 async def test_a_restart_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """Four clients create VMs while the agent is told to stop and comes back: each create is one VM."""
+    """Four clients create VMs while the agent is stopped and comes back: each create is one VM."""
     options = ("--hypervisor", f"fake://{tmp_path}/fake.json", "--name", "node-1")
     wanted = [f"vm-{worker}-{number}" for worker in range(4) for number in range(6)]
     async with open_agent(tmp_path / "a", *options) as agent:

@@ -125,8 +125,8 @@ async def test_who_needs_a_token(connection: ConnectionInfo, tmp_path: Path) -> 
 async def test_one_source_cannot_use_up_anothers_share(tmp_path: Path) -> None:
     async with application(tmp_path, rate=1.0, burst=5) as app:
         stranger = CLIENTS["another machine"]
-        told = [(await ask(app, "GET", "/api/vm", connection=stranger))[0] for _ in range(7)]
-        assert told == [401] * 5 + [429] * 2
+        codes = [(await ask(app, "GET", "/api/vm", connection=stranger))[0] for _ in range(7)]
+        assert codes == [401] * 5 + [429] * 2
         assert (await ask(app, "GET", "/api/vm"))[0] == 200
         assert (await ask(app, "GET", "/api/vm", connection=CLIENTS["another user"]))[0] == 401
 

@@ -104,9 +104,9 @@ async def test_swagger_ui_shows_and_asks(address: str, root: str, asked: str, an
         known = shown(f"{block} .responses-table .highlight-code")
         await page.click(f"{block} .opblock-summary-control", f"{shown(f'{block} .execute')} && {known}")
         await page.click(f"{block} .execute", shown(f"{block} .live-responses-table .response-col_status"))
-        told = await page.run(f"{table}.innerText")
-        assert "200" in told
-        assert answered in told
-        assert "one" in told
+        text = await page.run(f"{table}.innerText")
+        assert "200" in text
+        assert answered in text
+        assert "one" in text
         await page.click("nav a:not([aria-current])", f"document.querySelectorAll('.opblock').length === {other}")
         at_peace(page, api)

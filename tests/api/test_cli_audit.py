@@ -36,7 +36,7 @@ async def test_the_rows_are_a_table_or_one_json_document(folder: Path) -> None:
     assert rows[1]["row"] == rows[0]["row"] + 1 == len(table) - 1
 
 
-async def test_what_is_whole_is_told_with_what_to_keep(folder: Path) -> None:
+async def test_a_whole_log_is_reported_with_what_to_keep(folder: Path) -> None:
     first = audit(folder, "verify")
     assert first.exit_code == 0, first.stderr
     seen = first.stdout.splitlines()[-1]

@@ -52,7 +52,7 @@ def open_connections(api: Served) -> int:
 async def test_200_connections_leave_no_socket(ask: bytes, tmp_path: Path) -> None:
     async with served(tmp_path) as api:
 
-        async def visit() -> None:
+        async def attempt() -> None:
             stream = await trio.open_tcp_stream(*api.address)
             await stream.send_all(ask)
             heard = b""
@@ -64,7 +64,7 @@ async def test_200_connections_leave_no_socket(ask: bytes, tmp_path: Path) -> No
         for _ in range(4):
             async with trio.open_nursery() as nursery:
                 for _ in range(50):
-                    nursery.start_soon(visit)
+                    nursery.start_soon(attempt)
         await until(lambda: open_connections(api) == 0)
 
 

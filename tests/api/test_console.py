@@ -113,7 +113,7 @@ async def raw(api: Served, **headers: str) -> AsyncIterator[Raw]:
 
 
 def test_typing_and_listening_under_both_loops(tmp_path: Path) -> None:
-    async def visit(url: str) -> None:
+    async def converse(url: str) -> None:
         async with RESTClient(url) as client, client.console("one") as console:
             said = bytes(range(14, 256)) * 1000
             heard = b""
@@ -125,8 +125,8 @@ def test_typing_and_listening_under_both_loops(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as (api, hypervisor, id):
             with trio.fail_after(30):
-                await visit(api.url)
-                await trio.to_thread.run_sync(asyncio.run, visit(api.url))
+                await converse(api.url)
+                await trio.to_thread.run_sync(asyncio.run, converse(api.url))
             async with RESTClient(api.url) as client, client.console(id) as one, client.console("one") as two:
                 await two.send(b"hello\r")
                 assert [await hear(one, 7), await hear(two, 7)] == [b"hello\r\n"] * 2
@@ -259,13 +259,13 @@ async def test_bytes_before_the_handshake_is_answered(tmp_path: Path) -> None:
 
 async def test_a_client_that_vanishes_leaves_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as (api, _, _id):
-        for farewell in (None, CloseConnection(code=1000), CloseConnection(code=1001)):
+        for last in (None, CloseConnection(code=1000), CloseConnection(code=1001)):
             async with raw(api) as socket:
                 await socket.send(BytesMessage(data=b"x"))
                 await socket.next(BytesMessage)
-                if farewell is not None:
-                    await socket.send(farewell)
-                    assert (await socket.next(CloseConnection)).code == farewell.code
+                if last is not None:
+                    await socket.send(last)
+                    assert (await socket.next(CloseConnection)).code == last.code
             await nobody_listens(api)
         with trio.fail_after(5):
             while "twinshare_http_connections 1.0" not in (await api.client.get("/metrics")).text:
@@ -306,7 +306,7 @@ async def test_a_slow_reader_is_let_go_alone(tmp_path: Path) -> None:
             assert ended.reason.startswith("overloaded: this client")
 
 
-async def test_the_end_of_the_node_is_told(tmp_path: Path) -> None:
+async def test_the_end_of_the_node_is_reported(tmp_path: Path) -> None:
     opened = trio.Event()
 
     async def listen(url: str) -> None:

@@ -28,7 +28,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return trio.run if request.param == "trio" else under_asyncio
 
 
-def told(*ids: int) -> bytes:
+def events_with(*ids: int) -> bytes:
     events = [Event(id=number, type="vm.state", at=datetime(2025, 5, 10, tzinfo=UTC)) for number in ids]
     return KEEPALIVE + b"".join(encode_event(event) for event in events)
 
@@ -58,21 +58,23 @@ def collect(run: Run, url: str, count: int, after: int | None = None) -> list[in
     return found
 
 
-def test_events_are_told_once_across_lost_connections(run: Run) -> None:
-    half = told(4, 5)
-    with recorded_node({STREAM: [stream(told(1, 2, 3)), stream(half, len(half) - 9), stream(told(5, 6))]}) as node:
+def test_events_are_printed_once_across_lost_connections(run: Run) -> None:
+    half = events_with(4, 5)
+    with recorded_node(
+        {STREAM: [stream(events_with(1, 2, 3)), stream(half, len(half) - 9), stream(events_with(5, 6))]}
+    ) as node:
         assert collect(run, node.url, 6, after=0) == [1, 2, 3, 4, 5, 6]
     assert [seen.headers["last-event-id"] for seen in node.seen] == ["0", "3", "4"]
 
 
 def test_without_a_start_it_begins_with_now(run: Run) -> None:
-    with recorded_node({STREAM: [stream(told(7))]}) as node:
+    with recorded_node({STREAM: [stream(events_with(7))]}) as node:
         assert collect(run, node.url, 1) == [7]
     assert "last-event-id" not in node.seen[0].headers
 
 
 def test_a_stream_that_breaks_before_its_first_event_resumes_where_it_began(run: Run) -> None:
-    with recorded_node({STREAM: [stream(encode_start(6)), stream(told(7))]}) as node:
+    with recorded_node({STREAM: [stream(encode_start(6)), stream(events_with(7))]}) as node:
         assert collect(run, node.url, 1) == [7]
     assert node.seen[1].headers["last-event-id"] == "6"
 
@@ -85,7 +87,7 @@ def test_a_refusal_is_raised(run: Run) -> None:
 
 def test_a_node_that_stays_away_ends_the_stream(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "RETURN_WITHIN", 0.4)
-    with recorded_node({STREAM: [stream(told(1)), Answer(cut=0)]}) as node, pytest.raises(NodeUnreachable):
+    with recorded_node({STREAM: [stream(events_with(1)), Answer(cut=0)]}) as node, pytest.raises(NodeUnreachable):
         collect(run, node.url, 2)
 
 
@@ -101,7 +103,7 @@ def test_a_listener_that_is_cancelled_leaves_the_client_sound() -> None:
                 assert scope.cancelled_caught
             return await first(client, 1, after=1)
 
-    # Promised more than is sent: the client waits for the rest.
-    silent = Answer(told(1), media_type="text/event-stream")
-    with recorded_node({STREAM: [silent, stream(told(2))]}) as node:
+    # Announced more than is sent: the client waits for the rest.
+    silent = Answer(events_with(1), media_type="text/event-stream")
+    with recorded_node({STREAM: [silent, stream(events_with(2))]}) as node:
         assert trio.run(main, node.url) == [2]

@@ -53,7 +53,7 @@ async def listening(api: Served, query: str = "", last: int | None = None) -> As
         yield listener
 
 
-async def test_what_happens_is_told(tmp_path: Path) -> None:
+async def test_what_happens_is_published(tmp_path: Path) -> None:
     async with served(tmp_path) as api, listening(api) as listener:
         assert b"content-type: text/event-stream" in await listener.head()
         await api.client.post("/api/vm", json=SPEC)

@@ -15,8 +15,8 @@ async def test_a_far_operation_shows_how_far_it_is(tmp_path: Path) -> None:
         slow = far.vms.hypervisor
         assert isinstance(slow, MemoryHypervisor)
         slow.behaviour.delay = 0.1
-        wishes = {"prefer": "respond-async", "idempotency-key": "k"}
-        begun = await api.client.post("/api/remote/far/vm", json={**SPEC, "start": True}, headers=wishes)
+        headers = {"prefer": "respond-async", "idempotency-key": "k"}
+        begun = await api.client.post("/api/remote/far/vm", json={**SPEC, "start": True}, headers=headers)
         assert begun.status_code == 202
         where, id = begun.headers["location"], begun.json()["id"]
         assert where == f"/api/remote/far/operations/{id}"

@@ -193,7 +193,7 @@ async def test_every_operation_asks_for_its_role(role: Role, tmp_path: Path) -> 
                 assert method.role in answer.json()["error"]
 
 
-async def test_who_may_not_call_is_not_told_how(tmp_path: Path) -> None:
+async def test_who_may_not_call_does_not_learn_how(tmp_path: Path) -> None:
     """The role comes before the body, the query and the path's names are looked at, in both dialects, near and far."""
     async with served(tmp_path, auth="token", rate=1e4, burst=1000) as api:
         made = await api.node.tokens.create(TokenRequest(name="x", role=Role.VIEWER))
@@ -202,13 +202,13 @@ async def test_who_may_not_call_is_not_told_how(tmp_path: Path) -> None:
         for root in ("/api", "/api/v1"):
             document = await api.get(f"{root}/openapi.json", headers=headers)
             for path, verbs in document["paths"].items():
-                for verb, told in verbs.items():
-                    if told.get("x-role") in {None, Role.VIEWER}:
+                for verb, operation in verbs.items():
+                    if operation.get("x-role") in {None, Role.VIEWER}:
                         continue
                     wrong = re.sub("{[^}]*}", "%20", path) + "?nope=1"
                     answer = await api.client.request(verb, wrong, content=b"{", headers=headers)
                     assert answer.status_code == 403, (verb, path, answer.text)
-                    assert told["x-role"] in answer.text, (verb, path, answer.text)
+                    assert operation["x-role"] in answer.text, (verb, path, answer.text)
                     asked += 1
         assert asked > 50
         assert not await changed(api)

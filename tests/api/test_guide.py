@@ -1,4 +1,4 @@
-"""Every route of the guide's "VM Management" and "Error Handling", with its exact bodies, on the hypervisor's twin."""
+"""Every route of the guide's "VM Management" and "Error Handling", with exact bodies, on the in-memory hypervisor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every route of Meda's document on the hypervisor's twin, with its exact bodies and codes, as one table."""
+"""Every route of Meda's document on the in-memory hypervisor, with its exact bodies and codes, as one table."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ MAC = re.compile(r"52:54:00(:[0-9a-f]{2}){3}")
 
 def info(state: str, **more: Any) -> dict[str, Any]:
     """A VmInfo of the VM that the table makes."""
-    told = {"name": "test-vm", "state": state, "ip": str, "vcpus": "4", "memory": "2G", "disk": "20G"}
-    return told | {"devices": [], "created": STAMP} | more
+    got = {"name": "test-vm", "state": state, "ip": str, "vcpus": "4", "memory": "2G", "disk": "20G"}
+    return got | {"devices": [], "created": STAMP} | more
 
 
 def done(message: str | re.Pattern[str], vm: Any = None) -> dict[str, Any]:
@@ -155,22 +155,22 @@ TABLE = [
 ]  # fmt: skip
 
 
-def differences(told: Any, meant: Any, at: str = "body") -> Iterator[str]:
-    if isinstance(meant, dict) and isinstance(told, dict):
-        more = set() if ... in meant else told.keys() - meant.keys()
+def differences(got: Any, meant: Any, at: str = "body") -> Iterator[str]:
+    if isinstance(meant, dict) and isinstance(got, dict):
+        more = set() if ... in meant else got.keys() - meant.keys()
         for key in {*meant, *more} - {...}:
-            if key not in told or key not in meant:
-                yield f"{at}.{key}: {'not there' if key not in told else 'not documented'}"
+            if key not in got or key not in meant:
+                yield f"{at}.{key}: {'not there' if key not in got else 'not documented'}"
             else:
-                yield from differences(told[key], meant[key], f"{at}.{key}")
-    elif isinstance(meant, list) and isinstance(told, list) and len(told) == len(meant):
-        for number, pair in enumerate(zip(told, meant, strict=True)):
+                yield from differences(got[key], meant[key], f"{at}.{key}")
+    elif isinstance(meant, list) and isinstance(got, list) and len(got) == len(meant):
+        for number, pair in enumerate(zip(got, meant, strict=True)):
             yield from differences(*pair, f"{at}[{number}]")
     elif isinstance(meant, re.Pattern):
-        if not isinstance(told, str) or not meant.fullmatch(told):
-            yield f"{at}: {told!r}"
-    elif not (isinstance(told, meant) if isinstance(meant, type) else told == meant):
-        yield f"{at}: {told!r} and not {meant!r}"
+        if not isinstance(got, str) or not meant.fullmatch(got):
+            yield f"{at}: {got!r}"
+    elif not (isinstance(got, meant) if isinstance(meant, type) else got == meant):
+        yield f"{at}: {got!r} and not {meant!r}"
 
 
 async def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +196,9 @@ async def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 async def test_the_table_has_every_route(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         document = await api.get("/api/v1/openapi.json")
-    told = {(verb.upper(), path.removeprefix("/api/v1")) for path, verbs in document["paths"].items() for verb in verbs}
+    got = {(verb.upper(), path.removeprefix("/api/v1")) for path, verbs in document["paths"].items() for verb in verbs}
     tried = {(row.verb, _pattern(row.path)) for row in TABLE if row.status < 300}
-    assert told - tried == set()
+    assert got - tried == set()
 
 
 def _pattern(path: str) -> str:

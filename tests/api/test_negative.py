@@ -39,16 +39,17 @@ async def picture(*nodes: Node) -> Any:
 
 
 async def picture_of(node: Node) -> Any:
-    told: dict[str, Any] = {}
+    picture: dict[str, Any] = {}
     for name in ("list_vms", "list_images", "list_tokens", "list_operations", "list_peers"):
         rows = msgspec.to_builtins(await node.call(LOCAL_ADMIN, TABLE[name], {}))
-        told[name] = [{k: v for k, v in row.items() if k not in {"observed_at", "uptime", "last_seen"}} for row in rows]
+        varying = {"observed_at", "uptime", "last_seen"}
+        picture[name] = [{key: value for key, value in row.items() if key not in varying} for row in rows]
     # An operation that was refused while it worked stays in the journal, as failed.
-    told["list_operations"] = [row for row in told["list_operations"] if row["state"] != "failed"]
-    told["forwards"] = msgspec.to_builtins(await node.call(LOCAL_ADMIN, TABLE["list_forwards"], {"vm": "one"}))
-    told["tunnels"] = [list(key) for key in node.tunnels.kept]
-    told["messages"] = [event.data for event in node.events.kept if event.type == "p2p.message"]
-    return told
+    picture["list_operations"] = [row for row in picture["list_operations"] if row["state"] != "failed"]
+    picture["forwards"] = msgspec.to_builtins(await node.call(LOCAL_ADMIN, TABLE["list_forwards"], {"vm": "one"}))
+    picture["tunnels"] = [list(key) for key in node.tunnels.kept]
+    picture["messages"] = [event.data for event in node.events.kept if event.type == "p2p.message"]
+    return picture
 
 
 def request(case: Case) -> bytes:
@@ -70,26 +71,26 @@ def faults(case: Case, got: httpx.Response) -> Iterator[str]:
     if got.headers.get("content-type") != "application/json":
         yield f"not JSON: {got.text[:200]}"
         return
-    told = got.json()
-    if (got.status_code, told.get("code")) != (case.status, case.code):
-        yield f"{got.status_code} {told}"
-    if got.status_code >= 500 and told["code"] not in EXCUSED:
+    body = got.json()
+    if (got.status_code, body.get("code")) != (case.status, case.code):
+        yield f"{got.status_code} {body}"
+    if got.status_code >= 500 and body["code"] not in EXCUSED:
         yield "a 5xx"
-    if case.target.startswith("/api/v1/") and told.get("details", {}).get("message") != told["error"]:
-        yield f"not Meda's body: {told}"
-    if told.keys() != {"error", "code", "details"} or not isinstance(told["error"], str) or not told["error"]:
-        yield f"not the documented body: {told}"
+    if case.target.startswith("/api/v1/") and body.get("details", {}).get("message") != body["error"]:
+        yield f"not Meda's body: {body}"
+    if body.keys() != {"error", "code", "details"} or not isinstance(body["error"], str) or not body["error"]:
+        yield f"not the documented body: {body}"
         return
-    if case.path is not None and told["details"].get("path") != case.path:
-        yield f"names {told['details']} instead of {case.path}"
-    if case.reason is not None and told["details"].get("reason") != case.reason:
-        yield f"reason {told['details'].get('reason')} instead of {case.reason}"
+    if case.path is not None and body["details"].get("path") != case.path:
+        yield f"names {body['details']} instead of {case.path}"
+    if case.reason is not None and body["details"].get("reason") != case.reason:
+        yield f"reason {body['details'].get('reason')} instead of {case.reason}"
     if case.status == 405 and not got.headers.get("allow"):
         yield "no Allow"
     if case.status == 401 and not got.headers.get("www-authenticate"):
         yield "no WWW-Authenticate"
-    if re.search(r"Traceback|/work/|/tmp/|/root/|/home/|site-packages", told["error"]):
-        yield f"tells too much: {told['error']}"
+    if re.search(r"Traceback|/work/|/tmp/|/root/|/home/|site-packages", body["error"]):
+        yield f"tells too much: {body['error']}"
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"{group.__module__.rpartition('.')[2]}.{group.__name__}")

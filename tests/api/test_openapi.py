@@ -48,14 +48,14 @@ async def test_the_document_is_valid_and_whole(root: str, tmp_path: Path) -> Non
             assert f"/{name}" in used, f"{name} is described and never used"
 
 
-async def test_every_operation_is_told_with_its_role_and_errors(tmp_path: Path) -> None:
+async def test_every_operation_is_documented_with_its_role_and_errors(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         document = await api.get("/api/openapi.json")
-        told = {one["operationId"]: one for path in document["paths"].values() for one in path.values()}
+        documented = {one["operationId"]: one for path in document["paths"].values() for one in path.values()}
         for method in all_methods(SERVICES).values():
-            assert told[method.name]["x-role"] == method.role
-            assert (f"remote_{method.name}" in told) is not method.local
-        for name, one in told.items():
+            assert documented[method.name]["x-role"] == method.role
+            assert (f"remote_{method.name}" in documented) is not method.local
+        for name, one in documented.items():
             assert one["responses"]["default"] == {"$ref": "#/components/responses/ErrorResponse"}, name
             assert one["summary"].endswith("."), name
             assert ("202" in one["responses"]) is any(
@@ -64,7 +64,7 @@ async def test_every_operation_is_told_with_its_role_and_errors(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("root", ["/api", "/api/v1"])
-async def test_what_is_told_is_served(root: str, tmp_path: Path) -> None:
+async def test_what_is_documented_is_served(root: str, tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         document = await api.get(f"{root}/openapi.json")
         for path, verbs in document["paths"].items():

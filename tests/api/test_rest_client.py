@@ -191,7 +191,7 @@ def test_a_node_that_says_it_stops_is_waited_for(run: Run) -> None:
     assert len({seen.headers["idempotency-key"] for seen in node.seen}) == 1
 
 
-def test_what_is_down_for_longer_is_told_at_once(run: Run) -> None:
+def test_what_is_down_for_longer_is_reported_at_once(run: Run) -> None:
     down = Answer({"error": "libvirt does not answer", "code": "hypervisor_down"}, 503)
     with recorded_node({"POST /api/vm": [down, Answer(VM)]}) as node, pytest.raises(HypervisorDown):
         ask(run, node.url, lambda client: client.create_vm("example-vm", "tiny"))

@@ -1,4 +1,4 @@
-"""The document against the server, by a tool that knows nothing of us: no 5xx, nothing that is not told."""
+"""The document against the server, by a tool that knows nothing of us: no 5xx, nothing that is not documented."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ async def run_cases(where: str, url: str, examples: int, folder: Path) -> tuple[
 
 
 def judge(done: tuple[int, str], least: int) -> None:
-    code, told = done
-    assert code == 0, told[-6000:]
-    cases = re.search(r"(\d+) generated", told)
+    code, output = done
+    assert code == 0, output[-6000:]
+    cases = re.search(r"(\d+) generated", output)
     assert cases is not None
-    assert int(cases[1]) >= least, told[-1500:]
+    assert int(cases[1]) >= least, output[-1500:]
 
 
 async def furnish(node: Node) -> None:
@@ -86,11 +86,12 @@ async def document(api: Served, keep: Callable[[str, str], bool], file: Path) ->
     """The node's document of some of its verbs and paths, in which a peer has its name: a guessed one is not there."""
     found = await api.get("/api/openapi.json")
     found["paths"] = {
-        path: {verb: told for verb, told in verbs.items() if keep(path, verb)} for path, verbs in found["paths"].items()
+        path: {verb: operation for verb, operation in verbs.items() if keep(path, verb)}
+        for path, verbs in found["paths"].items()
     }
     for verbs in found["paths"].values():
-        for told in verbs.values():
-            for parameter in told.get("parameters", []):
+        for operation in verbs.values():
+            for parameter in operation.get("parameters", []):
                 if parameter.get("name") == "peer":
                     parameter["schema"] = {"type": "string", "enum": ["far", "local", "here", "nobody"]}
     await trio.Path(file).write_text(json.dumps(found))

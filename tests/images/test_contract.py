@@ -1,4 +1,4 @@
-"""The twin and the real store keep one contract."""
+"""The in-memory store and the real one keep one contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinshare.agent.images.memory import MemoryImageStore
 from twinshare.agent.images.port import ImageStore
 
 
-async def test_the_twin(tmp_path: Path) -> None:
+async def test_the_memory_store(tmp_path: Path) -> None:
     @asynccontextmanager
     async def open_store() -> AsyncIterator[ImageStore]:
         yield MemoryImageStore()

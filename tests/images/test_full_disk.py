@@ -49,7 +49,7 @@ def disk(seed: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Place:
+class Prepared:
     """A node whose store lies on a small disk, what is there already, and a registry that has room."""
 
     small: Path
@@ -71,7 +71,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def prepared(small: Path, roomy: Path) -> AsyncIterator[Place]:
+async def prepared(small: Path, roomy: Path) -> AsyncIterator[Prepared]:
     async with AsyncExitStack() as stack:
         registry = await stack.enter_async_context(docker_registry(roomy / "registry"))
         client = await stack.enter_async_context(open_registry_client([registry]))
@@ -80,34 +80,34 @@ async def prepared(small: Path, roomy: Path) -> AsyncIterator[Place]:
         await other[0].add_image("disk", pieces(disk(1)), report=quiet)
         await other[1].push_image("disk", f"{registry.host}/ours:latest", report=quiet)
         store, exchange = await stack.enter_async_context(node(small / "node", registry))
-        yield Place(small, roomy, store, exchange, registry.host)
+        yield Prepared(small, roomy, store, exchange, registry.host)
 
 
-async def take_in(place: Place, content: bytes) -> Any:
+async def take_in(place: Prepared, content: bytes) -> Any:
     return await place.store.add_image("new", pieces(content), report=quiet)
 
 
-async def raw(place: Place) -> Any:
+async def raw(place: Prepared) -> Any:
     return await take_in(place, disk(1))
 
 
-async def packed(place: Place) -> Any:
+async def packed(place: Prepared) -> Any:
     return await take_in(place, gzip.compress(disk(1), 1))
 
 
-async def qcow2(place: Place) -> Any:
+async def qcow2(place: Prepared) -> Any:
     return await take_in(place, as_qcow2(disk(1), place.roomy))
 
 
-async def ours(place: Place) -> Any:
+async def ours(place: Prepared) -> Any:
     return await place.exchange.pull_image(f"{place.registry}/ours", report=quiet, name="new")
 
 
-async def meda(place: Place) -> Any:
+async def meda(place: Prepared) -> Any:
     return await place.exchange.pull_image(f"{place.registry}/meda", report=quiet, name="new")
 
 
-async def capture(place: Place) -> Any:
+async def capture(place: Prepared) -> Any:
     """Of an overlay that lies elsewhere, half of it the guest's own."""
     base, overlay = (await place.store.get_image("base")).digest, place.roomy / "disk.qcow2"
     if not overlay.exists():
@@ -117,11 +117,11 @@ async def capture(place: Place) -> Any:
     return await place.store.add_disk("new", Overlay(overlay, base), 8 * MIB, report=quiet, origin=Origin("a VM"))
 
 
-async def send(place: Place) -> Any:
+async def send(place: Prepared) -> Any:
     return await place.exchange.push_image("base", f"{place.registry}/sent:1", report=quiet)
 
 
-async def failed(place: Place, act: Callable[[Place], Awaitable[Any]], leave: int) -> bool:
+async def failed(place: Prepared, act: Callable[[Prepared], Awaitable[Any]], leave: int) -> bool:
     """Whether `leave` bytes are too few for it. It must have left nothing then."""
     images, files = await place.store.list_images(), place.files()
     fill(place.small, leave)
@@ -141,7 +141,7 @@ async def failed(place: Place, act: Callable[[Place], Awaitable[Any]], leave: in
 
 @pytest.mark.parametrize("act", [raw, packed, qcow2, ours, meda, capture, send], ids=lambda act: act.__name__)
 async def test_no_room_is_said_and_leaves_nothing(
-    small: Path, tmp_path: Path, act: Callable[[Place], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+    small: Path, tmp_path: Path, act: Callable[[Prepared], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packs, "PACK_SIZE", MIB)
     result = disk(1) if act is not capture else disk(2)[: 4 * MIB] + b"\7" * 3 * MIB + disk(2)[7 * MIB :]

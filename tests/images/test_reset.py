@@ -197,18 +197,18 @@ async def test_a_journal_is_played_back_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("magic", "place", "told"),
+    ("magic", "place", "message"),
     [(b"XFSB", 0, "xfs"), (b"_BHRfS_M", 0x10040, "btrfs"), (b"", 0, "no ext2"), (b"LVM2 001", 0x218, "lvm")],
 )
 async def test_other_file_systems_are_refused_and_no_image_is_made(
-    tmp_path: Path, magic: bytes, place: int, told: str
+    tmp_path: Path, magic: bytes, place: int, message: str
 ) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(8 * MIB))
     patch(disk, MIB + place, magic)
     patch(disk, 0, boot_record((0x83, MIB >> 9, 7 * MIB >> 9)))
     async with disk_store(tmp_path / "images") as store:
-        with pytest.raises(InvalidRequest, match=told):
+        with pytest.raises(InvalidRequest, match=message):
             await capture(store, tmp_path, disk, "made")
         assert [image.name for image in await store.list_images()] == ["base"]
         assert list((tmp_path / "images/partial").iterdir()) == []

@@ -65,11 +65,11 @@ async def test_we_dial_it(command: tuple[list[str], Path]) -> None:
     async with both(command) as (host, peer):
         await host.connect(peer.peer_id, peer.addresses)
         assert await host.ping(peer.peer_id) < 1
-        told = await ask_identity(host.swarm, host.swarm.connected(peer.peer_id), deadline=5)
-        assert told is not None
-        assert {ECHO, IDENTIFY, PING} <= set(told.protocols)
-        assert told.observed is not None
-        assert told.observed.loopback
+        identity = await ask_identity(host.swarm, host.swarm.connected(peer.peer_id), deadline=5)
+        assert identity is not None
+        assert {ECHO, IDENTIFY, PING} <= set(identity.protocols)
+        assert identity.observed is not None
+        assert identity.observed.loopback
         stream = await host.open_stream(peer.peer_id, PING)
         block = os.urandom(32)
         await stream.send_all(block)

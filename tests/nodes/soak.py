@@ -149,7 +149,7 @@ class Soak:
         assert unsettled == [], unsettled
 
     async def _unsettled(self) -> list[str]:
-        found, own, told = [], set(), []
+        found, own, fleet_lists = [], set(), []
         for node in self.nodes:
             name = node.data_dir.name
             operations = (await self._get(node, "/api/operations"))["operations"]
@@ -159,8 +159,8 @@ class Soak:
             if len({vm["name"] for vm in vms}) < len(vms):
                 found.append(f"{name}: a name is there twice")
             own |= {(vm["id"], vm["status"], True) for vm in vms}
-            told.append((await self._get(node, "/api/fleet/vm"))["vms"])
-        for rows in told:
+            fleet_lists.append((await self._get(node, "/api/fleet/vm"))["vms"])
+        for rows in fleet_lists:
             if {(row["id"], row["status"], row["reachable"]) for row in rows} != own or len(rows) != len(own):
                 found.append("a fleet's list is not the sum of its nodes'")
         return found

@@ -31,7 +31,7 @@ from twinshare.protocols.errors import (
 from twinshare.protocols.tunnel import HEAD, encode
 
 
-def twin(node: Node) -> MemoryHypervisor:
+def hypervisor_of(node: Node) -> MemoryHypervisor:
     hypervisor = node.vms.hypervisor
     assert isinstance(hypervisor, MemoryHypervisor)
     return hypervisor
@@ -56,7 +56,7 @@ async def test_a_far_console_is_a_console(tmp_path: Path) -> None:
             expected = said.replace(b"\r", b"\r\n")
             for console in (one, two, three):
                 assert await hear(console, len(expected)) == expected
-            twin(far).power_off(vm.id)
+            hypervisor_of(far).power_off(vm.id)
             for console in (one, two, three):
                 ended = await end_of(console)
                 assert (type(ended), ended.message) == (WrongState, "VM 'far' has stopped")
@@ -139,7 +139,7 @@ async def test_a_slow_peer_is_let_go_and_the_others_go_on(tmp_path: Path, monkey
                 await trio.lowlevel.checkpoint()
             await trio.sleep_forever()
 
-        twin(far).serve_console(vm.id, talk)
+        hypervisor_of(far).serve_console(vm.id, talk)
         async with near.console(LOCAL_ADMIN, "far", "node-0") as slow, far.console(LOCAL_ADMIN, "far") as quick:
             await hear(quick, 1 << 20)
             with trio.fail_after(5):
@@ -151,7 +151,7 @@ async def test_a_slow_peer_is_let_go_and_the_others_go_on(tmp_path: Path, monkey
         await nobody_listens(far)
 
 
-async def test_the_last_word_is_heard_by_one_who_is_still_typing(tmp_path: Path) -> None:
+async def test_the_last_output_reaches_one_who_is_still_typing(tmp_path: Path) -> None:
     async with pair(tmp_path) as (near, far, _):
         [vm] = await call(far, "list_vms")
         for _ in range(5):
@@ -164,7 +164,7 @@ async def test_the_last_word_is_heard_by_one_who_is_still_typing(tmp_path: Path)
 
                 nursery.start_soon(type_on)
                 await hear(console, 100000)
-                twin(far).power_off(vm.id)
+                hypervisor_of(far).power_off(vm.id)
                 assert isinstance(await end_of(console), WrongState)
                 nursery.cancel_scope.cancel()
             await nobody_listens(far)

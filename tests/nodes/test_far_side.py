@@ -26,7 +26,7 @@ from twinshare.protocols.errors import TwinshareError
 pytestmark = pytest.mark.system
 
 LIMIT = 6.0
-"""Seconds within which a caller is told that a peer cannot be reached, however patient the node is else."""
+"""Seconds within which a caller learns that a peer cannot be reached, however patient the node is else."""
 PEER_TIMEOUT = 8.0
 """Seconds after which a silent peer counts as gone: what has no caller that waits, a tunnel, ends then."""
 SPEC = {"image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1}
@@ -44,7 +44,7 @@ SHORT = {
     "message": ("POST", "/api/p2p/message", {"peer_id": "node-2", "message_type": "NOTE", "data": {"n": 1}}),
     "forward": ("POST", f"{FAR}/vm/web/port-forward", {"host_port": 0, "guest_port": 80}),
 }
-Told = dict[str, tuple[int, dict[str, Any], float]]
+Answers = dict[str, tuple[int, dict[str, Any], float]]
 
 
 def large() -> bytes:
@@ -85,7 +85,7 @@ class Scene:
 
     def __init__(self, near: AgentProcess, far: AgentProcess, http: httpx.AsyncClient, port: int, mark: str) -> None:
         self.near, self.far, self.http, self.port, self.mark = near, far, http, port, mark
-        self.told: Told = {}
+        self.answers: Answers = {}
         self.events: list[str] = []
 
     async def ask(self, name: str, verb: str, path: str, body: Any = None) -> None:
@@ -93,7 +93,7 @@ class Scene:
         keyed = {"idempotency-key": f"{name}-{self.mark}"} if verb == "POST" else {}
         answer = await self.http.request(verb, path, json=body, headers=keyed)
         found = answer.json() if answer.headers["content-type"] == "application/json" else {}
-        self.told[name] = (answer.status_code, found, time.monotonic() - began)
+        self.answers[name] = (answer.status_code, found, time.monotonic() - began)
 
     async def tunnel(self, name: str) -> None:
         """A connection to the guest on which nothing is said yet."""
@@ -105,7 +105,7 @@ class Scene:
                     heard = await stream.receive_some()
                 except trio.BrokenResourceError:
                     heard = b""
-        self.told[name] = (502, {"heard": heard.decode()}, time.monotonic() - began)
+        self.answers[name] = (502, {"heard": heard.decode()}, time.monotonic() - began)
 
     async def console(self, task_status: trio.TaskStatus[None]) -> None:
         async with RESTClient(self.near.url) as client, client.console("web", "node-2") as console:
@@ -116,9 +116,9 @@ class Scene:
             try:
                 while await console.receive():
                     pass
-                self.told["console"] = (200, {}, time.monotonic() - began)
+                self.answers["console"] = (200, {}, time.monotonic() - began)
             except TwinshareError as error:
-                self.told["console"] = (error.status, {"code": error.code}, time.monotonic() - began)
+                self.answers["console"] = (error.status, {"code": error.code}, time.monotonic() - began)
 
     async def pulling(self) -> dict[str, Any]:
         """The newest operation that fetches a disk from the far node; it has no caller that waits."""
@@ -167,27 +167,27 @@ class Scene:
                 calls.start_soon(self.ask, "wait", "GET", f"{FAR}/operations/{operation['id']}/wait?timeout=60")
                 await others.start(self.listen)
                 await calls.start(self.console)
-                wishes = {"prefer": "respond-async"}
-                await self.http.post("/api/image/pull", json={"image": self.mark}, headers=wishes)
+                headers = {"prefer": "respond-async"}
+                await self.http.post("/api/image/pull", json={"image": self.mark}, headers=headers)
                 await until(self._pull_is_under_way, 5)
                 self.far.freeze()
                 others.start_soon(self.others_go_on)
                 for name, (verb, path, body) in SHORT.items():
                     calls.start_soon(self.ask, name, verb, path, body)
                 await silence()
-            await until(self._offline_is_told, 2)
+            await until(self._offline_is_shown, 2)
             others.cancel_scope.cancel()
 
-    async def _offline_is_told(self) -> bool:
+    async def _offline_is_shown(self) -> bool:
         return self.events[:1] == ["peer.offline"]
 
     async def _stop_is_under_way(self) -> bool:
         return [op["state"] for op in await self.stopping()] == ["running"]
 
-    def check_told(self) -> None:
+    def check_answers(self) -> None:
         tunnels = {f"tunnel {number}" for number in range(TUNNELS)}
-        assert self.told.keys() == {*SHORT, *tunnels, "stop", "wait", "console"}
-        for name, (status, body, seconds) in self.told.items():
+        assert self.answers.keys() == {*SHORT, *tunnels, "stop", "wait", "console"}
+        for name, (status, body, seconds) in self.answers.items():
             assert seconds < (LIMIT if name in {*SHORT, "stop", "wait"} else PEER_TIMEOUT + 1), (name, seconds)
             assert status == 502, (name, status, body)
             if name.startswith("tunnel"):
@@ -196,8 +196,8 @@ class Scene:
             assert body["code"] == "peer_unreachable", (name, body)
             if name in {"stop", "create", "restart"}:
                 key = body["details"].get("idempotency_key")
-                assert key in {None, f"{name}-{self.mark}"}, "whoever was told that it goes on was told its key"
-        assert self.told["stop"][1]["details"]["idempotency_key"] == f"stop-{self.mark}"
+                assert key in {None, f"{name}-{self.mark}"}, "an answer that it goes on has its key"
+        assert self.answers["stop"][1]["details"]["idempotency_key"] == f"stop-{self.mark}"
 
 
 async def check_all_is_well(scene: Scene) -> None:
@@ -207,10 +207,10 @@ async def check_all_is_well(scene: Scene) -> None:
     for _ in range(2):
         for name in ("create", "restart", "message"):
             await scene.ask(name, *SHORT[name])
-            assert scene.told[name][0] == 200, scene.told[name]
+            assert scene.answers[name][0] == 200, scene.answers[name]
     for name in ("list", "picture", "log"):
         await scene.ask(name, *SHORT[name])
-        assert scene.told[name][0] == 200, scene.told[name]
+        assert scene.answers[name][0] == 200, scene.answers[name]
     assert [op["id"] for op in await scene.stopping()] == [operation["id"]]
     operations = (await ask(scene.far, "GET", "/api/operations"))["operations"]
     keys = [op["idempotency_key"] for op in operations]
@@ -266,8 +266,11 @@ async def test_every_kind_of_call_when_the_far_node_stops_and_when_it_dies(tmp_p
                 scene = Scene(near, far, http, port, mark)
                 try:
                     await scene.play(partial(end, far) if mark == "killed" else trio.lowlevel.checkpoint)
-                    print(f"\n{mark}: told after", {name: round(told[2], 1) for name, told in scene.told.items()})
-                    scene.check_told()
+                    print(
+                        f"\n{mark}: answered after",
+                        {name: round(answer[2], 1) for name, answer in scene.answers.items()},
+                    )
+                    scene.check_answers()
                 finally:
                     if mark == "stopped":
                         far.thaw()

@@ -93,7 +93,7 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         await ask(one, "DELETE", "/api/remote/node-3/vm/far", {"force": True})
 
 
-async def test_a_message_is_answered_and_told(tmp_path: Path) -> None:
+async def test_a_message_is_answered_and_published(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as (one, two):
         hello = {"peer_id": card(two)["peer_id"], "message_type": "HELLO", "data": {"message": "Hello from REST API!"}}
         answer = await ask(one, "POST", "/api/p2p/message", hello)

@@ -23,8 +23,8 @@ async def test_random_cancellations_fail_no_other_call_and_keep_the_connection(t
 
         async def call(http: httpx.AsyncClient, ends: float) -> None:
             while trio.current_time() < ends:
-                patience = chance.uniform(0, 0.05) if chance.random() < 0.5 else 30
-                with trio.move_on_after(patience) as scope:
+                timeout = chance.uniform(0, 0.05) if chance.random() < 0.5 else 30
+                with trio.move_on_after(timeout) as scope:
                     answer = await http.get("/api/remote/node-2/vm")
                     if answer.status_code != 200:
                         failed.append(answer.text)

@@ -1,4 +1,4 @@
-"""Whole nodes in one process, on the hypervisor's twin and a network in memory: what a far operation promises."""
+"""Whole nodes in one process, on the in-memory hypervisor and network: what a far operation promises."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ async def test_who_may(tmp_path: Path) -> None:
 
 
 async def test_an_operator_elsewhere_does_not_open_this_machine_to_the_network(tmp_path: Path) -> None:
-    """`add_forward` called over the line itself, as no face of ours does: a port of the owner's machine."""
+    """`add_forward` called over a peer session, as no API of ours does: a port of the owner's machine."""
     for role, bind, refused in (
         (Role.OPERATOR, "0.0.0.0", True),  # noqa: S104 - that is what is refused
         (Role.OPERATOR, "::", True),

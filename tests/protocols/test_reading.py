@@ -27,7 +27,7 @@ from twinshare.protocols.vm import ForwardSpec, VmSpec
         (b'{"image":"x"}', VmSpec, "name: Object missing required field", "name"),
     ],
 )
-def test_what_is_wrong_is_told_in_words(body: bytes, kind: Any, sentence: str, path: str) -> None:
+def test_what_is_wrong_is_said_in_words(body: bytes, kind: Any, sentence: str, path: str) -> None:
     with pytest.raises(InvalidRequest) as wrong:
         decode_json(body, kind)
     assert wrong.value.message.startswith(sentence)

@@ -1,29 +1,17 @@
-"""The retired words of docs/glossary.md do not come back, and the list of the files that still have some shrinks."""
+"""The retired words of docs/glossary.md do not come back."""
 
 from __future__ import annotations
 
-from scripts.documents.words import (
-    GLOSSARY,
-    fixed_names,
-    new_faults,
-    read_allowed,
-    retired_words,
-    search_tree,
-    stale_lines,
-    words_in,
-)
+from pathlib import Path
+
+from scripts.documents.words import GLOSSARY, faults, fixed_names, retired_words, search_tree, words_in
 from tests.rules.tree import TOP
 
 TABLE = "| term | meaning | retired words |\n|---|---|---|\n| grace | time | last word, `Place` |\n"
 
 
 def test_no_retired_word_comes_back() -> None:
-    assert new_faults(search_tree(TOP), read_allowed(TOP)) == []
-
-
-def test_the_list_of_files_shrinks() -> None:
-    """python -m scripts.documents.words --shrink removes what was cleaned."""
-    assert stale_lines(search_tree(TOP), read_allowed(TOP)) == []
+    assert faults(search_tree(TOP)) == []
 
 
 def test_a_retired_word_is_found_in_any_spelling() -> None:
@@ -44,9 +32,18 @@ def test_a_name_of_the_wire_is_no_retired_word() -> None:
     assert fixed_names(TABLE).search(TABLE) is None
 
 
-def test_a_file_that_is_not_on_the_list_is_a_fault() -> None:
-    assert new_faults({"a.py": {"room", "twin"}}, {"a.py": {"room"}})[0].startswith("a.py: retired: twin ")
-    assert new_faults({"a.py": {"room"}}, {"a.py": {"room", "twin"}}) == []
+def test_a_file_with_a_retired_word_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / GLOSSARY).write_text(TABLE)
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/clean.py").write_text("frame = 1\n")
+    (tmp_path / "agent/stale.py").write_text("class Place: ...\n")
+    (tmp_path / "agent/last_word.py").write_text("")
+    found = faults(search_tree(tmp_path))
+    assert [line.partition(" (")[0] for line in found] == [
+        "agent/last_word.py: retired: last word",
+        "agent/stale.py: retired: Place",
+    ]
 
 
 def test_the_glossary_has_its_words() -> None:

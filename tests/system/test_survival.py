@@ -106,7 +106,7 @@ async def test_a_guest_outlives_the_agent_and_the_daemon(tmp_path: Path) -> None
     assert list((tmp_path / "node" / "vms").iterdir()) == []
 
 
-async def test_a_vm_that_died_while_nobody_watched_is_told(tmp_path: Path) -> None:
+async def test_a_vm_that_died_while_nobody_watched_is_reported(tmp_path: Path) -> None:
     async with open_agent(tmp_path / "node") as agent:
         async with RESTClient(agent.url) as client:
             await with_tick(client, "one")

@@ -40,7 +40,7 @@ class Lab:
             return error
         raise AssertionError(f"{plan.name} started")
 
-    async def told(self, kind: ChangeKind, id: str | None) -> None:
+    async def wait_for_change(self, kind: ChangeKind, id: str | None) -> None:
         with trio.fail_after(60):
             async for change in self.hypervisor.changes:
                 if (change.kind, change.id) == (kind, id):
@@ -53,7 +53,7 @@ class Lab:
                 domain = await self.hypervisor.get_domain(plan.id)
                 if (domain.state, domain.reason) == (state, reason):
                     return
-                await self.told(ChangeKind.STATE, plan.id)
+                await self.wait_for_change(ChangeKind.STATE, plan.id)
 
     @property
     def hypervisor_folder(self) -> Path:

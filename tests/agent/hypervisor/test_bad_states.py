@@ -125,7 +125,7 @@ async def test_a_full_disk_pauses_the_guest_until_there_is_room() -> None:
             lab.sandbox.chown(small)
             await lab.hypervisor.define(plan)
             await lab.hypervisor.start(plan.id)
-            await lab.told(ChangeKind.DISK_FULL, plan.id)
+            await lab.wait_for_change(ChangeKind.DISK_FULL, plan.id)
             await lab.becomes(plan, DomainState.PAUSED, "disk_full")
             await lab.hypervisor.resume(plan.id)
             await lab.becomes(plan, DomainState.PAUSED, "disk_full")
@@ -224,12 +224,12 @@ async def test_what_virsh_does_behind_our_back_is_seen() -> None:
         await lab.becomes(plan, DomainState.RUNNING, None)
         uri = "urn:twinshare:domain:1"
         await lab.virsh("metadata", plan.name, "--config", "--uri", uri, "--key", "x", "--set", "<vm>new</vm>")
-        await lab.told(ChangeKind.DEFINED, plan.id)
+        await lab.wait_for_change(ChangeKind.DEFINED, plan.id)
         assert (await lab.hypervisor.get_domain(plan.id)).metadata == "new"
         await lab.virsh("destroy", plan.name)
         await lab.becomes(plan, DomainState.SHUTOFF, None)
         await lab.virsh("undefine", plan.name)
-        await lab.told(ChangeKind.UNDEFINED, plan.id)
+        await lab.wait_for_change(ChangeKind.UNDEFINED, plan.id)
         assert await lab.hypervisor.list_domains() == []
         await lab.hypervisor.destroy(plan.id)
         await lab.hypervisor.undefine(plan.id)

@@ -34,8 +34,8 @@ async def test_a_killed_daemon_is_replaced_and_no_guest_notices() -> None:
         for _ in range(3):
             counted = last_tick(plan)
             os.kill(lab.daemon(), signal.SIGKILL)
-            await lab.told(ChangeKind.DOWN, None)
-            await lab.told(ChangeKind.RESYNC, None)
+            await lab.wait_for_change(ChangeKind.DOWN, None)
+            await lab.wait_for_change(ChangeKind.RESYNC, None)
             assert lab.hypervisor.connected
             assert await lab.hypervisor.list_domains() == [before]
             await ticks_past(plan, counted)
@@ -48,7 +48,7 @@ async def test_calls_wait_for_a_daemon_that_is_coming_back() -> None:
     async with new_lab() as lab:
         plan = await lab.running("patient")
         os.kill(lab.daemon(), signal.SIGKILL)
-        await lab.told(ChangeKind.DOWN, None)
+        await lab.wait_for_change(ChangeKind.DOWN, None)
         assert (await lab.hypervisor.get_domain(plan.id)).state is DomainState.RUNNING
 
 
@@ -58,8 +58,8 @@ async def test_a_daemon_that_hangs_is_replaced() -> None:
         before = await lab.hypervisor.get_domain(plan.id)
         os.kill(lab.daemon(), signal.SIGSTOP)
         with trio.fail_after(30):
-            await lab.told(ChangeKind.DOWN, None)
-            await lab.told(ChangeKind.RESYNC, None)
+            await lab.wait_for_change(ChangeKind.DOWN, None)
+            await lab.wait_for_change(ChangeKind.RESYNC, None)
         assert await lab.hypervisor.list_domains() == [before]
 
 
@@ -69,12 +69,12 @@ async def test_a_daemon_that_cannot_come_back_is_said_to_be_down() -> None:
         words = conf.read_text()
         conf.write_text("nonsense")
         os.kill(lab.daemon(), signal.SIGKILL)
-        await lab.told(ChangeKind.DOWN, None)
+        await lab.wait_for_change(ChangeKind.DOWN, None)
         with pytest.raises(HypervisorDown):
             await lab.hypervisor.list_domains()
         assert not lab.hypervisor.connected
         conf.write_text(words)
-        await lab.told(ChangeKind.RESYNC, None)
+        await lab.wait_for_change(ChangeKind.RESYNC, None)
         assert await lab.hypervisor.list_domains() == []
 
 
@@ -130,7 +130,7 @@ async def test_a_daemon_that_dies_at_once_is_retried_with_backoff_and_its_output
                 await hypervisor.list_domains()
             breaking.broken = False
             lab = Lab(hypervisor, sandbox, PlanMaker(sandbox.path / "vms", sandbox.chown))
-            await lab.told(ChangeKind.RESYNC, None)
+            await lab.wait_for_change(ChangeKind.RESYNC, None)
             assert hypervisor.connected
             assert not any("no room for me" in problem for problem in hypervisor.features.problems)
             assert hypervisor.features.version
@@ -162,7 +162,7 @@ async def test_a_daemon_that_hangs_when_the_agent_starts_is_replaced() -> None:
             with trio.fail_after(20):
                 assert await second.hypervisor.list_domains() == before
             await ticks_past(plan, last_tick(plan))
-            await lab.told(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one
+            await lab.wait_for_change(ChangeKind.RESYNC, None)  # the first has lost its daemon, and finds the new one
 
 
 async def test_a_daemon_takes_nothing_over_from_before_a_boot_of_the_machine() -> None:

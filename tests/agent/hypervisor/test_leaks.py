@@ -65,7 +65,7 @@ async def test_a_hard_life() -> None:
                 await (await lab.hypervisor.dial_guest(plan.id, port)).aclose()
             for _ in range(3):
                 os.kill(lab.daemon(), signal.SIGKILL)
-                await lab.told(ChangeKind.RESYNC, None)
+                await lab.wait_for_change(ChangeKind.RESYNC, None)
                 await lab.hypervisor.screenshot(plan.id)
             os.kill(lab.qemu(plan), signal.SIGSTOP)
             for _ in range(3):

@@ -39,7 +39,7 @@ async def test_a_libvirt_that_is_not_there_is_down(uri: str) -> None:
             pass
 
 
-async def test_the_twin_stands_behind_its_uri(tmp_path: Path) -> None:
+async def test_the_memory_adapter_is_opened_by_its_uri(tmp_path: Path) -> None:
     async with open_hypervisor(f"fake://{tmp_path}/x.json", accelerator="kvm") as hypervisor:
         assert (hypervisor.features.name, hypervisor.features.accelerator) == ("fake", "kvm")
 

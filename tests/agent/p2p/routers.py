@@ -90,7 +90,7 @@ def two_routers() -> Iterator[Routers]:
         _run("ip", "-n", net, "link", "add", "br0", "type", "bridge")
         _run("ip", "-n", net, "link", "set", "br0", "up")
         outside = stack.enter_context(_namespace(f"{mark}open"))
-        _plug(net, outside, "eth0", "10.99.0.1/24", "p0")
+        _attach(net, outside, "eth0", "10.99.0.1/24", "p0")
         inside = [_behind(stack, net, mark, number) for number in (1, 2)]
         yield Routers(_in(outside), _in(inside[0]), _in(inside[1]), _in(f"{mark}router1"))
 
@@ -98,7 +98,7 @@ def two_routers() -> Iterator[Routers]:
 def _behind(stack: ExitStack, net: str, mark: str, number: int) -> str:
     router = stack.enter_context(_namespace(f"{mark}router{number}"))
     host = stack.enter_context(_namespace(f"{mark}host{number}"))
-    _plug(net, router, "wan", f"10.99.0.{10 + number}/24", f"p{number}")
+    _attach(net, router, "wan", f"10.99.0.{10 + number}/24", f"p{number}")
     _wire(router, "lan", host, "eth0")
     _address(router, "lan", f"192.168.{number}.1/24")
     _address(host, "eth0", f"192.168.{number}.2/24")
@@ -108,7 +108,7 @@ def _behind(stack: ExitStack, net: str, mark: str, number: int) -> str:
     return host
 
 
-def _plug(net: str, name: str, device: str, address: str, port: str) -> None:
+def _attach(net: str, name: str, device: str, address: str, port: str) -> None:
     _wire(name, device, net, port)
     _run("ip", "-n", net, "link", "set", port, "master", "br0", "up")
     _address(name, device, address)

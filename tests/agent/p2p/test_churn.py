@@ -73,22 +73,22 @@ async def test_a_day_of_churn(seed: int, autojump_clock: MockClock) -> None:
 
 
 async def test_a_cut_of_many_minutes_is_over_in_seconds(autojump_clock: MockClock) -> None:
-    """Pauses have grown meanwhile, and nobody is told that the network is whole again."""
+    """Pauses have grown meanwhile, and nothing reports that the network is whole again."""
     async with open_cluster(2) as cluster:
         one, other = (node.peer_id for node in cluster.nodes)
-        host, knocks = cluster[0].mesh.require_running().host, []
+        host, dials = cluster[0].mesh.require_running().host, []
         connect = host.connect
 
         async def noted(*args: Any, **more: Any) -> Connection:
-            knocks.append(trio.current_time())
+            dials.append(trio.current_time())
             return await connect(*args, **more)
 
         host.connect = noted  # type: ignore[method-assign]  # to count
         for minutes, slowest in ((45, 9.0), (180, 22.5)):
-            knocks.clear()
+            dials.clear()
             cluster.network.partition([one], [other])
             await trio.sleep(minutes * 60)
-            pauses = [after - before - DIAL_DEADLINE for before, after in pairwise(knocks)]
+            pauses = [after - before - DIAL_DEADLINE for before, after in pairwise(dials)]
             assert slowest * 0.7 < max(pauses[10:]) <= slowest
             cluster.network.heal()
             assert await cluster.until(cluster.converged, 60) < slowest + 1

@@ -164,7 +164,7 @@ async def test_a_record_is_found_at_the_other_end_of_a_chain() -> None:
         assert await tables[5].get(record_key(signers[3].peer_id)) is None
 
 
-async def test_a_dead_node_costs_a_lookup_its_patience_and_no_more() -> None:
+async def test_a_dead_node_costs_a_lookup_its_timeout_and_no_more() -> None:
     async with open_fleet(4) as (hosts, tables, signers):
         key = record_key(signers[0].peer_id)
         await tables[0].put(key, make_record(signers[0], own_record(signers[0], 1)))

@@ -1,4 +1,4 @@
-"""Neighbours by multicast: what is told, what is believed of it, and two hosts that find each other in a namespace."""
+"""Neighbours by multicast: what is announced, what is believed of it, and two hosts in a namespace that meet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .hosts import open_echo
 from .test_addresses import PEER, RELAY
 
 
-def test_what_is_told_is_what_is_read() -> None:
+def test_what_is_announced_is_what_is_read() -> None:
     addresses = [f"/ip4/192.0.2.1/tcp/4001/p2p/{PEER}", f"/ip6/2001:db8::1/tcp/4001/p2p/{PEER}"]
     info = _service("a" * 16, addresses)
     assert list(_lines(info.text)) == addresses

@@ -103,7 +103,7 @@ async def test_a_silent_peer_is_given_up_in_time_on_both_sides(autojump_clock: t
         await a.connect("b", b.addresses)
 
 
-async def test_a_partition_parts_the_islands_alone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_partition_separates_its_groups_alone(autojump_clock: trio.testing.MockClock) -> None:
     network = MemoryNetwork()
     async with two_hosts(network) as (a, b), open_memory_host(network, "c", admit_all) as c:
         await c.connect("b", b.addresses)
@@ -123,8 +123,8 @@ async def test_both_sides_notice_a_dropped_connection_and_can_dial_again() -> No
         assert not a.connections
         assert not b.connections
         await a.connect("b", b.addresses)
-        told = [a.events.receive_nowait() for _ in range(3)]
-        assert [event.connected for event in told] == [True, False, True]
+        seen = [a.events.receive_nowait() for _ in range(3)]
+        assert [event.connected for event in seen] == [True, False, True]
 
 
 async def test_a_host_that_dies_breaks_its_connections_and_is_found_at_its_new_address() -> None:

@@ -225,7 +225,7 @@ async def test_the_fleets_vms_are_one_list_that_never_waits_for_the_dead(autojum
         assert {(row.name, row.node, row.reachable) for row in rows} == {
             (f"vm-{n}", f"node-{n}", True) for n in range(3)
         }
-        # What happens just before a node dies is still known: its events have told.
+        # What happens just before a node dies is still known: its events have shown it.
         await cluster[1].ask("node-2", "create_vm", spec=VmSpec(name="late", image="tiny"))
         await trio.sleep(1)
         cluster.network.freeze(cluster[2].peer_id)

@@ -34,7 +34,7 @@ async def test_a_ticket_used_up_expired_or_damaged_lets_nobody_in(autojump_clock
         joiner = await cluster.add()
         await joiner.call("join_fleet", ticket=made.ticket)
         await refused(cluster, made.ticket, Forbidden, "used up")
-        # Also while the door is ajar for another ticket.
+        # Also while another ticket can be redeemed.
         other = await cluster[0].call("invite_peer", invite=InviteRequest(expires=600))
         await refused(cluster, made.ticket, Forbidden, "used up")
         await refused(
@@ -74,7 +74,7 @@ async def test_who_may_invite_and_who_may_join(autojump_clock: MockClock) -> Non
             await a.call("join_fleet", ticket=made.ticket)
 
 
-async def test_the_door_is_shut_to_strangers_unless_a_ticket_is_out(autojump_clock: MockClock) -> None:
+async def test_strangers_are_refused_unless_a_ticket_is_out(autojump_clock: MockClock) -> None:
     async with open_cluster(1) as cluster:
         a, stranger = cluster[0], await cluster.add()
         assert a.mesh.running

@@ -14,7 +14,7 @@ from twinshare.agent.p2p.libp2p.pipe import Pipe, PipeBroken, SocketPipe
 from twinshare.agent.p2p.libp2p.relay.circuit import StreamPipe
 
 MUCH = bytes(16 << 20)
-PATIENCE = 0.2
+WRITE_TIMEOUT = 0.2
 
 
 @asynccontextmanager
@@ -27,7 +27,7 @@ async def sockets() -> AsyncIterator[tuple[SocketPipe, trio.socket.SocketType]]:
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             await far.connect(listener.getsockname())
             near, _ = await listener.accept()
-            pipe = SocketPipe(near, PATIENCE)
+            pipe = SocketPipe(near, WRITE_TIMEOUT)
             yield pipe, far
             pipe.close()
 
@@ -48,12 +48,12 @@ async def test_a_far_side_that_takes_a_little_at_a_time_does_not() -> None:
             for pauses in range(12, -1, -1):
                 while left > pauses * len(MUCH) // 13:
                     left -= len(await far.recv(1 << 16))
-                await trio.sleep(PATIENCE / 2)
+                await trio.sleep(WRITE_TIMEOUT / 2)
 
         nursery.start_soon(sip)
         with trio.fail_after(20):
             await pipe.send(MUCH)
-        assert trio.current_time() - started > 2 * PATIENCE
+        assert trio.current_time() - started > 2 * WRITE_TIMEOUT
 
 
 class Stuck:
@@ -83,7 +83,7 @@ async def pour(pipe: Pipe) -> None:
         await pipe.send(MUCH)
 
 
-async def test_a_cut_is_told_to_whoever_waits() -> None:
+async def test_a_cut_wakes_whoever_waits() -> None:
     async with sockets() as (pipe, far):
         far.close()
         with trio.fail_after(5), pytest.raises(PipeBroken):

@@ -112,7 +112,7 @@ async def test_a_peer_that_is_denied_and_one_that_was_put_out_reach_nothing(auto
         assert cluster[0].done == []
 
 
-async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: MockClock) -> None:
+async def test_a_stranger_with_a_ticket_reaches_the_join_server_alone(autojump_clock: MockClock) -> None:
     async with open_cluster(1) as cluster:
         await cluster[0].call("invite_peer", invite=InviteRequest())
         stranger = await cluster.add()
@@ -123,13 +123,13 @@ async def test_a_stranger_with_a_ticket_reaches_the_door_alone(autojump_clock: M
             with pytest.raises((Unsupported, PeerUnreachable)):
                 async with open_peer_session(host, target.peer_id, Hello(), 5):
                     pass
-            async with open_peer_session(host, target.peer_id, Hello(), 5, "/twinshare/join/1.0.0") as door:
+            async with open_peer_session(host, target.peer_id, Hello(), 5, "/twinshare/join/1.0.0") as joining:
                 for method in [*TABLE.values(), *methods(MeshService).values()]:
                     with pytest.raises(Unsupported):
-                        await door.call(method.name, request(method))
+                        await joining.call(method.name, request(method))
                 with pytest.raises(Unsupported):
-                    await door.call("follow_events", request(methods(JoinService)["greet"]))
+                    await joining.call("follow_events", request(methods(JoinService)["greet"]))
                 for method in methods(JoinService).values():
-                    await outcome(door, method)
+                    await outcome(joining, method)
         assert cluster[0].done == []
         assert await cluster[0].call("list_peers") == []

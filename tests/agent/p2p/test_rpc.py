@@ -175,14 +175,14 @@ async def test_the_node_answers_no_more_calls_than_it_can_bear() -> None:
         assert await pair.call("echo", text="x") == "x"
 
 
-FAREWELLS: dict[str, Callable[[Pair], None]] = {
+ENDINGS: dict[str, Callable[[Pair], None]] = {
     "killed": lambda pair: pair.network.drop("a", "b"),
     "stopped": lambda pair: pair.network.freeze("b"),
     "cut": lambda pair: pair.network.cut("a", "b"),
 }
 
 
-@pytest.mark.parametrize("end", FAREWELLS.values(), ids=FAREWELLS.keys())
+@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS.keys())
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [("slow", {"seconds": 1e4}), ("make", {"piece": Piece(name="cog")})],

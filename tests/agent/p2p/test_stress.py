@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system
 SECONDS = 12.0
 WORKERS = 32
 SIZES = (1, 100, 5_000, 70_000, 400_000, 1_500_000)
-PATIENCE = (0.002, 0.02, 0.1, 30, 30, 30)
+TIMEOUTS = (0.002, 0.02, 0.1, 30, 30, 30)
 
 
 async def exchange(host: Host, peer_id: str, data: bytes) -> None:
@@ -42,7 +42,7 @@ async def test_random_cancellations_over_real_sockets() -> None:
         nonlocal done, cancelled
         while trio.current_time() < until:
             data = rng.randbytes(rng.choice(SIZES))
-            with trio.move_on_after(rng.choice(PATIENCE)) as scope:
+            with trio.move_on_after(rng.choice(TIMEOUTS)) as scope:
                 await exchange(host, peer_id, data)
                 done += 1
             cancelled += scope.cancelled_caught

@@ -154,7 +154,9 @@ async def test_a_reader_that_stops_may_take_an_hour(autojump_clock: trio.testing
             got += len(await far.receive_some())
 
 
-async def test_a_peer_that_breaks_the_protocol_is_told_and_cut(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_peer_that_breaks_the_protocol_learns_why_and_is_cut(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_pair() as pair:
         stream, far = await pair.streams()
         await pair.near_channel.stream.send_all(encode(DATA, 0, stream.id, INITIAL_WINDOW + 1))

@@ -157,7 +157,7 @@ def test_what_is_written_arrives_in_order_and_no_window_is_passed(
         other = pair.sides[1 - number]
         for end in side.ends.values():
             far = other.ends.get(end.state.id)
-            if far is None:  # refused for the limit: we were told
+            if far is None:  # refused for the limit: we got a reset
                 assert end.state.broken or end.abandoned
                 continue
             assert far.sent.startswith(end.got)

@@ -163,10 +163,10 @@ async def test_other_tools_read_it(tmp_path: Path) -> None:
         digest = await push(*here, "big", f"{registry.host}/org/big:v1")
         skopeo = partial(trio.run_process, capture_stdout=True, capture_stderr=True)
         shown = await skopeo(["skopeo", "inspect", "--tls-verify=false", f"docker://{registry.host}/org/big:v1"])
-        told = json.loads(shown.stdout)
-        assert told["Digest"] == digest
-        assert told["Architecture"] == "amd64"
-        assert told["Labels"]["twinshare.disk.digest"] == image.digest
+        inspected = json.loads(shown.stdout)
+        assert inspected["Digest"] == digest
+        assert inspected["Architecture"] == "amd64"
+        assert inspected["Labels"]["twinshare.disk.digest"] == image.digest
         copy = tmp_path / "copy"
         source = f"docker://{registry.host}/org/big:v1"
         await skopeo(["skopeo", "copy", "--src-tls-verify=false", source, f"oci:{copy}:v1"])

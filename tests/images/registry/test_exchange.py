@@ -62,7 +62,7 @@ async def node(
         yield store, exchange
 
 
-async def test_the_twin_keeps_the_contract() -> None:
+async def test_the_memory_adapter_keeps_the_contract() -> None:
     remote: dict[str, bytes] = {}
 
     @asynccontextmanager

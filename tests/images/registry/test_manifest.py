@@ -85,7 +85,7 @@ def test_any_answer_is_read_or_refused(data: bytes) -> None:
         (["application/vnd.oci.image.layer.v1.tar"], m.Kind.CONTAINER_DISK),
     ],
 )
-def test_kinds_are_told_by_their_layers(types: list[str], kind: m.Kind) -> None:
+def test_kinds_are_recognised_by_their_layers(types: list[str], kind: m.Kind) -> None:
     assert m.kind_of(manifest(*map(layer, types))) is kind
 
 

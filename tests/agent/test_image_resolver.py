@@ -123,10 +123,10 @@ async def test_two_at_once_both_get_their_image(remote: Remote, tmp_path: Path) 
 
 
 async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Remote, tmp_path: Path) -> None:
-    """The window between the arrival of an image and the promise of it to a VM."""
+    """The window between the pull of an image and its reservation for a VM."""
     async with open_test_node(tmp_path) as (node, vms, _):
-        supply, images = node.vms.resolver, images_of(node)
-        pull = supply.exchange.pull_image
+        resolver, images = node.vms.resolver, images_of(node)
+        pull = resolver.exchange.pull_image
 
         async def pull_and_lose(ref: str, **more: Any) -> Image:
             image = await pull(ref, **more)
@@ -134,7 +134,7 @@ async def test_an_image_that_is_taken_away_meanwhile_is_fetched_again(remote: Re
                 await images.prune_images(all=True)
             return image
 
-        supply.exchange.pull_image = pull_and_lose  # type: ignore[method-assign]  # a thief on the way
+        resolver.exchange.pull_image = pull_and_lose  # type: ignore[method-assign]  # a thief on the way
         made = await vms.create_vm(spec(image=REF))
         assert remote.pulls == 2
         assert (await images.get_image(REF)).used_by == [made.name]
