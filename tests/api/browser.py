@@ -144,8 +144,8 @@ class Page:
         """Put a value into a field as somebody who types."""
         field = f"document.querySelector({json.dumps(selector)})"
         await self.until(field)
-        told = "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true}))"
-        await self.run(f"(field => {{ field.value = {json.dumps(value)}; {told}; }})({field})")
+        notify = "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true}))"
+        await self.run(f"(field => {{ field.value = {json.dumps(value)}; {notify}; }})({field})")
 
     async def click(self, selector: str, then: str = "true") -> None:
         """Press it, again if `then` does not come true in a while: a page may still be at work on what it shows."""
