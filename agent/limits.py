@@ -49,7 +49,7 @@ class AccountLimits:
     connection. `half_open` connections have not proved their peer ID, those of one address.
     """
 
-    calls: Rate = Rate(2000, 500)
+    calls: Rate = Rate(5000, 1000)
     call_bytes: Rate = Rate(32 << 20, (32 << 20) / 60)
     messages: Rate = Rate(600, 10)
     message_bytes: Rate = Rate(4 << 20, (4 << 20) / 60)

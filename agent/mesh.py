@@ -56,7 +56,7 @@ async def make_node_mesh_client(parts: NodeParts) -> MeshClient:
     return await make_mesh_client(
         MeshSettings(
             open_host=partial(other, identity.peer_id) if other else partial(_open_host, identity, config),
-            open_discovery=partial(open_discovery, signer=signer, now=time.time, mdns=config.mdns, dht=config.dht),
+            open_discovery=partial(open_discovery, now=time.time, mdns=config.mdns, dht=config.dht),
             signer=signer,
             name=parts.name,
             agent=f"twinshare/{parts.version}",

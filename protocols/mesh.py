@@ -28,12 +28,16 @@ Address = Annotated[str, Meta(max_length=256)]
 Bytes = Annotated[bytes, Meta(min_length=1, max_length=64)]
 
 
-class PeerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The addresses at which a peer says it can be dialled; the highest `number` is the newest. A hint, no proof."""
+class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The addresses at which a peer says it can be dialled; the highest `number` is the newest.
+
+    `token` is the same record as the peer has signed it: a JWS. Peers of the first release have none, and pass none on.
+    """
 
     peer: PeerName
     addresses: Annotated[list[Address], Meta(max_length=MAX_ADDRESSES)]
     number: int
+    token: Annotated[str, Meta(max_length=4096)] = ""
 
 
 class GossipUpdate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,18 +6,29 @@ Every address is confirmed by dialling, which proves the peer's key. What is kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 
 import msgspec
 
 from ...protocols.mesh import MAX_ADDRESSES, PeerRecord
-from .addresses import bare
+from .addresses import MAX_LENGTH, bare
 from .host import PeerId
+from .records import latest_number
 from .store import KeyValueStore
 
 MAX_PEERS = 4096
 MAX_HINTS = 8
 KIND = "address"
 SEEN_WRITTEN_EVERY = 60.0
+
+
+class Origin(StrEnum):
+    """Who says that a peer is at an address: a dial that reached it, the peer itself, somebody, the configuration."""
+
+    REACHED = "reached"
+    DECLARED = "declared"
+    HINT = "hint"
+    CONFIGURED = "configured"
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -41,11 +52,23 @@ class AddressBook:
         self._written: dict[PeerId, float] = {}
 
     def addresses(self, peer: PeerId) -> list[str]:
-        """Where to dial a peer, best first."""
+        """Where a peer may be, best first."""
+        return [address for address, _ in self.with_origins(peer)]
+
+    def with_origins(self, peer: PeerId) -> list[tuple[str, Origin]]:
+        """Where a peer may be, best first, and who says so."""
         entry = self._entries.get(peer, Entry())
         declared = entry.declared.addresses if entry.declared else []
         configured = [address for address, _, whose in self._bootstrap if whose in {"", peer}]
-        return list(dict.fromkeys([*entry.good, *declared, *entry.hints, *configured]))
+        found: dict[str, Origin] = {}
+        for origin, addresses in (
+            (Origin.REACHED, entry.good),
+            (Origin.DECLARED, declared),
+            (Origin.HINT, entry.hints),
+            (Origin.CONFIGURED, configured),
+        ):
+            found |= {address: origin for address in addresses if origin is Origin.CONFIGURED or address not in found}
+        return list(found.items())
 
     def last_seen(self, peer: PeerId) -> float | None:
         return self._entries.get(peer, Entry()).last_seen
@@ -53,6 +76,11 @@ class AddressBook:
     def peer_records(self) -> list[PeerRecord]:
         """What to pass on."""
         return [entry.declared for entry in self._entries.values() if entry.declared]
+
+    def has(self, record: PeerRecord) -> bool:
+        """Return whether this very record is known, with its signature."""
+        entry = self._entries.get(record.peer)
+        return entry is not None and entry.declared is not None and entry.declared.token == record.token
 
     def hint(self, peer: PeerId, addresses: Iterable[str]) -> bool:
         """Somebody says that the peer is there; whether that was new."""
@@ -63,13 +91,27 @@ class AddressBook:
         return bool(fresh)
 
     async def declare(self, record: PeerRecord, *, first_hand: bool = False) -> bool:
-        """A peer says, itself or through another, where it is; whether that was new."""
-        entry = self._entry(record.peer)
-        if entry is None or record == entry.declared:
+        """A peer says where it is: with its signature, or `first_hand` on a connection of its own. Whether it was new.
+
+        What it says first-hand holds whatever was heard before. If its clock is ahead, its number is lowered to ours,
+        so that what it says once its clock is right is the newer.
+        """
+        entry, now = self._entry(record.peer), self._now()
+        if entry is None:
             return False
-        if entry.declared and entry.declared.number >= record.number and not first_hand:
-            return False
-        entry.declared = msgspec.structs.replace(record, addresses=_bounded(record.addresses))
+        known, record = entry.declared, msgspec.structs.replace(record, addresses=_bounded(record.addresses))
+        if record.number > latest_number(now):
+            if not first_hand:
+                return False
+            record = msgspec.structs.replace(record, number=int(now * 1000), token="")
+        if known is not None:
+            same = known.addresses == record.addresses
+            if same and (known.number >= record.number or not record.token) and (known.token or not record.token):
+                return False
+            newer = record.number > known.number or (same and record.number == known.number)
+            if not newer and not first_hand:
+                return False
+        entry.declared = record
         await self._save(record.peer, entry)
         return True
 
@@ -102,7 +144,10 @@ class AddressBook:
 
     async def load(self) -> None:
         for peer, packed in (await self._store.load(KIND)).items():
-            self._entries[peer] = msgspec.msgpack.decode(packed, type=Entry)
+            entry = msgspec.msgpack.decode(packed, type=Entry)
+            if entry.declared and entry.declared.number > latest_number(self._now()):
+                entry.declared = msgspec.structs.replace(entry.declared, number=0)
+            self._entries[peer] = entry
 
     def _entry(self, peer: PeerId) -> Entry | None:
         if peer not in self._entries and len(self._entries) >= MAX_PEERS:
@@ -115,7 +160,7 @@ class AddressBook:
 
 
 def _bounded(addresses: Iterable[str]) -> list[str]:
-    return [bare(address) for address in addresses][:MAX_ADDRESSES]
+    return [bare(address) for address in addresses if len(address) <= MAX_LENGTH][:MAX_ADDRESSES]
 
 
 async def open_address_book(store: KeyValueStore, bootstrap: Iterable[str], now: Callable[[], float]) -> AddressBook:

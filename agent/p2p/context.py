@@ -14,11 +14,14 @@ from ...protocols.events import EventPayload
 from ...protocols.table import Dispatcher
 from ..limits import Meter
 from .address_book import AddressBook
+from .dial_policy import DialPolicy
 from .discovery import OpenDiscovery
 from .host import Admission, Direction, Gate, Host, PeerId, Stream
 from .membership import Membership
+from .records import OwnRecord
 from .rpc import EventSource
 from .tickets import TicketBook
+from .verification import Verifier
 
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
 Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
@@ -58,8 +61,11 @@ class MeshContext:
     membership: Membership
     address_book: AddressBook
     tickets: TicketBook
+    own_record: OwnRecord
+    verifier: Verifier
+    meter: Meter
     audit_sink: AuditSink = no_audit
-    meter: Meter = field(default_factory=Meter)
+    dial_policy: DialPolicy = field(default_factory=DialPolicy)
     joining_via: set[PeerId] = field(default_factory=set)
     peer_clocks: dict[PeerId, float] = field(default_factory=dict)
     """The time of day by each peer that is online, less trio's time: it holds when our own clock is set."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol, TypeAlias
 
+from ...protocols.mesh import PeerRecord
 from .host import Host, PeerId
 
 OnHint: TypeAlias = Callable[[PeerId, Sequence[str]], object]
@@ -24,10 +25,12 @@ class Discovery(Protocol):
         ...
 
 
-OpenDiscovery: TypeAlias = Callable[[Host], AbstractAsyncContextManager[Sequence[Discovery]]]
+SignedRecord: TypeAlias = Callable[[], PeerRecord]
+"""Gives this node's peer record, signed, as it is now."""
+OpenDiscovery: TypeAlias = Callable[[Host, SignedRecord], AbstractAsyncContextManager[Sequence[Discovery]]]
 
 
 @asynccontextmanager
-async def no_discovery(_host: Host) -> AsyncIterator[Sequence[Discovery]]:
+async def no_discovery(_host: Host, _own: SignedRecord) -> AsyncIterator[Sequence[Discovery]]:
     """Yield no source: peers learn addresses from each other only."""
     yield []

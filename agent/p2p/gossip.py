@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -31,7 +31,7 @@ FAN_OUT = 4
 class Gossip:
     """Send and take in gossip updates.
 
-    `own_record` returns this node's peer record; `changed` is called when members or their addresses have changed.
+    `own_record` returns this node's signed peer record; `changed` is called when members or their addresses changed.
     """
 
     def __init__(
@@ -74,18 +74,38 @@ class Gossip:
         """Take in an update, and pass on what was new."""
         learnt = await self._context.membership.learn(update, source)
         await self._context.tickets.bar(self._context.membership.revoked_in(learnt))
-        fresh = [record for record in update.records if await self._take_record(record, source)]
+        fresh = await self._take_records(update.records, source)
         if new := GossipUpdate(members=learnt.members, revocations=learnt.revocations, records=fresh):
             self._changed()
             for record in fresh:
                 self._sessions.retry_now(record.peer)
             self.spread(new, source)
 
-    async def _take_record(self, record: PeerRecord, source: PeerId) -> bool:
-        membership = self._context.membership
-        if record.peer == membership.peer_id or membership.known(record.peer) is None:
-            return False
-        return await self._context.address_book.declare(record, first_hand=record.peer == source)
+    async def _take_records(self, records: Sequence[PeerRecord], source: PeerId) -> list[PeerRecord]:
+        """Take what subjects have signed, or say themselves; anything else is a hint. Return what was new."""
+        membership, book = self._context.membership, self._context.address_book
+        mine = membership.peer_id
+        about = [record for record in records if record.peer != mine and membership.known(record.peer) is not None]
+        unknown = [record for record in about if record.token and not book.has(record)]
+        signed = await self._context.verifier.read_records(unknown, source)
+        by_peer = {record.peer: record for record in signed}
+        fresh = []
+        for record in about:
+            own = record.peer == source
+            if (proven := by_peer.get(record.peer)) is not None:
+                if await book.declare(proven, first_hand=own):
+                    fresh.append(proven)
+            elif own and not record.token:
+                fresh += [record] if await book.declare(record, first_hand=True) else []
+            elif not record.token:
+                self._sessions.hint(record.peer, record.addresses)
+        return fresh
+
+    async def take_hello(self, record: PeerRecord) -> None:
+        """Take the addresses that a member's HELLO carries; it sends them signed as well, to be passed on."""
+        known = self._context.membership.known(record.peer) is not None
+        if known and await self._context.address_book.declare(record, first_hand=True):
+            self._sessions.retry_now(record.peer)
 
     def spread(self, update: GossipUpdate, source: PeerId | None = None) -> None:
         """Send an update of our own to every online peer, and one of another peer to `FAN_OUT` of them."""

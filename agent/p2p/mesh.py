@@ -32,6 +32,7 @@ from .membership import Override, open_membership
 from .mesh_client import MeshClient
 from .mesh_services import MeshServices, open_mesh_services
 from .problems import membership_problems
+from .records import open_own_record
 from .rpc import EventSource
 from .signing import Signer
 from .store import KeyValueStore
@@ -217,6 +218,8 @@ async def make_mesh_client(settings: MeshSettings) -> MeshClient:
             membership=await open_membership(store, signer, settings.name, settings.overrides, now, verifier),
             address_book=await open_address_book(store, settings.bootstrap, now),
             tickets=await open_tickets(store, signer.peer_id, now),
+            own_record=await open_own_record(signer, store, now),
+            verifier=verifier,
             meter=meter,
         )
     )

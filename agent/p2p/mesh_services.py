@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from ...protocols.access import Caller
-from ...protocols.errors import P2pStopped
+from ...protocols.errors import InsufficientResources, P2pStopped
 from ...protocols.events import PeerOffline, PeerOnline
-from ...protocols.mesh import MAX_ADDRESSES, GossipUpdate, MeshService, PeerRecord
+from ...protocols.mesh import GossipUpdate, MeshService, PeerRecord
 from ...protocols.messages import Hello, Request
 from ..background import open_background
 from ..limits import Budget
@@ -50,8 +50,7 @@ class MeshServices:
         self._context, self.host, self._fleet, self._nursery = context, host, fleet, nursery
         self._discovery, self._protocols = discovery, served.protocols
         self._started_at = trio.current_time()
-        self._declared: tuple[list[str], int] = ([], 0)
-        self._published = self.own_record()
+        self._published = context.own_record.current(host.addresses).number
         self.sessions = PeerSessions(host, context, discovery, self.hello, nursery)
         self.calls = PeerCalls(self.sessions.session_to, context.title)
         self.gossip = Gossip(context, self.sessions, self.own_record, self.members_changed, nursery)
@@ -79,15 +78,12 @@ class MeshServices:
     # -- this node's record
 
     def own_record(self) -> PeerRecord:
-        """Return this node's peer record; its number grows with every change of the addresses."""
-        addresses = list(self.host.addresses)[:MAX_ADDRESSES]
-        if addresses != self._declared[0]:
-            self._declared = (addresses, max(int(self._context.now() * 1000), self._declared[1] + 1))
-        return PeerRecord(peer=self.host.peer_id, addresses=addresses, number=self._declared[1])
+        """Return this node's peer record, signed."""
+        return self._context.own_record.signed(self.host.addresses)
 
     def hello(self) -> Hello:
         """Return the HELLO of this node."""
-        record = self.own_record()
+        record = self._context.own_record.current(self.host.addresses)
         name, agent = self._context.name, self._context.agent
         clock = int(self._context.now())
         return Hello(name=name, agent=agent, addresses=record.addresses, number=record.number, clock=clock)
@@ -149,8 +145,7 @@ class MeshServices:
         if hello.clock:
             self._context.peer_clocks[peer] = hello.clock - trio.current_time()
         if hello.addresses:
-            record = PeerRecord(peer=peer, addresses=hello.addresses[:MAX_ADDRESSES], number=hello.number)
-            await self.gossip.take(GossipUpdate(records=[record]), peer)
+            await self.gossip.take_hello(PeerRecord(peer=peer, addresses=hello.addresses, number=hello.number))
 
     async def _use(self, session: PeerSession) -> None:
         """Publish that a member is online, and exchange with it, until its session ends."""
@@ -174,6 +169,7 @@ class MeshServices:
     def start(self) -> None:
         """Start the background tasks."""
         self.members_changed()
+        self._nursery.start_soon(self._save_record)
         for task in (self._watch_connections, self._keep_house, self._compare, self._renew):
             self._nursery.start_soon(task)
         for source in self._discovery:
@@ -200,9 +196,17 @@ class MeshServices:
 
     def _publish_record(self) -> None:
         """Send our peer record to the others, if it has changed."""
-        if (record := self.own_record()) != self._published:
-            self._published = record
-            self.gossip.spread(GossipUpdate(records=[record]))
+        record = self._context.own_record.current(self.host.addresses)
+        if record.number != self._published:
+            self._published = record.number
+            self._nursery.start_soon(self._save_record)
+            self.gossip.spread(GossipUpdate(records=[self.own_record()]))
+
+    async def _save_record(self) -> None:
+        try:
+            await self._context.own_record.save()
+        except InsufficientResources as error:
+            log.warning("the number of this node's peer record was not stored", reason=error.message)
 
     async def _compare(self) -> None:
         while True:
@@ -230,7 +234,7 @@ async def open_mesh_services(
     """Switch the services on. Raises: what the host raises when it cannot listen."""
     async with (
         context.open_host(context.gate) as host,
-        context.open_discovery(host) as discovery,
+        context.open_discovery(host, lambda: context.own_record.signed(host.addresses)) as discovery,
         open_background() as nursery,
     ):
         services = MeshServices(context, served, host, fleet, discovery, nursery)

@@ -156,7 +156,9 @@ class PeerSessions:
             self.hint(peer, await source.find_peer(peer))
 
     async def _connect(self, peer: PeerId, target: _Target, use: Use) -> None:
-        connection = await self._host.connect(peer, self._context.address_book.addresses(peer))
+        known = self._context.address_book.with_origins(peer)
+        addresses = self._context.dial_policy.choose(known, self._host.addresses, trio.current_time())
+        connection = await self._host.connect(peer, addresses)
         relayed = self._host.path(peer) is PathKind.RELAYED
         async with open_peer_session(self._host, peer, self._hello(), self._context.session_timeout) as session:
             reached = connection.address if connection.direction is Direction.OUTBOUND else None

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol, TypeVar
 
 import structlog
 import trio
 
 from ...protocols.errors import Forbidden
 from ...protocols.membership.statements import Statement, read_certificate, read_revocation
-from ...protocols.mesh import GossipUpdate
+from ...protocols.mesh import GossipUpdate, PeerRecord
 from ..limits import LIMITS, Budget, Meter
 from .host import PeerId
+from .records import verified
 from .signing import open_token
 
 log = structlog.get_logger(__name__)
-Offload: TypeAlias = Callable[[Callable[[], list[Statement]]], Awaitable[list[Statement]]]
+T = TypeVar("T")
 
 
-async def in_thread(read: Callable[[], list[Statement]]) -> list[Statement]:
+class Offload(Protocol):
+    """Runs a function that takes long."""
+
+    async def __call__(self, read: Callable[[], T]) -> T: ...
+
+
+async def in_thread(read: Callable[[], T]) -> T:
     """Run in a worker thread."""
     return await trio.to_thread.run_sync(read)
 
 
-async def in_place(read: Callable[[], list[Statement]]) -> list[Statement]:
+async def in_place(read: Callable[[], T]) -> T:
     """Run here: for a virtual clock, which must not run ahead of a thread."""
     await trio.lowlevel.checkpoint()
     return read()
@@ -54,6 +61,15 @@ class Verifier:
         found = await self._offload(lambda: _read(certificates, revocations))
         if source is not None and len(found) < count:
             self._meter.fine(source, Budget.STATEMENTS, (count - len(found)) * LIMITS.bad_statement)
+        return found
+
+    async def read_records(self, records: Collection[PeerRecord], source: PeerId) -> list[PeerRecord]:
+        """Return what the subjects of records have signed. Raises: RateLimited when `source` has sent too many."""
+        if not records:
+            return []
+        self._meter.charge(source, Budget.STATEMENTS, len(records))
+        found = await self._offload(lambda: [record for each in records if (record := verified(each))])
+        self._meter.fine(source, Budget.STATEMENTS, (len(records) - len(found)) * LIMITS.bad_statement)
         return found
 
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..discovery import Discovery
+from ..discovery import Discovery, SignedRecord
 from ..host import Gate, Host
-from ..signing import Signer
 from .minimal_import import minimal_libp2p
 from .settings import HostSettings
 
@@ -40,7 +39,7 @@ async def open_libp2p_host(
 
 @asynccontextmanager
 async def open_discovery(
-    at: Host, signer: Signer, now: Callable[[], float], *, mdns: bool = True, dht: bool = True
+    at: Host, own: SignedRecord, now: Callable[[], float], *, mdns: bool = True, dht: bool = True
 ) -> AsyncIterator[Sequence[Discovery]]:
     """The sources of hints that a libp2p host has; none for another host. `now` gives the seconds of the epoch."""
     from .discovery import open_sources
@@ -49,7 +48,7 @@ async def open_discovery(
     if not isinstance(at, LibP2pHost):
         yield []
         return
-    async with open_sources(at, signer, now, mdns=mdns, dht=dht) as discovery:
+    async with open_sources(at, own, now, mdns=mdns, dht=dht) as discovery:
         yield discovery
 
 

@@ -9,11 +9,10 @@ from typing import Final
 import structlog
 import trio
 
-from ....protocols.mesh import MAX_ADDRESSES, PeerRecord
-from ..discovery import Discovery, OnHint
+from ....protocols.mesh import PeerRecord
+from ..discovery import Discovery, OnHint, SignedRecord
 from ..host import PeerId
-from ..records import make_record, number_of, read_record, record_key
-from ..signing import Signer
+from ..records import number_of, read_record, record_key
 from .dht import Dht, open_dht
 from .host import LibP2pHost
 
@@ -25,24 +24,21 @@ _SEEK_TIME: Final = 8.0
 
 
 class DhtDiscovery:
-    """A `Discovery`. Keep our signed peer record in the table and read those of others. `number` is the last used."""
+    """A `Discovery`. Keep our signed peer record in the table and read those of others."""
 
-    def __init__(self, dht: Dht, host: LibP2pHost, signer: Signer, number: int) -> None:
-        self._dht = dht
-        self._host = host
-        self._signer = signer
-        self._number = number
+    def __init__(self, dht: Dht, own: SignedRecord) -> None:
+        self._dht, self._own = dht, own
 
     async def run(self, on_hint: OnHint) -> None:
-        published: list[str] = []
+        published = 0
         size = 0
         again = 0.0
         while True:
-            addresses = list(self._host.addresses)[:MAX_ADDRESSES]
-            due = trio.current_time() >= again or addresses != published or (self._dht.size > size)
-            if addresses and self._dht.size and due:
-                await self._put(addresses)
-                published, size, again = addresses, self._dht.size, trio.current_time() + _PUT_EVERY
+            record = self._own()
+            due = trio.current_time() >= again or record.number != published or (self._dht.size > size)
+            if record.addresses and self._dht.size and due:
+                await self._put(record)
+                published, size, again = record.number, self._dht.size, trio.current_time() + _PUT_EVERY
             await trio.sleep(_LOOK_EVERY)
 
     async def find_peer(self, peer_id: PeerId) -> Sequence[str]:
@@ -55,23 +51,21 @@ class DhtDiscovery:
             found += [address for address in await self._dht.find_peer(peer_id) if address not in found]
         return found
 
-    async def _put(self, addresses: list[str]) -> None:
-        self._number += 1
-        record = PeerRecord(peer=self._host.peer_id, addresses=addresses, number=self._number)
-        taken = await self._dht.put(record_key(self._host.peer_id), make_record(self._signer, record))
+    async def _put(self, record: PeerRecord) -> None:
+        taken = await self._dht.put(record_key(record.peer), record.token.encode())
         log.debug("peer record stored in the DHT", peers=taken)
 
 
 @asynccontextmanager
 async def open_sources(
-    host: LibP2pHost, signer: Signer, now: Callable[[], float], *, mdns: bool, dht: bool
+    host: LibP2pHost, own: SignedRecord, now: Callable[[], float], *, mdns: bool, dht: bool
 ) -> AsyncIterator[Sequence[Discovery]]:
-    """Those that are wanted. `now` gives the epoch's seconds: a record of this start is newer than one of the last."""
+    """Open those that are wanted. `now` gives the seconds of the epoch."""
     async with AsyncExitStack() as stack:
         sources: list[Discovery] = []
         if dht:
-            table = await stack.enter_async_context(open_dht(host, number_of))
-            sources.append(DhtDiscovery(table, host, signer, int(now() * 1000)))
+            table = await stack.enter_async_context(open_dht(host, lambda key, value: number_of(key, value, now())))
+            sources.append(DhtDiscovery(table, own))
         if mdns:
             from .mdns import MdnsDiscovery  # zeroconf is 5 MB
 

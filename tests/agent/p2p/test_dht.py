@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -94,6 +95,9 @@ def test_a_full_bucket_keeps_whom_it_knows() -> None:
     assert gone not in [each.peer_id for each in table.nearest(place_of_peer(gone))]
 
 
+NOW = 1.7e9
+
+
 def own_record(signer: Signer, number: int, peer: str | None = None) -> PeerRecord:
     return PeerRecord(peer=peer or signer.peer_id, addresses=["/ip4/192.0.2.1/tcp/4001"], number=number)
 
@@ -102,7 +106,7 @@ def test_only_a_peers_own_word_is_a_record() -> None:
     one, other = Signer(bytes([1] * 32)), Signer(bytes([2] * 32))
     key = record_key(one.peer_id)
     good = make_record(one, own_record(one, 7))
-    assert read_record(key, good).number == number_of(key, good) == 7
+    assert read_record(key, good).number == number_of(key, good, NOW) == 7
     bad = [
         make_record(other, own_record(one, 8)),
         make_record(one, own_record(one, 8, other.peer_id)),
@@ -113,10 +117,10 @@ def test_only_a_peers_own_word_is_a_record() -> None:
         os.urandom(200),
         good.replace(b".", b"", 1),
     ]
-    assert [number_of(key, value) for value in bad] == [None] * len(bad)
-    assert number_of(record_key(other.peer_id), good) is None
-    assert number_of(b"/other/" + one.peer_id.encode(), good) is None
-    assert number_of(b"\xff", good) is None
+    assert [number_of(key, value, NOW) for value in bad] == [None] * len(bad)
+    assert number_of(record_key(other.peer_id), good, NOW) is None
+    assert number_of(b"/other/" + one.peer_id.encode(), good, NOW) is None
+    assert number_of(b"\xff", good, NOW) is None
 
 
 def test_the_store_keeps_what_is_valid_and_newest_and_little_of_it() -> None:
@@ -141,7 +145,7 @@ async def open_fleet(number: int) -> AsyncIterator[tuple[Sequence[LibP2pHost], S
     seeds = [os.urandom(32) for _ in range(number)]
     async with AsyncExitStack() as stack:
         hosts = [await stack.enter_async_context(open_echo(seed=seed)) for seed in seeds]
-        tables = [await stack.enter_async_context(open_dht(host, number_of)) for host in hosts]
+        tables = [await stack.enter_async_context(open_dht(host, partial(number_of, now=NOW))) for host in hosts]
         for one, other in pairwise(hosts):
             await other.connect(one.peer_id, one.addresses)
         for place_in_chain, table in enumerate(tables):

@@ -9,11 +9,20 @@ import pytest
 import trio
 
 from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.discovery import SignedRecord
+from twinshare.agent.p2p.host import Host
 from twinshare.agent.p2p.libp2p import discovery, open_discovery
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
+from twinshare.agent.p2p.records import OwnRecord
 from twinshare.agent.p2p.signing import Signer
+from twinshare.agent.p2p.store import MemoryKeyValueStore
 
 from .hosts import open_echo, talks, until
+
+
+def signed(host: Host, seed: bytes) -> SignedRecord:
+    own = OwnRecord(Signer(seed), MemoryKeyValueStore(), time.time, 0)
+    return lambda: own.signed(host.addresses)
 
 
 async def test_a_peer_is_found_through_a_third(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,9 +32,9 @@ async def test_a_peer_is_found_through_a_third(monkeypatch: pytest.MonkeyPatch) 
         open_echo(seed=seeds[0]) as middle,
         open_echo(seed=seeds[1]) as seeker,
         open_echo(seed=seeds[2]) as moved,
-        open_discovery(middle, Signer(seeds[0]), time.time, mdns=False) as at_middle,
-        open_discovery(seeker, Signer(seeds[1]), time.time, mdns=False) as at_seeker,
-        open_discovery(moved, Signer(seeds[2]), time.time, mdns=False) as at_moved,
+        open_discovery(middle, signed(middle, seeds[0]), time.time, mdns=False) as at_middle,
+        open_discovery(seeker, signed(seeker, seeds[1]), time.time, mdns=False) as at_seeker,
+        open_discovery(moved, signed(moved, seeds[2]), time.time, mdns=False) as at_moved,
         trio.open_nursery() as nursery,
     ):
         for finder in (*at_middle, *at_seeker, *at_moved):
@@ -50,7 +59,7 @@ async def test_a_peer_is_found_through_a_third(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_host_in_memory_has_no_finders() -> None:
     async with (
         open_memory_host(MemoryNetwork(), "a", admit_all) as host,
-        open_discovery(host, Signer(bytes(32)), time.time) as found,
+        open_discovery(host, signed(host, bytes(32)), time.time) as found,
     ):
         assert list(found) == []
 
@@ -58,6 +67,6 @@ async def test_a_host_in_memory_has_no_finders() -> None:
 async def test_leaving_takes_the_table_along() -> None:
     async with open_echo() as host:
         before = set(host.protocols)
-        async with open_discovery(host, Signer(bytes(32)), time.time, mdns=False):
+        async with open_discovery(host, signed(host, bytes(32)), time.time, mdns=False):
             assert len(set(host.protocols) - before) == 1
         await until(lambda: set(host.protocols) == before)
