@@ -19,6 +19,7 @@ from ..addresses import Address, parse_all
 from ..host import Connection, Direction, PeerId
 from .handshake import NotAdmitted, UpgradeFailed
 from .listener import Source
+from .peers import Live
 from .pipe import SocketPipe
 from .swarm import Swarm
 from .upgrade import Upgraded
@@ -110,6 +111,15 @@ class Dialer:
         sentence = f"{peer_id} did not answer within {deadline:g} s at {', '.join(tried) or 'any address'}"
         raise PeerUnreachable(sentence, peer=peer_id, tried=tried)
 
+    def _dialled_meanwhile(self, peer_id: PeerId) -> Live | None:
+        """Return the connection that the peer has made while we dialled it, if that is the one to keep.
+
+        Where both ends have two, the higher peer ID gives its own up; the lower one only for one that is in use.
+        """
+        live = self._swarm.peers.dialled_by(peer_id)
+        kept = live is not None and (not self._swarm.peers.decides(peer_id) or bool(live.muxer.stream_count))
+        return live if kept else None
+
     async def _dial(self, relayed: Attempt | None, address: Address, peer_id: PeerId) -> Upgraded:
         """One address. Raises: UpgradeFailed."""
         if address.relay is None:
@@ -130,6 +140,9 @@ class Dialer:
                 sentence = f"cannot reach {race.peer_id}: {reasons or 'no address is known'}"
                 raise PeerUnreachable(sentence, tried=tried, refused=race.refused)
             address, upgraded = race.winner
+            if address.relay is None and (live := self._dialled_meanwhile(race.peer_id)) is not None:
+                upgraded.muxer.give_up()
+                return live.info
             return self._swarm.adopt(upgraded, address, Direction.OUTBOUND).info
         except BaseException:
             if race.winner is not None:

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...channels import LossyChannel
-from ..host import MAX_EVENTS, Connection, PathKind, PeerEvent, PeerId
+from ..host import MAX_EVENTS, Connection, Direction, PathKind, PeerEvent, PeerId
 from .yamux.connection import YamuxConnection
+
+SIMULTANEOUS = 5.0
+"""Seconds within which two connections with a peer were made at the same time."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -19,9 +22,10 @@ class Live:
 
 
 class Peers:
-    """All live connections. A peer may have several: both sides dialled at once, or one is relayed."""
+    """All live connections of the host `own`. A peer may have several: both sides dialled, or one is relayed."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: PeerId) -> None:
+        self._own = own
         self._live: dict[PeerId, list[Live]] = {}
         self.events = LossyChannel[PeerEvent](MAX_EVENTS)
 
@@ -36,10 +40,35 @@ class Peers:
         return list(self._live.get(peer_id, ()))
 
     def best(self, peer_id: PeerId) -> Live | None:
-        """The newest direct connection, else the newest: an old one may be dead and not know it yet."""
+        """Return the newest direct connection, else the newest: an old one may be dead and not know it yet.
+
+        Of two that were made at the same time, both ends choose the one that the lower peer ID has dialled.
+        """
         lives = [live for live in self._live.get(peer_id, ()) if live.muxer.usable]
         direct = [live for live in lives if live.info.path is PathKind.DIRECT]
-        return max(direct or lives, key=lambda live: live.info.since, default=None)
+        newest = max((live.info.since for live in direct or lives), default=0.0)
+        young = [live for live in direct or lives if live.info.since > newest - SIMULTANEOUS]
+        return max(young, key=lambda live: (self._is_from_lower(live), live.info.since), default=None)
+
+    def decides(self, peer_id: PeerId) -> bool:
+        """Return whether this end is the one that closes one of two connections."""
+        return self._own < peer_id
+
+    def dialled_by(self, peer_id: PeerId) -> Live | None:
+        """Return a direct connection that the peer has made."""
+        return next((live for live in self._direct(peer_id) if live.info.direction is Direction.INBOUND), None)
+
+    def surplus(self, peer_id: PeerId) -> list[Live]:
+        """Return the direct connections besides the best one."""
+        best = self.best(peer_id)
+        return [live for live in self._direct(peer_id) if live is not best]
+
+    def _direct(self, peer_id: PeerId) -> list[Live]:
+        lives = self._live.get(peer_id, ())
+        return [live for live in lives if live.muxer.usable and live.info.path is PathKind.DIRECT]
+
+    def _is_from_lower(self, live: Live) -> bool:
+        return (live.info.direction is Direction.OUTBOUND) == (self._own < live.info.peer_id)
 
     def path(self, peer_id: PeerId) -> PathKind | None:
         paths = {live.info.path for live in self._live.get(peer_id, ())}

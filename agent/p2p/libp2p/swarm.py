@@ -25,11 +25,16 @@ from .yamux.stream import YamuxStream
 log = structlog.get_logger(__name__)
 
 
+SURPLUS_INTERVAL = 0.5
+SURPLUS_LOOKS = 120
+"""A minute: a session that began on a connection that is given up may be ended by then, too."""
+
+
 class Swarm:
     """Its tasks live in the nursery. `adopted` gets each new connection, again when its guest becomes a member."""
 
     def __init__(self, upgrader: Upgrader, settings: HostSettings, nursery: trio.Nursery) -> None:
-        self.peers = Peers()
+        self.peers = Peers(upgrader.peer_id)
         self.serving = Serving(settings.negotiation_deadline)
         self.upgrader = upgrader
         self.settings = settings
@@ -120,12 +125,23 @@ class Swarm:
             self.nursery.start_soon(self._watch_guest, live)
         self.peers.add(live)
         self.nursery.start_soon(self._carry, live)
+        if self.peers.decides(muxer.peer_id) and self.peers.surplus(muxer.peer_id):
+            self.nursery.start_soon(self._close_surplus, muxer.peer_id)
         same = self.peers.of(muxer.peer_id)
         for old in same[: max(0, len(same) - self.settings.connections_each)]:
             self.nursery.start_soon(old.muxer.aclose)
         for callback in self._on_connection:
             callback(live)
         return live
+
+    async def _close_surplus(self, peer_id: PeerId) -> None:
+        """Close all but the best connection with a peer, each when nothing uses it."""
+        for _ in range(SURPLUS_LOOKS):
+            await trio.sleep(SURPLUS_INTERVAL)
+            surplus = self.peers.surplus(peer_id)
+            if not surplus:
+                return
+            await self.close([live for live in surplus if not live.muxer.stream_count])
 
     def admission(self, live: Live) -> Admission:
         """What the gate says of the peer now."""

@@ -65,7 +65,7 @@ class Upgrader:
 
     async def _upgrade(self, pipe: Pipe, direction: Direction, expected: PeerId | None, client: bool) -> Upgraded:
         held = await _agree(pipe, NOISE, client=client)
-        peer_id, channel = await shake_hands(pipe, self._identity, expected, client=client, held=held)
+        peer_id, channel, client = await shake_hands(pipe, self._identity, expected, client=client, held=held)
         admission = self.gate(peer_id, direction)
         if admission is Admission.REFUSED or peer_id == self._identity.peer_id:
             raise UpgradeFailed(f"{peer_id} is not admitted here")

@@ -68,7 +68,7 @@ async def raw_channel(host: LibP2pHost, seed: bytes | None = None) -> AsyncItera
     async with raw_pipe(host) as pipe:
         held = await select(pipe.receive, pipe.send, NOISE)
         identity = NoiseIdentity.from_seed(seed or os.urandom(32))
-        _, channel = await shake_hands(pipe, identity, host.peer_id, client=True, held=held)
+        _, channel, _ = await shake_hands(pipe, identity, host.peer_id, client=True, held=held)
         yield channel
 
 
