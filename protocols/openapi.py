@@ -58,15 +58,13 @@ class Endpoint:
 def endpoint(
     method: Method,
     path: str,
-    answer: Media,
+    answers: Mapping[int, Media],
     *,
     operation_id: str,
     tag: str,
-    status: int = 200,
-    example: Any = None,
     more_params: Mapping[str, Any] | None = None,
 ) -> Endpoint:
-    """How a dialect serves an operation of the table under `path` with `answer` as its body.
+    """Describe an operation of the table as a dialect serves it under `path`, with a body for each status.
 
     `more_params` are what `path` holds beyond the operation's own.
     """
@@ -76,13 +74,13 @@ def endpoint(
         operation_id=operation_id,
         summary=method.summary,
         tag=tag,
-        answers={status: answer},
+        answers=answers,
         role=method.role,
         path_params={**(more_params or {}), **method.path_params},
         query=method.query,
         body=Media(method.body) if method.body is not None else None,
         body_required=method.body_required,
-        example=example,
+        example=method.example,
         journaled=method.mutates,
     )
 

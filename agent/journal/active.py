@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +25,16 @@ Save = Callable[["ActiveOperation"], Awaitable[None]]
 Publish = Callable[["ActiveOperation"], None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What an operation was asked. `request` is the Struct of the method's arguments, `key` the idempotency key."""
+
+    key: str
+    target: str
+    caller: Caller
+    request: Any
+
+
 class ActiveOperation:
     """What the methods of an operation's class get.
 
@@ -32,13 +43,11 @@ class ActiveOperation:
     `publish` tells listeners of its progress.
     """
 
-    def __init__(
-        self, *, id: str, key: str, kind: str, target: str, caller: Caller, request: Any, save: Save, publish: Publish
-    ) -> None:
-        self.id, self.key = id, key
+    def __init__(self, id: str, kind: str, asked: Asked, *, save: Save, publish: Publish) -> None:
+        self.id, self.key, caller = id, asked.key, asked.caller
         # Of the caller no more than what is known after a crash as well.
         self.caller = Caller(principal=caller.principal, role=caller.role, from_peer=is_peer(caller.principal))
-        self.kind, self.target, self.request = kind, target, request
+        self.kind, self.target, self.request = kind, asked.target, asked.request
         self.state = OperationState.PENDING
         self.step_name = ""
         self.notes: dict[str, Any] = {}

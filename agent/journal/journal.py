@@ -35,7 +35,7 @@ from ...protocols.method import Method
 from ...protocols.operation import Detached, Operation, OperationState, Progress
 from ...protocols.tolerant import decode_tolerantly, known_part
 from ..events import EventLog
-from .active import UNDO, ActiveOperation
+from .active import UNDO, ActiveOperation, Asked
 from .former_requests import convert_former_request
 from .keys import plain_key, scoped_key
 from .operation import JournalledOperation, Release
@@ -114,20 +114,20 @@ class Journal:
         if len(self._active) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
         active = self._make(
-            kind, uuid.uuid4().hex, key=key, target=kind.target(request), caller=caller, request=request
+            kind, uuid.uuid4().hex, Asked(key=key, target=kind.target(request), caller=caller, request=request)
         )
         release = await self._admit(kind, active, caller, caller.limits)
         self._launch(kind, active, release)
         return active.id
 
-    def _make(self, kind: Kind, id: str, **asked: Any) -> ActiveOperation:
+    def _make(self, kind: Kind, id: str, asked: Asked) -> ActiveOperation:
         async def save(active: ActiveOperation) -> None:
             await self._save(active, best_effort=kind.runs_on_full_disk)
 
         def publish(active: ActiveOperation) -> None:
             self._events.publish(_payload(OperationProgress, active), active.principal)
 
-        return ActiveOperation(id=id, kind=kind.kind, save=save, publish=publish, **asked)
+        return ActiveOperation(id, kind.kind, asked, save=save, publish=publish)
 
     async def _admit(self, kind: Kind, active: ActiveOperation, caller: Caller, limits: Limits) -> Release:
         """Count it, let its class admit it, and write it down. What was counted and claimed is given back on errors."""
@@ -254,7 +254,7 @@ class Journal:
             notes = msgspec.msgpack.decode(row.notes)
             notes.pop(SECRETS, None)
             caller = _former_caller(row.principal, notes.pop(ROLE, None))
-            active = self._make(kind, row.id, key=row.key, target=row.target, caller=caller, request=request)
+            active = self._make(kind, row.id, Asked(key=row.key, target=row.target, caller=caller, request=request))
             active.step_name, active.created_at, active.notes = row.step, row.created_at, notes
             active.error = _decode(row.error, ErrorBody)
             log.info("an operation goes on", operation=row.id, kind=row.kind, target=row.target, step=row.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quart import Response
@@ -53,12 +54,9 @@ def _route(dispatcher: Dispatcher, method: Method) -> Route:
         arguments = method.arguments(params, request.arguments(), await request.json_body())
         return json_response(await dispatcher.call(request_options(request, method), method, arguments), status)
 
-    path, answer, example = ROOT + method.path, Media(method.result), _EXAMPLES.get(method.name)
-    described = endpoint(
-        method, path, answer,
-        operation_id=method.name, tag=_TAGS[method.service], status=status, example=example,
-    )  # fmt: skip
-    return Route(method.verb, path, method.name, view, described)
+    path, answers = ROOT + method.path, {status: Media(method.result)}
+    described = endpoint(method, path, answers, operation_id=method.name, tag=_TAGS[method.service])
+    return Route(method.verb, path, method.name, view, replace(described, example=_EXAMPLES.get(method.name)))
 
 
 def describe(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:

@@ -91,4 +91,4 @@ def _endpoint(method: Method, *, remote: bool = False) -> Endpoint:
     tag = "remote" if remote else method.path.split("/")[1]
     more = {"peer": PeerRef} if remote else {}
     path = (REMOTE if remote else ROOT) + method.path
-    return endpoint(method, path, answer, operation_id=name, tag=tag, example=method.example, more_params=more)
+    return endpoint(method, path, {200: answer}, operation_id=name, tag=tag, more_params=more)

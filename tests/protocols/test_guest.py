@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from twinshare.protocols.access import Role
 from twinshare.protocols.errors import InvalidRequest, PeerMisbehaved
 from twinshare.protocols.guest import MAX_COMMAND, ExecRequest, path_bytes, text_or_base64
 from twinshare.protocols.guest_stream import (
@@ -66,7 +67,7 @@ def test_a_path_that_names_no_file_is_refused(path: str, encoded: str | None) ->
 
 
 def test_messages_of_a_stream_survive_the_way() -> None:
-    asked = GuestStreamRequest(vm="web", role="operator", open=AttachSession(session="0" * 16, offset=7))
+    asked = GuestStreamRequest(vm="web", role=Role.OPERATOR, open=AttachSession(session="0" * 16, offset=7))
     data = encode_message(asked)
     assert message_length(data[: HEAD.size]) == len(data) - HEAD.size
     assert decode_request(data[HEAD.size :]) == msgspec.convert(msgspec.to_builtins(asked), GuestStreamRequest)

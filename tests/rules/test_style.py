@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tests.rules.tree import ROOMS, modules
 
@@ -102,3 +102,47 @@ def broad_handlers(tree: ast.Module) -> Iterator[ast.ExceptHandler]:
         raises_again = isinstance(last, ast.Raise) and last.exc is None
         if names & {"Exception", "BaseException"} and not raises_again:
             yield node
+
+
+MAX_PARAMETERS = 6
+"""Of a function, `self` not counted. More belong into a record: a frozen dataclass or a Struct."""
+# Parameters that are fields of something else: of a REST request and of a peer's, or flags of the command line.
+_FIELDS = re.compile(r"rest\(|click\.|.*\b(group|command|option|argument)\(")
+
+
+def test_no_function_has_too_many_parameters() -> None:
+    assert _many_parameters(modules(*ROOMS)) == []
+
+
+def test_each_way_of_taking_many_parameters_is_found() -> None:
+    many = "a, b, c, d"
+    lines = [
+        f"def f({many}, e, f, g): ...",
+        f"async def f({many}, *, e, f, g): ...",
+        f"def f({many}, /, *e, f, **g): ...",
+        f"class C:\n    def f(self, {many}, e, f, g=1): ...",
+    ]
+    for text in lines:
+        assert len(_many_parameters([("a.py", ast.parse(text), text)])) == 1, text
+    for text in (
+        f"def f({many}, e, f): ...",
+        f"class C:\n    @rest('GET', '/')\n    def f(self, {many}, e, f, g): ...",
+    ):
+        assert _many_parameters([("a.py", ast.parse(text), text)]) == [], text
+
+
+def _many_parameters(found: Iterable[tuple[str, ast.Module, str]]) -> list[str]:
+    return [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree, _ in found
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and len(_parameters(node.args)) > MAX_PARAMETERS
+        and not any(_FIELDS.match(ast.unparse(one)) for one in node.decorator_list)
+    ]
+
+
+def _parameters(args: ast.arguments) -> list[str]:
+    rest = [one for one in (args.vararg, args.kwarg) if one is not None]
+    names = [one.arg for one in (*args.posonlyargs, *args.args, *args.kwonlyargs, *rest)]
+    return [name for name in names if name not in {"self", "cls"}]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -29,6 +30,23 @@ _RELEASE_TIMEOUT = 10.0
 _LINK_INTERVAL = 2.0
 _DIAL_TIMEOUT, _FIRST_ATTEMPT, _LONGEST_ATTEMPT = 10.0, 0.02, 0.5
 _TOOL_LIMITS = {"open_files": 256, "core": 0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolLimits:
+    """What a tool may use: memory in MiB, cpu in seconds, `file_size` and each stream of `output` in bytes."""
+
+    memory: int = 1024
+    cpu: int = 600
+    file_size: int | None = None
+    output: int = 4 * _MIB
+
+    def rlimits(self) -> dict[str, int]:
+        limits = {**_TOOL_LIMITS, "address_space": self.memory * _MIB, "cpu_seconds": self.cpu}
+        return limits if self.file_size is None else {**limits, "file_size": self.file_size}
+
+
+DEFAULT_LIMITS = ToolLimits()
 
 
 class Sandbox:
@@ -74,27 +92,21 @@ class Sandbox:
         *,
         input: bytes | None = None,
         timeout: float = 60,
-        memory: int = 1024,
-        cpu: int = 600,
-        file_size: int | None = None,
-        output: int = 4 * _MIB,
+        limits: ToolLimits = DEFAULT_LIMITS,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a tool to its end. Memory in MiB, cpu in seconds, `output` bounds each stream in bytes.
+        """Run a tool to its end, within `limits` and `timeout` seconds.
 
         It is killed when the call ends, however that ends, and when the agent is killed.
-        Raises: DeadlineExceeded, HypervisorDown; TooLarge past `output`; OSError when it cannot start.
+        Raises: DeadlineExceeded, HypervisorDown; TooLarge past `limits.output`; OSError when it cannot start.
         """
-        limits = {**_TOOL_LIMITS, "address_space": memory * _MIB, "cpu_seconds": cpu}
-        if file_size is not None:
-            limits["file_size"] = file_size
         environment = tool_environment(str(self.path / "hypervisor"))
         with trio.move_on_after(timeout):
             async with Pipes() as pipes:
                 process = await self._client.launch(
-                    argv, env=environment, streams=pipes.child_ends, limits=limits, bound=True
+                    argv, env=environment, streams=pipes.child_ends, limits=limits.rlimits(), bound=True
                 )
                 pipes.close_child_ends()
-                return await complete(process, pipes, argv, input or b"", output)
+                return await complete(process, pipes, argv, input or b"", limits.output)
         raise DeadlineExceeded(f"{Path(argv[0]).name} did not finish within {timeout:g} s and was stopped.")
 
     async def dial(self, port: int, host: str = "127.0.0.1") -> trio.SocketStream:

@@ -26,7 +26,7 @@ from tests.agent.hypervisor.sandboxes import (
     serving,
 )
 from tests.leaks import nothing_leaks
-from twinshare.agent.hypervisor.sandbox.sandbox import Sandbox, open_sandbox
+from twinshare.agent.hypervisor.sandbox.sandbox import Sandbox, ToolLimits, open_sandbox
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown, TooLarge
 
 pytestmark = [pytest.mark.system, root]
@@ -206,10 +206,15 @@ async def test_a_tool_is_bounded_in_time_memory_and_words(tmp_path: Path) -> Non
         with pytest.raises(DeadlineExceeded, match="sleep did not finish"):
             await sandbox.run(["sleep", "600"], timeout=0.1)
         with pytest.raises(TooLarge, match="yes wrote more"):
-            await sandbox.run(["yes"], output=100_000)
-        hungry = await sandbox.run(["bash", "-c", "x=$(head -c 300M /dev/zero | tr '\\0' x)"], memory=100)
+            await sandbox.run(["yes"], limits=ToolLimits(output=100_000))
+        hungry = await sandbox.run(
+            ["bash", "-c", "x=$(head -c 300M /dev/zero | tr '\\0' x)"], limits=ToolLimits(memory=100)
+        )
         assert hungry.returncode != 0
-        await sandbox.run(["dd", "if=/dev/zero", f"of={sandbox.path}/vms/big", "bs=1M", "count=9"], file_size=1 << 20)
+        await sandbox.run(
+            ["dd", "if=/dev/zero", f"of={sandbox.path}/vms/big", "bs=1M", "count=9"],
+            limits=ToolLimits(file_size=1 << 20),
+        )
         assert (tmp_path / "vms/big").stat().st_size <= 1 << 20
         assert not running("sleep 600")
 
