@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from .bounded.json import check_json
 from .errors import InvalidRequest
 from .size import PATTERN as SIZE_PATTERN
 from .tolerant import decode_tolerantly
@@ -46,6 +47,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 def decode_json(body: bytes, kind: Any) -> Any:
     """Decode one JSON document. Raises: InvalidRequest with the field's path."""
     try:
+        check_json(body)
         return _decoder(kind).decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(error) from None

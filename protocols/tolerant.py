@@ -14,6 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from .access import Role
+from .bounded.json import check_json
 from .bounded.msgpack import MAX_ELEMENTS, check_msgpack
 
 _STAND_INS: Final[Mapping[type[Enum], Enum]] = {Role: Role.VIEWER}
@@ -47,6 +48,7 @@ def decode_tolerantly(data: bytes, kind: Any, *, elements: int = MAX_ELEMENTS) -
 
 def decode_json_tolerantly(data: bytes, kind: Any) -> Any:
     """The same for JSON. Raises: msgspec.MsgspecError, ValueError, RecursionError."""
+    check_json(data)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError:

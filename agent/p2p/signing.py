@@ -12,6 +12,7 @@ from base64 import urlsafe_b64encode
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...protocols.base58 import peer_id_of, public_key_of
+from ...protocols.bounded.jws import check_jws
 
 ALGORITHM = "Ed25519"
 
@@ -39,6 +40,7 @@ def open_token(token: str, signer: str) -> bytes:
     from joserfc.errors import JoseError
     from joserfc.jwk import OKPKey
 
+    check_jws(token)
     key = OKPKey.import_key(_jwk(public_key_of(signer)))
     try:
         payload = jws.deserialize_compact(token, key, [ALGORITHM]).payload

@@ -12,6 +12,7 @@ from datetime import datetime
 
 import msgspec
 
+from ...protocols.bounded.json import check_json
 from ...protocols.vm import ForwardSpec, Vm, VmSettings, VmStatus, settings_of
 from ..hypervisor.port import Domain
 from .expiry import Expiry, shown_end
@@ -65,12 +66,13 @@ def mac_of(id: str) -> str:
 
 
 def read_record(domain: Domain, observed_at: datetime) -> Record | None:
-    """None for a domain that is not ours."""
+    """None for a domain that is not ours, or whose metadata somebody has damaged: whoever uses libvirt can write it."""
     if domain.metadata is None:
         return None
     try:
+        check_json(domain.metadata.encode())
         return Record(domain, msgspec.json.decode(domain.metadata, type=VmMetadata), observed_at)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):
         return None
 
 

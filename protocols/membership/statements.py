@@ -7,7 +7,6 @@ checked of one statement alone; what a set of statements amounts to is decided i
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from ..access import Limits, Role
+from ..bounded.jws import read_jws_header
 from ..errors import Forbidden
 from ..tolerant import decode_json_tolerantly
 
@@ -138,10 +138,9 @@ def signer_of(token: str) -> str:
     """The peer ID that a token names as its signer, not verified. Raises: ValueError."""
     if len(token) > MAX_TOKEN:
         raise ValueError(f"a token of {len(token)} characters; {MAX_TOKEN} are allowed")
-    head = token.partition(".")[0]
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)), type=_Header).kid
-    except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError) as error:
+        return msgspec.json.decode(read_jws_header(token), type=_Header).kid
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"a token without a signer's ID: {error}") from None
 
 

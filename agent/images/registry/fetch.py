@@ -70,7 +70,7 @@ def _read(found: Found, max_size: int) -> tuple[list[Descriptor], Callable[[Sequ
         parts = lume_layers(found.manifest)
         offsets = [offset for offset, _ in parts]
         return [part for _, part in parts], lambda files: placed(list(zip(offsets, files, strict=True)), max_size)
-    return list(found.manifest.layers), disk_of_container
+    return list(found.manifest.layers), lambda files: disk_of_container(files, max_size)
 
 
 def _blob(client: RegistryClient, repository: Repository, blob: Descriptor, start: int) -> AsyncGenerator[bytes, None]:

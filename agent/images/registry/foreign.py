@@ -5,13 +5,12 @@ What is read here was fetched and checked before. Names in it are never paths. A
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ....protocols.errors import InvalidRequest, RegistryFailed
 from ..disks import check_size, detect_packing
+from ..tar import TarRefused, file_in_folder, open_tar
 from ..unpack import unpack
 
 STEP = 1 << 20
@@ -54,14 +53,14 @@ def unpacked(path: Path) -> Iterator[bytes]:
         yield from unpack(file.read, packing)
 
 
-def disk_of_container(layers: Sequence[Path]) -> Iterator[bytes]:
+def disk_of_container(layers: Sequence[Path], max_size: int) -> Iterator[bytes]:
     """The one file below `disk/` in the layers of a containerDisk; the last layer that has one counts.
 
-    Raises: InvalidRequest when there is none.
+    A layer has at most twice `max_size` bytes. Raises: InvalidRequest when there is none, RegistryFailed.
     """
     for layer in reversed(layers):
         found = False
-        for data in _disk_in(layer):
+        for data in _disk_in(layer, 2 * max_size):
             found = True
             yield data
         if found:
@@ -69,33 +68,11 @@ def disk_of_container(layers: Sequence[Path]) -> Iterator[bytes]:
     raise InvalidRequest("this is a container's image, not a virtual machine's: it has no file below disk/")
 
 
-def _disk_in(layer: Path) -> Iterator[bytes]:
+def _disk_in(layer: Path, max_size: int) -> Iterator[bytes]:
     try:
-        with tarfile.open(fileobj=_Stream(unpacked(layer)), mode="r|") as archive:
-            for member in archive:
-                path = PurePosixPath(member.name.removeprefix("./").removeprefix("/"))
-                if member.isreg() and path.parent == PurePosixPath("disk") and not path.name.startswith("."):
-                    content = archive.extractfile(member)
-                    while content is not None and (data := content.read(STEP)):
-                        yield data
-                    return
-    except (tarfile.TarError, EOFError) as error:
+        with open_tar(unpacked(layer), max_size=max_size) as archive:
+            content = file_in_folder(archive, "disk")
+            while content is not None and (data := content.read(STEP)):
+                yield data
+    except TarRefused as error:
         raise RegistryFailed(f"the image's layer cannot be read: {error}") from None
-
-
-class _Stream(io.RawIOBase):
-    """A file over an iterator of bytes, for `tarfile`, which reads only forward."""
-
-    def __init__(self, parts: Iterator[bytes]) -> None:
-        self._parts = parts
-        self._left = b""
-
-    def read(self, size: int = -1) -> bytes:
-        while size < 0 or len(self._left) < size:
-            part = next(self._parts, None)
-            if part is None:
-                break
-            self._left += part
-        count = len(self._left) if size < 0 else size
-        data, self._left = self._left[:count], self._left[count:]
-        return data

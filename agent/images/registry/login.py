@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import trio
 
+from ....protocols.bounded.json import check_json
 from ....protocols.errors import RegistryFailed
 from ..parallel import Turns
 from .auth import Challenge, Credentials, parse_challenge
@@ -89,6 +90,7 @@ class Logins:
             reason = f"{status}: {reason_of(body)}" if reason_of(body) else str(status)
             raise RegistryFailed(f"{realm.host} refuses the login for {url.netloc.decode()} ({reason})")
         try:
+            check_json(body)
             answer = msgspec.json.decode(body, type=_Token)
         except (msgspec.MsgspecError, ValueError):
             raise RegistryFailed(f"{realm.host} answers a login with something else than a token") from None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ....protocols.bounded.json import check_json
 from ....protocols.errors import InvalidRequest, RegistryFailed
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -157,6 +158,7 @@ Wire = TypeVar("Wire", bound=msgspec.Struct)
 
 def _decode(data: bytes, kind: type[Wire]) -> Wire:
     try:
+        check_json(data)
         return msgspec.convert(_without_nulls(msgspec.json.decode(data)), type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RegistryFailed(f"the registry's manifest cannot be read: {str(error)[:200]}") from None
