@@ -23,6 +23,7 @@ from ..protocols.console import ConsoleRequest
 from ..protocols.errors import TwinshareError, VmNotFound
 from ..protocols.image import Image
 from ..protocols.method import Method
+from ..protocols.peer import FleetVms
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import Dispatcher, method_of
 from ..protocols.tunnel import PROTOCOL as TUNNEL
@@ -158,9 +159,10 @@ class Node:
         """The ID of the peer that a name, a prefix or an ID means. Raises: PeerNotFound, AmbiguousName."""
         return self.peer_id if self.is_here(peer) else self.mesh.resolve(peer)
 
-    async def fleet_vms(self, caller: Caller) -> list[Vm]:
+    async def fleet_vms(self, caller: Caller) -> FleetVms:
         """The VMs of all known peers and of this node, in two seconds at the most; each row says how old it is."""
-        return [await self._localized(vm) for vm in await self.mesh.fleet_vms(caller)]
+        found = await self.mesh.fleet_vms(caller)
+        return msgspec.structs.replace(found, vms=[await self._localized(vm) for vm in found.vms])
 
     async def address_of(self, vm: str, peer: str | None) -> str | None:
         """The address at which a VM answers on this machine; without `peer` one of this node, else the only one.

@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import msgspec
 
-from ..protocols.bodies import RemoteVmChanged, RemoteVmDeleted, VmChanged, VmDeleted, VmList, VmStarted, restore
+from ..protocols.bodies import RemoteVmChanged, RemoteVmDeleted, VmChanged, VmDeleted, VmStarted, restore
 from ..protocols.errors import DeadlineExceeded
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.operation import Operation
-from ..protocols.peer import Message, MessageReply, P2pState, PeerInfo
+from ..protocols.peer import FleetVms, Message, MessageReply, P2pState, PeerInfo
 from ..protocols.peer_service import PeerService
 from ..protocols.reading import decode_json
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
@@ -134,7 +134,11 @@ class Calls:
 
     async def list_fleet_vms(self) -> list[Vm]:
         """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""
-        return cast("list[Vm]", restore(await self._carrier.send(plain("GET", "/fleet/vm", VmList))))
+        return (await self.get_fleet_vms()).vms
+
+    async def get_fleet_vms(self) -> FleetVms:
+        """List the VMs of every known peer, and the peers that could not be asked for theirs."""
+        return cast("FleetVms", await self._carrier.send(plain("GET", "/fleet/vm", FleetVms)))
 
     # The guide: local VMs
 

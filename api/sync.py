@@ -90,6 +90,7 @@ class RESTClient:
     wait = _blocking(Calls.wait)
     import_image = _blocking(Calls.import_image)
     list_fleet_vms = _blocking(Calls.list_fleet_vms)
+    get_fleet_vms = _blocking(Calls.get_fleet_vms)
     list_vms = _blocking(Calls.list_vms)
     create_vm = _blocking(Calls.create_vm)
     get_vm_status = _blocking(Calls.get_vm_status)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from .access import Limits, Role
+from .vm import Vm
 
 MAX_NESTING = 32
 MAX_MESSAGE = 64 << 10
@@ -63,6 +64,26 @@ class PeerInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     cure: str = ""
     budgets: list[BudgetUse] | None = None
+
+
+class AbsentPeer(msgspec.Struct, frozen=True, kw_only=True):
+    """A member whose VMs could not be listed now: `reason` says why.
+
+    `vms` of its VMs are listed as they were at `observed_at`; None when it has never listed them to this node.
+    """
+
+    id: str
+    name: str
+    reason: str
+    vms: int = 0
+    observed_at: datetime | None = None
+
+
+class FleetVms(msgspec.Struct, frozen=True, kw_only=True):
+    """The VMs of the fleet, and the members in `unreachable` that could not be asked for theirs."""
+
+    vms: list[Vm]
+    unreachable: list[AbsentPeer]
 
 
 class RevocationEffect(msgspec.Struct, frozen=True, kw_only=True):

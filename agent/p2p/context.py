@@ -22,6 +22,7 @@ from .records import OwnRecord
 from .rpc import EventSource
 from .tickets import TicketBook
 from .verification import Verifier
+from .vm_lists import VmLists
 
 OpenHost: TypeAlias = Callable[[Gate], AbstractAsyncContextManager[Host]]
 Serve: TypeAlias = Callable[[Caller, Stream], Awaitable[None]]
@@ -64,6 +65,7 @@ class MeshContext:
     own_record: OwnRecord
     verifier: Verifier
     meter: Meter
+    vm_lists: VmLists
     audit_sink: AuditSink = no_audit
     dial_policy: DialPolicy = field(default_factory=DialPolicy)
     joining_via: set[PeerId] = field(default_factory=set)

@@ -11,6 +11,7 @@ import trio
 from ...protocols.access import Caller, Role
 from ...protocols.errors import TwinshareError
 from ...protocols.messages import Follow
+from ...protocols.peer import AbsentPeer, FleetVms
 from ...protocols.services import VmService
 from ...protocols.table import Dispatcher, methods
 from ...protocols.vm import Vm
@@ -26,52 +27,64 @@ PEER_TIMEOUT = 1.5
 MAX_ROWS = 10_000
 QUIET = 0.2
 """Seconds without an event of a peer after which it is asked again."""
+OFFLINE = "it is offline"
+STOPPED = "the P2P services of this node are off"
 READER = Caller(principal="local", role=Role.VIEWER)
 
 
 class FleetInventory:
-    """The last VM list of each peer. While a peer is online, its events refresh the list."""
+    """Lists the VMs of all peers. While a peer is online, its events refresh what is kept of it."""
 
     def __init__(self, context: MeshContext, dispatcher: Dispatcher) -> None:
         self._context, self._dispatcher = context, dispatcher
-        self._last: dict[PeerId, list[Vm]] = {}
 
-    async def vms(self, caller: Caller, online: list[PeerId], calls: PeerCalls | None) -> list[Vm]:
+    async def vms(self, caller: Caller, online: list[PeerId], calls: PeerCalls | None) -> FleetVms:
         """All VMs, this node's first; the rows of peers that do not answer in time say `reachable: false`."""
         context = self._context
         rows = _stamped(await self._dispatcher.call(caller, LIST_VMS, {}), context.name, context.now())
-        answered: set[PeerId] = set()
+        members = [certificate.sub for certificate in context.membership.peers]
+        failures = {peer: OFFLINE if calls is not None else STOPPED for peer in members if peer not in online}
         async with trio.open_nursery() as nursery:
             if calls is not None:
                 for peer in online:
-                    nursery.start_soon(self._ask, caller, peer, calls, answered)
-        members = {certificate.sub for certificate in context.membership.peers}
-        self._last = {peer: vms for peer, vms in self._last.items() if peer in members}
-        for peer, vms in self._last.items():
-            rows += vms if peer in answered else [msgspec.structs.replace(vm, reachable=False) for vm in vms]
-        return rows[:MAX_ROWS]
+                    nursery.start_soon(self._ask, caller, peer, calls, failures)
+        await context.vm_lists.keep_only(members)
+        unreachable = []
+        for peer in members:
+            kept = context.vm_lists.get(peer)
+            vms = kept.vms if kept is not None else []
+            if (reason := failures.get(peer)) is not None:
+                vms = [msgspec.structs.replace(vm, reachable=False) for vm in vms]
+                at = kept.observed_at if kept is not None else None
+                name = context.title(peer)
+                unreachable.append(AbsentPeer(id=peer, name=name, reason=reason, vms=len(vms), observed_at=at))
+            rows += vms
+        return FleetVms(vms=rows[:MAX_ROWS], unreachable=unreachable)
 
     async def follow(self, session: PeerSession, calls: PeerCalls) -> None:
         """Keep one peer's rows fresh for as long as its session lives."""
         try:
             async with session.follow(Follow(types=["vm."])) as feed:
                 while not session.over.is_set():
-                    await self._ask(READER, session.peer_id, calls, set())
+                    await self._ask(READER, session.peer_id, calls, {})
                     if not await _next_events(feed):
                         return
         except TwinshareError as error:
             log.debug("a peer's events cannot be followed", peer=session.peer_id, why=error.message)
 
-    async def _ask(self, caller: Caller, peer: PeerId, calls: PeerCalls, answered: set[PeerId]) -> None:
-        with trio.move_on_after(PEER_TIMEOUT):
+    async def _ask(self, caller: Caller, peer: PeerId, calls: PeerCalls, failures: dict[PeerId, str]) -> None:
+        context = self._context
+        with trio.move_on_after(PEER_TIMEOUT) as timeout:
             try:
                 found: list[Vm] = await calls.call(peer, LIST_VMS, {}, caller)
             except TwinshareError as error:
                 log.debug("a peer did not list its VMs", peer=peer, why=error.message)
+                failures[peer] = error.message
                 return
-            known = self._context.membership.known(peer)
-            self._last[peer] = _stamped(found, known.name if known else peer, self._context.now())
-            answered.add(peer)
+        if timeout.cancelled_caught:
+            failures[peer] = f"it did not answer in {PEER_TIMEOUT} s"
+        else:
+            await context.vm_lists.keep(peer, _stamped(found, context.title(peer), context.now()))
 
 
 async def _next_events(feed: Feed) -> bool:

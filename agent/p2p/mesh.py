@@ -16,9 +16,9 @@ from ...protocols.events import FleetJoined, FleetLeft
 from ...protocols.membership.statements import Certificate
 from ...protocols.mesh import GossipUpdate
 from ...protocols.method import Method
+from ...protocols.peer import FleetVms
 from ...protocols.peer_service import PeerService
 from ...protocols.ticket import decode_ticket
-from ...protocols.vm import Vm
 from ..background import open_background
 from ..limits import Meter
 from . import joining
@@ -38,6 +38,7 @@ from .signing import Signer
 from .store import KeyValueStore
 from .tickets import open_tickets
 from .verification import Offload, Verifier, in_thread
+from .vm_lists import open_vm_lists
 
 REVOKE_TIMEOUT = 0.5
 """Seconds that a revocation waits for the others to have it, before the peer is disconnected."""
@@ -116,8 +117,8 @@ class Mesh:
         """What is wrong with this node's place in its fleet."""
         return membership_problems(self.context)
 
-    async def fleet_vms(self, caller: Caller) -> list[Vm]:
-        """The VMs of all peers, in at most two seconds; without P2P services, this node's and what others last said."""
+    async def fleet_vms(self, caller: Caller) -> FleetVms:
+        """The VMs of all peers, in at most two seconds; of those who cannot be asked, what they answered last."""
         running = self.running
         online = [session.peer_id for session in running.sessions.live] if running else []
         return await self.fleet.vms(caller, online, running.calls if running else None)
@@ -220,6 +221,7 @@ async def make_mesh_client(settings: MeshSettings) -> MeshClient:
             tickets=await open_tickets(store, signer.peer_id, now),
             own_record=await open_own_record(signer, store, now),
             verifier=verifier,
+            vm_lists=await open_vm_lists(store, now),
             meter=meter,
         )
     )
@@ -232,3 +234,4 @@ async def open_mesh(client: MeshClient, served: Served) -> AsyncIterator[Mesh]:
         mesh = Mesh(client, served, nursery)
         yield mesh
         await mesh.stop()
+        await client.context.vm_lists.save()

@@ -191,6 +191,7 @@ class MeshServices:
             for session in self.sessions.live:
                 self._context.address_book.seen(session.peer_id)
             await self._context.address_book.save_seen()
+            await self._context.vm_lists.save()
             self.members_changed()
             self._publish_record()
 

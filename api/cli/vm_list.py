@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from ...protocols.bodies import VmList
+from ...protocols.peer import AbsentPeer, FleetVms
 from ...protocols.vm import Vm
 from ..exchange import plain
 from .listing import Listing, listing_options
 from .node import open_client
-from .output import Column, duration, print_fields, say
+from .output import Column, cell, duration, print_fields, say
 from .parameters import VM_NAME, json_option, peer_option
 
 COLUMNS: list[Column] = [
@@ -64,9 +64,19 @@ def list_vms(fleet: bool, peer: str | None, listing: Listing) -> None:
         raise click.UsageError("--fleet already lists every peer; leave out --on")
     with open_client() as client:
         if fleet:
-            listing.show(client.send(plain("GET", "/fleet/vm", VmList)).vms, FLEET_COLUMNS)
+            found = client.send(plain("GET", "/fleet/vm", FleetVms))
+            listing.show(found.vms, FLEET_COLUMNS)
+            for absent in found.unreachable:
+                say(_absence(absent))
         else:
             listing.show(client.call("list_vms", {}, peer), COLUMNS)
+
+
+def _absence(peer: AbsentPeer) -> str:
+    """Return what is missing in a list of the fleet."""
+    if peer.observed_at is None:
+        return f"warning: {peer.name} could not be asked ({peer.reason}); it has never listed its VMs to this node"
+    return f"warning: {peer.name} could not be asked ({peer.reason}); its VMs are shown as of {cell(peer.observed_at)}"
 
 
 @click.command("show")

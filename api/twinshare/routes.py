@@ -9,10 +9,10 @@ from quart import Response
 
 from ...agent.node import Node
 from ...protocols.access import Role
-from ...protocols.bodies import VmList
 from ...protocols.errors import UnsupportedMediaType
 from ...protocols.image import Image, ImageRef
 from ...protocols.openapi import Endpoint, Media
+from ...protocols.peer import FleetVms
 from ..rest.metrics import Metrics, exposition
 from ..rest.requests import NoQuery, current_request
 from ..rest.responses import json_response
@@ -83,12 +83,12 @@ def _fleet_route(node: Node) -> Route:
     async def view() -> Response:
         request = current_request()
         request.query_as(NoQuery)
-        return json_response(VmList(vms=await node.fleet_vms(request.caller)))
+        return json_response(await node.fleet_vms(request.caller))
 
     endpoint = Endpoint(
         verb="GET", path="/api/fleet/vm", operation_id="list_fleet_vms", tag="fleet", role=Role.VIEWER,
-        summary="List the VMs of every known peer, with `node`, `reachable` and `observed_at`.",
-        answers={200: Media(VmList)},
+        summary="List the VMs of every known peer, and the peers that could not be asked for theirs.",
+        answers={200: Media(FleetVms)},
     )  # fmt: skip
     return Route("GET", endpoint.path, "list_fleet_vms", view, endpoint)
 

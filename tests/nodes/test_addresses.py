@@ -41,7 +41,7 @@ async def test_vms_of_two_nodes_have_addresses_on_both(tmp_path: Path) -> None:
         found = await call(one, "vm_ip", "node-1", vm="second")
         assert (found.ip, found.guest_ip) == (seen[1].ip, "10.0.2.15")
         assert [vm.ip for vm in await call(one, "list_vms", "node-1")] == [seen[1].ip]
-        fleet = {vm.name: vm.ip for vm in await one.fleet_vms(LOCAL_ADMIN)}
+        fleet = {vm.name: vm.ip for vm in (await one.fleet_vms(LOCAL_ADMIN)).vms}
         assert fleet == {"first": seen[0].ip, "second": seen[1].ip}
 
 

@@ -102,7 +102,7 @@ async def test_a_far_vm_is_worked_on_as_a_near_one(tmp_path: Path) -> None:
         ):
             with pytest.raises(error):
                 await wrong
-        rows = await b.fleet_vms(LOCAL_ADMIN)
+        rows = (await b.fleet_vms(LOCAL_ADMIN)).vms
         assert [(row.name, row.node, row.reachable) for row in rows] == [("far", "node-2", True)]
         await call(b, "delete_vm", "node-2", vm="far", force=True)
         assert await call(c, "list_vms") == []
@@ -228,6 +228,6 @@ async def test_stopping_p2p_leaves_local_vms_working(tmp_path: Path) -> None:
         assert await call(a, "list_vms", "node-1") == []
 
         async def seen() -> bool:
-            return [row.name for row in await b.fleet_vms(LOCAL_ADMIN)] == ["here"]
+            return [row.name for row in (await b.fleet_vms(LOCAL_ADMIN)).vms] == ["here"]
 
         await eventually(seen)

@@ -221,7 +221,7 @@ async def test_the_fleets_vms_are_one_list_that_never_waits_for_the_dead(autojum
         for member in cluster.nodes:
             member.vms[f"vm-{member.number}"] = simulated_vm(f"vm-{member.number}")
         reader = Caller(principal="token:r", role=Role.VIEWER)
-        rows = await cluster[0].mesh.fleet_vms(reader)
+        rows = (await cluster[0].mesh.fleet_vms(reader)).vms
         assert {(row.name, row.node, row.reachable) for row in rows} == {
             (f"vm-{n}", f"node-{n}", True) for n in range(3)
         }
@@ -231,7 +231,7 @@ async def test_the_fleets_vms_are_one_list_that_never_waits_for_the_dead(autojum
         cluster.network.freeze(cluster[2].peer_id)
         for _ in range(30):
             began = trio.current_time()
-            rows = await cluster[0].mesh.fleet_vms(reader)
+            rows = (await cluster[0].mesh.fleet_vms(reader)).vms
             assert trio.current_time() - began < 2
             seen = {(row.name, row.reachable) for row in rows}
             assert seen == {("vm-0", True), ("vm-1", True), ("vm-2", False), ("late", False)}
@@ -239,8 +239,8 @@ async def test_the_fleets_vms_are_one_list_that_never_waits_for_the_dead(autojum
         assert all(row.observed_at is not None for row in rows)
         cluster.network.heal()
         await cluster.until(cluster.converged, 30)
-        assert all(row.reachable for row in await cluster[0].mesh.fleet_vms(reader))
+        assert all(row.reachable for row in (await cluster[0].mesh.fleet_vms(reader)).vms)
         await cluster[0].call("stop_p2p")
-        assert len(await cluster[0].mesh.fleet_vms(reader)) == 4
+        assert len((await cluster[0].mesh.fleet_vms(reader)).vms) == 4
         with contextlib.suppress(P2pStopped):
             await cluster[0].ask("node-1", "list_vms")

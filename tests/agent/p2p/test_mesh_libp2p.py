@@ -78,11 +78,11 @@ async def test_three_nodes_join_call_lose_one_and_find_it_again() -> None:
             assert time.monotonic() - began < 2
             assert [row.name for row in await a.ask("node-2", "list_vms")] == ["web"]
             assert (await a.call("ping_peer", peer="node-2")).path == "direct"
-            assert [row.reachable for row in await b.mesh.fleet_vms(LOCAL_ADMIN)] == [True]
+            assert [row.reachable for row in (await b.mesh.fleet_vms(LOCAL_ADMIN)).vms] == [True]
         await until(lambda: all_see_all(a, b))
         with pytest.raises(PeerUnreachable):
             await a.ask("node-2", "list_vms")
-        assert [row.reachable for row in await b.mesh.fleet_vms(LOCAL_ADMIN)] == [False]
+        assert [row.reachable for row in (await b.mesh.fleet_vms(LOCAL_ADMIN)).vms] == [False]
         async with open_real(c):
             await until(lambda: all_see_all(a, b, c), 10)
             await a.call("revoke_peer", peer="node-2")
