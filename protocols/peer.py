@@ -83,7 +83,7 @@ class FleetVms(msgspec.Struct, frozen=True, kw_only=True):
     """The VMs of the fleet, and the members in `unreachable` that could not be asked for theirs."""
 
     vms: list[Vm]
-    unreachable: list[AbsentPeer]
+    unreachable: list[AbsentPeer] = []
 
 
 class RevocationEffect(msgspec.Struct, frozen=True, kw_only=True):

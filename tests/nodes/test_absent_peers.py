@@ -28,12 +28,12 @@ async def test_an_absent_peer_is_named_with_its_vms_also_after_a_restart(tmp_pat
                 found = await listed(one)
                 return [vm.name for vm in found.vms] == ["far"] and not found.unreachable
 
-            await eventually(everybody_is_asked)
+            await eventually(everybody_is_asked, 20)
 
         async def both_are_missed() -> bool:
             return {peer.name for peer in (await listed(one)).unreachable} == {"two", "three"}
 
-        await eventually(both_are_missed)
+        await eventually(both_are_missed, 20)
     async with open_node_on(network, tmp_path, "one") as one:
         found = await listed(one)
         assert [(vm.name, vm.node, vm.reachable) for vm in found.vms] == [("far", "two", False)]
@@ -54,7 +54,7 @@ async def test_the_list_of_a_peer_that_was_revoked_is_forgotten(tmp_path: Path) 
         async def is_listed() -> bool:
             return [vm.name for vm in (await listed(one)).vms] == ["far"]
 
-        await eventually(is_listed)
+        await eventually(is_listed, 20)
         await one.call(LOCAL_ADMIN, TABLE["revoke_peer"], {"peer": two.peer_id})
         found = await listed(one)
         assert (found.vms, found.unreachable) == ([], [])
