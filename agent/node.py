@@ -173,7 +173,8 @@ class Node:
         try:
             found: Vm = await self.call(LOCAL_ADMIN, get_vm, {"vm": vm}, peer)
         except VmNotFound:
-            rows = [row for row in await self.fleet_vms(LOCAL_ADMIN) if row.name == vm] if peer is None else []
+            fleet = (await self.fleet_vms(LOCAL_ADMIN)).vms if peer is None else []
+            rows = [row for row in fleet if row.name == vm]
             if len(rows) != 1:
                 raise
             return rows[0].ip
