@@ -79,7 +79,7 @@ class MeshContext:
         if peer in self.joining_via:
             return Admission.GUEST
         if direction is Direction.INBOUND and self.tickets.live and not self.membership.denies(peer):
-            return Admission.GUEST
+            return Admission.JOINING if self.tickets.is_joining(peer) else Admission.GUEST
         return Admission.REFUSED
 
     def title(self, peer: PeerId) -> str:

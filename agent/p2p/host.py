@@ -23,10 +23,14 @@ MAX_EVENTS = 1024
 
 
 class Admission(StrEnum):
-    """What a proven peer may do here. `GUEST`: open the protocols that are served with `guests=True`, nothing else."""
+    """What a proven peer may do here. `GUEST`: open the protocols that are served with `guests=True`, nothing else.
+
+    `JOINING`: a guest that has named a ticket which is valid here; it keeps its place when many strangers come.
+    """
 
     REFUSED = "refused"
     GUEST = "guest"
+    JOINING = "joining"
     MEMBER = "member"
 
 

@@ -91,14 +91,23 @@ class TicketBook:
         return self._content(issued, addresses)
 
     def challenge(self, joiner: PeerId, ticket: bytes, nonce: bytes) -> bytes:
-        """Our nonce for a stranger, whether the ticket is known or not. Raises: Overloaded when many are at it."""
-        now = self._now()
+        """Return our nonce for a stranger, whether the ticket is known or not; that of an unknown one is not kept.
+
+        Raises: Overloaded when many are joining.
+        """
+        now, ours = self._now(), secrets.token_bytes(NONCE_SIZE)
+        if ticket not in self._issued:
+            return ours
         self._challenges = {peer: c for peer, c in self._challenges.items() if c.until > now and peer != joiner}
         if len(self._challenges) >= MAX_NONCES:
             raise Overloaded("too many nodes are joining; try again in a minute", retry_after=60)
-        ours = secrets.token_bytes(NONCE_SIZE)
         self._challenges[joiner] = _Challenge(ticket, ours, nonce, now + NONCE_LIFE)
         return ours
+
+    def is_joining(self, peer: PeerId) -> bool:
+        """Return whether a stranger has named a ticket of ours a moment ago."""
+        challenge = self._challenges.get(peer)
+        return challenge is not None and challenge.until > self._now()
 
     async def bar(self, peers: Collection[PeerId]) -> None:
         """Refuse all tickets made until now to peers that were revoked."""

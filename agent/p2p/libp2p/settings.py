@@ -13,7 +13,8 @@ class HostSettings:
     """`peer_timeout`: a peer that is silent for so long is gone. `write_timeout`: so long a write may move nothing.
 
     `half_open` counts connections whose far side has not proved who it is, `half_open_each` those of one address.
-    A guest that has not become a member within `guest_time` is disconnected. `relay`: relay for members, be reachable
+    A guest that has not become a member within `guest_time` is disconnected; one that has named a ticket gives its
+    place to no stranger for `join_time`. `relay`: relay for members, be reachable
     through them, and turn relayed connections into direct ones.
     """
 
@@ -28,6 +29,7 @@ class HostSettings:
     connections_each: int = LIMITS.connections
     guests: int = 32
     guest_time: float = 30.0
+    join_time: float = 3.0
     guest_streams: int = 4
     half_open: int = 256
     half_open_each: int = LIMITS.half_open

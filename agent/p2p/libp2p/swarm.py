@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -112,11 +113,11 @@ class Swarm:
             since=trio.current_time(),
         )
         live = Live(muxer, info)
-        guest = upgraded.admission is Admission.GUEST
+        guest = upgraded.admission in {Admission.GUEST, Admission.JOINING}
         if self.closed:
             muxer.give_up()
             raise PeerUnreachable("this host is closed")
-        if len(self.peers) >= self.settings.connections or (guest and len(self._guests) >= self.settings.guests):
+        if len(self.peers) >= self.settings.connections or (guest and not self._has_room_for_guest()):
             muxer.give_up()
             raise PeerUnreachable(f"too many connections are open to add one with {muxer.peer_id}")
         if guest:
@@ -133,6 +134,26 @@ class Swarm:
         for callback in self._on_connection:
             callback(live)
         return live
+
+    def _has_room_for_guest(self) -> bool:
+        """Return whether one more guest can be taken in; the oldest of the address that has most gives way to it.
+
+        But for those that have named a ticket, for as long as it takes to redeem it, and those that we have dialled.
+        """
+        if len(self._guests) < self.settings.guests:
+            return True
+        recent = trio.current_time() - self.settings.join_time
+        guests = [live for live in self._guests if live.info.direction is Direction.INBOUND]
+        yielding = [
+            live for live in guests if self.admission(live) is not Admission.JOINING or live.info.since < recent
+        ]
+        hosts = Counter(_host(live) for live in guests)
+        loser = max(yielding, key=lambda live: (hosts[_host(live)], -live.info.since), default=None)
+        if loser is None:
+            return False
+        self._guests.discard(loser)
+        self.nursery.start_soon(loser.muxer.aclose)
+        return True
 
     async def _close_surplus(self, peer_id: PeerId) -> None:
         """Close all but the best connection with a peer, each when nothing uses it."""
@@ -185,3 +206,8 @@ class Swarm:
             await live.muxer.aclose()
         elif live in self._guests and not live.muxer.session.over:
             self._promote(live)
+
+
+def _host(live: Live) -> str:
+    """Return the address that a connection comes from."""
+    return parse(live.info.address).host

@@ -140,7 +140,7 @@ class MemoryHost:
         """Start the handler of a stream that a peer opens, if the peer may have it."""
         handler, guests = self._handlers.get(stream.protocol, (None, False))
         admission = self._gate(stream.peer_id, Direction.INBOUND)
-        if handler is None or admission is Admission.REFUSED or (admission is Admission.GUEST and not guests):
+        if handler is None or admission is Admission.REFUSED or (admission is not Admission.MEMBER and not guests):
             stream.reset()
             return False
         self._nursery.start_soon(self._run, handler, stream, name=f"{stream.protocol} from {stream.peer_id}")

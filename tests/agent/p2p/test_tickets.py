@@ -9,6 +9,7 @@ from twinshare.agent.p2p.tickets import MAX_NONCES, NONCE_LIFE, TicketBook, open
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import Forbidden, Overloaded
 from twinshare.protocols.peer import InviteRequest
+from twinshare.protocols.ticket import NONCE_SIZE
 
 JOINER = signer(9).peer_id
 
@@ -119,12 +120,19 @@ async def test_only_so_many_tickets_are_out_at_once(monkeypatch: pytest.MonkeyPa
 
 
 async def test_only_so_many_strangers_are_challenged_at_once() -> None:
+    """Those that name no ticket of ours get a nonce, and take nobody's place."""
     clock = Clock()
     tickets = await book(clock)
+    known = (await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])).id
+    for number in range(2 * MAX_NONCES):
+        assert len(tickets.challenge(f"stranger-{number}", b"t", b"n")) == NONCE_SIZE
     for number in range(MAX_NONCES):
-        tickets.challenge(f"peer-{number}", b"t", b"n")
+        tickets.challenge(f"peer-{number}", known, b"n")
+    assert tickets.is_joining("peer-0")
+    assert not tickets.is_joining("stranger-0")
     with pytest.raises(Overloaded, match="joining"):
-        tickets.challenge("one-more", b"t", b"n")
-    tickets.challenge("peer-0", b"t", b"n")
+        tickets.challenge("one-more", known, b"n")
+    tickets.challenge("peer-0", known, b"n")
     clock.now += NONCE_LIFE + 1
-    tickets.challenge("one-more", b"t", b"n")
+    assert not tickets.is_joining("peer-0")
+    tickets.challenge("one-more", known, b"n")
