@@ -19,6 +19,7 @@ from .. import __version__
 from ..protocols.access import LOCAL_ADMIN, Caller, Role
 from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
+from ..protocols.console import SCREEN_PROTOCOL as SCREEN
 from ..protocols.console import ConsoleRequest
 from ..protocols.errors import TwinshareError, VmNotFound
 from ..protocols.image import Image
@@ -54,7 +55,8 @@ from .p2p.store import DatabaseKeyValueStore
 from .reach.addresses import PeerAddresses
 from .reach.consoles import Console, Consoles, open_consoles
 from .reach.fleet_images import BlobServer, FleetImages
-from .reach.remote_console import ConsoleServer, open_remote_console
+from .reach.remote_console import Attach, ConsoleServer, open_remote_console
+from .reach.screens import Screens
 from .reach.tunnel import TunnelServer
 from .reach.tunnels import Tunnels
 from .relays import open_relays
@@ -72,6 +74,15 @@ from .vm.reads import VmReads
 from .vm.watch import Watch, start_after_boot
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A stream of a VM: its name in the audit log, its protocol between peers, and how it is opened here."""
+
+    name: str
+    protocol: str
+    attach: Attach
 
 
 @dataclass(kw_only=True, eq=False)
@@ -93,6 +104,7 @@ class Node:
     mesh: Mesh
     tunnels: Tunnels
     consoles: Consoles
+    screens: Screens
     peer_addresses: PeerAddresses
     health: NodeHealth
 
@@ -142,15 +154,31 @@ class Node:
 
         Raises: what `Consoles.attach` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
         """
+        asked = _Asked("open_console", CONSOLE, self.consoles.attach)
+        async with self._attached(asked, caller, vm, peer) as console:
+            yield console
+
+    @asynccontextmanager
+    async def screen(self, caller: Caller, vm: str, peer: str | None = None) -> AsyncIterator[Console]:
+        """The screen of a VM, here or on a peer, as bytes of RFB until the block is left.
+
+        Raises: what `Screens.attach` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
+        """
+        asked = _Asked("open_screen", SCREEN, self.screens.attach)
+        async with self._attached(asked, caller, vm, peer) as screen:
+            yield screen
+
+    @asynccontextmanager
+    async def _attached(self, asked: _Asked, caller: Caller, vm: str, peer: str | None) -> AsyncIterator[Console]:
         if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(str(peer))):
-            async with self.consoles.attach(caller, vm) as console:
-                yield console
+            async with asked.attach(caller, vm) as stream:
+                yield stream
             return
-        asked = ConsoleRequest(vm=vm, role=caller.role, principal=caller.delegate)
-        async with self.audit.record(caller, "open_console", vm, at_peer=peer_id):
-            caller.require(Role.OPERATOR, "open_console")
-            async with open_remote_console(self.mesh.client, peer_id, asked) as console:
-                yield console
+        request = ConsoleRequest(vm=vm, role=caller.role, principal=caller.delegate)
+        async with self.audit.record(caller, asked.name, vm, at_peer=peer_id):
+            caller.require(Role.OPERATOR, asked.name)
+            async with open_remote_console(self.mesh.client, peer_id, request, asked.protocol) as stream:
+                yield stream
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
@@ -261,6 +289,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
         )
         images = ImageContext(backends.images, backends.exchange, events, vms, backends.scratch)
         tunnels = Tunnels(relays, DatabaseKeyValueStore(base.state), peers)
+        screens = Screens(vms, audit.record)
         tokens = await open_tokens(base.state, base.home.ensure_admin_token())
         health = NodeHealth(name, __version__, config.p2p.enabled, vms, peers, backends.problems)
         kinds = open_operations(vms, images, tunnels)
@@ -279,7 +308,8 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
             nursery.start_soon(_flush_tokens, tokens)
             streams = {
                 TUNNEL: TunnelServer(vms).serve,
-                CONSOLE: ConsoleServer(consoles).serve,
+                CONSOLE: ConsoleServer(consoles.attach).serve,
+                SCREEN: ConsoleServer(screens.attach).serve,
                 BLOB: BlobServer(backends.images).serve,
             }
             async with open_node_mesh(peers, Served(dispatcher, streams), start=config.p2p.enabled) as mesh:
@@ -290,7 +320,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                 node = Node(
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
-                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles,
+                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, screens=screens,
                     peer_addresses=PeerAddresses(loopback, peers), health=health,
                 )  # fmt: skip
                 if config.dns.listen:

@@ -16,6 +16,8 @@ from .tunnel import MAX_FRAME
 from .vm import VmRef
 
 PROTOCOL = "/twinshare/console/1.0.0"
+SCREEN_PROTOCOL = "/twinshare/screen/1.0.0"
+"""The same for the screen: its bytes are RFB (RFC 6143)."""
 PIECE = MAX_FRAME - 96
 """Bytes of a console in one frame, at most."""
 

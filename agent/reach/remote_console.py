@@ -1,12 +1,12 @@
-"""The console of a peer's VM: a stream to the peer, which attaches to the console there.
+"""The console or the screen of a peer's VM: a stream to the peer, which attaches to it there.
 
 The owner of the VM authorises: with the lower of the peer's role in its certificate and the role of its caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 import trio
@@ -17,8 +17,10 @@ from ...protocols.errors import PeerMisbehaved, PeerUnreachable, TwinshareError
 from ...protocols.tunnel import encode
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh_client import MeshClient
-from .consoles import READ_SIZE, Console, Consoles
+from .consoles import READ_SIZE, Console
 from .tunnel import OPENING, ask_on_stream, receive_frame
+
+Attach = Callable[[Caller, str], AbstractAsyncContextManager[Console]]
 
 log = structlog.get_logger(__name__)
 
@@ -56,9 +58,11 @@ class _RemoteConsole:
 
 
 @asynccontextmanager
-async def open_remote_console(mesh: MeshClient, peer: PeerId, request: ConsoleRequest) -> AsyncIterator[Console]:
+async def open_remote_console(
+    mesh: MeshClient, peer: PeerId, request: ConsoleRequest, protocol: str = PROTOCOL
+) -> AsyncIterator[Console]:
     """Attach until the block is left. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
-    _, stream = await ask_on_stream(mesh, peer, PROTOCOL, request, ConsoleFrame)
+    _, stream = await ask_on_stream(mesh, peer, protocol, request, ConsoleFrame)
     try:
         yield _RemoteConsole(stream)
     finally:
@@ -67,10 +71,10 @@ async def open_remote_console(mesh: MeshClient, peer: PeerId, request: ConsoleRe
 
 
 class ConsoleServer:
-    """The owner's end."""
+    """The owner's end; `attach` opens what the peer has asked for."""
 
-    def __init__(self, consoles: Consoles) -> None:
-        self._consoles = consoles
+    def __init__(self, attach: Attach) -> None:
+        self._attach = attach
 
     async def serve(self, caller: Caller, stream: Stream) -> None:
         """Serve one console, from its first frame to its end; `caller` is the peer."""
@@ -79,7 +83,7 @@ class ConsoleServer:
                 request = await receive_frame(stream, ConsoleRequest)
             try:
                 asker = caller.acting_for(request.principal, request.role)
-                async with self._consoles.attach(asker, request.vm) as console:
+                async with self._attach(asker, request.vm) as console:
                     await _write(stream, ConsoleFrame())
                     why = await _carry(console, stream)
             except TwinshareError as error:

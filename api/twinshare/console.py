@@ -1,11 +1,13 @@
-"""`GET /api/vm/<vm>/console`, and the same of a peer: the serial console of a running VM as a websocket.
+"""`GET /api/vm/<vm>/console` and `…/screen`, and the same of a peer: the console, the screen of a VM as a websocket.
 
-Messages are the console's bytes, both ways; a text message is typed as UTF-8. The close frame says why it ended.
+Messages are the console's bytes, or those of RFB, both ways; a text message is typed as UTF-8. The close frame says
+why it ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -14,7 +16,8 @@ from quart import Response
 
 from ...agent.node import Node
 from ...agent.reach.consoles import Console
-from ...protocols.access import Role
+from ...agent.tokens import TokenStore
+from ...protocols.access import Caller, Role
 from ...protocols.console import CLOSED_NORMALLY, HEARTBEAT, SILENCE
 from ...protocols.errors import (
     InvalidRequest,
@@ -27,43 +30,50 @@ from ...protocols.openapi import Endpoint, Media
 from ...protocols.peer import PeerRef
 from ...protocols.vm import VmRef
 from ..rest.requests import Incoming, NoQuery, RestWebsocket, current_request, current_websocket
-from ..rest.routes import Route
+from ..rest.routes import Route, WebsocketView
+
+Open = Callable[[Caller, str, str | None], AbstractAsyncContextManager[Console]]
 
 
 def routes(node: Node) -> Iterator[Route]:
-    """Yield the route here and the route to peers."""
+    """Yield for the console and for the screen the route here and the route to peers."""
+    console = "Use the serial console of a running VM: a websocket of binary messages, both ways."
+    screen = "Use the screen of a running VM: a websocket of binary messages, RFB (RFC 6143) both ways."
+    for kind, opened, summary in (("console", node.console, console), ("screen", node.screen, screen)):
+        for root, name, more in (("/api", "open", {}), ("/api/remote/<peer>", "remote_open", {"peer": PeerRef})):
+            endpoint = Endpoint(
+                verb="GET",
+                path=f"{root}/vm/<vm>/{kind}",
+                operation_id=f"{name}_{kind}",
+                summary=summary,
+                tag="remote" if more else "vm",
+                answers={101: Media(None, description=f"The {kind}, until the VM stops or the client leaves.")},
+                role=Role.OPERATOR,
+                path_params={**more, "vm": VmRef},
+            )
+            serve = _serving(opened, node.tokens)
+            yield Route("GET", endpoint.path, endpoint.operation_id, _refuse, endpoint, websocket=serve)
 
-    async def refuse(vm: str, peer: str | None = None) -> Response:
-        _check(current_request(), vm, peer)
-        raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
 
+async def _refuse(vm: str, peer: str | None = None) -> Response:
+    _check(current_request(), vm, peer)
+    raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
+
+
+def _serving(opened: Open, tokens: TokenStore) -> WebsocketView:
     async def serve(vm: str, peer: str | None = None) -> None:
         websocket = current_websocket()
         _check(websocket, vm, peer)
-        async with node.console(websocket.caller, vm, peer) as console:
+        async with opened(websocket.caller, vm, peer) as stream:
             await websocket.accept()
             websocket.connection.endless = True
             try:
-                with websocket.bound(node.tokens):
-                    await _Session(websocket, console).run()
+                with websocket.bound(tokens):
+                    await _Session(websocket, stream).run()
             except WrongState as stopped:
                 await websocket.end(stopped, CLOSED_NORMALLY)
 
-    for path, name, more in (
-        ("/api/vm/<vm>/console", "open_console", {}),
-        ("/api/remote/<peer>/vm/<vm>/console", "remote_open_console", {"peer": PeerRef}),
-    ):
-        endpoint = Endpoint(
-            verb="GET",
-            path=path,
-            operation_id=name,
-            summary="Use the serial console of a running VM: a websocket of binary messages, both ways.",
-            tag="remote" if more else "vm",
-            answers={101: Media(None, description="The console, until the VM stops or the client leaves.")},
-            role=Role.OPERATOR,
-            path_params={**more, "vm": VmRef},
-        )
-        yield Route("GET", path, name, refuse, endpoint, websocket=serve)
+    return serve
 
 
 def _check(incoming: Incoming, vm: str, peer: str | None) -> None:

@@ -23,12 +23,14 @@ A change takes `Idempotency-Key: <your key>` (the same request again is then don
 
 """
 
-CONSOLE = """## Console
+CONSOLE = """## Console and screen
 
 `GET /vm/{vm}/console` is a websocket: the serial console of a running VM, here or below `/api/remote/{peer}`, for the
 VM's owner in the role operator, or an admin. Its messages are the console's bytes, both ways; a text message is typed
 as UTF-8. Up to eight may listen to a VM at once: each gets what the guest says from then on, and all may type.
-`GET /vm/{vm}/log` has what it said before. A browser's page must be of the node itself or of a site in `api.origins`.
+`GET /vm/{vm}/log` has what it said before. `GET /vm/{vm}/screen` is the same for the screen: its messages are RFB
+(RFC 6143) without authentication, and each viewer has a connection of its own to QEMU. A browser's page must be of the
+node itself or of a site in `api.origins`.
 
 A refusal is answered as any other before the websocket begins; without `Upgrade: websocket` it is 426. The close frame
 says why it ended: 1000 when the VM has stopped, else 4000 and the HTTP status of an error, with its code word and its

@@ -65,9 +65,9 @@ def talk(address: tuple[str, int], data: bytes, silence: float = 1.0) -> bytes:
     return heard
 
 
-def config(data_dir: Path, **api: Any) -> Config:
+def config(data_dir: Path, name: str = "here", **api: Any) -> Config:
     return Config(
-        node=NodeConfig(name="here", data_dir=str(data_dir)),
+        node=NodeConfig(name=name, data_dir=str(data_dir)),
         api=ApiConfig(**({"listen": "127.0.0.1:0"} | api)),
         hypervisor=HypervisorConfig(uri=f"fake://{data_dir}/fake.json", stop_timeout=1),
         images=ImagesConfig(default="disk"),
@@ -86,10 +86,12 @@ async def _opened(made: Config, network: MemoryNetwork | None) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def served(data_dir: Path, network: MemoryNetwork | None = None, **api: Any) -> AsyncIterator[Served]:
+async def served(
+    data_dir: Path, network: MemoryNetwork | None = None, name: str = "here", **api: Any
+) -> AsyncIterator[Served]:
     """A node with the image `disk`, and its REST API; `api` are keys of its section of the configuration."""
     async with (
-        _opened(config(data_dir, **api), network) as node,
+        _opened(config(data_dir, name, **api), network) as node,
         open_api(node) as url,
         httpx.AsyncClient(base_url=url, timeout=DEADLINE, trust_env=False, verify=False) as client,  # noqa: S501 - a certificate of a test
     ):
@@ -97,11 +99,10 @@ async def served(data_dir: Path, network: MemoryNetwork | None = None, **api: An
 
 
 @asynccontextmanager
-async def served_in_a_fleet(folder: Path) -> AsyncIterator[tuple[Served, Node]]:
+async def served_in_a_fleet(folder: Path, network: MemoryNetwork | None = None) -> AsyncIterator[tuple[Served, Node]]:
     """The same, with a peer that is called `far` and has let it in."""
-    network = MemoryNetwork()
-    made = msgspec.structs.replace(config(folder / "far"), node=NodeConfig(name="far", data_dir=str(folder / "far")))
-    async with _opened(made, network) as far, served(folder / "here", network) as api:
+    network = network or MemoryNetwork()
+    async with _opened(config(folder / "far", "far"), network) as far, served(folder / "here", network) as api:
         invite = InviteRequest(role=Role.ADMIN)
         ticket = await far.call(LOCAL_ADMIN, TABLE["invite_peer"], {"invite": invite})
         await api.node.call(LOCAL_ADMIN, TABLE["join_fleet"], {"ticket": ticket.ticket})

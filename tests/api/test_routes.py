@@ -111,11 +111,12 @@ def test_a_route_is_given_once() -> None:
 
 # What is served under /api beside the table: streams, uploads, documents and what is asked of the whole fleet.
 BESIDE = {
-    "GET /api/events", "GET /api/vm/<vm>/console", "GET /api/remote/<peer>/vm/<vm>/console", "GET /api/fleet/vm",
+    "GET /api/events", "GET /api/vm/<vm>/console", "GET /api/remote/<peer>/vm/<vm>/console",
+    "GET /api/vm/<vm>/screen", "GET /api/remote/<peer>/vm/<vm>/screen", "GET /api/fleet/vm",
     "GET /api/audit", "POST /api/image/import", "POST /api/session", "GET /api/session", "GET /api/sessions",
     "DELETE /api/sessions/<id>", "GET /api/openapi.json", "GET /api/v1/openapi.json",
 }  # fmt: skip
-CONSOLES = {"/api/vm/<vm>/console", "/api/remote/<peer>/vm/<vm>/console"}
+CONSOLES = {f"{root}/vm/<vm>/{kind}" for root in ("/api", "/api/remote/<peer>") for kind in ("console", "screen")}
 
 
 def table() -> Iterator[str]:

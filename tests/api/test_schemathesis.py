@@ -25,7 +25,7 @@ CHECKS = (
     "response_schema_conformance,negative_data_rejection,missing_required_header,unsupported_method"
 )
 # The events never end, the image would be built from real packages, and a console is a websocket.
-NOT_FOR_IT = "(/events|/build-tiny|/console)$"
+NOT_FOR_IT = "(/events|/build-tiny|/console|/screen)$"
 # Peers have runs of their own.
 LEFT_OUT = f"^/api/(p2p|remote)|{NOT_FOR_IT}"
 # What ends a fleet is left out where the fleet is needed.

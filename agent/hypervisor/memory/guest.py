@@ -56,12 +56,6 @@ def http_server(name: str) -> GuestServer:
     return serve
 
 
-async def show_screen(stream: trio.SocketStream) -> None:
-    """Send RFB's greeting, and read until the viewer closes."""
-    await stream.send_all(b"RFB 003.008\n")
-    await read_all(stream)
-
-
 async def read_all(stream: trio.SocketStream) -> None:
     """A guest channel that nothing in the guest has open: read until the peer closes."""
     while await stream.receive_some(4096):

@@ -17,8 +17,9 @@ from ...background import open_background
 from ..png import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, ExportedDisk, Features
 from .disk_export import serve_disk
-from .guest import GuestServer, echo, http_server, read_all, run_server, show_screen, stream_pair
+from .guest import GuestServer, echo, http_server, read_all, run_server, stream_pair
 from .record import Behaviour, Record, load
+from .screen import show_screen
 from .simulation import Simulation
 
 
