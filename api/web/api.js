@@ -5,9 +5,7 @@ import { text } from "./text.js";
 
 /** Verb, path below `/api`, and the role it takes. @type {Record<string, [string, string, Role]>} */
 export const OPERATIONS = {
-  list_vms: ["GET", "/vm", "viewer"],
   create_vm: ["POST", "/vm", "operator"],
-  get_vm: ["GET", "/vm/<vm>", "viewer"],
   update_vm: ["PATCH", "/vm/<vm>", "operator"],
   start_vm: ["POST", "/vm/<vm>/start", "operator"],
   stop_vm: ["POST", "/vm/<vm>/stop", "operator"],
@@ -15,7 +13,6 @@ export const OPERATIONS = {
   pause_vm: ["POST", "/vm/<vm>/pause", "operator"],
   resume_vm: ["POST", "/vm/<vm>/resume", "operator"],
   delete_vm: ["DELETE", "/vm/<vm>", "operator"],
-  vm_ip: ["GET", "/vm/<vm>/ip", "viewer"],
   vm_stats: ["GET", "/vm/<vm>/stats", "viewer"],
   vm_log: ["GET", "/vm/<vm>/log", "viewer"],
   vm_screenshot: ["GET", "/vm/<vm>/screenshot", "viewer"],
@@ -169,6 +166,6 @@ export function upload(file, name, progress) {
  * @param {string} kind @param {string} vm @param {string | null} peer
  */
 export function socketUrl(kind, vm, peer) {
-  const path = `${address("get_vm", { vm }, peer)[0]}/${kind}`;
+  const path = `${peer ? `/api/remote/${encodeURIComponent(peer)}` : "/api"}/vm/${encodeURIComponent(vm)}/${kind}`;
   return `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.host}${path}`;
 }

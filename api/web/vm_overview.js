@@ -1,9 +1,8 @@
 // What a VM is, and live charts of what it takes.
-import { call } from "./api.js";
+import { address, call } from "./api.js";
 import { clock, disk, duration, memory } from "./format.js";
 import { html, useEffect, useEvery, useLayoutEffect, useRef, useState } from "./html.js";
-import { state } from "./store.js";
-import { peerOf } from "./store.js";
+import { peerOf, state } from "./store.js";
 import { text } from "./text.js";
 
 const t = text.vm;
@@ -93,7 +92,7 @@ function Picture({ vm }) {
     return () => clearInterval(timer);
   }, []);
   const peer = peerOf(vm.node);
-  const path = `${peer ? `/api/remote/${encodeURIComponent(peer)}` : "/api"}/vm/${vm.id}/screenshot`;
+  const [path] = address("vm_screenshot", { vm: vm.id }, peer);
   return broken ? null : html`
     <a class="picture" href="#/vm/${encodeURIComponent(vm.node ?? "")}/${vm.id}/screen"><img src="${path}#${count}" alt=${text.screen.label} onError=${() => setBroken(true)} /></a>`;
 }

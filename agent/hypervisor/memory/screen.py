@@ -12,10 +12,10 @@ _VERSION = b"RFB 003.008\n"
 _NO_SECURITY = b"\x01\x01"
 # 32 bits a pixel, depth 24, little endian, true colour: blue, green, red, unused.
 _FORMAT = struct.pack(">BBBBHHHBBB3x", 32, 24, 0, 1, 255, 255, 255, 16, 8, 0)
-_COLOURS = (b"\x5a\x70\x14\x00", b"\x26\x2e\xb3\x00", b"\xb3\x6b\x14\x00")
+_COLOURS = ((20, 112, 90), (179, 46, 38), (20, 107, 179))
 # What follows the first byte of each message of a viewer; two say how much more there is.
-_SET_ENCODINGS, _UPDATE_REQUEST, _KEY_EVENT, _CUT_TEXT = 2, 3, 4, 6
-_LENGTHS = {0: 19, _SET_ENCODINGS: 3, _UPDATE_REQUEST: 9, _KEY_EVENT: 7, 5: 5, _CUT_TEXT: 7}
+_SET_FORMAT, _SET_ENCODINGS, _UPDATE_REQUEST, _KEY_EVENT, _CUT_TEXT = 0, 2, 3, 4, 6
+_LENGTHS = {_SET_FORMAT: 19, _SET_ENCODINGS: 3, _UPDATE_REQUEST: 9, _KEY_EVENT: 7, 5: 5, _CUT_TEXT: 7}
 
 
 class _Viewer:
@@ -24,6 +24,7 @@ class _Viewer:
         self._data = bytearray()
         self._keys = 0
         self._owed = False
+        self._shifts = (16, 8, 0)
 
     async def serve(self) -> None:
         """Serve until the viewer closes, or says what is no message. Raises: EOFError."""
@@ -39,7 +40,10 @@ class _Viewer:
             await self._take(kind, await self._read(_LENGTHS[kind]))
 
     async def _take(self, kind: int, body: bytes) -> None:
-        if kind == _SET_ENCODINGS:
+        if kind == _SET_FORMAT:
+            # The shifts of red, green and blue; all viewers ask for 32 bits a pixel.
+            self._shifts = (body[13], body[14], body[15])
+        elif kind == _SET_ENCODINGS:
             await self._read(4 * int.from_bytes(body[1:]))
         elif kind == _CUT_TEXT:
             await self._read(abs(int.from_bytes(body[3:], signed=True)))
@@ -53,7 +57,8 @@ class _Viewer:
     async def _update(self, *, full: bool) -> None:
         self._owed = not full
         if full:
-            pixels = _COLOURS[self._keys % len(_COLOURS)] * (WIDTH * HEIGHT)
+            colour = zip(_COLOURS[self._keys % len(_COLOURS)], self._shifts, strict=True)
+            pixels = struct.pack("<I", sum(value << shift for value, shift in colour)) * (WIDTH * HEIGHT)
             await self._stream.send_all(struct.pack(">BxHHHHHi", 0, 1, 0, 0, WIDTH, HEIGHT, 0) + pixels)
 
     async def _read(self, count: int) -> bytes:
