@@ -88,6 +88,7 @@ async function read(response) {
   const body = await response.json().catch(() => null);
   if (response.ok) return body;
   const { error, code, details } = body ?? {};
+  if (response.status === 401) dispatchEvent(new Event("locked"));
   throw new ApiError(error ?? response.statusText, code ?? "internal", response.status, details ?? {});
 }
 

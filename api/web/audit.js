@@ -29,6 +29,6 @@ export function view() {
         <div class="table" tabindex="0" role="region" aria-label=${t.table}><table id="audit"><thead><tr><th scope="col">${t.columns.at}</th><th scope="col">${t.columns.who}</th><th scope="col">${t.columns.what}</th><th scope="col">${t.columns.on}</th><th scope="col" class="wide">${t.columns.outcome}</th><th scope="col" class="wider">${t.columns.row}</th></tr></thead>
           <tbody>${rows.map((one) => html`<tr key=${one.row}><td>${clock(one.at)}</td><td class="clip">${one.principal}</td><td>${words(one.what)}</td><td class="clip">${one.on}${one.at_peer && html`<small>${text.operations.on(one.at_peer)}</small>`}</td><td class="wide clip">${one.outcome || t.begins}</td><td class="wider mono">${one.row}</td></tr>`)}</tbody></table></div>
         ${more && html`<div><button type="button" onClick=${() => load(rows[rows.length - 1].row)}>${text.more}</button></div>`}`}
-      <section class="card narrow" aria-label=${t.table}><p class="quiet">${t.verify}</p><${Copyable} value="twinshare audit verify" label=${t.verify} /></section>
+      <div class="card narrow"><p class="quiet">${t.verify}</p><${Copyable} value="twinshare audit verify" label=${t.verify} /></div>
     </div>`;
 }

@@ -64,7 +64,7 @@ function Trouble() {
     ...state.vms.filter((vm) => vm.status === "crashed" || vm.reason === "disk_full").map((vm) => `${vm.name}: ${(vm.reason ?? vm.status).replaceAll("_", " ")}`),
   ];
   return html`
-    <section class="card" aria-label=${t.trouble}><h3>${t.trouble}</h3>
+    <section class="card" aria-label=${t.trouble}><h2>${t.trouble}</h2>
       ${lines.length ? html`<ul>${lines.map((line) => html`<li key=${line}>${line}</li>`)}</ul>` : html`<p class="quiet">${t.calm}</p>`}</section>`;
 }
 
@@ -89,7 +89,7 @@ export function view() {
       </div>
       <div class="cards">
         <${Trouble} />
-        <section class="card" aria-label=${t.recent}><h3>${t.recent}</h3>
+        <section class="card" aria-label=${t.recent}><h2>${t.recent}</h2>
           ${last.length ? html`<ul class="plain-list">${last.map((one) => html`<${OperationRow} key=${one.id} operation=${one} />`)}</ul>` : html`<${Empty} icon="activity" title=${text.operations.empty} />`}</section>
       </div>
     </div>`;

@@ -37,11 +37,11 @@ export function view() {
           <option value="">${state.health?.name}</option>${state.peers.map((one) => html`<option key=${one.id} value=${one.name}>${one.name}</option>`)}</select><//>`}</div>
       ${error ? html`<${Failure} error=${error} retry=${load} />` : !health ? html`<${Loading} />` : html`
         <div class="cards">
-          <section class="card" aria-label=${t.problems}><h3>${t.problems}</h3>
+          <section class="card" aria-label=${t.problems}><h2>${t.problems}</h2>
             ${health.problems.length ? html`<ul>${health.problems.map((/** @type {string} */ line) => html`<li key=${line}>${line}</li>`)}</ul>` : html`<p><${Icon} name="check" /> ${t.ok}</p>`}
             <p class="quiet">${t.doctor}</p><${Copyable} value="twinshare doctor" label=${t.doctor} /></section>
-          <section class="card" aria-label=${t.capacity}><h3>${t.capacity}</h3>${capacity && html`<${Capacity} capacity=${capacity} />`}</section>
-          <section class="card" aria-label=${health.name}><h3>${health.name}</h3><dl class="facts">${facts.map(([label, value]) => html`<dt>${label}</dt><dd>${value}</dd>`)}</dl>
+          <section class="card" aria-label=${t.capacity}><h2>${t.capacity}</h2>${capacity && html`<${Capacity} capacity=${capacity} />`}</section>
+          <section class="card" aria-label=${health.name}><h2>${health.name}</h2><dl class="facts">${facts.map(([label, value]) => html`<dt>${label}</dt><dd>${value}</dd>`)}</dl>
             <p><a href="/swagger-ui">${t.api}</a></p></section>
         </div>`}
     </div>`;

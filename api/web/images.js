@@ -70,9 +70,9 @@ function Catalogue({ peer, then }) {
   if (error) return html`<${Failure} error=${error} />`;
   if (!rows) return html`<${Loading} />`;
   return html`
-    <section class="card" aria-label=${t.catalogue}><h2>${t.catalogue}</h2><div class="scroll" tabindex="0" role="region" aria-label=${t.catalogue}><table><tbody>${rows.map((one) => html`
+    <div class="card"><h2>${t.catalogue}</h2><div class="scroll" tabindex="0" role="region" aria-label=${t.catalogue}><table><tbody>${rows.map((one) => html`
       <tr key=${one.name}><th scope="row"><b>${one.name}</b><small>${t.user(one.user)}</small></th><td class="wide">${one.about}</td>
-        <td class="does"><${Action} operation="pull_image" label="${t.pull} ${one.name}" icon="download" params=${{ image: one.name }} peer=${peer} then=${then} compact=${true} kind="plain" /></td></tr>`)}</tbody></table></div></section>`;
+        <td class="does"><${Action} operation="pull_image" label="${t.pull} ${one.name}" icon="download" params=${{ image: one.name }} peer=${peer} then=${then} compact=${true} kind="plain" /></td></tr>`)}</tbody></table></div></div>`;
 }
 
 function Tools({ peer, again, open }) {

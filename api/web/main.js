@@ -43,7 +43,7 @@ function View() {
       ${Object.entries(text.views).map(([key, label]) => html`
         <a key=${key} href="#/${key}" aria-current=${key === current ? "page" : null}><${Icon} name=${key} /><span>${label}</span></a>`)}
     </nav>
-    <main id="content" tabindex="-1">
+    <main id="content" tabindex="0">
       ${state.live === "lost" && html`<p class="banner warn" role="status">${text.offline}</p>`}
       ${loaded.name === name ? html`<${loaded.view} path=${parts.slice(1)} />` : null}
     </main>`;
@@ -54,13 +54,13 @@ function Header() {
   return html`
     <header id="top">
       <a class="skip" href="#content" onClick=${skip}>${text.skip}</a>
-      <a class="brand" href="#/vms"><img src="/web/icon.svg" alt="" width="28" height="28" /><b>${text.title}</b></a>
+      <a class="brand" href="#/vms" aria-label=${text.title}><img src="/web/icon.svg" alt="" width="28" height="28" /><b>${text.title}</b></a>
       <span id="node" class="node">${state.health?.name ?? ""}</span>
       <span id="live" role="status"><${Status} status=${state.live} /></span>
       ${state.me.role !== "admin" && html`<span class="tag">${state.me.role === "viewer" ? text.readOnly : state.me.role}</span>`}
       <span class="gap"></span>
       ${problems > 0 && html`<a class="tag warn" href="#/health"><${Icon} name="warn" />${problems}</a>`}
-      <button type="button" class="plain search" aria-label=${text.palette.title} onClick=${() => set({ palette: true })}>
+      <button type="button" class="plain search" onClick=${() => set({ palette: true })}>
         <${Icon} name="search" /><span>${text.palette.title}</span><kbd>Ctrl K</kbd></button>
     </header>`;
 }

@@ -196,8 +196,7 @@ export async function refresh() {
 
 /** @param {unknown} error */
 function fail(error) {
-  const failure = /** @type {ApiError} */ (error);
-  set(failure.status === 401 ? { live: "locked" } : { error: failure });
+  set({ error: /** @type {ApiError} */ (error) });
 }
 
 let timer = 0;
@@ -270,12 +269,15 @@ function listen() {
     set({ live: state.live === "locked" ? "locked" : "lost" });
     // The browser gives up after a refusal.
     if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5_000);
+    // A session that has ended says so at the next request.
+    void refresh();
   };
   for (const kind of KINDS) events.addEventListener(kind, hear);
 }
 
 /** Begin: who am I, then the stream, then slow reads for what no event of this node tells. */
 export async function start() {
+  addEventListener("locked", () => set({ live: "locked" }));
   try {
     set({ me: await call("show_session") });
   } catch (error) {

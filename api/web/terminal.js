@@ -68,7 +68,7 @@ async function openTerminal(box) {
   styled();
   const [{ Terminal }, { FitAddon }] = await Promise.all([import("./vendor/xterm/xterm.mjs"), import("./vendor/xterm/addon-fit.mjs")]);
   const terminal = new Terminal({
-    documentOverride: styledDocument(), cursorBlink: true, scrollback: 5000, fontSize: 14, screenReaderMode: true,
+    documentOverride: styledDocument(), cursorBlink: true, scrollback: 5000, fontSize: 14,
     fontFamily: "ui-monospace, 'Cascadia Code', 'DejaVu Sans Mono', monospace", theme: { background: "#10151b", foreground: "#dfe6ee" },
   });
   const fit = new FitAddon();

@@ -65,7 +65,7 @@ export function view({ path }) {
       <div class="head"><a class="button plain compact" href="#/vms" aria-label=${t.back}><${Icon} name="back" /></a><h1>${vm.name}</h1>
         <${Status} status=${vm.status} stale=${!vm.reachable} /><span class="tag">${vm.node}</span><span class="gap"></span>
         <div class="actions"><${VmActions} vm=${vm} then=${() => void (location.hash = "#/vms")} />
-          ${may("operator", vm.owner, vm.node) && vm.reachable && html`<button type="button" data-operation="capture_image" onClick=${() => setCapturing(true)}><${Icon} name="images" /><span>${t.capture}</span></button>`}</div></div>
+          ${may("operator", vm.owner, vm.node) && vm.reachable && html`<button type="button" data-operation="capture_image" aria-label=${t.capture} onClick=${() => setCapturing(true)}><${Icon} name="images" /><span>${t.capture}</span></button>`}</div></div>
       <nav class="tabs" aria-label=${vm.name}>${tabs.map((name) => html`
         <a key=${name} href=${linkOf(vm, name)} aria-current=${name === tab ? "page" : null}>${t.tabs[/** @type {keyof typeof t.tabs} */ (name)]}</a>`)}</nav>
       <${Tab} vm=${vm} tab=${tab} />

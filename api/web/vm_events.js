@@ -15,9 +15,9 @@ export function view({ vm }) {
   const events = state.events.filter(({ data }) => data.id === vm.id || (data.target && (data.target === vm.name || data.target === vm.id)));
   return html`
     <div class="cards wide-cards">
-      <section class="card" aria-label=${text.events.operations}><h3>${text.events.operations}</h3>
+      <section class="card" aria-label=${text.events.operations}><h2>${text.events.operations}</h2>
         ${operations.length ? html`<ul class="plain-list">${operations.map((one) => html`<${OperationRow} key=${one.id} operation=${one} />`)}</ul>` : html`<${Empty} icon="activity" title=${text.operations.empty} />`}</section>
-      <section class="card" aria-label=${text.events.live}><h3>${text.events.live}</h3>
+      <section class="card" aria-label=${text.events.live}><h2>${text.events.live}</h2>
         ${events.length ? html`<table><tbody>${events.map((event) => html`<tr key=${event.id}><td class="quiet">${clock(event.at)}</td><td>${event.type}</td><td>${said(event)}</td></tr>`)}</tbody></table>` : html`<${Empty} icon="activity" title=${text.events.empty} />`}</section>
     </div>`;
 }

@@ -78,8 +78,8 @@ function Chart({ title, samples, series }) {
   useLayoutEffect(() => chart.current?.setData(data), [samples]);
   const latest = samples.at(-1);
   return html`
-    <section class="card chart" aria-label=${title}><h3>${title}<span class="gap"></span>
-      ${series.map(([key, label], index) => html`<small class=${index ? "warn" : "accent"}>${label} ${latest ? latest[key].toFixed(1) : "–"}</small>`)}</h3>
+    <section class="card chart" aria-label=${title}><h2>${title}<span class="gap"></span>
+      ${series.map(([key, label], index) => html`<small class=${index ? "warn" : "accent"}>${label} ${latest ? latest[key].toFixed(1) : "–"}</small>`)}</h2>
       <div class="plot" ref=${box}></div></section>`;
 }
 
