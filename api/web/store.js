@@ -1,5 +1,6 @@
 // What the page knows, in one place, fed by the node's event stream and a few reads. Views read it and never fetch it.
 import { ApiError, call, list } from "./api.js";
+import { natural } from "./format.js";
 import { useEffect, useState } from "./vendor/preact/preact.js";
 
 /**
@@ -184,6 +185,8 @@ export async function refresh() {
     const [vms, health, capacity, peers, self] = await Promise.all([
       list("list_fleet_vms", "vms"), call("health"), call("capacity"), list("list_peers", "peers"), call("p2p_info"),
     ]);
+    // In the order in which they are shown most: sorting them again is then cheap.
+    vms.sort((a, b) => natural(a.name, b.name));
     set({ vms, health, capacity, peers, self, loaded: true, error: null });
   } catch (error) {
     fail(error);

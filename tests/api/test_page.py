@@ -132,7 +132,7 @@ async def test_each_view(tmp_path: Path) -> None:
                     await at.page.shape(*shape, dark=dark)
                     await at.page.until(STILL)
                     wrong += [f"{name} {size} {dark}: {one}" for one in await violations(at.page)]
-                    wider = "document.documentElement.scrollWidth - innerWidth"
+                    wider = f"document.documentElement.scrollWidth - {shape[0]}"
                     wrong += [f"{name} {size}: too wide"] if await at.page.run(wider) > 0 else []
                     (pictures / f"{name}-{size}-{'dark' if dark else 'light'}.png").write_bytes(await at.page.picture())
         assert not wrong, "\n".join(wrong)
@@ -223,6 +223,7 @@ MODULES = r"""(() => {
 async def test_an_invitation_by_qr_code_lets_a_node_in_and_a_revocation_out(tmp_path: Path) -> None:
     network = MemoryNetwork()
     async with served(tmp_path / "here", network) as api, open_page(tmp_path / "browser") as page:
+        await page.shape(*WIDE)
         await page.open(api.url + "/#/peers")
         await page.until("document.querySelector('main [data-operation=invite_peer]')")
         await page.click("[data-operation=invite_peer]", "document.querySelector('#invite')")

@@ -10,7 +10,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.agent.test_consoles import end_of
-from tests.nodes.test_consoles import twin
+from tests.nodes.test_consoles import hypervisor_of
 from tests.nodes.test_in_memory import call
 from tests.nodes.test_tunnels import pair
 from twinshare.agent.node import Node
@@ -56,7 +56,7 @@ async def test_a_far_screen_is_a_screen(tmp_path: Path) -> None:
                 # Everything, in raw encoding: more than one frame between peers.
                 await screen.send(b"\x03\x00" + bytes(4) + b"\x00\x40\x00\x30")
                 assert len(await said(screen, 16 + 4 * 64 * 48)) == 16 + 4 * 64 * 48
-            twin(far).power_off(vm.id)
+            hypervisor_of(far).power_off(vm.id)
             for screen in (one, two):
                 ended = await end_of(screen)
                 assert (type(ended), ended.message) == (WrongState, "VM 'far' has stopped")

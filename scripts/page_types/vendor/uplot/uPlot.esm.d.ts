@@ -1,0 +1,1 @@
+declare const UPlot: any; export default UPlot;

@@ -1,0 +1,1 @@
+export class Terminal { constructor(options: object); [key: string]: any; }
