@@ -12,7 +12,7 @@ import httpx
 
 from ..protocols.errors import DeadlineExceeded, TwinshareError, Unavailable
 from .exchange import NodeUnreachable, Request, read
-from .retry import Backoff, RetryPolicy
+from .retry import RetryPolicy, RetryWindow
 
 CONNECT_TIMEOUT = 5.0
 _LOST = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
@@ -99,7 +99,7 @@ class AsyncApiClient:
 
         Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
         """
-        backoff = Backoff()
+        window = RetryWindow()
         while True:
             try:
                 return await self._exchange(request, content)
@@ -107,7 +107,7 @@ class AsyncApiClient:
                 failure = self._as_own_error(error) if isinstance(error, httpx.HTTPError) else error
                 if content is not None:
                     raise failure from None
-                await sleep(self._retry.pause_before_retry(failure, backoff))
+                await sleep(self._retry.delay_before_retry(failure, window))
 
     async def _exchange(self, request: Request, content: AsyncIterator[bytes] | None) -> Any:
         body = request.body if content is None else content

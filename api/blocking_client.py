@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from ..protocols.errors import DeadlineExceeded, InvalidRequest, TwinshareError, Unavailable
 from ..protocols.operation import Operation
 from .exchange import NodeUnreachable, Request, read
-from .retry import Backoff, RetryPolicy
+from .retry import RetryPolicy, RetryWindow
 
 if TYPE_CHECKING:
     from .websocket import ClientSocket
@@ -91,7 +91,7 @@ class ApiClient:
 
         Raises: NodeUnreachable, DeadlineExceeded, and whatever the node raises.
         """
-        backoff = Backoff()
+        window = RetryWindow()
         while True:
             try:
                 return self._exchange(request, content)
@@ -100,7 +100,7 @@ class ApiClient:
                 failure = self._as_own_error(error)
                 if content is not None:
                     raise failure from None
-                time.sleep(self._retry.pause_before_retry(failure, backoff))
+                time.sleep(self._retry.delay_before_retry(failure, window))
 
     def upgrade(self, target: str, websocket: ClientSocket) -> tuple[socket.socket, bytes]:
         """Turn the connection into a websocket: its socket, which does not block, and the bytes already received.

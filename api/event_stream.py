@@ -14,7 +14,7 @@ from ..protocols.events import Event
 from ..protocols.sse import EventReader
 from .async_client import AsyncApiClient, sleep
 from .exchange import NodeUnreachable
-from .retry import Backoff
+from .retry import RetryWindow
 
 READ_TIMEOUT = 45.0
 """Seconds without a byte after which the connection is dead: the server writes a comment every 15 s."""
@@ -87,8 +87,8 @@ class EventStream:
             await self._reconnect()
 
     async def _reconnect(self) -> None:
-        backoff = Backoff()
-        while (seconds := backoff.next()) is not None:
+        window = RetryWindow()
+        while (seconds := window.next()) is not None:
             await sleep(seconds)
             try:
                 return await self._connect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ..agent.backoff import Backoff
 from ..protocols.errors import TwinshareError, Unavailable
 from .exchange import NodeUnreachable
 
@@ -11,17 +12,17 @@ RETURN_WITHIN = 10.0
 """Seconds that a node which was there may be away: an agent that is killed is back in two."""
 
 
-class Backoff:
-    """The pauses between tries, in seconds: 0.1, 0.2, 0.4… up to 2, until RETURN_WITHIN is over."""
+class RetryWindow:
+    """The delays between the attempts of one request: 0.1, 0.2, 0.4… up to 2 s, until RETURN_WITHIN is over."""
 
     def __init__(self) -> None:
         self._ends_at = time.monotonic() + RETURN_WITHIN
-        self._next = 0.1
+        self._backoff = Backoff(0.1, 2.0, jitter=0)
 
     def next(self) -> float | None:
-        """Return the pause before one more try; None when there is no time for one."""
-        pause, self._next = self._next, min(2 * self._next, 2.0)
-        return pause if time.monotonic() + pause <= self._ends_at else None
+        """Return the seconds to wait before one more attempt; None when there is no time for one."""
+        delay = self._backoff.next()
+        return delay if time.monotonic() + delay <= self._ends_at else None
 
 
 class RetryPolicy:
@@ -36,13 +37,13 @@ class RetryPolicy:
     def record_answer(self) -> None:
         self._node_answered = True
 
-    def pause_before_retry(self, error: TwinshareError, backoff: Backoff) -> float:
+    def delay_before_retry(self, error: TwinshareError, window: RetryWindow) -> float:
         """Return the seconds to wait before the request is sent again. Raises: `error` when it must not be."""
         reason = error.reason if isinstance(error, NodeUnreachable) else "protocol"
         self._node_answered = self._node_answered or reason == "lost"
         # What is missing for longer has a class of its own: HypervisorDown, P2pStopped, Overloaded.
         stopping = type(error) is Unavailable
-        pause = backoff.next() if self._node_answered and (stopping or reason != "protocol") else None
-        if pause is None:
+        delay = window.next() if self._node_answered and (stopping or reason != "protocol") else None
+        if delay is None:
             raise error from None
-        return pause
+        return delay

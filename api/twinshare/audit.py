@@ -14,7 +14,7 @@ from quart import Response
 from ...agent.audit.chain import Entry
 from ...agent.audit.reading import newest
 from ...agent.node import Node
-from ...protocols.access import Role
+from ...protocols.access import MAX_INTEGER, Role
 from ...protocols.openapi import Endpoint, Media
 from ..rest.requests import current_request
 from ..rest.responses import json_response
@@ -25,7 +25,7 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """`before` is the number of a row: older ones are wanted."""
 
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
-    before: Annotated[int, Meta(ge=1)] | None = None
+    before: Annotated[int, Meta(ge=1, le=MAX_INTEGER)] | None = None
 
 
 class AuditRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -119,7 +119,7 @@ async def test_who_is_refused_while_sending_may_finish_and_reads_the_answer(tmp_
 async def test_a_view_that_answers_without_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of the body waits than the view's queue holds, and still the connection ends."""
 
-    async def refuse(*_: Any) -> None:
+    async def refuse(*_: Any, **_options: Any) -> None:
         await trio.sleep(0.2)
         raise ImageExists("there is one already")
 

@@ -22,7 +22,7 @@ from ..port import Requester
 from ..settings import RegistrySettings
 from .auth import Credentials, find_credentials, may_use, own_credentials
 from .http_body import MAX_ANSWER, read_body, received
-from .http_policy import LOGIN_CURE, PassingError, Retry, passes, reason_of, retry_after
+from .http_policy import LOGIN_CURE, PassingError, Retry, new_backoff, passes, reason_of, retry_after
 from .login import Find, Logins
 from .proxies import ProxyRules
 from .transport import GuardedTransport, PrivateAddressError
@@ -111,7 +111,7 @@ class HttpClient:
         Without `end`, what the server calls the end is believed. Close it (`aclosing`) when it is left early.
         Raises: ImageNotFound, RegistryFailed.
         """
-        position, failures = start, 0
+        position, backoff = start, new_backoff()
         while end is None or position < end:
             try:
                 whole = position == 0 and end is None
@@ -123,7 +123,8 @@ class HttpClient:
                             part, skip = data[skip:], max(0, skip - len(data))
                             part = part if end is None else part[: end - position]
                             if part:
-                                position, failures = position + len(part), 0
+                                position += len(part)
+                                backoff.reset()
                                 yield part
                             elif position == end:
                                 break  # more than was asked for
@@ -131,8 +132,7 @@ class HttpClient:
                     return
                 raise PassingError(f"{_host(url)} ends too early")
             except PassingError as error:
-                failures += 1
-                await self.policy.wait(failures, error)
+                await self.policy.wait(backoff, error)
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[httpx.Response]:

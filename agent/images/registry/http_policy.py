@@ -6,7 +6,6 @@ A longer one ends the attempts, and the error names the time. The server's own r
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ import httpx
 import msgspec
 
 from ....protocols.errors import RegistryFailed
+from ...backoff import Backoff
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
@@ -49,23 +49,26 @@ class Retry:
 
     async def run(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Run until an attempt raises no PassingError. Raises: RegistryFailed, and what `attempt` raises."""
-        failures = 0
+        backoff = new_backoff()
         while True:
             try:
                 return await attempt()
             except PassingError as error:
-                failures += 1
-                await self.wait(failures, error)
+                await self.wait(backoff, error)
 
-    async def wait(self, failures: int, error: PassingError) -> None:
-        """Pause before the next attempt. Raises: RegistryFailed when there were enough, or the pause is too long."""
+    async def wait(self, backoff: Backoff, error: PassingError) -> None:
+        """Wait before the next attempt. Raises: RegistryFailed after the last one, or for too long a delay."""
+        delay = backoff.next()
         if error.pause > LONGEST_RETRY_AFTER:
             until = datetime.now(UTC) + timedelta(seconds=error.pause)
             raise RegistryFailed(f"{error}; it asks for no request before {until:%Y-%m-%d %H:%M:%S} UTC") from None
-        if failures >= ATTEMPTS:
-            raise RegistryFailed(f"{error}; tried {failures} times") from None
-        pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-        await self._sleep(max(pause, error.pause))
+        if backoff.failures >= ATTEMPTS:
+            raise RegistryFailed(f"{error}; tried {backoff.failures} times") from None
+        await self._sleep(max(delay, error.pause))
+
+
+def new_backoff() -> Backoff:
+    return Backoff(FIRST_PAUSE, LONGEST_PAUSE)
 
 
 def passes(status: int) -> bool:
