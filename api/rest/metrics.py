@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ...agent.node import Node
-from ...protocols.access import LOCAL_ADMIN
-from ...protocols.services import VmService
-from ...protocols.table import methods
-from ...protocols.vm import Vm
+from .node_metrics import node_families, sample
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -95,23 +92,19 @@ async def exposition(node: Node, metrics: Metrics) -> tuple[str, bytes]:
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
     registry = CollectorRegistry()
-    registry.register(_Page(metrics, _gauges(await node.call(LOCAL_ADMIN, methods(VmService)["list_vms"], {}), node)))
+    registry.register(_Page(metrics, [*node_families(await sample(node)), *_gauges(node)]))
     ProcessCollector(registry=registry)
     return CONTENT_TYPE_LATEST, generate_latest(registry)
 
 
-def _gauges(vms: list[Vm], node: Node) -> list[Metric]:
+def _gauges(node: Node) -> list[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
-    states = GaugeMetricFamily("twinshare_vms", "Virtual machines by what they do.", labels=["status"])
-    for status, number in Counter(vm.status.value for vm in vms).items():
-        states.add_metric([status], number)
     info = GaugeMetricFamily("twinshare_node_info", "The node.", labels=["name", "peer_id", "version"])
     info.add_metric([node.name, node.peer_id, node.version], 1)
     used, refused = _budgets(node)
     health = node.health.report()
     return [
-        states,
         info,
         used,
         refused,
