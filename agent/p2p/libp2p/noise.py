@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from .pacing import BulkRoom
 from .pipe import Pipe, PipeBroken
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ class SecureChannel:
     async def send(self, data: bytes) -> None:
         """Send all of `data`, which is not empty. Raises: PipeBroken."""
         await self._pipe.send(self._sealer.seal(data))
+
+    def bulk_room(self) -> BulkRoom:
+        """How much bulk may be sent now."""
+        return self._pipe.bulk_room()
 
     def close(self) -> None:
         self._pipe.close()

@@ -10,6 +10,8 @@ from typing import Final, Protocol
 
 import trio
 
+from .pacing import UNBOUNDED, BulkRoom, bulk_room, read_path
+
 _SMALLEST_READ: Final = 16 * 1024
 _LARGEST_READ: Final = 256 * 1024
 _UNSENT: Final = 256 * 1024
@@ -27,6 +29,10 @@ class Pipe(Protocol):
 
     async def send(self, data: bytes | bytearray) -> None:
         """Write all of it. When it is cancelled a part may have been written: close the pipe. Raises: PipeBroken."""
+        ...
+
+    def bulk_room(self) -> BulkRoom:
+        """How much bulk may be sent now, so that what follows it is not late."""
         ...
 
     def close(self) -> None:
@@ -67,6 +73,13 @@ class SocketPipe:
                         raise PipeBroken(f"the peer took nothing for {self._write_timeout:g} s")
         except (OSError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the connection broke: {error}") from error
+
+    def bulk_room(self) -> BulkRoom:
+        try:
+            path = read_path(self._socket)
+        except OSError:  # it is over: the write says so
+            path = None
+        return BulkRoom(UNBOUNDED) if path is None else bulk_room(path)
 
     def close(self) -> None:
         self._socket.close()

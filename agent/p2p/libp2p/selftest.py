@@ -15,6 +15,7 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.patterns import PatternXX
 
 from .handshake import HandshakeConnection, NoiseIdentity
+from .pacing import UNBOUNDED, BulkRoom
 
 INSIDES: Final[tuple[tuple[str, type], ...]] = (
     ("conn.noise_state.noise_protocol.cipher_state_encrypt.k", bytes),
@@ -37,6 +38,9 @@ class _MemoryPipe:
 
     async def send(self, data: bytes | bytearray) -> None:
         await self._out.send(bytes(data))
+
+    def bulk_room(self) -> BulkRoom:
+        return BulkRoom(UNBOUNDED)
 
     def close(self) -> None:
         self._out.close()

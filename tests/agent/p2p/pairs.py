@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
 
+from twinshare.agent.p2p.libp2p.pacing import UNBOUNDED, BulkRoom
 from twinshare.agent.p2p.libp2p.pipe import PipeBroken
 from twinshare.agent.p2p.libp2p.yamux.connection import YamuxConnection
 from twinshare.agent.p2p.libp2p.yamux.session import SessionLimits
@@ -38,6 +39,9 @@ class MemoryChannel:
             await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken("the pipe is closed") from error
+
+    def bulk_room(self) -> BulkRoom:
+        return BulkRoom(UNBOUNDED)
 
     def close(self) -> None:
         self.stream.send_stream.close()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 
 from twinshare.agent.p2p.libp2p.noise import MAX_PLAINTEXT, CipherKeys, Opener, Sealer, SecureChannel
+from twinshare.agent.p2p.libp2p.pacing import UNBOUNDED, BulkRoom
 from twinshare.agent.p2p.libp2p.pipe import PipeBroken
 
 KEY = bytes(range(32))
@@ -85,6 +86,9 @@ class _Scripted:
 
     async def send(self, data: bytes | bytearray) -> None:
         self.sent += data
+
+    def bulk_room(self) -> BulkRoom:
+        return BulkRoom(UNBOUNDED)
 
     def close(self) -> None: ...
 

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import trio
 
 from ...host import Stream
+from ..pacing import BulkRoom
 from ..pipe import PipeBroken
 from ..varint import BadMessage, Message, MessageReader, write_message
 
@@ -60,6 +61,10 @@ class StreamPipe:
                         raise PipeBroken(f"the relay took nothing for {self._write_timeout:g} s")
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PipeBroken(f"the relayed connection broke: {error}") from error
+
+    def bulk_room(self) -> BulkRoom:
+        """Only the relay's connection could tell: pieces that are small enough for most lines."""
+        return BulkRoom(65536)
 
     def close(self) -> None:
         self._stream.reset()

@@ -1,7 +1,7 @@
 """The trio shell of a session: one task reads, one writes, one watches for silence.
 
-Streams put whole frames into the outbox, so a caller that is cancelled leaves nothing half done. The writer takes all
-that waits in one go.
+Streams put what they send into the outbox, so a caller that is cancelled leaves no frame half done. The writer takes
+what is urgent in one go, and of bulk as much as the line carries without delaying what is urgent next.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Final, Protocol, TypeAlias
 import trio
 
 from ...host import PeerId
+from ..pacing import BulkRoom
 from ..pipe import PipeBroken
 from .frame import ProtocolError
+from .outbox import HIGH_WATER
 from .session import Event, Events, Session, SessionLimits, SessionOver
 from .stream import YamuxStream
 
@@ -31,6 +33,8 @@ class Channel(Protocol):
     async def receive(self) -> bytes | bytearray: ...
 
     async def send(self, data: bytes) -> None: ...
+
+    def bulk_room(self) -> BulkRoom: ...
 
     def close(self) -> None: ...
 
@@ -137,8 +141,15 @@ class YamuxConnection:
         outbox = self.session.outbox
         try:
             while True:
-                if outbox.size:
-                    await self._channel.send(self._take())
+                if outbox.urgent:
+                    await self._channel.send(self._take(0))
+                elif outbox.size:
+                    room = self._channel.bulk_room()
+                    if room.size:
+                        await self._channel.send(self._take(min(room.size, HIGH_WATER)))
+                    else:
+                        with trio.move_on_after(room.pause):
+                            await self._writer.park()
                 elif self.session.over:
                     break
                 else:
@@ -182,9 +193,9 @@ class YamuxConnection:
         if self.session.outbox.size:
             self.kick()
 
-    def _take(self) -> bytes:
-        """All that is to be written. Whoever waited for room in the outbox has it now."""
-        data = self.session.outbox.take()
+    def _take(self, bulk: int) -> bytes:
+        """What is to be written next, with at most `bulk` bytes of bulk. Whoever waited for room has it now."""
+        data = self.session.outbox.take(bulk)
         blocked, self._blocked = self._blocked, {}
         for stream in blocked:
             stream.wake()

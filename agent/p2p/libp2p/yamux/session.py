@@ -12,11 +12,9 @@ from typing import Final, TypeAlias
 
 from ....limits import LIMITS
 from .frame import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW, FrameReader, Header, ProtocolError, encode
-from .outbox import Outbox
+from .outbox import MAX_PAYLOAD, Outbox
 from .state import INITIAL_WINDOW, StreamState
 
-MAX_PAYLOAD: Final = 65_507
-"""Body of one data frame: with its header it fills one noise message."""
 _MAX_CREDIT: Final = 2**32 - 1
 
 
@@ -84,13 +82,13 @@ class Session:
 
     def writable(self, state: StreamState) -> bool:
         """A write accepts something, or will never again accept anything."""
-        return state.broken or state.write_ended or (state.send_credit > 0 and self.outbox.has_room)
+        return state.broken or state.write_ended or (state.send_credit > 0 and self.outbox.room(state.id) > 0)
 
     def room(self, state: StreamState) -> int:
         """Bytes that a write accepts now."""
-        if state.broken or state.closed or state.write_ended or not self.outbox.has_room:
+        if state.broken or state.closed or state.write_ended:
             return 0
-        return min(state.send_credit, MAX_PAYLOAD)
+        return min(state.send_credit, MAX_PAYLOAD, self.outbox.room(state.id))
 
     def write(self, state: StreamState, data: memoryview) -> int:
         """Queue as much of `data` as credit and room allow; returns how much."""
@@ -98,7 +96,7 @@ class Session:
         if size == 0:
             return 0
         state.send_credit -= size
-        self.outbox.put(b"".join((encode(DATA, 0, state.id, size), data[:size])))
+        self.outbox.put_data(state.id, bytes(data[:size]))
         return size
 
     def read(self, state: StreamState, most: int | None = None) -> bytes:
@@ -119,7 +117,7 @@ class Session:
         """We send no more; reading goes on."""
         if not state.write_ended and not state.over:
             state.write_ended = True
-            self.outbox.put(encode(WINDOW, FIN, state.id, 0))
+            self.outbox.put_end(state.id, encode(WINDOW, FIN, state.id, 0))
             self._forget_if_over(state)
 
     def close(self, state: StreamState) -> None:
@@ -133,6 +131,7 @@ class Session:
     def reset(self, state: StreamState) -> None:
         """End both directions and what is under way in them."""
         if not state.over:
+            self.outbox.drop(state.id)
             self.outbox.put(encode(WINDOW, RST, state.id, 0))
         self._drop(state)
 
@@ -238,6 +237,7 @@ class Session:
             state.read_ended = True
         if header.flags & RST:
             state.broken = True
+            self.outbox.drop(state.id)
         if header.flags & (FIN | RST) or header.kind == WINDOW:
             self._events.append((Event.CHANGED, state))
         self._forget_if_over(state)
