@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import trio
 
-from .pacing import UNBOUNDED, BulkRoom, bulk_room, read_path
+from .pacing import UNBOUNDED, BulkPacer, BulkRoom, read_path
 
 _SMALLEST_READ: Final = 16 * 1024
 _LARGEST_READ: Final = 256 * 1024
@@ -50,6 +50,7 @@ class SocketPipe:
         self._write_timeout = write_timeout
         # A buffer of the largest size for each small read would cost more than the read.
         self._size = _SMALLEST_READ
+        self._pacer = BulkPacer()
 
     async def receive(self) -> bytes:
         try:
@@ -79,7 +80,7 @@ class SocketPipe:
             path = read_path(self._socket)
         except OSError:  # it is over: the write says so
             path = None
-        return BulkRoom(UNBOUNDED) if path is None else bulk_room(path)
+        return BulkRoom(UNBOUNDED) if path is None else self._pacer.room(path, trio.current_time())
 
     def close(self) -> None:
         self._socket.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from twinshare.agent.p2p.libp2p.yamux.frame import ACK, DATA, PING, WINDOW, ProtocolError, encode
-from twinshare.agent.p2p.libp2p.yamux.outbox import MAX_ANSWERS
-from twinshare.agent.p2p.libp2p.yamux.session import MAX_PAYLOAD, Event, Session, SessionOver
+from twinshare.agent.p2p.libp2p.yamux.outbox import MAX_ANSWERS, MAX_PAYLOAD
+from twinshare.agent.p2p.libp2p.yamux.session import Event, Session, SessionOver
 from twinshare.agent.p2p.libp2p.yamux.state import INITIAL_WINDOW
 
 from .test_yamux_session import LIMITS, opened

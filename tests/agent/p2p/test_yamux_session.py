@@ -23,9 +23,8 @@ from twinshare.agent.p2p.libp2p.yamux.frame import (
     ProtocolError,
     encode,
 )
-from twinshare.agent.p2p.libp2p.yamux.outbox import HIGH_WATER, MAX_ANSWERS
+from twinshare.agent.p2p.libp2p.yamux.outbox import HIGH_WATER, MAX_ANSWERS, MAX_PAYLOAD
 from twinshare.agent.p2p.libp2p.yamux.session import (
-    MAX_PAYLOAD,
     Event,
     Session,
     SessionLimits,
