@@ -53,7 +53,7 @@ def test_a_full_outbox_takes_a_short_message_of_another_stream_and_no_more_of_th
     assert outbox.size == 0
 
 
-class Line:
+class SlowPath:
     """A line of `rate` bytes a second behind a queue without an end, and a sender that writes what it may."""
 
     def __init__(self, rate: float, shortest: float) -> None:
@@ -79,7 +79,7 @@ class Line:
 
 def test_a_slow_line_is_used_and_its_queue_stays_short() -> None:
     for rate, shortest in ((125_000, 0.0001), (1_250_000, 0.0001), (1_250_000, 0.05), (12_500_000, 0.02)):
-        line = Line(rate, shortest)
+        line = SlowPath(rate, shortest)
         line.run(3)
         line.waits.clear()
         assert line.run(5) > 0.75 * 5 * rate, (rate, shortest)
