@@ -17,6 +17,9 @@ from .index import BadIndexError, ChunkIndex
 from .repository import DiskRepository
 
 LEVEL = 1
+SKIPPED = 15
+"""So many chunks after one that does not get smaller are sent as they are, before the next is tried."""
+_BLOCK = 1 << 17
 IDLE = 60.0
 """Seconds in which a peer must ask for more, or take what it asked for."""
 STEP = 1 << 20
@@ -52,6 +55,7 @@ class SharedDisk:
     def __init__(self, fd: int, index: ChunkIndex) -> None:
         self._fd, self.index = fd, index
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+        self._as_it_is = 0
 
     def pack(self, places: Sequence[int]) -> bytes:
         """The chunks as they are sent. Blocking. Raises: PeerMisbehaved for what may not be asked."""
@@ -69,8 +73,29 @@ class SharedDisk:
             return LENGTH.pack(0)
         if blake3(data).digest() != digest:
             return LENGTH.pack(0)
-        frame = self._compressor.compress(data)
+        frame = self._compressed(data)
         return LENGTH.pack(len(frame)) + frame
+
+    def _compressed(self, data: bytes) -> bytes:
+        """A zstd frame of the data; what does not get smaller is sent as it is, and so is a while what follows it."""
+        if self._as_it_is:
+            self._as_it_is -= 1
+            return plain_frame(data)
+        frame = self._compressor.compress(data)
+        if len(frame) * 10 > len(data) * 9:
+            self._as_it_is = SKIPPED
+            return plain_frame(data)
+        return frame
+
+
+def plain_frame(data: bytes) -> bytes:
+    """A zstd frame that holds the data uncompressed (RFC 8878): of one segment, its size in four bytes."""
+    blocks = []
+    for start in range(0, len(data), _BLOCK):
+        block = data[start : start + _BLOCK]
+        last = start + _BLOCK >= len(data)
+        blocks += [(len(block) << 3 | last).to_bytes(3, "little"), block]
+    return b"".join([b"\x28\xb5\x2f\xfd\xa0", len(data).to_bytes(4, "little"), *blocks])
 
 
 @asynccontextmanager
