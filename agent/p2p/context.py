@@ -73,7 +73,7 @@ class MeshContext:
     """The time of day by each peer that is online, less trio's time: it holds when our own clock is set."""
 
     def gate(self, peer: PeerId, direction: Direction) -> Admission:
-        """Admit members; as guests the inviters of our joins and, while a ticket is valid, unknown peers."""
+        """Admit members; as guests those whose joining is under way and, while a ticket is valid, unknown peers."""
         if self.membership.valid_certificate(peer) is not None:
             return Admission.MEMBER
         if peer in self.joining_via:
@@ -94,7 +94,7 @@ class MeshContext:
 
     @contextmanager
     def joining(self, peer: PeerId) -> Iterator[None]:
-        """Admit `peer` while this node asks it for membership."""
+        """Admit `peer` while this node asks it for membership, or makes it a member."""
         self.joining_via.add(peer)
         try:
             yield

@@ -76,11 +76,13 @@ class _BoundJoin:
         membership.require_issuer()
         if not is_label(request.name):
             raise InvalidRequest("a node's name consists of A-Z, a-z, 0-9, dots and hyphens, at most 63", path="name")
-        role, limits, proof = await self._context.tickets.redeem(self._joiner, request.ticket, request.proof)
-        stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
-        async with self._context.audit_sink(stranger, "join", f"{request.name} as {role}"):
-            name = membership.free_name(request.name, self._joiner)
-            chain = await membership.issue(self._joiner, name, role, limits)
+        # With its ticket used up it is no longer a guest by that, and not yet a member.
+        with self._context.joining(self._joiner):
+            role, limits, proof = await self._context.tickets.redeem(self._joiner, request.ticket, request.proof)
+            stranger = Caller(principal=self._joiner, role=Role.VIEWER, from_peer=True)
+            async with self._context.audit_sink(stranger, "join", f"{request.name} as {role}"):
+                name = membership.free_name(request.name, self._joiner)
+                chain = await membership.issue(self._joiner, name, role, limits)
         self._changed()
         # Whoever is online must know the new member before it connects to them.
         await self._gossip.spread_and_wait(GossipUpdate(members=[chain]), SPREAD_TIMEOUT)

@@ -6,6 +6,7 @@ The numbers are those of the list of faults: A1, A2, A8, A16, B1, B2, B7, E7.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
@@ -133,6 +134,26 @@ async def test_a8_a_revoked_peer_comes_in_by_no_ticket_made_before(autojump_cloc
         new = await founder.call("invite_peer", invite=InviteRequest())
         await joiner.call("join_fleet", ticket=new.ticket)
         assert joiner.peer_id in {peer.id for peer in await founder.call("list_peers")}
+
+
+async def test_a_node_that_joins_stays_connected_when_other_members_change_meanwhile(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its single ticket is used up, and its certificate not yet signed: it was hung up on then."""
+    async with open_cluster(2) as cluster:
+        founder, joiner = cluster[0], await cluster.add()
+        membership = founder.mesh.context.membership
+        issue = membership.issue
+
+        async def slowly(*arguments: Any) -> Chain:
+            founder.mesh.require_running().members_changed()
+            await trio.sleep(1)
+            return await issue(*arguments)
+
+        monkeypatch.setattr(membership, "issue", slowly)
+        ticket = await founder.call("invite_peer", invite=InviteRequest(uses=1))
+        await joiner.call("join_fleet", ticket=ticket.ticket)
+        await cluster.until(cluster.converged, 30)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "", "-x", "x" * 64, "a b", "ä"])

@@ -1,0 +1,187 @@
+"""Honest nodes and their users, and hostile members of each role beside them: what the honest ones notice.
+
+`python -m tests.hostile.trial MINUTES` (by `scripts/hostile`) prints what was measured.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from tests.hostile.member import resident
+from tests.hostile.party import Result, Task
+from tests.nodes.fleet import ask, card, fleet, online
+from twinshare.agent.testing import AgentProcess
+from twinshare.protocols.access import Role
+
+HOSTILE = (Role.VIEWER, Role.VIEWER, Role.OPERATOR, Role.ADMIN)
+QUIET = 10.0
+"""Seconds for which honest calls are timed before anybody attacks."""
+MIB = 1 << 20
+
+
+@dataclass
+class Outcome:
+    """Times in seconds, memory in bytes. `wrong` are sentences on what should not have been."""
+
+    quiet: list[float] = field(default_factory=list)
+    attacked: list[float] = field(default_factory=list)
+    grown: int = 0
+    results: list[Result] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def p99(times: Sequence[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99)] if times else 0.0
+
+
+async def honest_calls(node: AgentProcess, seconds: float, times: list[float], wrong: list[str]) -> None:
+    """What users do all day, through one node, here and at its peer."""
+    requests: list[tuple[str, str, Any]] = [
+        ("GET", "/api/vm", None),
+        ("GET", "/api/remote/node-2/vm", None),
+        ("PATCH", "/api/vm/honest", {"labels": {"by": "its owner"}}),
+        ("GET", "/api/remote/node-2/vm/honest", None),
+        ("GET", "/api/p2p/peers", None),
+    ]
+    async with httpx.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as http:
+        with trio.move_on_after(seconds):
+            while True:
+                for verb, path, body in requests:
+                    began = trio.current_time()
+                    answer = await http.request(verb, path, json=body)
+                    times.append(trio.current_time() - began)
+                    if answer.status_code != 200:
+                        wrong.append(f"{verb} {path}: {answer.status_code} {answer.text[:200]}")
+                    await trio.sleep(0.02)
+
+
+@asynccontextmanager
+async def party(task: Task) -> AsyncIterator[trio.Process]:
+    """A hostile member that has joined, and waits for a line before it attacks."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "tests.hostile.party"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        await _stdin(process).send_all(msgspec.json.encode(task) + b"\n")
+        with trio.fail_after(60):
+            assert await _stdout(process).receive_some() == b"joined\n"
+        yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def attack(process: trio.Process, outcome: Outcome) -> None:
+    await _stdin(process).send_all(b"go\n")
+    said = b"".join([data async for data in _stdout(process)])
+    outcome.results.append(msgspec.json.decode(said, type=Result))
+
+
+def _stdin(process: trio.Process) -> trio.abc.SendStream:
+    assert process.stdin is not None
+    return process.stdin
+
+
+def _stdout(process: trio.Process) -> trio.abc.ReceiveStream:
+    assert process.stdout is not None
+    return process.stdout
+
+
+async def prepare(nodes: Sequence[AgentProcess]) -> None:
+    for node in nodes:
+        async with httpx.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as http:
+            await http.post("/api/image/import?name=blank", content=bytes(MIB), headers={
+                "content-type": "application/octet-stream"})  # fmt: skip
+        spec = {"name": "honest", "image": "blank", "memory": 64, "disk_size": 1, "cpu_cores": 1}
+        await ask(node, "POST", "/api/vm", spec)
+
+
+async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outcome) -> None:
+    founder = nodes[0]
+    cards = [card(node) for node in nodes]
+    ports = [int(address.split("/")[4]) for one in cards for address in one["addresses"][:1]]
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        processes = []
+        for number, role in enumerate(HOSTILE):
+            ticket = (await ask(founder, "POST", "/api/p2p/invite", {"role": str(role)}))["ticket"]
+            task = Task(
+                ticket=ticket, role=role, number=number + 10, targets=[one["peer_id"] for one in cards], ports=ports,
+                seconds=seconds, seed=number,
+            )  # fmt: skip
+            processes.append(await stack.enter_async_context(party(task)))
+        for process in processes:
+            nursery.start_soon(attack, process, outcome)
+        await honest_calls(founder, seconds, outcome.attacked, outcome.wrong)
+
+
+async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
+    """Nobody lost standing, nothing was erased, and the rogue admin can be put out at once."""
+    founder, other = nodes
+    for node, name in ((founder, "node-2"), (other, "node-1")):
+        if name not in await online(node):
+            outcome.wrong.append(f"{node.data_dir.name} no longer sees {name}")
+        await ask(node, "POST", "/api/p2p/invite", {"role": "admin"})
+        vms = {vm["name"]: vm for vm in (await ask(node, "GET", "/api/vm"))["vms"]}
+        if "honest" not in vms or "owned" in vms["honest"]["labels"]:
+            outcome.wrong.append(f"the honest VM of {node.data_dir.name} was changed or deleted")
+        if not (await ask(node, "GET", "/api/image"))["images"]:
+            outcome.wrong.append(f"the images of {node.data_dir.name} are gone")
+        health = await ask(node, "GET", "/api/health")
+        if health["status"] == "down":
+            outcome.wrong.append(f"{node.data_dir.name}: {health}")
+    rows = (await ask(founder, "GET", "/api/audit?limit=10000"))["rows"]
+    if not any(row["method"] == "create_vm" and row["principal"] == "local" for row in rows):
+        outcome.wrong.append("what the founder's user did is no longer in the audit log")
+    for result in outcome.results:
+        await ask(founder, "DELETE", f"/api/p2p/peers/{result.peer_id}")
+    with trio.move_on_after(5) as waiting:
+        while await online(founder) != {"node-2"}:
+            await trio.sleep(0.05)
+    if waiting.cancelled_caught:
+        outcome.wrong.append(f"a revoked member is still seen: {await online(founder)}")
+
+
+async def trial(folder: Path, seconds: float, quiet: float = QUIET) -> Outcome:
+    """A fleet of two honest nodes for so long under attack."""
+    outcome = Outcome()
+    async with AsyncExitStack() as stack:
+        nodes = await stack.enter_async_context(fleet(folder, 2, peer_timeout=15.0))
+        await prepare(nodes)
+        await honest_calls(nodes[0], quiet, outcome.quiet, outcome.wrong)
+        before = max(resident(node) for node in nodes)
+        await attacked(nodes, seconds, outcome)
+        outcome.grown = max(resident(node) for node in nodes) - before
+        await look_after(nodes, outcome)
+    return outcome
+
+
+def report(outcome: Outcome) -> str:
+    sent = sum(sum(result.sent.values()) for result in outcome.results)
+    refused = sum(sum(result.refused.values()) for result in outcome.results)
+    lines = [
+        f"hostile acts: {sent}, refused {refused}, from {len(outcome.results)} members",
+        f"honest calls: {len(outcome.quiet)} quiet, {len(outcome.attacked)} under attack",
+        f"p99 of honest calls: quiet {p99(outcome.quiet) * 1e3:.1f} ms, attacked {p99(outcome.attacked) * 1e3:.1f} ms",
+        f"memory of an agent: {outcome.grown / MIB:+.1f} MiB",
+        *(outcome.wrong or ["nothing was lost"]),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="ts-hostile-") as made:
+        seen = trio.run(trial, Path(made), float(sys.argv[1]) * 60)
+    print(report(seen))
+    sys.exit(bool(seen.wrong))
