@@ -228,9 +228,10 @@ ATTACKS: dict[Role, tuple[Attack, ...]] = {
 }  # fmt: skip
 
 
-async def attack(attacker: Attacker, seconds: float) -> None:
-    """Attack in turn, at random, for so long."""
+async def attack(attacker: Attacker, seconds: float, only: str = "") -> None:
+    """Attack in turn, at random, for so long; with `only` by the attack of that name."""
+    attacks = [each for each in ATTACKS[attacker.role] if only in {"", each.__name__}]
     with trio.move_on_after(seconds):
         while True:
             with trio.move_on_after(ROUND_WITHIN):
-                await attacker.rng.choice(ATTACKS[attacker.role])(attacker)
+                await (attacker.rng.choice(attacks)(attacker) if attacks else trio.sleep_forever())

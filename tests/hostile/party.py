@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import sys
 
@@ -20,6 +21,8 @@ from tests.hostile.attacks import Attacker, attack
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import TwinshareError
 
+JOINED = b"joined\n"
+
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """`targets` are the honest nodes' peer IDs, the founder's first; `ports` those at which they listen for peers."""
@@ -31,6 +34,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     ports: list[int]
     seconds: float
     seed: int
+    only: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +53,10 @@ async def run(task: Task) -> Result:
             member=member, role=task.role, targets=task.targets,
             addresses=[("127.0.0.1", port) for port in task.ports], rng=random.Random(task.seed),
         )  # fmt: skip
-        print("joined", flush=True)
+        os.write(1, JOINED)
         await trio.to_thread.run_sync(sys.stdin.buffer.readline)
         with contextlib.suppress(TwinshareError):
-            await attack(attacker, task.seconds)
+            await attack(attacker, task.seconds, task.only)
         return Result(peer_id=member.peer_id, sent=dict(attacker.sent), refused=dict(attacker.refused))
 
 

@@ -1,6 +1,6 @@
 """Honest nodes and their users, and hostile members of each role beside them: what the honest ones notice.
 
-`python -m tests.hostile.trial MINUTES` (by `scripts/hostile`) prints what was measured.
+`python -m tests.hostile.trial MINUTES [ATTACK]` (by `scripts/hostile`) prints what was measured.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import msgspec
 import trio
 
 from tests.hostile.member import resident
-from tests.hostile.party import Result, Task
+from tests.hostile.party import JOINED, Result, Task
 from tests.nodes.fleet import ask, card, fleet, online
+from twinshare.agent.audit.chain import Broken
+from twinshare.agent.audit.reading import newest, verify
+from twinshare.agent.home import Home
 from twinshare.agent.testing import AgentProcess
 from twinshare.protocols.access import Role
 
@@ -75,7 +78,7 @@ async def party(task: Task) -> AsyncIterator[trio.Process]:
     try:
         await _stdin(process).send_all(msgspec.json.encode(task) + b"\n")
         with trio.fail_after(60):
-            assert await _stdout(process).receive_some() == b"joined\n"
+            assert await _stdout(process).receive_some() == JOINED
         yield process
     finally:
         process.kill()
@@ -108,7 +111,7 @@ async def prepare(nodes: Sequence[AgentProcess]) -> None:
         await ask(node, "POST", "/api/vm", spec)
 
 
-async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outcome) -> None:
+async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outcome, only: str) -> None:
     founder = nodes[0]
     cards = [card(node) for node in nodes]
     ports = [int(address.split("/")[4]) for one in cards for address in one["addresses"][:1]]
@@ -118,7 +121,7 @@ async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outco
             ticket = (await ask(founder, "POST", "/api/p2p/invite", {"role": str(role)}))["ticket"]
             task = Task(
                 ticket=ticket, role=role, number=number + 10, targets=[one["peer_id"] for one in cards], ports=ports,
-                seconds=seconds, seed=number,
+                seconds=seconds, seed=number, only=only,
             )  # fmt: skip
             processes.append(await stack.enter_async_context(party(task)))
         for process in processes:
@@ -141,9 +144,7 @@ async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
         health = await ask(node, "GET", "/api/health")
         if health["status"] == "down":
             outcome.wrong.append(f"{node.data_dir.name}: {health}")
-    rows = (await ask(founder, "GET", "/api/audit?limit=10000"))["rows"]
-    if not any(row["method"] == "create_vm" and row["principal"] == "local" for row in rows):
-        outcome.wrong.append("what the founder's user did is no longer in the audit log")
+    await look_into_the_audit_log(founder, outcome)
     for result in outcome.results:
         await ask(founder, "DELETE", f"/api/p2p/peers/{result.peer_id}")
     with trio.move_on_after(5) as waiting:
@@ -153,15 +154,28 @@ async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
         outcome.wrong.append(f"a revoked member is still seen: {await online(founder)}")
 
 
-async def trial(folder: Path, seconds: float, quiet: float = QUIET) -> Outcome:
-    """A fleet of two honest nodes for so long under attack."""
+async def look_into_the_audit_log(node: AgentProcess, outcome: Outcome) -> None:
+    """It is whole, and holds what the node's own user did before the attack."""
+    database = Home(node.data_dir).database
+    await trio.sleep(1)  # rows are written together, within a second
+    try:
+        await trio.to_thread.run_sync(verify, database, card(node)["peer_id"])
+    except Broken as error:
+        outcome.wrong.append(f"the audit log of {node.data_dir.name} is broken: {error}")
+    rows = [entry for _, entry in await trio.to_thread.run_sync(newest, database, 1_000_000)]
+    if not any((row.what, row.on, row.principal) == ("create_vm", "honest", "local") for row in rows):
+        outcome.wrong.append("what the node's own user did is no longer in the audit log")
+
+
+async def trial(folder: Path, seconds: float, quiet: float = QUIET, only: str = "") -> Outcome:
+    """A fleet of two honest nodes for so long under attack, by one kind of attack alone with `only`."""
     outcome = Outcome()
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(fleet(folder, 2, peer_timeout=15.0))
         await prepare(nodes)
         await honest_calls(nodes[0], quiet, outcome.quiet, outcome.wrong)
         before = max(resident(node) for node in nodes)
-        await attacked(nodes, seconds, outcome)
+        await attacked(nodes, seconds, outcome, only)
         outcome.grown = max(resident(node) for node in nodes) - before
         await look_after(nodes, outcome)
     return outcome
@@ -182,6 +196,6 @@ def report(outcome: Outcome) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="ts-hostile-") as made:
-        seen = trio.run(trial, Path(made), float(sys.argv[1]) * 60)
+        seen = trio.run(trial, Path(made), float(sys.argv[1]) * 60, QUIET, *sys.argv[2:])
     print(report(seen))
     sys.exit(bool(seen.wrong))
