@@ -9,7 +9,7 @@ from ..protocols.events import Event
 from .limits import limits_of
 
 MAX_ROWS = 16_384
-MAX_SIZE = 16 << 20
+MAX_SIZE = 8 << 20
 """Rows and bytes of all accounts together; beyond them whoever has most loses its oldest."""
 
 

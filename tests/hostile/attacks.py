@@ -228,10 +228,14 @@ ATTACKS: dict[Role, tuple[Attack, ...]] = {
 }  # fmt: skip
 
 
+async def _nothing(_: Attacker) -> None:
+    await trio.sleep(1)
+
+
 async def attack(attacker: Attacker, seconds: float, only: str = "") -> None:
     """Attack in turn, at random, for so long; with `only` by the attack of that name."""
-    attacks = [each for each in ATTACKS[attacker.role] if only in {"", each.__name__}]
+    attacks = [each for each in ATTACKS[attacker.role] if only in {"", each.__name__}] or [_nothing]
     with trio.move_on_after(seconds):
         while True:
             with trio.move_on_after(ROUND_WITHIN):
-                await (attacker.rng.choice(attacks)(attacker) if attacks else trio.sleep_forever())
+                await attacker.rng.choice(attacks)(attacker)

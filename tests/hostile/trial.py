@@ -124,9 +124,11 @@ async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outco
                 seconds=seconds, seed=number, only=only,
             )  # fmt: skip
             processes.append(await stack.enter_async_context(party(task)))
+        before = [resident(node) for node in nodes]
         for process in processes:
             nursery.start_soon(attack, process, outcome)
         await honest_calls(founder, seconds, outcome.attacked, outcome.wrong)
+    outcome.grown = max(resident(node) - then for node, then in zip(nodes, before, strict=True))
 
 
 async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
@@ -174,9 +176,7 @@ async def trial(folder: Path, seconds: float, quiet: float = QUIET, only: str = 
         nodes = await stack.enter_async_context(fleet(folder, 2, peer_timeout=15.0))
         await prepare(nodes)
         await honest_calls(nodes[0], quiet, outcome.quiet, outcome.wrong)
-        before = max(resident(node) for node in nodes)
         await attacked(nodes, seconds, outcome, only)
-        outcome.grown = max(resident(node) for node in nodes) - before
         await look_after(nodes, outcome)
     return outcome
 
@@ -196,6 +196,6 @@ def report(outcome: Outcome) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="ts-hostile-") as made:
-        seen = trio.run(trial, Path(made), float(sys.argv[1]) * 60, QUIET, *sys.argv[2:])
+        seen = trio.run(trial, Path(made), float(sys.argv[1]) * 60, QUIET, "".join(sys.argv[2:3]))
     print(report(seen))
     sys.exit(bool(seen.wrong))
