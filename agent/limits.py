@@ -45,8 +45,9 @@ class Share:
 class AccountLimits:
     """Rates are checked before anything is decoded, shares when rows are written. Sizes in bytes.
 
-    `statements` are signatures to verify; one that is wrong counts as `bad_statement`. `streams` are those of one
-    connection. `half_open` connections have not proved their peer ID, those of one address.
+    `statements` are signatures to verify; one that is wrong counts as `bad_statement`. `labels` are bytes of the labels
+    of all VMs of the account. `streams` are those of one connection. `half_open` connections have not proved their
+    peer ID, those of one address.
     """
 
     calls: Rate = Rate(5000, 1000)
@@ -58,15 +59,21 @@ class AccountLimits:
     audit_log: Share = Share(10_000, 16 << 20)
     event_log: Share = Share(512, 1 << 20)
     journal: Share = Share(2000, 32 << 20)
+    labels: int = 64 << 10
     calls_at_once: int = MAX_CALLS
     streams: int = 128
     connections: int = 4
     half_open: int = 32
 
 
+MAX_LABELS: Final = 512 << 10
+"""Bytes of the labels of all VMs of a node: with them its list of VMs fits a frame of the peer protocol."""
 LIMITS: Final = AccountLimits()
 OWN_LIMITS: Final = AccountLimits(
-    audit_log=Share(100_000, 256 << 20), event_log=Share(4096, 8 << 20), journal=Share(10_000, 256 << 20)
+    audit_log=Share(100_000, 256 << 20),
+    event_log=Share(4096, 8 << 20),
+    journal=Share(10_000, 256 << 20),
+    labels=256 << 10,
 )
 """Those of the node's own user."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ...protocols.access import Caller, account_of
 from ...protocols.errors import QuotaExceeded
 from ...protocols.vm import VmSpec
+from ..limits import MAX_LABELS, limits_of
 from .record import Record
 
 
@@ -28,3 +29,25 @@ def check_quota(caller: Caller, records: Iterable[Record], asked: VmSpec) -> Non
                 f"{account} may hold {limit} of {name} on this node, holds {held[name]} and asks for {amount}",
                 resource=name, limit=limit, held=held[name], asked=amount,
             )  # fmt: skip
+
+
+def check_labels(owner: str, others: Iterable[Record], labels: Mapping[str, str]) -> None:
+    """Check the labels of one VM of `owner` beside those of all other VMs, so that nobody makes the list too large.
+
+    Raises: QuotaExceeded.
+    """
+    account, asked, mine, held = account_of(owner), _size(labels), 0, 0
+    for record in others:
+        size = _size(record.metadata.labels)
+        held += size
+        mine += size if account_of(record.metadata.owner) == account else 0
+    for limit, before, whose in ((limits_of(account).labels, mine, account), (MAX_LABELS, held, "this node")):
+        if asked and before + asked > limit:
+            raise QuotaExceeded(
+                f"the labels of all VMs of {whose} may have {limit} bytes, have {before} and would get {asked} more",
+                resource="labels", limit=limit, held=before, asked=asked,
+            )  # fmt: skip
+
+
+def _size(labels: Mapping[str, str]) -> int:
+    return sum(len(key.encode()) + len(value.encode()) for key, value in labels.items())

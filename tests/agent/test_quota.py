@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,8 @@ from tests.agent.nodes import vms_of
 from twinshare.agent.journal.pace import Pace
 from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import QuotaExceeded, RateLimited
+from twinshare.protocols.frames import MAX_FRAME
+from twinshare.protocols.vm import VmChange
 
 from .nodes import open_test_node, spec
 
@@ -26,6 +29,25 @@ async def test_a_principal_holds_no_more_than_its_limits(tmp_path: Path, limits:
         await vms.create_vm(spec("two"))
         await peer.delete_vm("one")
         await peer.create_vm(spec("three"))
+
+
+async def test_a12_labels_of_an_account_never_make_the_list_too_large(tmp_path: Path) -> None:
+    """14 VMs with large labels made a node's list exceed a frame: no peer could list it."""
+    large = {f"key-{number}": "ä" * 250 for number in range(60)}
+    async with open_test_node(tmp_path) as (node, vms, _):
+        peer = vms_of(node, Caller(principal="12D3", role=Role.OPERATOR))
+        await peer.create_vm(spec("small"))
+        for number in range(2):
+            await peer.create_vm(spec(f"large-{number}", labels=large))
+        with pytest.raises(QuotaExceeded, match="labels"):
+            await peer.create_vm(spec("large-2", labels=large))
+        with pytest.raises(QuotaExceeded, match="labels"):
+            await peer.update_vm("small", VmChange(labels=large))
+        await peer.update_vm("large-0", VmChange(labels={**large, "key-0": "b"}))
+        await peer.delete_vm("large-1")
+        await peer.create_vm(spec("large-2", labels=large))
+        await vms.create_vm(spec("own", labels=large))
+        assert len(msgspec.msgpack.encode(await vms.list_vms())) < MAX_FRAME
 
 
 def test_operations_a_minute_and_at_once() -> None:

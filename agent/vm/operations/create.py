@@ -20,7 +20,7 @@ from ..expiry import expiry_after
 from ..firmware import choose_firmware
 from ..guest import build_seed, check_cloud_init
 from ..image_resolver import check_disk_size
-from ..quota import check_quota
+from ..quota import check_labels, check_quota
 from ..record import VmMetadata, mac_of, vm_id
 from .base import VmOperation
 
@@ -55,6 +55,7 @@ class CreateVm(VmOperation):
             **settings_of(spec) | {"ttl": spec.ttl or None},
         )
         check_quota(caller, vms.inventory.records(), spec)
+        check_labels(active.principal, vms.inventory.records(), spec.labels)
         active.notes = {"metadata": msgspec.to_builtins(metadata), "accelerator": accelerator}
         return self._claim_name_and_resources(spec, metadata.digest)
 
