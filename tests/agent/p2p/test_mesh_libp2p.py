@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
 from tests.agent.p2p.hosts import LOOPBACK, until
 from twinshare.agent.p2p.context import Served
-from twinshare.agent.p2p.libp2p import open_libp2p_host
+from twinshare.agent.p2p.libp2p import open_discovery, open_libp2p_host
 from twinshare.agent.p2p.libp2p.settings import HostSettings
 from twinshare.agent.p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
 from twinshare.agent.p2p.signing import Signer
@@ -29,10 +30,14 @@ def seed_of(number: int) -> bytes:
 
 
 @asynccontextmanager
-async def open_real(member: SimulatedNode) -> AsyncIterator[Mesh]:
+async def open_real(
+    member: SimulatedNode, *, listen: str = LOOPBACK, bootstrap: Sequence[str] = (), dht: bool = False
+) -> AsyncIterator[Mesh]:
     settings = MeshSettings(
+        open_discovery=partial(open_discovery, now=time.time, mdns=False, dht=dht),
+        bootstrap=bootstrap,
         open_host=lambda gate: open_libp2p_host(
-            seed_of(member.number), [LOOPBACK], gate=gate, settings=HostSettings(peer_timeout=PEER_TIMEOUT)
+            seed_of(member.number), [listen], gate=gate, settings=HostSettings(peer_timeout=PEER_TIMEOUT)
         ),
         signer=member.signer,
         name=member.name,
