@@ -32,7 +32,7 @@ COMMANDS = {
     "token": ("token:token", "Tokens for programs and for other people."),
     "op": ("op:op", "Operations: mutations under way and ended."),
     "audit": ("audit:audit", "Who changed what on this node."),
-    "mcp": ("mcp:mcp", "Serve the node's operations as tools of the Model Context Protocol."),
+    "mcp": ("mcp:mcp", "Serve the node's operations as tools of the Model Context Protocol, over stdin and stdout."),
     "lab": ("lab:lab", "Several nodes on this machine."),
     "completion": ("completion:completion", "Print the completion script for a shell."),
 }
