@@ -1,4 +1,4 @@
-"""Reads every disk of the store again, and makes anew what is kept beside them: rows, indexes, cards, permissions.
+"""Reads every disk of the store again, and restores what is kept beside them: rows, indexes, metadata, permissions.
 
 The disks are the truth. One that is not what its name says is marked: nothing is made of it until it is taken in anew,
 and it stays in its place, for VMs may stand on it. Every step is whole in itself; running it again finds the rest.
@@ -22,7 +22,7 @@ from ...protocols.operation import Progress
 from ..files import atomic_write, discard, full_disk_named
 from .disk_scan import DiskScan, mend_permissions, scan_disk, stamp_of
 from .index import BadIndexError, ChunkIndex
-from .metadata import SUFFIX as CARD
+from .metadata import SUFFIX as METADATA_SUFFIX
 from .metadata import ImageMetadata, read_metadata
 from .partial import leftovers
 from .port import Report
@@ -67,7 +67,7 @@ class Fsck:
     # -- looking: blocking, in a worker thread
 
     def _candidates(self) -> list[str]:
-        """The digests that the database or a file names; of the files without a row the newest card first."""
+        """The digests that the database or a file names; of the files without a row the newest metadata file first."""
         listed = list(self._repository.tags.disks)
         found = [
             match[1] for path in (self._repository.root / "raw").iterdir() if (match := _DISK.fullmatch(path.name))
@@ -127,8 +127,8 @@ class Fsck:
 
     async def _mark(self, digest: str, look: DiskScan, base: Base | None) -> None:
         """Never give this disk to anybody."""
-        card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(digest))
-        size = base.size if base else card.size if card else look.size
+        metadata = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(digest))
+        size = base.size if base else metadata.size if metadata else look.size
         if base is None:
             made = datetime.fromtimestamp(look.modified, UTC)
             base = Base(digest=digest, size=size, allocated=look.allocated, created_at=made, source="found by fsck")
@@ -144,13 +144,19 @@ class Fsck:
         self._find(fault, f"the disk of {{}} {said}; {_CURE}", digest, mended=False)
 
     async def _restore(self, base: Base) -> bool:
-        """Give a base that is in no list its row again, and the names that its card knows; whether there was one."""
-        card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
+        """Restore the row of a base that is in no list, and the names in its metadata; return whether there was one."""
+        metadata = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
         tags, names = self._repository.tags, {}
-        if card is not None:
-            base = replace(base, created_at=card.created_at, source=card.source, labels=card.labels, owner=card.owner)
-            base = replace(base, size=card.size) if base.damaged else base
-            known = card.references(base.digest)
+        if metadata is not None:
+            base = replace(
+                base,
+                created_at=metadata.created_at,
+                source=metadata.source,
+                labels=metadata.labels,
+                owner=metadata.owner,
+            )
+            base = replace(base, size=metadata.size) if base.damaged else base
+            known = metadata.references(base.digest)
             names = {name: held for name, held in known.items() if name not in tags.names}
         await self._repository.database.restore(base, names)
         tags.replace_base(base)
@@ -159,12 +165,12 @@ class Fsck:
         return bool(names)
 
     async def _write(self, base: Base) -> None:
-        """Bring the row and the card up to date."""
+        """Bring the row and the metadata file up to date."""
         if base != self._repository.tags.disks[base.digest]:
             await self._repository.database.restore(base, {})
             self._repository.tags.replace_base(base)
-        card = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
-        if card != ImageMetadata.of(base, self._repository.tags.names_of(base.digest)):
+        metadata = await trio.to_thread.run_sync(read_metadata, self._repository.metadata_path(base.digest))
+        if metadata != ImageMetadata.of(base, self._repository.tags.names_of(base.digest)):
             await self._repository.note(base.digest)
 
     def _mend_index(self, digest: str, index: ChunkIndex) -> None:
@@ -206,7 +212,7 @@ class Fsck:
                 match = pattern.fullmatch(path.name)
                 if match and match[1] in known:
                     continue
-                if path.name.startswith(".") or (match and path.suffix in (".idx", CARD)):
+                if path.name.startswith(".") or (match and path.suffix in (".idx", METADATA_SUFFIX)):
                     stale.append(path)
                 elif not match:
                     said = f"images/{folder}/{path.name[:100]} is nothing of the image store; look at it and remove it"

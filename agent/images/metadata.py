@@ -1,6 +1,6 @@
 """What the database says of a base, once more beside its index: `idx/<digest>.json`. `image fsck` alone reads it.
 
-The database is the truth; a card is what its rows are made of again when it was lost. All of it is blocking.
+The database is the truth; a metadata file is what its rows are made of again when it was lost. All of it is blocking.
 """
 
 from __future__ import annotations
@@ -70,6 +70,6 @@ def read_metadata(path: Path) -> ImageMetadata | None:
         return None
 
 
-def write_metadata(path: Path, card: ImageMetadata) -> None:
+def write_metadata(path: Path, metadata: ImageMetadata) -> None:
     """Raises: OSError."""
-    atomic_write(path, msgspec.json.encode(card))
+    atomic_write(path, msgspec.json.encode(metadata))

@@ -18,7 +18,7 @@ from ..database import PASSING_FAULTS
 from ..files import atomic_write, discard, durable_rename, full_disk_named
 from .database import ImageDatabase
 from .index import BadIndexError, ChunkIndex
-from .metadata import SUFFIX as CARD
+from .metadata import SUFFIX as METADATA_SUFFIX
 from .metadata import ImageMetadata, write_metadata
 from .partial import leftovers
 from .port import ImportRequest, Origin
@@ -62,7 +62,7 @@ class DiskRepository:
         return self.root / "idx" / f"{digest.partition(':')[2]}.idx"
 
     def metadata_path(self, digest: str) -> Path:
-        return self.index_path(digest).with_suffix(CARD)
+        return self.index_path(digest).with_suffix(METADATA_SUFFIX)
 
     @property
     def problems(self) -> list[str]:
@@ -142,7 +142,7 @@ class DiskRepository:
             return await self._named(name, base, target)
 
     async def _named(self, name: Reference, base: Base, target: TagTarget) -> Image:
-        """The database knows the name by now: so does the tags, and the cards of the bases that it is and was for."""
+        """Follow a name in the database: update the tags, and the metadata files of the bases that it is and was for."""
         before = self.tags.names.get(name)
         image = self.tags.put(name, base, target)
         with trio.CancelScope(shield=True):
@@ -150,7 +150,7 @@ class DiskRepository:
         return image
 
     async def note(self, *digests: str) -> None:
-        """Bring the cards of bases up to date."""
+        """Bring the metadata files of bases up to date."""
 
         def work() -> None:
             for digest in set(digests) & self.tags.disks.keys():
@@ -165,7 +165,7 @@ class DiskRepository:
             )
         except OSError as error:
             # It is the second record of the two: on a full disk the first one does.
-            log.warning("an image's card cannot be written", digest=digest, error=str(error))
+            log.warning("an image's metadata file cannot be written", digest=digest, error=str(error))
 
     async def remove(self, ref: str, used_by: UsedBy, caller: Caller) -> Image:
         """Raises: ImageNotFound, ImageInUse, Forbidden."""

@@ -1,7 +1,7 @@
 """The image store on disk: bases that never change, named by what they hold, and a small database of their names.
 
 In the store's folder: `raw/<digest>.raw`, sparse, mode 0444, the bytes; `idx/<digest>.idx`, the chunk index, whose
-hash the digest is; `idx/<digest>.json`, the card that a check reads when the database is lost; `partial/`, what is
+hash the digest is; `idx/<digest>.json`, the metadata that a check reads when the database is lost; `partial/`, what is
 being taken in; `images.db`. A base comes into its place by a rename, after every byte of it was hashed and synced; a
 start clears away what a crash left half done.
 """
