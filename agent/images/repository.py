@@ -142,7 +142,7 @@ class DiskRepository:
             return await self._named(name, base, target)
 
     async def _named(self, name: Reference, base: Base, target: TagTarget) -> Image:
-        """Follow a name in the database: update the tags, and the metadata files of the bases that it is and was for."""
+        """Follow a name in the database: update the tags, and the metadata files of its new and old base."""
         before = self.tags.names.get(name)
         image = self.tags.put(name, base, target)
         with trio.CancelScope(shield=True):
