@@ -22,6 +22,9 @@ from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import SCREEN_PROTOCOL as SCREEN
 from ..protocols.console import ConsoleRequest
 from ..protocols.errors import TwinshareError, VmNotFound
+from ..protocols.guest_service import GuestService
+from ..protocols.guest_stream import PROTOCOL as GUEST
+from ..protocols.guest_stream import GuestStreamRequest, StreamRequest
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.peer import FleetVms
@@ -35,6 +38,11 @@ from .backends import Backends, open_backends
 from .config import Config, default_data_dir
 from .dns import serve_names
 from .events import EventLog, open_events
+from .guest.access import NAMES as GUEST_STREAMS
+from .guest.access import GuestAccess
+from .guest.guests import Guests, open_guests
+from .guest.operations import GuestOperations
+from .guest.port import GuestStream
 from .health import NodeHealth
 from .home import Home, locked_home
 from .identity import Identity, load_identity
@@ -56,6 +64,7 @@ from .reach.addresses import PeerAddresses
 from .reach.consoles import Console, Consoles, open_consoles
 from .reach.fleet_images import BlobServer, FleetImages
 from .reach.remote_console import Attach, ConsoleServer, open_remote_console
+from .reach.remote_guest import GuestStreamServer, open_remote_guest_stream
 from .reach.screens import Screens
 from .reach.tunnel import TunnelServer
 from .reach.tunnels import Tunnels
@@ -105,6 +114,8 @@ class Node:
     tunnels: Tunnels
     consoles: Consoles
     screens: Screens
+    guests: Guests
+    guest_access: GuestAccess
     peer_addresses: PeerAddresses
     health: NodeHealth
 
@@ -178,6 +189,25 @@ class Node:
         async with self.audit.record(caller, asked.name, vm, at_peer=peer_id):
             caller.require(Role.OPERATOR, asked.name)
             async with open_remote_console(self.mesh.client, peer_id, request, asked.protocol) as stream:
+                yield stream
+
+    @asynccontextmanager
+    async def guest_stream(
+        self, caller: Caller, vm: str, request: StreamRequest, peer: str | None = None
+    ) -> AsyncIterator[GuestStream]:
+        """A stream into the guest of a VM, here or on a peer, until the block is left.
+
+        Raises: what `GuestAccess.open` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
+        """
+        if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(str(peer))):
+            async with self.guest_access.open(caller, vm, request) as stream:
+                yield stream
+            return
+        name = GUEST_STREAMS[type(request)]
+        asked = GuestStreamRequest(vm=vm, role=caller.role, principal=caller.delegate, open=request)
+        async with self.audit.record(caller, name, vm, at_peer=peer_id):
+            caller.require(Role.OPERATOR, name)
+            async with open_remote_guest_stream(self.mesh.client, peer_id, asked) as stream:
                 yield stream
 
     def is_here(self, peer: str | None) -> bool:
@@ -299,10 +329,12 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
             ) as operations,
             trio.open_nursery() as nursery,
             open_consoles(vms, audit.record) as consoles,
+            open_guests(vms, base.home.path / "sessions") as guests,
         ):
             nursery.start_soon(Watch(vms, events, base.home.path).run)
             await operations.recover()
-            dispatcher = Dispatcher(_services(vms, images, operations, tokens, health), operations)
+            access = GuestAccess(vms, guests, audit.record)
+            dispatcher = Dispatcher(_services(vms, guests, images, operations, tokens, health), operations)
             nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), base.state)
             nursery.start_soon(Expirer(vms, events, partial(_delete, dispatcher)).run)
             nursery.start_soon(_flush_tokens, tokens)
@@ -310,6 +342,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                 TUNNEL: TunnelServer(vms).serve,
                 CONSOLE: ConsoleServer(consoles.attach).serve,
                 SCREEN: ConsoleServer(screens.attach).serve,
+                GUEST: GuestStreamServer(access).serve,
                 BLOB: BlobServer(backends.images).serve,
             }
             async with open_node_mesh(peers, Served(dispatcher, streams), start=config.p2p.enabled) as mesh:
@@ -321,7 +354,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
                     images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, screens=screens,
-                    peer_addresses=PeerAddresses(loopback, peers), health=health,
+                    guests=guests, guest_access=access, peer_addresses=PeerAddresses(loopback, peers), health=health,
                 )  # fmt: skip
                 if config.dns.listen:
                     await nursery.start(serve_names, config.dns.listen, node.address_of)
@@ -350,11 +383,12 @@ def _vm_context(
 
 
 def _services(
-    vms: VmContext, images: ImageContext, operations: Journal, tokens: TokenStore, health: NodeHealth
+    vms: VmContext, guests: Guests, images: ImageContext, operations: Journal, tokens: TokenStore, health: NodeHealth
 ) -> dict[type, Callable[[Caller], Any]]:
     """What binds the reads of each service of this node to a caller; the mesh adds its own."""
     return {
         VmService: partial(VmReads, vms),
+        GuestService: partial(GuestOperations, vms, guests),
         ImageService: partial(ImageReads, images),
         OperationService: partial(LocalOperations, operations),
         NodeService: partial(LocalNode, health),

@@ -103,7 +103,7 @@ class SessionState(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class GuestSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A command in a guest. Offsets in bytes: its output is kept from `first_offset` to `offset`.
 
     `exit_code` is None while it runs and when it was ended by `signal`, unless that was its timeout (124).
@@ -128,7 +128,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SessionList(Body, frozen=True, kw_only=True):
-    sessions: list[Session]
+    sessions: list[GuestSession]
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from .guest import (
     FileEntry,
     FileList,
     GuestReport,
-    Session,
+    GuestSession,
     SessionId,
     SessionList,
     SignalName,
@@ -48,17 +48,17 @@ class GuestService(Protocol):
         ...
 
     @rest("GET", "/vm/<vm>/sessions", Role.OPERATOR, answer=SessionList)
-    async def list_sessions(self, vm: VmRef) -> list[Session]:
+    async def list_sessions(self, vm: VmRef) -> list[GuestSession]:
         """List the sessions of a VM: commands that run, and those that ended in the last ten minutes."""
         ...
 
     @rest("GET", "/vm/<vm>/sessions/<session>", Role.OPERATOR)
-    async def get_session(self, vm: VmRef, session: SessionId) -> Session:
+    async def get_session(self, vm: VmRef, session: SessionId) -> GuestSession:
         """Show one session. Raises: SessionNotFound."""
         ...
 
     @rest("DELETE", "/vm/<vm>/sessions/<session>", Role.OPERATOR, journalled=False)
-    async def end_session(self, vm: VmRef, session: SessionId) -> Session:
+    async def end_session(self, vm: VmRef, session: SessionId) -> GuestSession:
         """Kill all processes of a session, and forget it: its output is gone. Raises: SessionNotFound."""
         ...
 
@@ -69,7 +69,7 @@ class GuestService(Protocol):
         journalled=False,
         example={"signal": "TERM"},
     )
-    async def signal_session(self, vm: VmRef, session: SessionId, signal: SignalName) -> Session:
+    async def signal_session(self, vm: VmRef, session: SessionId, signal: SignalName) -> GuestSession:
         """Send a signal to all processes of a session. Raises: SessionNotFound."""
         ...
 

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved
-from .guest import FileEntry, Offset, Session, SessionId, SignalName, Size, UserName
+from .guest import FileEntry, GuestSession, Offset, SessionId, SignalName, Size, UserName
 from .tolerant import decode_tolerantly
 from .vm import VmRef
 
@@ -95,7 +95,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", omit_defau
 
     offset: int = 0
     input_offset: int = 0
-    session: Session | None = None
+    session: GuestSession | None = None
     file: FileEntry | None = None
 
 

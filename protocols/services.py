@@ -25,6 +25,7 @@ from .bodies import (
     VmList,
     VmStarted,
 )
+from .guest_service import GuestService
 from .image import CatalogueEntry, Image, ImageCheck, ImageRef, Pruned, PullRequest, Pushed, PushRequest
 from .node import Account, Capacity, Health, Token, TokenRequest
 from .operation import Operation, OperationId, OperationState
@@ -311,4 +312,12 @@ class TokenService(Protocol):
         ...
 
 
-SERVICES: tuple[type, ...] = (VmService, ImageService, OperationService, NodeService, TokenService, PeerService)
+SERVICES: tuple[type, ...] = (
+    VmService,
+    GuestService,
+    ImageService,
+    OperationService,
+    NodeService,
+    TokenService,
+    PeerService,
+)

@@ -30,8 +30,8 @@ async def open_hypervisor(
     """Open the hypervisor at `uri`; with an empty one a private libvirtd in `sandbox`.
 
     `fake://` is the one in memory, `fake:///path` keeps its domains in that file; `?shutdown_after=SECONDS|never`,
-    `boots_in` and `delay` set how it behaves. Unless `required`, a libvirt that cannot be reached yet is opened all the
-    same: its calls raise HypervisorDown until it can.
+    `boots_in`, `delay` and `guest_program=1` set how it behaves. Unless `required`, a libvirt that cannot be reached
+    yet is opened all the same: its calls raise HypervisorDown until it can.
     Raises: HypervisorDown, with what to install where something is missing; ValueError for a URI that means nothing.
     """
     if uri.startswith("fake:"):
@@ -62,9 +62,13 @@ def parse_memory_uri(uri: str) -> tuple[Behaviour, Path | None]:
     parts = urlsplit(uri)
     behaviour = Behaviour()
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
-        if key not in ("shutdown_after", "boots_in", "delay"):
-            raise ValueError(f"a fake hypervisor has no setting {key!r}; it has shutdown_after, boots_in, delay")
-        if value == "never" and key != "delay":
+        if key not in ("shutdown_after", "boots_in", "delay", "guest_program"):
+            raise ValueError(
+                f"a fake hypervisor has no setting {key!r}; it has shutdown_after, boots_in, delay, guest_program"
+            )
+        if key == "guest_program":
+            behaviour.guest_program = value == "1"
+        elif value == "never" and key != "delay":
             setattr(behaviour, key, None)
         else:
             setattr(behaviour, key, float(value))

@@ -10,6 +10,8 @@ from typing import TypeVarTuple, Unpack
 
 import trio
 
+from .guest_process import GuestProcess
+
 GuestServer = Callable[[trio.SocketStream], Awaitable[None]]
 _P = TypeVarTuple("_P")
 
@@ -20,6 +22,7 @@ class GuestRun:
     def __init__(self) -> None:
         # Each has one connection at a time.
         self.console, self.channel = trio.Lock(), trio.Lock()
+        self.program: GuestProcess | None = None
         self._ended = False
         self._scopes: set[trio.CancelScope] = set()
 
@@ -54,12 +57,6 @@ def http_server(name: str) -> GuestServer:
         await stream.send_all(head.encode() + body)
 
     return serve
-
-
-async def read_all(stream: trio.SocketStream) -> None:
-    """A guest channel that nothing in the guest has open: read until the peer closes."""
-    while await stream.receive_some(4096):
-        pass
 
 
 def echo(log: Path) -> GuestServer:

@@ -17,7 +17,7 @@ from ...background import open_background
 from ..png import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, ExportedDisk, Features
 from .disk_export import serve_disk
-from .guest import GuestServer, echo, http_server, read_all, run_server, stream_pair
+from .guest import GuestServer, echo, http_server, run_server, stream_pair
 from .record import Behaviour, Record, load
 from .screen import show_screen
 from .simulation import Simulation
@@ -130,6 +130,8 @@ class MemoryHypervisor(Simulation):
         record = await self._running(id)
         if record.state is DomainState.RUNNING:
             self._move(record, DomainState.PAUSED, "user")
+            if program := self._runs[id].program:
+                program.pause()
             record.paused_at = self.behaviour.now()
 
     async def resume(self, id: str) -> None:
@@ -141,6 +143,8 @@ class MemoryHypervisor(Simulation):
             now = self.behaviour.now()
             record.clock_behind += (now - (record.paused_at or now)).total_seconds()
             self._move(record, DomainState.RUNNING)
+            if program := self._runs[id].program:
+                program.resume()
             with suppress(Unsupported):
                 await self.set_guest_time(id)
 
@@ -219,9 +223,12 @@ class MemoryHypervisor(Simulation):
     async def dial_channel(self, id: str) -> trio.SocketStream:
         await self._call()
         await self._running(id)
-        near, far = stream_pair()
         run = self._runs[id]
-        self._nursery.start_soon(run.run, _in_turn, run.channel, self._channels.get(id, read_all), far)
+        server = self._channels.get(id) or (run.program.serve if run.program is not None else None)
+        if server is None:
+            raise Unsupported("the simulated guest has no channel")
+        near, far = stream_pair()
+        self._nursery.start_soon(run.run, _in_turn, run.channel, server, far)
         return near
 
     @asynccontextmanager

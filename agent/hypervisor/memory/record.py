@@ -26,7 +26,8 @@ class Behaviour:
 
     `delay` is what every call takes, `timeout` how long a call waits for a hung guest, `shutdown_after` how long a
     guest takes to power off (None: it never does), `boots_in` how long until its agent answers (None: it has none).
-    With `check_files` a domain whose disk is missing does not start.
+    With `check_files` a domain whose disk is missing does not start. With `guest_program` each guest runs the guest
+    program, as a process of this machine (guest_process.py).
     """
 
     delay: float = 0.0
@@ -34,6 +35,7 @@ class Behaviour:
     shutdown_after: float | None = 0.01
     boots_in: float | None = 0.0
     check_files: bool = False
+    guest_program: bool = False
     now: Callable[[], datetime] = _utc_now
 
 

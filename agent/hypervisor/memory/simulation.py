@@ -10,6 +10,7 @@ from ....protocols.errors import DeadlineExceeded, HypervisorDown, TwinshareErro
 from ..changes import ChangeFeed
 from ..port import Change, ChangeKind, DomainState, Features
 from .guest import GuestRun, GuestServer
+from .guest_process import GuestProcess
 from .record import Behaviour, Record, save
 
 
@@ -74,6 +75,14 @@ class Simulation:
         """The guest switches itself off."""
         self._end(self._record(id), DomainState.SHUTOFF, None)
 
+    def reboot(self, id: str) -> None:
+        """The guest is reset: its program and all that it ran are gone, and begin anew."""
+        run = self._runs[id]
+        if run.program is not None:
+            run.program.reboot()
+            run.program = GuestProcess(self._record(id).plan.directory / "guest")
+            self._nursery.start_soon(run.run, run.program.run)
+
     def fill_disk(self, id: str) -> None:
         """A write of the guest finds the host's disk full: it is paused, and a resume pauses it again."""
         self._full.add(id)
@@ -109,7 +118,7 @@ class Simulation:
         self._consoles[id] = server
 
     def serve_channel(self, id: str, server: GuestServer) -> None:
-        """Serve the guest channel; by default nothing in the guest answers."""
+        """Serve the guest channel; by default the guest has one only with `Behaviour.guest_program`."""
         self._channels[id] = server
 
     async def _call(self) -> None:
@@ -141,6 +150,9 @@ class Simulation:
 
     def _begin(self, record: Record) -> None:
         run = self._runs[record.plan.id] = GuestRun()
+        if self.behaviour.guest_program:
+            run.program = GuestProcess(record.plan.directory / "guest")
+            self._nursery.start_soon(run.run, run.program.run)
         if self.behaviour.boots_in is not None:
             self._nursery.start_soon(run.run, self._boot, record.plan.id, self.behaviour.boots_in)
 

@@ -1,0 +1,210 @@
+"""Streams into the guests of this node: sessions that are attached to, content of files, connections."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from ...protocols.access import AuditSink, Caller, Role
+from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError
+from ...protocols.guest import SessionState
+from ...protocols.guest_channel import END, ERR, EndReply
+from ...protocols.guest_stream import (
+    AttachSession,
+    Channel,
+    DialPort,
+    DialSsh,
+    Finished,
+    FromGuest,
+    Input,
+    InputEnd,
+    Opened,
+    Output,
+    OutputEnd,
+    ReadFile,
+    Resize,
+    SendSignal,
+    StreamRequest,
+    ToGuest,
+    WriteFile,
+)
+from ..vm.context import VmContext
+from .guests import Guests
+from .port import GuestStream
+from .replies import file_entry, refusal
+from .session import HostedSession, Reader
+from .signals import send_signal
+from .stream import ChannelStream
+from .vm_guest import VmGuest
+
+log = structlog.get_logger(__name__)
+
+READ_SIZE = 256 << 10
+NAMES: dict[type, str] = {
+    AttachSession: "attach_session",
+    ReadFile: "read_file",
+    WriteFile: "write_file",
+    DialPort: "dial_guest",
+    DialSsh: "dial_guest_ssh",
+}
+"""How the audit log calls each."""
+
+
+class _SessionStream:
+    """A client that is attached to a session."""
+
+    def __init__(self, guest: VmGuest, session: HostedSession, reader: Reader) -> None:
+        self._session, self._reader = session, reader
+        self._pieces: list[tuple[int, int, bytes]] = []
+        view = session.view(guest.name)
+        accepted = view.input_offset if session.stream is None else session.stream.input_offset
+        self.opened = Opened(offset=reader.offset, input_offset=accepted, session=view)
+
+    async def receive(self) -> FromGuest:
+        await trio.lowlevel.checkpoint()
+        if not self._pieces:
+            self._pieces = await self._session.read(self._reader, READ_SIZE)
+            self._pieces.reverse()
+        if self._pieces:
+            offset, channel, data = self._pieces.pop()
+            return Output(offset=offset, data=data, channel=Channel.STDERR if channel == ERR else Channel.STDOUT)
+        record = self._session.record
+        if record.state is not SessionState.ENDED or record.reason is not None:
+            raise GuestUnreachable(record.reason or "nobody knows how the command ended", session=record.id)
+        return Finished(exit_code=record.exit_code, signal=record.signal)
+
+    async def send(self, message: ToGuest) -> None:
+        stream = self._session.stream
+        if isinstance(message, SendSignal):
+            send_signal(self._session, message.signal)
+        elif stream is None:
+            return  # it has ended: nobody reads it
+        elif isinstance(message, Input):
+            await _send_input(stream, message)
+        elif isinstance(message, InputEnd):
+            stream.close_input()
+        else:
+            stream.control("resize", columns=message.columns, rows=message.rows)
+
+
+class _ContentStream:
+    """A file or a connection. Output is acknowledged to the guest when it is received here."""
+
+    def __init__(self, stream: ChannelStream, opened: Opened, what: str) -> None:
+        self._stream, self._what = stream, what
+        self.opened = opened
+
+    async def receive(self) -> FromGuest:
+        await trio.lowlevel.checkpoint()
+        piece = await self._stream.receive()
+        if piece is not None:
+            offset, channel, data = piece
+            self._stream.acknowledge(offset + len(data))
+            return OutputEnd() if channel == END else Output(offset=self.opened.offset + offset, data=data)
+        end = self._stream.end or EndReply(offset=0)
+        if end.errno is not None:
+            raise refusal(end, self._what)
+        return Finished(file=None if end.file is None else file_entry(end.file), digest=end.digest)
+
+    async def send(self, message: ToGuest) -> None:
+        if isinstance(message, Input):
+            await _send_input(self._stream, message)
+        elif isinstance(message, InputEnd):
+            self._stream.close_input()
+        elif isinstance(message, Resize | SendSignal):
+            raise InvalidRequest("only a session has a window and takes signals")
+
+
+class GuestAccess:
+    """Opens streams for callers. `audit_sink` writes down who opened which."""
+
+    def __init__(self, vms: VmContext, guests: Guests, audit_sink: AuditSink) -> None:
+        self._vms, self._guests, self._record = vms, guests, audit_sink
+
+    @asynccontextmanager
+    async def open(self, caller: Caller, vm: str, request: StreamRequest) -> AsyncIterator[GuestStream]:
+        """Open a stream until the block is left. What a connection or a file runs in the guest ends with it.
+
+        Raises: VmNotFound, Forbidden, WrongState, HypervisorDown, GuestUnreachable, SessionNotFound, FileNotFound,
+        GuestRefused.
+        """
+        name = NAMES[type(request)]
+        caller.require(Role.OPERATOR, name)
+        async with self._record(caller, name, vm):
+            record = self._vms.owned(caller, vm)
+            if isinstance(request, AttachSession):
+                async with self._attach(self._guests.of(record), request) as attached:
+                    yield attached
+            else:
+                async with self._open(self._guests.running(record), request) as content:
+                    yield content
+
+    @asynccontextmanager
+    async def _attach(self, guest: VmGuest, request: AttachSession) -> AsyncIterator[GuestStream]:
+        session = guest.session(request.session)
+        if session.stream is not None:
+            await session.stream.wait_synced()
+        async with session.reading(session.output.start if request.offset is None else request.offset) as reader:
+            yield _SessionStream(guest, session, reader)
+
+    @asynccontextmanager
+    async def _open(self, guest: VmGuest, request: StreamRequest) -> AsyncIterator[GuestStream]:
+        fields, what = _fields(request)
+        stream = await guest.open(fields)
+        try:
+            if stream.end is not None and stream.end.errno is not None:
+                raise _refused(request, stream.end, what, guest.name)
+            reply = await stream.wait_opened()
+            opened = Opened(
+                offset=request.offset if isinstance(request, ReadFile) else 0,
+                input_offset=reply.received,
+                file=None if reply.file is None else file_entry(reply.file),
+            )
+            yield _ContentStream(stream, opened, what)
+        finally:
+            guest.close(stream)
+
+
+def _fields(request: StreamRequest) -> tuple[dict[str, object], str]:
+    """The message that opens a stream in the guest, and what it is about in a word."""
+    match request:
+        case ReadFile():
+            fields = {"kind": "read", "path": request.path, "offset": request.offset, "length": request.length}
+            return fields, request.path.decode(errors="replace")
+        case WriteFile():
+            fields = {
+                "kind": "write",
+                "path": request.path,
+                "size": request.size,
+                "mode": request.mode,
+                "modified": request.modified,
+                "user": request.user,
+                "upload": request.upload,
+            }
+            return fields, request.path.decode(errors="replace")
+        case DialPort():
+            return {"kind": "dial", "port": request.port}, f"port {request.port}"
+        case _:
+            return {"kind": "ssh"}, "ssh"
+
+
+def _refused(request: StreamRequest, end: EndReply, what: str, vm: str) -> TwinshareError:
+    if isinstance(request, DialPort) and end.errno == errno.ECONNREFUSED:
+        return GuestRefused(f"nothing in the guest listens on port {request.port}", port=request.port)
+    if isinstance(request, DialSsh) and end.errno == errno.ENOENT:
+        return GuestUnreachable(f"the guest of VM '{vm}' has no SSH server; install openssh-server or dropbear", vm=vm)
+    return refusal(end, what)
+
+
+async def _send_input(stream: ChannelStream, message: Input) -> None:
+    """Raises: InvalidRequest when bytes are missing before this input."""
+    data = message.data
+    if message.offset is not None:
+        if message.offset > stream.input_offset:
+            raise InvalidRequest(f"input goes on at {stream.input_offset}, not at {message.offset}", path="offset")
+        data = data[stream.input_offset - message.offset :]
+    await stream.send(data)
