@@ -48,7 +48,7 @@ class GuestService(Protocol):
         ...
 
     @rest("GET", "/vm/<vm>/sessions", Role.OPERATOR, answer=SessionList)
-    async def list_sessions(self, vm: VmRef) -> list[GuestSession]:
+    async def list_vm_sessions(self, vm: VmRef) -> list[GuestSession]:
         """List the sessions of a VM: commands that run, and those that ended in the last ten minutes."""
         ...
 

@@ -44,7 +44,7 @@ class GuestOperations:
             return ExecResult(session=session.record.id)
         return await _collect(session)
 
-    async def list_sessions(self, vm: str) -> list[GuestSession]:
+    async def list_vm_sessions(self, vm: str) -> list[GuestSession]:
         guest = self._guest(vm)
         sessions = sorted(guest.sessions.values(), key=lambda session: session.record.started_at)
         return [session.view(guest.name) for session in sessions]

@@ -118,7 +118,7 @@ async def test_only_the_owner_and_admins_get_in(tmp_path: Path) -> None:
             with pytest.raises(Forbidden):
                 await run(guests_of(node, caller), "true")
             with pytest.raises(Forbidden):
-                await guests_of(node, caller).list_sessions("one")
+                await guests_of(node, caller).list_vm_sessions("one")
             with pytest.raises(Forbidden):
                 async with node.guest_stream(caller, "one", AttachSession(session="0" * 16)):
                     pass
