@@ -127,7 +127,7 @@ class GuestSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reason: str | None = None
 
 
-class SessionList(Body, frozen=True, kw_only=True):
+class GuestSessionList(Body, frozen=True, kw_only=True):
     sessions: list[GuestSession]
 
 

@@ -15,8 +15,8 @@ from .guest import (
     FileList,
     GuestReport,
     GuestSession,
+    GuestSessionList,
     SessionId,
-    SessionList,
     SignalName,
     UserName,
 )
@@ -47,7 +47,7 @@ class GuestService(Protocol):
         """
         ...
 
-    @rest("GET", "/vm/<vm>/sessions", Role.OPERATOR, answer=SessionList)
+    @rest("GET", "/vm/<vm>/sessions", Role.OPERATOR, answer=GuestSessionList)
     async def list_vm_sessions(self, vm: VmRef) -> list[GuestSession]:
         """List the sessions of a VM: commands that run, and those that ended in the last ten minutes."""
         ...
@@ -58,7 +58,7 @@ class GuestService(Protocol):
         ...
 
     @rest("DELETE", "/vm/<vm>/sessions/<session>", Role.OPERATOR, journalled=False)
-    async def end_session(self, vm: VmRef, session: SessionId) -> GuestSession:
+    async def end_vm_session(self, vm: VmRef, session: SessionId) -> GuestSession:
         """Kill all processes of a session, and forget it: its output is gone. Raises: SessionNotFound."""
         ...
 

@@ -53,7 +53,7 @@ class GuestOperations:
         guest = self._guest(vm)
         return guest.session(session).view(guest.name)
 
-    async def end_session(self, vm: str, session: str) -> GuestSession:
+    async def end_vm_session(self, vm: str, session: str) -> GuestSession:
         guest = self._guest(vm)
         found = guest.session(session)
         await guest.end_session(found)

@@ -173,7 +173,7 @@ async def test_a_session_is_killed_and_forgotten(tmp_path: Path) -> None:
             first = await stream.receive()
             assert isinstance(first, Output)
             pid = int(first.data)
-            await guests.end_session("one", started.session)
+            await guests.end_vm_session("one", started.session)
             with trio.fail_after(5), pytest.raises(GuestUnreachable):
                 await stream.receive()
         with trio.fail_after(5):
