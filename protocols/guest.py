@@ -32,6 +32,7 @@ GuestPath = Annotated[str, Meta(min_length=1, max_length=4096, description="a pa
 SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 Offset = Annotated[int, Meta(ge=0, le=1 << 62)]
 Size = Annotated[int, Meta(ge=1, le=10_000)]
+Modified = Annotated[float, Meta(ge=0, le=1 << 40, description="seconds since 1970")]
 UserName = Annotated[str, Meta(max_length=64, pattern="^([A-Za-z0-9_][A-Za-z0-9_.-]*)?$")]
 SIGNALS = ("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH")
 SignalName = Annotated[str, Meta(pattern=f"^({'|'.join(SIGNALS)})$")]

@@ -16,6 +16,7 @@ from .guest import (
     GuestReport,
     GuestSession,
     GuestSessionList,
+    Modified,
     SessionId,
     SignalName,
     UserName,
@@ -98,7 +99,7 @@ class GuestService(Protocol):
         path: PathText = "",
         path_base64: Base64 | None = None,
         mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None,
-        modified: float | None = None,
+        modified: Modified | None = None,
         parents: bool = False,
         user: UserName = "",
     ) -> FileEntry:

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved
-from .guest import FileEntry, GuestSession, Offset, SessionId, SignalName, Size, UserName
+from .guest import FileEntry, GuestSession, Modified, Offset, SessionId, SignalName, Size, UserName
 from .tolerant import decode_tolerantly
 from .vm import VmRef
 
@@ -53,7 +53,7 @@ class WriteFile(msgspec.Struct, frozen=True, kw_only=True, tag="write", omit_def
     path: Annotated[bytes, Meta(min_length=1, max_length=4096)]
     size: Offset | None = None
     mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None
-    modified: float | None = None
+    modified: Modified | None = None
     user: UserName = ""
     upload: Annotated[str, Meta(pattern="^([0-9a-f]{16,64})?$")] = ""
 

@@ -1,7 +1,7 @@
 """Documented answers: the guide's keys are there, and the client gets back what the operation returned."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 import pytest
@@ -66,5 +66,5 @@ def test_create_and_show_answer_the_vm_itself() -> None:
 
 def test_every_list_answers_an_object() -> None:
     for method in TABLE.values():
-        shown = msgspec.to_builtins(present(method, [])) if method.name.startswith("list_") else {}
-        assert isinstance(shown, dict), method.name
+        if get_origin(method.result) is list:
+            assert isinstance(msgspec.to_builtins(present(method, [])), dict), method.name
