@@ -66,5 +66,5 @@ def test_create_and_show_answer_the_vm_itself() -> None:
 
 def test_every_list_answers_an_object() -> None:
     for method in TABLE.values():
-        if get_origin(method.result) is list:
+        if method.name.startswith("list_") and get_origin(method.result) is list:
             assert isinstance(msgspec.to_builtins(present(method, [])), dict), method.name
