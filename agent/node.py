@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..protocols.console import ConsoleRequest
 from ..protocols.errors import TwinshareError, VmNotFound
 from ..protocols.guest_service import GuestService
 from ..protocols.guest_stream import PROTOCOL as GUEST
-from ..protocols.guest_stream import GuestStreamRequest, StreamRequest
+from ..protocols.guest_stream import StreamRequest
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.peer import FleetVms
@@ -38,7 +38,6 @@ from .backends import Backends, open_backends
 from .config import Config, default_data_dir
 from .dns import serve_names
 from .events import EventLog, open_events
-from .guest.access import NAMES as GUEST_STREAMS
 from .guest.access import GuestAccess
 from .guest.guests import Guests, open_guests
 from .guest.operations import GuestOperations
@@ -114,7 +113,6 @@ class Node:
     tunnels: Tunnels
     consoles: Consoles
     screens: Screens
-    guests: Guests
     guest_access: GuestAccess
     peer_addresses: PeerAddresses
     health: NodeHealth
@@ -191,24 +189,16 @@ class Node:
             async with open_remote_console(self.mesh.client, peer_id, request, asked.protocol) as stream:
                 yield stream
 
-    @asynccontextmanager
-    async def guest_stream(
-        self, caller: Caller, vm: str, request: StreamRequest, peer: str | None = None
-    ) -> AsyncIterator[GuestStream]:
+    def guest_stream(
+        self, caller: Caller, vm: str, request: StreamRequest, peer: str = "local"
+    ) -> AbstractAsyncContextManager[GuestStream]:
         """A stream into the guest of a VM, here or on a peer, until the block is left.
 
         Raises: what `GuestAccess.open` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
         """
-        if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(str(peer))):
-            async with self.guest_access.open(caller, vm, request) as stream:
-                yield stream
-            return
-        name = GUEST_STREAMS[type(request)]
-        asked = GuestStreamRequest(vm=vm, role=caller.role, principal=caller.delegate, open=request)
-        async with self.audit.record(caller, name, vm, at_peer=peer_id):
-            caller.require(Role.OPERATOR, name)
-            async with open_remote_guest_stream(self.mesh.client, peer_id, asked) as stream:
-                yield stream
+        if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(peer)):
+            return self.guest_access.open(caller, vm, request)
+        return open_remote_guest_stream(self.mesh.client, self.audit.record, caller, peer_id, vm, request)
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
@@ -354,7 +344,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
                     images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, screens=screens,
-                    guests=guests, guest_access=access, peer_addresses=PeerAddresses(loopback, peers), health=health,
+                    guest_access=access, peer_addresses=PeerAddresses(loopback, peers), health=health,
                 )  # fmt: skip
                 if config.dns.listen:
                     await nursery.start(serve_names, config.dns.listen, node.address_of)

@@ -7,14 +7,14 @@ Back-pressure is the stream's own: a client that does not read stops its own str
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller
+from ...protocols.access import Caller, Role
 from ...protocols.errors import Overloaded, PeerMisbehaved, PeerUnreachable, TwinshareError
 from ...protocols.guest_stream import (
     HEAD,
@@ -27,6 +27,7 @@ from ...protocols.guest_stream import (
     Input,
     Opened,
     Output,
+    StreamRequest,
     ToGuest,
     decode_from_owner,
     decode_request,
@@ -34,7 +35,7 @@ from ...protocols.guest_stream import (
     encode_message,
     message_length,
 )
-from ..guest.access import GuestAccess
+from ..guest.access import NAMES, GuestAccess
 from ..guest.port import GuestStream
 from ..p2p.host import PeerId, Stream
 from ..p2p.mesh_client import MeshClient
@@ -49,6 +50,14 @@ MAX_STREAMS = 512
 """Streams that a peer may have open at once."""
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved)
 Message = TypeVar("Message")
+
+
+class PeerAudit(Protocol):
+    """Writes down a call to a peer."""
+
+    def __call__(
+        self, caller: Caller, what: str, on: str = "", *, at_peer: str = ""
+    ) -> AbstractAsyncContextManager[None]: ...
 
 
 class _RemoteStream:
@@ -82,17 +91,21 @@ class _RemoteStream:
 
 @asynccontextmanager
 async def open_remote_guest_stream(
-    mesh: MeshClient, peer: PeerId, request: GuestStreamRequest
+    mesh: MeshClient, record: PeerAudit, caller: Caller, peer: PeerId, vm: str, request: StreamRequest
 ) -> AsyncIterator[GuestStream]:
     """Open a stream until the block is left. Raises: what the owner raises; P2pStopped, PeerUnreachable."""
-    running = mesh.require_running()
-    await running.sessions.session_to(peer)
-    stream = await running.host.open_stream(peer, PROTOCOL)
-    try:
-        yield await _ask(stream, request)
-    finally:
-        stream.reset()
-        await trio.aclose_forcefully(stream)
+    name = NAMES[type(request)]
+    asked = GuestStreamRequest(vm=vm, role=caller.role, principal=caller.delegate, open=request)
+    async with record(caller, name, vm, at_peer=peer):
+        caller.require(Role.OPERATOR, name)
+        running = mesh.require_running()
+        await running.sessions.session_to(peer)
+        stream = await running.host.open_stream(peer, PROTOCOL)
+        try:
+            yield await _ask(stream, asked)
+        finally:
+            stream.reset()
+            await trio.aclose_forcefully(stream)
 
 
 async def _ask(stream: Stream, request: GuestStreamRequest) -> _RemoteStream:

@@ -17,6 +17,7 @@ from ...protocols.errors import InvalidRequest
 from ...protocols.user_data import CLOUD_CONFIG, MIME_ARCHIVE, content_type, plain
 from ...protocols.vm import CloudInit
 from ..bounded_yaml import YamlError, load_yaml
+from .vendor_data import vendor_data
 
 _HEADER = "#cloud-config\n"
 _MAX_KEYS = 1000
@@ -38,7 +39,7 @@ def build_seed(vm_id: str, name: str, cloud_init: CloudInit) -> bytes:
     hostname = cloud_init.hostname or name
     # JSON is YAML, and no string in it can become a key.
     meta_data = json.dumps({"instance-id": vm_id, "local-hostname": hostname}, indent=1) + "\n"
-    documents = {"meta-data": meta_data, "user-data": user_data(hostname, cloud_init)}
+    documents = {"meta-data": meta_data, "user-data": user_data(hostname, cloud_init), "vendor-data": vendor_data()}
     if cloud_init.network_config:
         documents["network-config"] = cloud_init.network_config
     return _iso(documents)

@@ -31,7 +31,7 @@ def read(iso: bytes) -> dict[str, str]:
 
 def test_a_seed_names_the_guest_and_carries_its_documents() -> None:
     files = read(build_seed("an-id", "web", CloudInit(network_config="version: 2\n")))
-    assert set(files) == {"meta-data", "user-data", "network-config"}
+    assert set(files) == {"meta-data", "user-data", "network-config", "vendor-data"}
     assert yaml.safe_load(files["meta-data"]) == {"instance-id": "an-id", "local-hostname": "web"}
     assert files["user-data"].startswith("#cloud-config\n")
     assert yaml.safe_load(files["user-data"]) == {"hostname": "web"}

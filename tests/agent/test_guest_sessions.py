@@ -61,9 +61,7 @@ async def run(guests: GuestService, *command: str, **fields: object) -> ExecResu
         return await guests.exec_vm("one", ExecRequest(command=list(command), **fields))  # type: ignore[arg-type]  # any
 
 
-async def read_all(
-    node: Node, session: str, offset: int | None = None, peer: str | None = None
-) -> tuple[bytes, Finished]:
+async def read_all(node: Node, session: str, offset: int | None = None, peer: str = "local") -> tuple[bytes, Finished]:
     """Attach and read to the end."""
     whole = b""
     with trio.fail_after(60):

@@ -1,0 +1,42 @@
+"""The script that brings the guest program into a guest: what it writes is the program, and that starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from twinshare.agent.guest_program.bundle import PORT_PATH, program_zip
+from twinshare.agent.vm.vendor_data import ARCHIVE, FOLDER, vendor_data
+from twinshare.protocols.guest_channel import ANNOUNCE
+
+
+def test_the_script_installs_the_program_and_it_starts(tmp_path: Path) -> None:
+    """In a folder of its own, and with `true` for the commands that would change this machine."""
+    script = vendor_data()
+    ours = script[: script.index("if [ -d /run/systemd/system ]")].replace(FOLDER, str(tmp_path))
+    near, far = socket.socketpair()
+    with near, far:
+        ours = ours.replace(PORT_PATH, f"fd:{far.fileno()}").replace("while [ ! -e", "while [ -e")
+        subprocess.run(["sh", "-c", ours], check=True, timeout=30)
+        assert (tmp_path / Path(ARCHIVE).name).read_bytes() == program_zip()
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        process = subprocess.Popen([tmp_path / "run-guest"], pass_fds=[far.fileno()], env=environment)
+        far.close()
+        near.settimeout(10)
+        heard = b""
+        while ANNOUNCE not in heard:
+            part = near.recv(65536)
+            assert part, "the program ended"
+            heard += part
+        near.close()
+        assert process.wait(10) == 0
+
+
+def test_every_way_to_start_it_is_well_formed(tmp_path: Path) -> None:
+    script = vendor_data()
+    assert script.startswith("#!/bin/sh\n")
+    assert subprocess.run(["sh", "-n"], input=script, text=True, timeout=10, check=False).returncode == 0
+    assert len(script) < 64 << 10
