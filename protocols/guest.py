@@ -29,6 +29,7 @@ TIMED_OUT = 124
 Text = Annotated[str, Meta(max_length=MAX_COMMAND)]
 Base64 = Annotated[str, Meta(max_length=MAX_COMMAND * 2, pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 GuestPath = Annotated[str, Meta(min_length=1, max_length=4096, description="a path in the guest")]
+PathText = Annotated[str, Meta(max_length=4096, description="a path in the guest")]
 SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 Offset = Annotated[int, Meta(ge=0, le=1 << 62)]
 Size = Annotated[int, Meta(ge=1, le=10_000)]
@@ -192,6 +193,17 @@ class FileList(msgspec.Struct, frozen=True, kw_only=True):
     entry: FileEntry
     files: list[FileEntry]
     next: str | None = None
+
+
+class DirectoryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A directory to make; `parents` makes those above it too. `mode` are the permission bits."""
+
+    path: PathText = ""
+    path_base64: Base64 | None = None
+    mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None
+    modified: Modified | None = None
+    parents: bool = False
+    user: UserName = ""
 
 
 class ListeningPort(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from msgspec import Meta
 from .access import Role
 from .guest import (
     Base64,
+    DirectoryRequest,
     ExecRequest,
     ExecResult,
     FileEntry,
@@ -16,16 +17,14 @@ from .guest import (
     GuestReport,
     GuestSession,
     GuestSessionList,
-    Modified,
+    PathText,
     SessionId,
     SignalName,
-    UserName,
 )
 from .routes import rest
 from .vm import VmRef
 
 MAX_LISTED = 1000
-PathText = Annotated[str, Meta(max_length=4096, description="a path in the guest")]
 
 
 class GuestService(Protocol):
@@ -93,16 +92,7 @@ class GuestService(Protocol):
         journalled=False,
         example={"path": "/srv/data", "mode": 493, "parents": True},
     )
-    async def make_directory(
-        self,
-        vm: VmRef,
-        path: PathText = "",
-        path_base64: Base64 | None = None,
-        mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None,
-        modified: Modified | None = None,
-        parents: bool = False,
-        user: UserName = "",
-    ) -> FileEntry:
+    async def make_directory(self, vm: VmRef, request: DirectoryRequest) -> FileEntry:
         """Make a directory in the guest, or give one that exists this mode and time. Raises: FileNotFound, Conflict."""
         ...
 

@@ -8,6 +8,7 @@ from ...protocols.access import Caller, account_of
 from ...protocols.errors import GuestRefused, InvalidRequest, Overloaded
 from ...protocols.guest import (
     MAX_COLLECTED,
+    DirectoryRequest,
     ExecRequest,
     ExecResult,
     FileEntry,
@@ -85,18 +86,9 @@ class GuestOperations:
             next=b64encode(files[-1].name).decode() if end.more and files else None,
         )
 
-    async def make_directory(
-        self,
-        vm: str,
-        path: str = "",
-        path_base64: str | None = None,
-        mode: int | None = None,
-        modified: float | None = None,
-        parents: bool = False,
-        user: str = "",
-    ) -> FileEntry:
-        fields = {"mode": mode, "modified": modified, "parents": parents, "user": user}
-        return _entry(await self._call(vm, "make", path_bytes(path, path_base64), **fields))
+    async def make_directory(self, vm: str, request: DirectoryRequest) -> FileEntry:
+        fields = {name: getattr(request, name) for name in ("mode", "modified", "parents", "user")}
+        return _entry(await self._call(vm, "make", path_bytes(request.path, request.path_base64), **fields))
 
     async def remove_file(
         self, vm: str, path: str = "", path_base64: str | None = None, recursive: bool = False
