@@ -10,6 +10,7 @@ import { text } from "./text.js";
 const t = text.create;
 const AUTO = "*";
 const TINY = "tiny";
+const PERIODS = /** @type {[number | string, string][]} */ ([["", text.access.never], [3600, text.peers.hours(1)], [28800, text.peers.hours(8)], [86400, text.peers.days(1)], [604800, text.peers.days(7)]]);
 const NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
 
 /** The first of `vm-1`, `vm-2`… that no VM of the fleet has. */
@@ -34,6 +35,7 @@ function specFrom(form) {
   return {
     name: said("name"), image: said("image"), cpu_cores: Number(said("cpu_cores")), memory, disk_size: disk,
     network: said("network") || "default", start: form.has("start"),
+    ...(said("ttl") ? { ttl: Number(said("ttl")) } : {}),
     ...(form.has("autostart") ? { autostart: true } : {}),
     ...(Object.keys(labels).length ? { labels } : {}), ...(Object.keys(cloud).length ? { cloud_init: cloud } : {}),
   };
@@ -115,6 +117,7 @@ export function view() {
           <div class="row"><${Field} label=${t.hostname}><input name="hostname" maxlength="253" /><//>
             <${Field} label=${t.network}><input name="network" maxlength="64" placeholder="default" list="networks" /><//></div>
           <datalist id="networks"><option value="default"></option><option value="isolated"></option></datalist>
+          <${Field} label=${t.ttl}><select name="ttl">${PERIODS.map(([seconds, label]) => html`<option key=${label} value=${seconds}>${label}</option>`)}</select><//>
           <${Field} label=${t.labels} hint=${t.labelsHint}><textarea name="labels" rows="2" spellcheck="false"></textarea><//>
           <label class="check"><input name="autostart" type="checkbox" /> ${t.autostart}</label>
         </div></details>

@@ -81,7 +81,7 @@ export const text = {
     title: "New VM", name: "Name", nameHint: "a-z, 0-9 and -", image: "Image", node: "Node", here: "this node", auto: "any: where most memory is free",
     cpu: "CPUs", memory: "Memory", disk: "Disk", memoryHint: "512M, 2G", diskHint: "at least the image's size", start: "Start it at once",
     more: "More settings", user: "cloud-init user data", userHint: "#cloud-config or a script; runs at the first boot",
-    keys: "SSH public keys", keysHint: "one a line", hostname: "Host name", network: "Network", labels: "Labels", labelsHint: "key=value, one a line", autostart: "Start with the node",
+    keys: "SSH public keys", keysHint: "one a line", hostname: "Host name", network: "Network", labels: "Labels", labelsHint: "key=value, one a line", autostart: "Start with the node", ttl: "Delete after",
     create: "Create", tiny: "tiny: built here in seconds, a few MB", wrongSize: "Write a size like 512M or 2G.", noNode: "No node of the fleet has this much memory free.",
     group: { here: "On the node", catalogue: "Catalogue: downloaded when needed" },
     wrongLabel: "Write each label as key=value.", wrongName: "A name is 1 to 63 of a-z, 0-9 and -, and neither begins nor ends with -.",

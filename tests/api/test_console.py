@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from twinshare.protocols.errors import (
 from twinshare.protocols.node import TokenRequest
 
 PATH = "/api/vm/one/console"
+SCREEN = "/api/vm/one/screen"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
@@ -99,9 +101,9 @@ def handshake(path: str = PATH, **headers: str) -> bytes:
 
 
 @asynccontextmanager
-async def raw(api: Served, **headers: str) -> AsyncIterator[Raw]:
+async def raw(api: Served, path: str = PATH, **headers: str) -> AsyncIterator[Raw]:
     async with await trio.open_tcp_stream(*api.address) as stream:
-        await stream.send_all(handshake(**headers))
+        await stream.send_all(handshake(path, **headers))
         head = b""
         with trio.fail_after(5):
             while not head.endswith(b"\r\n\r\n"):
@@ -202,15 +204,41 @@ async def test_who_may(tmp_path: Path) -> None:
         ({"Origin": "http://localhost"}, 101),
     ],
 )  # fmt: skip
-async def test_the_guard_stands_before_it(headers: dict[str, str], status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [PATH, SCREEN])
+async def test_the_guard_stands_before_it(path: str, headers: dict[str, str], status: int, tmp_path: Path) -> None:
     async with running(tmp_path) as (api, _, _id):
-        said = handshake(**{name.replace("-", "_"): value for name, value in headers.items()})
+        said = handshake(path, **{name.replace("-", "_"): value for name, value in headers.items()})
         heard = await trio.to_thread.run_sync(talk, api.address, said, 0.3)
         assert heard.startswith(b"HTTP/1.1 %d" % status), heard
         if status != 101:
             assert b'"code":' in heard
             assert not api.node.consoles._connections
+            assert not api.node.screens._viewers
         assert (await api.client.get("/api/vm")).status_code == 200
+
+
+async def test_a_screen_ends_with_its_token_and_with_its_session(tmp_path: Path) -> None:
+    async with running(tmp_path, auth="token") as (api, _, _id):
+        made = await api.node.tokens.create(TokenRequest(name="x", role=Role.ADMIN))
+        headers = {"authorization": f"Bearer {made.secret}"}
+
+        async def ended(end: Callable[[], Awaitable[object]], **fields: str) -> None:
+            async with raw(api, SCREEN, **fields) as socket:
+                assert (await socket.next(BytesMessage)).data == b"RFB 003.008\n"
+                await end()
+                with trio.fail_after(1):
+                    assert (await socket.next(CloseConnection)).code == 4401
+            with trio.fail_after(5):
+                while api.node.screens._viewers:
+                    await trio.sleep(0.01)
+
+        link = (await api.client.post("/api/session", headers=headers)).json()["link"]
+        cookie = (await api.client.get(link)).headers["set-cookie"].partition(";")[0]
+        [session] = (await api.client.get("/api/sessions", headers=headers)).json()["sessions"]
+        end = partial(api.client.delete, f"/api/sessions/{session['id']}", headers=headers)
+        await ended(end, Cookie=cookie, Origin="http://localhost")
+        assert (await api.client.get("/api/vm", headers={"cookie": cookie})).status_code == 401
+        await ended(partial(api.node.tokens.revoke, "x"), Authorization=headers["authorization"])
 
 
 async def test_a_page_of_ours_gets_one_by_its_cookie(tmp_path: Path) -> None:

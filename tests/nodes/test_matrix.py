@@ -33,7 +33,7 @@ from twinshare.agent.reach.tunnel import ask_on_stream
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.blob import PROTOCOL as BLOB
 from twinshare.protocols.blob import BlobAnswer, BlobRequest
-from twinshare.protocols.console import ConsoleRequest
+from twinshare.protocols.console import SCREEN_PROTOCOL, ConsoleRequest
 from twinshare.protocols.errors import TwinshareError, Unavailable
 from twinshare.protocols.guest import ExecRequest
 from twinshare.protocols.guest_service import GuestService
@@ -195,11 +195,12 @@ def calls(target: Target, everybody: list[Asker]) -> Iterator[Cell]:
 
 
 def streams(target: Target, everybody: list[Asker]) -> Iterator[Cell]:
-    """Each kind of stream beside calls: consoles, tunnels, images, events."""
+    """Each kind of stream beside calls: consoles, screens, tunnels, images, events."""
     for asker, owner in product(everybody, target.things):
         may = asker.role is not VIEWER and owns(asker, owner)
         vm = target.things[owner][0]
         yield Cell("console", asker, owner, may, partial(attach, target.node, asker, vm))
+        yield Cell("screen", asker, owner, may, partial(look, target.node, asker, vm))
         if asker.peer is not None:
             probe = partial(asker.peer.tunnels.probe, target.node.peer_id, vm, 80, asker.caller)
             yield Cell("tunnel", asker, owner, may, probe)
@@ -216,6 +217,15 @@ async def attach(node: Node, asker: Asker, vm: str) -> None:
     # Over the stream itself: the caller's own node would refuse before.
     request = ConsoleRequest(vm=vm, role=asker.caller.role, principal=asker.caller.delegate)
     async with open_remote_console(asker.peer.mesh.client, node.peer_id, request):
+        return
+
+
+async def look(node: Node, asker: Asker, vm: str) -> None:
+    if asker.peer is None:
+        async with node.screen(asker.caller, vm):
+            return
+    request = ConsoleRequest(vm=vm, role=asker.caller.role, principal=asker.caller.delegate)
+    async with open_remote_console(asker.peer.mesh.client, node.peer_id, request, SCREEN_PROTOCOL):
         return
 
 
