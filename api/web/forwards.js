@@ -34,9 +34,9 @@ export function view({ vm }) {
             <td class="mono">${one.guest_port}</td><td>${one.protocol}</td><td><${Status} status=${one.active ? "online" : "stopped"} /></td>
             <td class="does"><${Action} operation="remove_forward" label=${t.remove} icon="trash" compact=${true} kind="plain danger" params=${{ vm: vm.id, host_port: one.host_port }} peer=${peer} owner=${vm.owner} node=${vm.node} then=${again} /></td></tr>`)}</tbody></table>`}
       ${able && html`<${Form} id="forward" operation="add_forward" label=${t.add} submit=${add}><div class="row">
-        <${Field} label=${t.host}><input name="host_port" type="number" min="0" max="65535" value="0" required /><//>
-        <${Field} label=${t.guest}><input name="guest_port" type="number" min="1" max="65535" value="80" required /><//>
+        <${Field} label=${t.host}><input name="host_port" type="number" min="0" max="65535" defaultValue="0" required /><//>
+        <${Field} label=${t.guest}><input name="guest_port" type="number" min="1" max="65535" defaultValue="80" required /><//>
         <${Field} label=${t.protocol}><select name="protocol"><option>tcp</option><option>udp</option></select><//>
-        <${Field} label=${t.bind}><input name="bind" value="127.0.0.1" required maxlength="45" /><//></div><//>`}
+        <${Field} label=${t.bind}><input name="bind" defaultValue="127.0.0.1" required maxlength="45" /><//></div><//>`}
     </section>`;
 }

@@ -95,7 +95,7 @@ export function view() {
   return html`
     <${Dialog} title=${t.title} onClose=${close}>
       <${Form} id="create" operation="create_vm" label=${t.create} submit=${submit} cancel=${close}>
-        <${Field} label=${t.name} hint=${t.nameHint}><input name="name" required maxlength="63" value=${name} autocomplete="off" autofocus spellcheck="false" /><//>
+        <${Field} label=${t.name} hint=${t.nameHint}><input name="name" required maxlength="63" defaultValue=${name} autocomplete="off" autofocus spellcheck="false" /><//>
         <${Field} label=${t.image} hint=${tiny && !here.some(isTiny) ? t.tiny : ""}>
           <input name="image" required maxlength="512" list="images" value=${image} autocomplete="off" spellcheck="false" onInput=${(event) => setImage(event.target.value)} /><//>
         <datalist id="images">${here.map((one) => html`<option key=${one} value=${one}></option>`)}
@@ -106,11 +106,11 @@ export function view() {
           ${online.map((peer) => html`<option key=${peer.id} value=${peer.name}>${peer.name}</option>`)}
           <option value=${AUTO}>${t.auto}</option></select><//>`}
         <div class="row">
-          <${Field} label=${t.cpu}><input name="cpu_cores" type="number" min="1" max="1024" value=${tiny ? 1 : 2} key="cpu ${tiny}" /><//>
-          <${Field} label=${t.memory} hint=${t.memoryHint}><input name="memory" required value=${tiny ? "128M" : "2G"} key="memory ${tiny}" /><//>
-          <${Field} label=${t.disk} hint=${t.diskHint}><input name="disk_size" required value=${tiny ? "1G" : "20G"} key="disk ${tiny}" /><//>
+          <${Field} label=${t.cpu}><input name="cpu_cores" type="number" min="1" max="1024" defaultValue=${tiny ? 1 : 2} key="cpu ${tiny}" /><//>
+          <${Field} label=${t.memory} hint=${t.memoryHint}><input name="memory" required defaultValue=${tiny ? "128M" : "2G"} key="memory ${tiny}" /><//>
+          <${Field} label=${t.disk} hint=${t.diskHint}><input name="disk_size" required defaultValue=${tiny ? "1G" : "20G"} key="disk ${tiny}" /><//>
         </div>
-        <label class="check"><input name="start" type="checkbox" checked /> ${t.start}</label>
+        <label class="check"><input name="start" type="checkbox" defaultChecked=${true} /> ${t.start}</label>
         <details><summary>${t.more}</summary><div class="dialog">
           <${Field} label=${t.keys} hint=${t.keysHint}><textarea name="keys" rows="2" spellcheck="false"></textarea><//>
           <${Field} label=${t.user} hint=${t.userHint}><textarea name="user_data" rows="4" spellcheck="false"></textarea><//>

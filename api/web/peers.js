@@ -41,7 +41,7 @@ function Invite({ close }) {
       <${Form} id="invite" operation="invite_peer" label=${t.make} submit=${submit} cancel=${close}><div class="row">
         <${Field} label=${t.role}><select name="role"><option>viewer</option><option selected>operator</option><option>admin</option></select><//>
         <${Field} label=${t.expires}><select name="expires">${PERIODS.map(([seconds, label]) => html`<option key=${seconds} value=${seconds}>${label}</option>`)}</select><//>
-        <${Field} label=${t.uses}><input name="uses" type="number" min="1" max="1000" value="1" required /><//></div><//>`}
+        <${Field} label=${t.uses}><input name="uses" type="number" min="1" max="1000" defaultValue="1" required /><//></div><//>`}
     <//>`;
 }
 

@@ -18,7 +18,7 @@ export function view({ vm }) {
   const able = may("operator", vm.owner, vm.node);
   return html`
     <section class="card narrow" aria-label=${text.vm.tabs.settings}><${Form} id="settings" operation="update_vm" label=${t.save} submit=${save}>
-      <label class="check"><input type="checkbox" name="autostart" checked=${vm.autostart} disabled=${!able} /> ${t.autostart}</label>
+      <label class="check"><input type="checkbox" name="autostart" defaultChecked=${vm.autostart} disabled=${!able} /> ${t.autostart}</label>
       <${Field} label=${t.labels} hint=${t.labelsHint}><textarea name="labels" rows=${Math.max(4, lines.length + 1)} disabled=${!able} spellcheck="false">${lines.join("\n")}</textarea><//>
     <//></section>`;
 }

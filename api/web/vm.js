@@ -32,7 +32,7 @@ function Capture({ vm, close }) {
   return html`
     <${Dialog} title=${t.capture} kind="small" onClose=${close}>
       <${Form} operation="capture_image" label=${t.capture} submit=${submit} cancel=${close}>
-        <${Field} label=${t.captureName} hint=${t.captureHint}><input name="name" required maxlength="512" value="${vm.name}-image" autofocus /><//>
+        <${Field} label=${t.captureName} hint=${t.captureHint}><input name="name" required maxlength="512" defaultValue="${vm.name}-image" autofocus /><//>
         <label class="check"><input type="checkbox" name="reset_identity" /> ${t.captureReset}</label>
       <//>
     <//>`;

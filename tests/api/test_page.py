@@ -192,6 +192,9 @@ async def test_create_on_another_node_forward_capture_and_delete(tmp_path: Path)
         }
         for name, value in fields.items():
             await page.fill(f"#create [name={name}]", value)
+        # What happens in the fleet meanwhile draws the page again, and leaves alone what is typed.
+        await page.run("import('/web/store.js').then(store => new Promise(done => setTimeout(done, 100, store.set())))")
+        assert await page.run("document.querySelector('#create [name=name]').value") == "new"
         await page.click("#create button.primary", row("new", "running"))
         [made] = [vm for vm in (await at.api.get("/api/remote/far/vm"))["vms"] if vm["name"] == "new"]
         assert (made["status"], made["labels"], made["ttl"]) == ("running", {"a": "b"}, 3600)
