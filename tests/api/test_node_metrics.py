@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.api.served import SPEC, Served, served
 from twinshare.api.rest import node_metrics
@@ -39,3 +42,18 @@ async def test_running_vms_have_metrics_of_their_own(tmp_path: Path, monkeypatch
             assert of == {"one", "two"}, series
         monkeypatch.setattr(node_metrics, "MAX_VMS", 1)
         assert len([line for line in await lines(api) if "twinshare_vm_cpu_seconds_total{" in line]) == 1
+
+
+async def test_the_dashboard_and_the_alerts_name_metrics_that_exist(tmp_path: Path) -> None:
+    configs = Path(__file__).parents[2] / "configs"
+    dashboard = json.loads((configs / "grafana-dashboard.json").read_text())
+    rules = yaml.safe_load((configs / "prometheus-alerts.yaml").read_text())["groups"][0]["rules"]
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [rule["expr"] for rule in rules]
+    assert all(rule["annotations"]["summary"] for rule in rules)
+    async with served(tmp_path) as api:
+        await api.client.post("/api/vm", json=SPEC | {"start": True})
+        served_names = {re.match(r"\w+", line)[0] for line in await lines(api)}  # type: ignore[index]  # never empty
+    for query in queries:
+        for name in re.findall(r"\btwinshare_\w+", query):
+            assert name in served_names, f"{name} of: {query}"
