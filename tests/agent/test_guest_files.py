@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.test_guest_sessions import guests_of, running
+from tests.agent.test_guest_sessions import running
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import FileNotFound, GuestRefused
@@ -102,14 +102,20 @@ async def test_what_is_refused_says_why(tmp_path: Path) -> None:
             await guests.list_files("one", path="/none")
 
 
+def make_files(root: Path, names: list[bytes]) -> Path:
+    """Empty files in the guest's folder `d/e`."""
+    folder = next(root.rglob("guest/d/e"))
+    for name in names:
+        (folder / name.decode(errors="surrogateescape")).write_bytes(b"")
+    return folder
+
+
 async def test_many_files_with_any_name_are_listed_in_pages(tmp_path: Path) -> None:
-    async with running(tmp_path) as (node, guests, _, id):
+    async with running(tmp_path) as (_, guests, _, _):
         made = await guests.make_directory("one", DirectoryRequest(path="d/e", parents=True, mode=0o700))
         assert (made.kind, made.mode) == (FileKind.DIRECTORY, 0o700)
-        folder = next(trio_path for trio_path in tmp_path.rglob("guest/d/e"))
-        names = sorted([b"n%05d" % number for number in range(2500)] + [b"\xff\xfe", b"a\x1b[31mb"])
-        for name in names:
-            (folder / name.decode(errors="surrogateescape")).write_bytes(b"")
+        names = sorted([*(b"n%05d" % number for number in range(2500)), b"\xff\xfe", b"a\x1b[31mb"])
+        folder = make_files(tmp_path, names)
         found, after = [], None
         while True:
             page = await guests.list_files("one", path="d/e", after=after)
@@ -121,7 +127,7 @@ async def test_many_files_with_any_name_are_listed_in_pages(tmp_path: Path) -> N
         with pytest.raises(GuestRefused, match="not empty"):
             await guests.remove_file("one", path="d")
         await guests.remove_file("one", path="d", recursive=True)
-        assert not folder.exists()
+        assert not await trio.Path(folder).exists()
 
 
 async def test_a_port_on_the_guests_loopback_is_dialled(tmp_path: Path) -> None:
