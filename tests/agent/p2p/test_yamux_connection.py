@@ -212,3 +212,44 @@ async def test_bytes_that_came_with_the_agreement_are_read_first(autojump_clock:
             got += data
         assert got == b"ahead of the rest"
         assert stream.protocol == "/x/1.0.0"
+
+
+async def test_a_ping_takes_as_long_as_its_answer(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair, trio.open_nursery() as nursery:
+        pair.far_channel.hold = trio.Event()
+
+        async def let_go() -> None:
+            await trio.sleep(0.5)
+            assert pair.far_channel.hold is not None
+            pair.far_channel.hold.set()
+
+        nursery.start_soon(let_go)
+        assert await pair.near.ping() >= 0.5
+
+
+async def test_a_ping_ends_with_its_connection(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair, trio.open_nursery() as nursery:
+        pair.far_channel.hold = trio.Event()
+
+        async def ping() -> None:
+            with pytest.raises(SessionOver):
+                await pair.near.ping()
+
+        nursery.start_soon(ping)
+        await trio.testing.wait_all_tasks_blocked()
+        pair.near.give_up()
+
+
+async def test_a_stream_names_its_peer_and_itself(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, _ = await pair.streams()
+        assert near.peer_id == pair.near.peer_id
+        assert repr(near) == f"<stream {near.id} (no protocol) with {near.peer_id}>"
+
+
+async def test_a_connection_whose_stream_numbers_are_used_up_opens_no_more() -> None:
+    async with open_pair() as pair:
+        pair.near.session._next_id = 2**32 - 1
+        assert pair.near.open_stream().id == 2**32 - 1
+        with pytest.raises(SessionOver):
+            pair.near.open_stream()
