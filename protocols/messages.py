@@ -27,7 +27,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """What each end says first. The caller lists the versions it speaks, the owner answers with the one they share.
 
     `addresses` are where the sender can be dialled, `number` grows with every change of them. `clock` is the sender's
-    time in seconds of the epoch.
+    time in seconds of the epoch. `instance` is another one with every start of the sender.
     """
 
     versions: tuple[int, ...] = VERSIONS
@@ -36,6 +36,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     addresses: list[str] = []
     number: int = 0
     clock: int = 0
+    instance: Annotated[str, Meta(max_length=64)] = ""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

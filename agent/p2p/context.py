@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .address_book import AddressBook
 from .dial_policy import DialPolicy
 from .discovery import OpenDiscovery
 from .host import Admission, Direction, Gate, Host, PeerId, Stream
+from .instances import Instances
 from .membership import Membership
 from .records import OwnRecord
 from .rpc import EventSource
@@ -67,6 +69,8 @@ class MeshContext:
     meter: Meter
     vm_lists: VmLists
     audit_sink: AuditSink = no_audit
+    instances: Instances = field(default_factory=Instances)
+    instance: str = field(default_factory=lambda: secrets.token_hex(8))
     dial_policy: DialPolicy = field(default_factory=DialPolicy)
     joining_via: set[PeerId] = field(default_factory=set)
     peer_clocks: dict[PeerId, float] = field(default_factory=dict)

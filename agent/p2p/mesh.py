@@ -31,7 +31,7 @@ from .local_peers import LocalPeers
 from .membership import Override, open_membership
 from .mesh_client import MeshClient
 from .mesh_services import MeshServices, open_mesh_services
-from .problems import membership_problems
+from .problems import mesh_problems
 from .records import open_own_record
 from .rpc import EventSource
 from .signing import Signer
@@ -115,7 +115,7 @@ class Mesh:
     @property
     def problems(self) -> list[str]:
         """What is wrong with this node's place in its fleet."""
-        return membership_problems(self.context)
+        return mesh_problems(self.context)
 
     async def fleet_vms(self, caller: Caller) -> FleetVms:
         """The VMs of all peers, in at most two seconds; of those who cannot be asked, what they answered last."""

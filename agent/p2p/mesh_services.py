@@ -86,7 +86,14 @@ class MeshServices:
         record = self._context.own_record.current(self.host.addresses)
         name, agent = self._context.name, self._context.agent
         clock = int(self._context.now())
-        return Hello(name=name, agent=agent, addresses=record.addresses, number=record.number, clock=clock)
+        return Hello(
+            name=name,
+            agent=agent,
+            addresses=record.addresses,
+            number=record.number,
+            clock=clock,
+            instance=self._context.instance,
+        )
 
     # -- what the server asks
 
@@ -142,6 +149,7 @@ class MeshServices:
 
     async def _take_hello(self, peer: PeerId, hello: Hello) -> None:
         """Take the peer record and the clock that a member's HELLO carries."""
+        self._context.instances.observe(peer, hello.instance, trio.current_time())
         if hello.clock:
             self._context.peer_clocks[peer] = hello.clock - trio.current_time()
         if hello.addresses:

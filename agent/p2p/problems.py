@@ -13,6 +13,19 @@ WARN_BEFORE = 10 * 86400
 """Seconds before the end of this node's certificate when its health speaks of it."""
 
 
+def mesh_problems(context: MeshContext) -> list[str]:
+    """Return what is wrong with the node's place in its fleet, and what to do about it."""
+    return [*membership_problems(context), *_copies(context)]
+
+
+def _copies(context: MeshContext) -> list[str]:
+    return [
+        f"two nodes run with the identity of {context.title(peer)} ({peer}), one of them with a copy of its data "
+        "directory: stop the copy, start it with an empty data directory and let it join as a node of its own"
+        for peer in context.instances.copied(trio.current_time())
+    ]
+
+
 def membership_problems(context: MeshContext) -> list[str]:
     """Return what is wrong with the node's membership or its clock, and what to do about it."""
     membership = context.membership
