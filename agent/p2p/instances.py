@@ -12,7 +12,7 @@ from .host import PeerId
 MAX_PEERS = 4096
 REMEMBERED = 8
 """Instances of a peer that are remembered."""
-TOLD_FOR = 3600.0
+REPORTED_FOR = 3600.0
 """Seconds for which a copy is reported after it was last seen."""
 
 
@@ -35,4 +35,4 @@ class Instances:
 
     def copied(self, now: float) -> Iterator[PeerId]:
         """Yield the peers whose identity two running nodes have."""
-        yield from (peer for peer, at in self._copied.items() if now - at < TOLD_FOR)
+        yield from (peer for peer, at in self._copied.items() if now - at < REPORTED_FOR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio.lowlevel
 from trio.testing import MockClock
 
-from twinshare.agent.p2p.instances import TOLD_FOR, Instances
+from twinshare.agent.p2p.instances import REPORTED_FOR, Instances
 from twinshare.agent.simulation import SimulatedNode, open_cluster
 
 
@@ -16,7 +16,7 @@ def test_a_start_anew_is_no_copy_and_taking_turns_is_one() -> None:
     assert not list(instances.copied(1.0))
     instances.observe("peer", "b", 2.0)
     assert list(instances.copied(3.0)) == ["peer"]
-    assert not list(instances.copied(3.0 + TOLD_FOR))
+    assert not list(instances.copied(3.0 + REPORTED_FOR))
 
 
 async def test_b5_a_copy_of_a_node_is_named_in_the_health_of_the_others(autojump_clock: MockClock) -> None:
