@@ -107,7 +107,7 @@ class AsyncApiClient:
                 failure = self._as_own_error(error) if isinstance(error, httpx.HTTPError) else error
                 if content is not None:
                     raise failure from None
-                await sleep(self._retry.delay_before_retry(failure, window))
+                await sleep(self._retry.delay_before_retry(failure, window, repeatable=request.repeatable))
 
     async def _exchange(self, request: Request, content: AsyncIterator[bytes] | None) -> Any:
         body = request.body if content is None else content

@@ -100,7 +100,7 @@ class ApiClient:
                 failure = self._as_own_error(error)
                 if content is not None:
                     raise failure from None
-                time.sleep(self._retry.delay_before_retry(failure, window))
+                time.sleep(self._retry.delay_before_retry(failure, window, repeatable=request.repeatable))
 
     def upgrade(self, target: str, websocket: ClientSocket) -> tuple[socket.socket, bytes]:
         """Turn the connection into a websocket: its socket, which does not block, and the bytes already received.

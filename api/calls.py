@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, cast
@@ -10,7 +12,9 @@ from typing import Any, Protocol, TypedDict, Unpack, cast
 import msgspec
 
 from ..protocols.bodies import RemoteVmChanged, RemoteVmDeleted, VmChanged, VmDeleted, VmStarted, restore
-from ..protocols.errors import DeadlineExceeded
+from ..protocols.errors import DeadlineExceeded, PeerMisbehaved
+from ..protocols.guest import ExecRequest, ExecResult, FileEntry, WrittenFile
+from ..protocols.guest_service import GuestService
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.operation import Operation
@@ -19,8 +23,8 @@ from ..protocols.peer_service import PeerService
 from ..protocols.reading import decode_json
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import stub
-from ..protocols.vm import CloudInit, Vm, VmSpec
-from .exchange import Request, compose, method_named, outcome, plain, upload
+from ..protocols.vm import Blob, CloudInit, Vm, VmSpec
+from .exchange import Request, compose, file_read, file_write, method_named, outcome, plain, upload
 from .sparse import disk_parts
 
 # Seconds of one request of a wait: less than every timeout on the way.
@@ -50,6 +54,23 @@ class VmFields(TypedDict, total=False):
     autostart: bool
     labels: dict[str, str]
     ttl: int
+
+
+class ExecFields(TypedDict, total=False):
+    """The fields of ExecRequest beside `command`, as keywords; `timeout` in seconds."""
+
+    command_base64: list[str]
+    env: dict[str, str]
+    workdir: str
+    user: str
+    stdin: str
+    stdin_base64: str
+    timeout: int
+    detach: bool
+    interactive: bool
+    terminal: bool
+    columns: int
+    rows: int
 
 
 class Carrier(Protocol):
@@ -112,6 +133,9 @@ class Calls:
     def images(self, peer: str | None = None) -> ImageService:
         return cast("ImageService", stub(ImageService, partial(self.call, peer=peer)))
 
+    def guests(self, peer: str | None = None) -> GuestService:
+        return cast("GuestService", stub(GuestService, partial(self.call, peer=peer)))
+
     def operations(self, peer: str | None = None) -> OperationService:
         return cast("OperationService", stub(OperationService, partial(self.call, peer=peer)))
 
@@ -139,6 +163,57 @@ class Calls:
     async def get_fleet_vms(self) -> FleetVms:
         """List the VMs of every known peer, and the peers that could not be asked for theirs."""
         return cast("FleetVms", await self._carrier.send(plain("GET", "/fleet/vm", FleetVms)))
+
+    # Inside a guest
+
+    async def exec_vm(
+        self, vm: str, command: Sequence[str], peer: str | None = None, **fields: Unpack[ExecFields]
+    ) -> ExecResult:
+        """Run a command in a guest and return what it wrote and its exit code; the other fields are ExecRequest's."""
+        given = {"command": list(command), **fields}
+        request = cast("ExecRequest", decode_json(msgspec.json.encode(given), ExecRequest))
+        return await self.guests(peer).exec_vm(vm, request)
+
+    async def list_files(self, vm: str, path: str, peer: str | None = None) -> list[FileEntry]:
+        """List a directory in a guest, all pages of it."""
+        found: list[FileEntry] = []
+        after: str | None = None
+        while True:
+            page = await self.guests(peer).list_files(vm, path, after=after)
+            found += page.files
+            if (after := page.next) is None:
+                return found
+
+    async def read_file(
+        self, vm: str, path: str | bytes, peer: str | None = None, *, offset: int = 0, length: int | None = None
+    ) -> bytes:
+        """Read a file in a guest, or `length` bytes of it from `offset` on."""
+        asked = file_read(vm, os.fsencode(path), peer, offset, length)
+        return cast("Blob", await self._carrier.send(asked)).data
+
+    async def write_file(
+        self,
+        vm: str,
+        path: str | bytes,
+        content: bytes | Path | AsyncIterator[bytes],
+        peer: str | None = None,
+        *,
+        mode: int | None = None,
+        modified: float | None = None,
+        user: str = "",
+    ) -> FileEntry:
+        """Write a file in a guest: it takes the place of the path's when all of it is there.
+
+        Raises: PeerMisbehaved when the guest has got other bytes than were sent.
+        """
+        options = {"mode": mode, "modified": modified, "user": user}
+        body = _Hashed(_single(content) if isinstance(content, bytes) else
+                       _read_file(content) if isinstance(content, Path) else content)  # fmt: skip
+        answer = await self._carrier.send(file_write(vm, os.fsencode(path), peer, options), body)
+        written = cast("WrittenFile", answer)
+        if written.file is None or written.digest not in {None, body.digest}:
+            raise PeerMisbehaved(f"the guest has got other bytes than were sent to {os.fsdecode(path)}")
+        return written.file
 
     # The guide: local VMs
 
@@ -217,6 +292,30 @@ def _spec(name: str, image: str, fields: Mapping[str, Any]) -> VmSpec:
     """A spec, checked here as the node checks it. Raises: InvalidRequest naming the field."""
     found = decode_json(msgspec.json.encode({"name": name, "image": image, **fields}), VmSpec)
     return cast("VmSpec", found)
+
+
+class _Hashed:
+    """Content as it is sent, with the BLAKE2b of all of it."""
+
+    def __init__(self, content: AsyncIterator[bytes]) -> None:
+        self._content, self._hash = content, hashlib.blake2b(digest_size=32)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        part = await anext(self._content)
+        self._hash.update(part)
+        return part
+
+
+async def _single(content: bytes) -> AsyncIterator[bytes]:
+    if content:
+        yield content
 
 
 async def _read_file(path: Path) -> AsyncIterator[bytes]:

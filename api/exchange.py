@@ -14,6 +14,7 @@ import msgspec
 
 from ..protocols.bodies import body_type
 from ..protocols.errors import ErrorBody, InvalidRequest, P2pStopped, PeerUnreachable, TwinshareError
+from ..protocols.guest import WrittenFile, text_or_base64
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.operation import Operation
@@ -39,7 +40,10 @@ class NodeUnreachable(TwinshareError):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to send. `target` is the path with its query, `answer` the type of a success's body."""
+    """What to send. `target` is the path with its query, `answer` the type of a success's body.
+
+    One that is not `repeatable` is not sent again when its connection is lost: it may have been done.
+    """
 
     verb: str
     target: str
@@ -47,6 +51,7 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
     answer: Any
     mutates: bool
+    repeatable: bool = True
 
 
 def is_unreachable(error: TwinshareError) -> bool:
@@ -96,6 +101,7 @@ def compose(
         body=body,
         answer=Operation if detach else body_type(method, remote=peer is not None),
         mutates=method.mutates,
+        repeatable=method.journalled or method.verb != "POST",
     )
 
 
@@ -115,6 +121,38 @@ def upload(name: str, *, raw: bool = False) -> Request:
         answer=Image,
         mutates=True,
     )
+
+
+def guest_path(vm: str, rest: str, peer: str | None) -> str:
+    """The path of a route below a VM, such as `/ssh` or `/sessions/ID/attach`."""
+    return below(f"/vm/{quote(vm, safe='')}{rest}", peer)
+
+
+def file_read(vm: str, path: bytes, peer: str | None, offset: int = 0, length: int | None = None) -> Request:
+    """The request for the content of a file in a guest, or a part of it; its result is a `Blob`."""
+    headers = {"Accept": "*/*"}
+    if offset or length is not None:
+        headers["Range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
+    target = f"{guest_path(vm, '/file', peer)}?{urlencode(_path_query(path))}"
+    return Request("GET", target, headers, b"", Blob, mutates=False)
+
+
+def file_write(vm: str, path: bytes, peer: str | None, options: Mapping[str, Any]) -> Request:
+    """The request that a file's bytes follow; `options` are those of the query that are not None."""
+    query = _path_query(path) | {name: value for name, value in options.items() if value not in (None, "")}
+    return Request(
+        verb="PUT",
+        target=f"{guest_path(vm, '/file', peer)}?{urlencode(query)}",
+        headers={"Content-Type": "application/octet-stream", "Accept": "application/json"},
+        body=b"",
+        answer=WrittenFile,
+        mutates=True,
+    )
+
+
+def _path_query(path: bytes) -> dict[str, Any]:
+    text, coded = text_or_base64(path)
+    return {"path": text} if coded is None else {"path_base64": coded}
 
 
 def read(kind: Any, status: int, media_type: str, body: bytes) -> Any:

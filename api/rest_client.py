@@ -15,10 +15,11 @@ import httpx
 from .async_client import AsyncApiClient
 from .calls import Calls
 from .event_stream import EventStream
-from .exchange import NodeUnreachable, below
+from .exchange import NodeUnreachable, below, guest_path
 
 if TYPE_CHECKING:
     from .console import Console
+    from .guest_stream import GuestStream
 
 __all__ = ["NodeUnreachable", "RESTClient"]
 
@@ -60,6 +61,15 @@ class RESTClient(Calls):
     def events(self, after: int | None = None) -> EventStream:
         """The node's events as an async iterator: those after the id `after`, else what happens from now on."""
         return EventStream(self._client, below("/events", None), after)
+
+    def attach_session(
+        self, vm: str, session: str, offset: int | None = None, peer: str | None = None
+    ) -> AbstractAsyncContextManager[GuestStream]:
+        """A session's output from `offset` on (else the first byte that is kept), and its input, for the block."""
+        from .guest_stream import open_guest_stream
+
+        query = "" if offset is None else f"?offset={offset}"
+        return open_guest_stream(self._client, guest_path(vm, f"/sessions/{session}/attach", peer) + query)
 
     def console(self, vm: str, peer: str | None = None) -> AbstractAsyncContextManager[Console]:
         """The serial console of a running VM, on the node or on `peer`, for as long as the block lasts."""

@@ -37,9 +37,11 @@ class RetryPolicy:
     def record_answer(self) -> None:
         self._node_answered = True
 
-    def delay_before_retry(self, error: TwinshareError, window: RetryWindow) -> float:
+    def delay_before_retry(self, error: TwinshareError, window: RetryWindow, *, repeatable: bool = True) -> float:
         """Return the seconds to wait before the request is sent again. Raises: `error` when it must not be."""
         reason = error.reason if isinstance(error, NodeUnreachable) else "protocol"
+        if reason == "lost" and not repeatable:
+            raise error from None
         self._node_answered = self._node_answered or reason == "lost"
         # What is missing for longer has a class of its own: HypervisorDown, P2pStopped, Overloaded.
         stopping = type(error) is Unavailable

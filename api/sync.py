@@ -59,7 +59,7 @@ class RESTClient:
     """A blocking client of one node; use it with `with`. One request at a time: a thread needs a client of its own.
 
     The arguments, the retries and the errors are those of `twinshare.api.rest_client.RESTClient`; `call` reaches every
-    operation of the table. Events and consoles are streams and need the asynchronous client.
+    operation of the table. Events, consoles and attached sessions are streams and need the asynchronous client.
     """
 
     def __init__(
@@ -89,6 +89,10 @@ class RESTClient:
     begin = _blocking(Calls.begin)
     wait = _blocking(Calls.wait)
     import_image = _blocking(Calls.import_image)
+    exec_vm = _blocking(Calls.exec_vm)
+    list_files = _blocking(Calls.list_files)
+    read_file = _blocking(Calls.read_file)
+    write_file = _blocking(Calls.write_file)
     list_fleet_vms = _blocking(Calls.list_fleet_vms)
     get_fleet_vms = _blocking(Calls.get_fleet_vms)
     list_vms = _blocking(Calls.list_vms)

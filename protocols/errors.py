@@ -226,6 +226,12 @@ class TooLarge(TwinshareError):
     code, status = "too_large", 413
 
 
+class RangeNotSatisfiable(TwinshareError):
+    """The file has no byte in the range that is asked for."""
+
+    code, status = "range_not_satisfiable", 416
+
+
 class UnsupportedMediaType(TwinshareError):
     code, status = "unsupported_media_type", 415
 

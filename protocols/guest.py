@@ -184,6 +184,13 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.name.encode() if self.name_base64 is None else b64decode(self.name_base64)
 
 
+class WrittenFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was written. `digest` is the BLAKE2b (32 bytes, hex) of its content, as the guest has computed it."""
+
+    file: FileEntry | None
+    digest: str | None = None
+
+
 class FileList(msgspec.Struct, frozen=True, kw_only=True):
     """One page of a directory, in the order of names; `next` is the `after` of the next page.
 

@@ -17,7 +17,7 @@ from ..rest.metrics import Metrics, exposition
 from ..rest.requests import NoQuery, current_request
 from ..rest.responses import json_response
 from ..rest.routes import Route
-from . import audit, console, events, operations
+from . import audit, console, events, guest_files, guest_sockets, operations
 
 NAME = "AI Environment Manager API"
 _OCTETS = "application/octet-stream"
@@ -43,6 +43,8 @@ def routes(node: Node, metrics: Metrics) -> Iterator[Route]:
     yield from operations.routes(node)
     yield events.route(node.events, node.tokens)
     yield from console.routes(node)
+    yield from guest_sockets.routes(node)
+    yield from guest_files.routes(node)
     yield _import_route(node)
     yield _fleet_route(node)
     yield audit.route(node)

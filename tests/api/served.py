@@ -65,11 +65,12 @@ def talk(address: tuple[str, int], data: bytes, silence: float = 1.0) -> bytes:
     return heard
 
 
-def config(data_dir: Path, name: str = "here", **api: Any) -> Config:
+def config(data_dir: Path, name: str = "here", guests: str = "", **api: Any) -> Config:
+    """`guests` is the query of the hypervisor's URI: how its guests behave."""
     return Config(
         node=NodeConfig(name=name, data_dir=str(data_dir)),
         api=ApiConfig(**({"listen": "127.0.0.1:0"} | api)),
-        hypervisor=HypervisorConfig(uri=f"fake://{data_dir}/fake.json", stop_timeout=1),
+        hypervisor=HypervisorConfig(uri=f"fake://{data_dir}/fake.json{guests}", stop_timeout=1),
         images=ImagesConfig(default="disk"),
         p2p=P2pConfig(enabled=False),
     )

@@ -115,8 +115,14 @@ BESIDE = {
     "GET /api/vm/<vm>/screen", "GET /api/remote/<peer>/vm/<vm>/screen", "GET /api/fleet/vm",
     "GET /api/audit", "POST /api/image/import", "POST /api/session", "GET /api/session", "GET /api/sessions",
     "DELETE /api/sessions/<id>", "GET /api/openapi.json", "GET /api/v1/openapi.json",
+    *(f"{verb} {root}/vm/<vm>/file" for verb in ("GET", "PUT") for root in ("/api", "/api/remote/<peer>")),
+    *(f"GET {root}/vm/<vm>{path}" for path in ("/sessions/<session>/attach", "/ssh", "/dial/<port>")
+      for root in ("/api", "/api/remote/<peer>")),
 }  # fmt: skip
-CONSOLES = {f"{root}/vm/<vm>/{kind}" for root in ("/api", "/api/remote/<peer>") for kind in ("console", "screen")}
+WEBSOCKETS = {
+    f"{root}/vm/<vm>{path}" for path in ("/console", "/screen", "/sessions/<session>/attach", "/ssh", "/dial/<port>")
+    for root in ("/api", "/api/remote/<peer>")
+}  # fmt: skip
 
 
 def table() -> Iterator[str]:
@@ -140,7 +146,7 @@ async def test_the_applications_url_map_is_the_table(tmp_path: Path) -> None:
     )
     assert set(served.values()) == {1}
     assert {one for one in served if " /api" in one} == {*table(), *BESIDE}
-    assert {rule.rule for rule in rules if rule.websocket} == CONSOLES
+    assert {rule.rule for rule in rules if rule.websocket} == WEBSOCKETS
     assert all(rule.endpoint in app.view_functions for rule in rules)
 
 
