@@ -34,7 +34,7 @@ def follow(client: NodeClient, operation: Operation, peer: str | None = None, ti
 
     Raises: the error that ended it.
     """
-    with _line() as show:
+    with progress_line() as show:
         left, describe = timeout, ProgressText()
         while not operation.state.ended:
             show(describe(operation))
@@ -52,7 +52,7 @@ def follow(client: NodeClient, operation: Operation, peer: str | None = None, ti
 
 
 @contextmanager
-def _line() -> Iterator[Callable[[str], None]]:
+def progress_line() -> Iterator[Callable[[str], None]]:
     """Yield a function that rewrites one line of the terminal; without a terminal it prints nothing."""
     watched = on_terminal()
 
@@ -104,7 +104,7 @@ def _bar(progress: Progress) -> str:
 def counted(file: BinaryIO, what: str) -> Iterator[bytes]:
     """Yield what is sent of a disk, and show how much it was."""
     sent = 0
-    with _line() as show:
+    with progress_line() as show:
         for chunk in disk_parts(file):
             yield chunk
             sent += len(chunk)

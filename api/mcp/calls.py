@@ -13,6 +13,7 @@ from ...protocols.errors import DeadlineExceeded, TwinshareError
 from ...protocols.node import Account
 from ...protocols.operation import Operation
 from ..rest_client import RESTClient
+from .file_tools import FileTools, call_file_tool
 from .tools import Tool
 
 MAX_TEXT = 64 << 10
@@ -40,6 +41,8 @@ async def call_tool(client: RESTClient, tool: Tool, arguments: Mapping[str, Any]
     """Call a tool. A mutation that takes longer than `WAIT` goes on, and its operation is the answer."""
     try:
         wanted, peer = tool.read(arguments)
+        if tool.method.service is FileTools:
+            return _shown(await call_file_tool(client, tool.name, wanted, peer))
         if not tool.method.journalled:
             return _shown(await client.call(tool.method, wanted, peer))
         return await _run(client, tool, wanted, peer)

@@ -20,6 +20,7 @@ from ...protocols.reading import decode_json
 from ...protocols.services import SERVICES, TokenService
 from ...protocols.table import methods
 from ...protocols.vm import Blob
+from .file_tools import FileTools
 
 PEER = "on"
 _SERVICES = [service for service in SERVICES if service not in (TokenService, PeerService)]
@@ -61,6 +62,7 @@ class Tool:
 def make_tools() -> Mapping[str, Tool]:
     """Return all tools by name, in the order of the table."""
     listed = [method for service in _SERVICES for method in methods(service).values() if method.verb != "PEER"]
+    listed += methods(FileTools).values()
     listed += [methods(PeerService)[name] for name in _PEERS]
     return {method.name: _tool(method) for method in listed if method.result is not Blob}
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ sdk = pytest.importorskip("mcp")
 httpx2 = pytest.importorskip("httpx2")
 SPEC = {"name": "box", "image": "disk", "memory": 64, "disk_size": 1, "cpu_cores": 1, "ttl": 600}
 READERS = {"list_vms", "get_vm", "health", "whoami"}
-WRITERS = {"create_vm", "delete_vm", "pull_image"}
+WRITERS = {"create_vm", "delete_vm", "pull_image", "exec_vm", "read_file", "write_file", "list_files"}
 
 
 async def token_of(api: Served, role: Role) -> str:
@@ -104,6 +105,13 @@ async def use(client: Any) -> None:
     made = await call(client, "create_vm", spec={**SPEC, "start": True})
     assert (made["name"], made["status"], made["ttl"]) == ("box", "running", 600)
     assert [vm["name"] for vm in await call(client, "list_vms")] == ["box"]
+    done = await call(client, "exec_vm", vm="box", request={"command": ["sh", "-c", "echo hi; exit 3"]})
+    assert (done["stdout"], done["exit_code"]) == ("hi\n", 3)
+    with tempfile.TemporaryDirectory() as folder:
+        await call(client, "write_file", vm="box", path=f"{folder}/words", text="some words", mode=0o600)
+        found = await call(client, "read_file", vm="box", path=f"{folder}/words", offset=5)
+        assert found == {"text": "words", "next_offset": 10}
+        assert [one["name"] for one in (await call(client, "list_files", vm="box", path=folder))["files"]] == ["words"]
     refused = await client.call_tool("delete_vm", {"vm": "box"})
     assert refused.is_error
     assert "wrong_state" in refused.content[0].text
@@ -112,7 +120,7 @@ async def use(client: Any) -> None:
 
 
 async def test_over_stdio_with_the_sdks_client(tmp_path: Path) -> None:
-    async with served(tmp_path) as api:
+    async with served(tmp_path, guests="?guest_program=1") as api:
         with trio.fail_after(60):
             async with over_stdio(api, await token_of(api, Role.OPERATOR)) as client:
                 found = await names(client)
@@ -133,7 +141,7 @@ async def test_over_stdio_with_the_sdks_client(tmp_path: Path) -> None:
 
 
 async def test_over_http_each_client_has_its_own_rights(tmp_path: Path) -> None:
-    async with served(tmp_path) as api:
+    async with served(tmp_path, guests="?guest_program=1") as api:
         operator, viewer = await token_of(api, Role.OPERATOR), await token_of(api, Role.VIEWER)
         with trio.fail_after(60):
             async with http_server(api) as url:

@@ -1,0 +1,79 @@
+"""What ssh needs here: a key of this user for guests, and the host keys that guests tell through their channel."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from ...agent.config import default_data_dir
+from ...agent.files import atomic_write
+from ...protocols.errors import InvalidRequest
+
+_KEY = re.compile(r"[a-z0-9@.-]{1,64} [A-Za-z0-9+/]{16,8192}={0,2}")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,255}")
+
+
+def ssh_directory() -> Path:
+    """Return the directory of this user's key and known hosts. Raises: InvalidRequest."""
+    found = default_data_dir() / "ssh"
+    try:
+        found.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"{found} cannot be made: {error.strerror}") from None
+    return found
+
+
+def user_key() -> str:
+    """Return the public key that guests get, made at first use. Raises: ClickException without ssh-keygen."""
+    private = ssh_directory() / "id_ed25519"
+    if not private.exists():
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "twinshare", "-f", str(private)]
+        try:
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            # Another command may have made it meanwhile.
+            if not private.exists():
+                raise click.ClickException("ssh-keygen cannot make a key; install openssh-client") from None
+    return private.with_suffix(".pub").read_text().strip()
+
+
+def ssh_options(proxy_command: str) -> Sequence[tuple[str, str]]:
+    """Return the options with which the system's ssh reaches a guest."""
+    directory = ssh_directory()
+    user_key()
+    return [
+        ("User", "root"),
+        ("ProxyCommand", proxy_command),
+        ("IdentityFile", str(directory / "id_ed25519")),
+        ("UserKnownHostsFile", str(directory / "known_hosts")),
+        # Keys that came through the channel are in the file already, and another one is refused.
+        ("StrictHostKeyChecking", "accept-new"),
+        ("CheckHostIP", "no"),
+    ]
+
+
+class HostKeys:
+    """The file of known hosts. Each line ends in the id of the VM: a new VM of the same name has new keys."""
+
+    def __init__(self) -> None:
+        self.file = ssh_directory() / "known_hosts"
+
+    def keep(self, host: str, vm: str, keys: Iterable[str]) -> None:
+        """Write the keys of a guest for `host`; those of a former VM of the name go."""
+        if not _HOST.fullmatch(host):
+            raise InvalidRequest(f"{host!r} is no host name")
+        good = [key for key in keys if _KEY.fullmatch(key)]
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lines = self.file.read_text().splitlines() if self.file.exists() else []
+            others = [line for line in lines if line.split(" ")[0] != host]
+            same_vm = [line for line in lines if line.split(" ")[0] == host and line.endswith(f" {vm}")]
+            ours = [f"{host} {key} {vm}" for key in good] or same_vm
+            if others + ours != lines:
+                atomic_write(self.file, "".join(f"{line}\n" for line in others + ours).encode())
+                self.file.chmod(0o600)
