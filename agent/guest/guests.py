@@ -22,6 +22,8 @@ from .vm_guest import VmGuest
 log = structlog.get_logger(__name__)
 
 EXPIRE_EVERY = 30.0
+REPORTS_EVERY = 1.0
+"""Seconds between two looks at what a guest says about itself."""
 _GONE = (DomainState.SHUTOFF, DomainState.CRASHED)
 
 
@@ -81,15 +83,27 @@ class Guests:
         hypervisor = self._vms.hypervisor
         try:
             with scope:
-                if isinstance(hypervisor, GuestStreams):
-                    await self.of(record).run(partial(hypervisor.dial_channel, record.domain.id), record.domain.name)
-                await trio.sleep_forever()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._follow_reports, record.domain.id, self.of(record))
+                    if isinstance(hypervisor, GuestStreams):
+                        dial = partial(hypervisor.dial_channel, record.domain.id)
+                        await self.of(record).run(dial, record.domain.name)
+                    await trio.sleep_forever()
         finally:
             del self._runs[record.domain.id]
         # It may have been started again meanwhile.
         for now in self._vms.inventory.records():
             if now.domain.id == record.domain.id:
                 self._follow(now)
+
+    async def _follow_reports(self, id: str, guest: VmGuest) -> None:
+        """Open the ports on which a guest says that it listens, at its VM's address; not more often than it should."""
+        while True:
+            changed = guest.on_report
+            if (report := guest.report) is not None:
+                await self._vms.addresses.listens(id, (port for port, _ in report.listening), report.addresses)
+                await trio.sleep(REPORTS_EVERY)
+            await changed.wait()
 
     async def _forget(self, known: set[str]) -> None:
         """Remove what is left of VMs that are no more."""

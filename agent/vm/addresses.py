@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
@@ -37,13 +38,15 @@ class GuestAddresses:
         address = await self._loopback.open(id, {port: partial(self._forwards.dial, record, port) for port in ports})
         self._inventory.loopback[id] = (address, tuple(self._loopback.ports(id)))
 
-    async def listens(self, id: str, ports: Iterable[int]) -> None:
-        """Take the ports on which a guest says that it listens; this also shows that it has booted."""
+    async def listens(self, id: str, ports: Iterable[int], addresses: Sequence[str] = ()) -> None:
+        """Take the ports on which a guest says that it listens, and its addresses; this shows that it has booted."""
         record = next((record for record in self._inventory.records() if record.domain.id == id), None)
         if record is None or not record.active:
             return
-        self._listening[id] = sorted(set(ports))[:MAX_PORTS]
+        self._listening[id] = sorted({port for port in ports if 0 < port < 65536})[:MAX_PORTS]
         self._inventory.answering.add(id)
+        if id not in self._inventory.addresses and (guest_ip := first_address(addresses)):
+            self._inventory.addresses[id] = guest_ip
         await self.reconcile(record)
 
     def close(self, id: str) -> None:
@@ -56,6 +59,16 @@ class GuestAddresses:
         """Close the ports of a VM that is gone, and free its address."""
         self.close(id)
         await self._loopback.forget(id)
+
+
+def first_address(addresses: Iterable[str]) -> str | None:
+    """Return the first IP address of those that a guest tells."""
+    for text in addresses:
+        try:
+            return str(ipaddress.ip_address(text))
+        except ValueError:
+            continue
+    return None
 
 
 def wanted_ports(record: Record, listening: Iterable[int]) -> Sequence[int]:

@@ -15,7 +15,7 @@ from twinshare.agent.relays import Dial, Relays, open_relays
 from twinshare.agent.sockets import FarSocket
 from twinshare.agent.state import State, open_state
 from twinshare.agent.vm import inventory
-from twinshare.agent.vm.addresses import MAX_PORTS, labelled_ports
+from twinshare.agent.vm.addresses import MAX_PORTS, first_address, labelled_ports
 from twinshare.protocols.services import VmService
 from twinshare.protocols.vm import ForwardSpec, Vm, VmChange
 
@@ -213,3 +213,23 @@ async def test_a_label_is_changed_and_its_ports_with_it(tmp_path: Path) -> None:
 )
 def test_what_a_label_says(label: str, ports: list[int]) -> None:
     assert labelled_ports({"ports": label}) == ports
+
+
+async def test_a_port_that_the_guest_reports_is_open_at_its_address(tmp_path: Path) -> None:
+    """The guest is this machine: whatever listens here, the guest program reports."""
+    async with open_test_node(tmp_path, uri="fake://?boots_in=never&guest_program=1") as (_, vms, _):
+        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+        port = listener.socket.getsockname()[1]
+        async with listener:
+            await vms.create_vm(spec(start=True))
+            with trio.fail_after(20):
+                while (vm := await vms.get_vm("one")).ip is None or not vm.ports:
+                    await trio.sleep(0.02)
+        assert vm.ip is not None
+        assert vm.ip.startswith("127.")
+        assert port > 0
+
+
+def test_the_first_address_of_a_guest_is_one() -> None:
+    assert first_address(["x", "fe80::1%eth0", "10.1.2.3", "fd00::1"]) in {"fe80::1%eth0", "10.1.2.3"}
+    assert first_address(["", "300.1.1.1"]) is None
