@@ -79,7 +79,7 @@ def exec_command(
 def sessions(name: str, peer: str | None, listing: Listing) -> None:
     """List commands that run in a VM, and those that ended in the last ten minutes."""
     with open_client() as client:
-        listing.show(client.call("list_sessions", {"vm": name}, peer), COLUMNS)
+        listing.show(client.call("list_vm_sessions", {"vm": name}, peer), COLUMNS)
 
 
 @click.command("attach")
