@@ -56,7 +56,7 @@ class BrowserSession(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
 
-class BrowserSessionList(msgspec.Struct, frozen=True, kw_only=True):
+class SessionList(msgspec.Struct, frozen=True, kw_only=True):
     sessions: list[BrowserSession]
 
 
@@ -112,10 +112,10 @@ def _list_route(sessions: Sessions) -> Route:
         request = current_request()
         request.query_as(NoQuery)
         found = [BrowserSession.of(one) for one in sessions.list(trio.current_time()) if _sees(request.caller, one)]
-        return json_response(BrowserSessionList(sessions=found))
+        return json_response(SessionList(sessions=found))
 
     summary = "List the sessions of browsers: an admin sees all, others their own."
-    return _described("GET", "/api/sessions", "list_browser_sessions", summary, BrowserSessionList, view)
+    return _described("GET", "/api/sessions", "list_sessions", summary, SessionList, view)
 
 
 def _end_route(sessions: Sessions) -> Route:
@@ -127,7 +127,7 @@ def _end_route(sessions: Sessions) -> Route:
         return json_response(BrowserSession.of(sessions.end(id)))
 
     summary = "End a session of a browser at once, with the streams and consoles that it has opened."
-    return _described("DELETE", "/api/sessions/<id>", "end_browser_session", summary, BrowserSession, view)
+    return _described("DELETE", "/api/sessions/<id>", "end_session", summary, BrowserSession, view)
 
 
 def _sees(caller: Caller, session: Session) -> bool:

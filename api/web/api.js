@@ -51,8 +51,8 @@ export const OPERATIONS = {
   import_image: ["POST", "/image/import", "operator"],
   list_audit: ["GET", "/audit", "admin"],
   show_session: ["GET", "/session", "viewer"],
-  list_browser_sessions: ["GET", "/sessions", "viewer"],
-  end_browser_session: ["DELETE", "/sessions/<id>", "viewer"],
+  list_sessions: ["GET", "/sessions", "viewer"],
+  end_session: ["DELETE", "/sessions/<id>", "viewer"],
 };
 
 const READ_TIMEOUT = 20_000;
