@@ -17,7 +17,7 @@ from ...agent.guest.port import GuestStream
 from ...agent.node import Node
 from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest, PeerMisbehaved, RangeNotSatisfiable, UnsupportedMediaType
-from ...protocols.guest import Base64, Offset, UserName, WrittenFile, path_bytes
+from ...protocols.guest import Base64, Modified, Offset, UserName, WrittenFile, path_bytes
 from ...protocols.guest_stream import Finished, Input, InputEnd, Output, ReadFile, WriteFile, pieces
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.peer import PeerRef
@@ -47,7 +47,7 @@ class WriteQuery(FileQuery, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None
-    modified: float | None = None
+    modified: Modified | None = None
     user: UserName = ""
     size: Offset | None = None
     upload: Annotated[str, Meta(pattern="^([0-9a-f]{16,64})?$")] = ""
