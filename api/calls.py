@@ -73,6 +73,14 @@ class ExecFields(TypedDict, total=False):
     rows: int
 
 
+class WriteFields(TypedDict, total=False):
+    """How a file is written: permission bits, seconds since 1970, and whose it is to be."""
+
+    mode: int | None
+    modified: float | None
+    user: str
+
+
 class Carrier(Protocol):
     """Sends one request and returns the body of its response."""
 
@@ -197,16 +205,12 @@ class Calls:
         path: str | bytes,
         content: bytes | Path | AsyncIterator[bytes],
         peer: str | None = None,
-        *,
-        mode: int | None = None,
-        modified: float | None = None,
-        user: str = "",
+        **options: Unpack[WriteFields],
     ) -> FileEntry:
         """Write a file in a guest: it takes the place of the path's when all of it is there.
 
         Raises: PeerMisbehaved when the guest has got other bytes than were sent.
         """
-        options = {"mode": mode, "modified": modified, "user": user}
         body = _Hashed(_single(content) if isinstance(content, bytes) else
                        _read_file(content) if isinstance(content, Path) else content)  # fmt: skip
         answer = await self._carrier.send(file_write(vm, os.fsencode(path), peer, options), body)

@@ -7,6 +7,7 @@ the connection, has come to its end. A session goes on when its websocket is cut
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -38,14 +39,16 @@ class AttachQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 Ask = Callable[[Incoming, Mapping[str, str]], StreamRequest]
 
 
-def routes(node: Node) -> Iterator[Route]:
-    """Yield the routes here and those to peers."""
-    yield from _routes(node, "/vm/<vm>/sessions/<session>/attach", "attach_session", _attach, AttachQuery,
-                       "Attach to a session in the guest: a websocket.", {"session": SessionId})  # fmt: skip
-    yield from _routes(node, "/vm/<vm>/ssh", "dial_guest_ssh", _ssh, None,
-                       "Connect to an SSH server in the guest, which needs no network: a websocket.", {})  # fmt: skip
-    yield from _routes(node, "/vm/<vm>/dial/<port>", "dial_guest", _port, None,
-                       "Connect to a TCP port of the guest's own loopback: a websocket.", {"port": Port})  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind of stream: its route below a VM, and what a handshake asks for."""
+
+    path: str
+    name: str
+    summary: str
+    ask: Ask
+    params: Mapping[str, Any] = field(default_factory=dict)
+    query: type[msgspec.Struct] | None = None
 
 
 def _attach(incoming: Incoming, path: Mapping[str, str]) -> StreamRequest:
@@ -62,21 +65,49 @@ def _port(incoming: Incoming, path: Mapping[str, str]) -> StreamRequest:
     return DialPort(port=int(path["port"]))
 
 
-def _routes(
-    node: Node, path: str, name: str, ask: Ask, query: type[msgspec.Struct] | None, summary: str,
-    more: Mapping[str, Any],
-) -> Iterator[Route]:  # fmt: skip
-    kinds: dict[str, Any] = {**more, "vm": VmRef, "peer": PeerRef}
+_KINDS = (
+    _Kind(
+        path="/vm/<vm>/sessions/<session>/attach",
+        name="attach_session",
+        summary="Attach to a session in the guest: a websocket.",
+        ask=_attach,
+        params={"session": SessionId},
+        query=AttachQuery,
+    ),
+    _Kind(
+        path="/vm/<vm>/ssh",
+        name="dial_guest_ssh",
+        summary="Connect to an SSH server in the guest, which needs no network: a websocket.",
+        ask=_ssh,
+    ),
+    _Kind(
+        path="/vm/<vm>/dial/<port>",
+        name="dial_guest",
+        summary="Connect to a TCP port of the guest's own loopback: a websocket.",
+        ask=_port,
+        params={"port": Port},
+    ),
+)
+
+
+def routes(node: Node) -> Iterator[Route]:
+    """Yield the routes here and those to peers."""
+    for kind in _KINDS:
+        yield from _routes(node, kind)
+
+
+def _routes(node: Node, kind: _Kind) -> Iterator[Route]:
+    kinds: dict[str, Any] = {**kind.params, "vm": VmRef, "peer": PeerRef}
 
     async def refuse(**given: str) -> Response:
         _check(given, kinds)
-        ask(current_request(), given)
+        kind.ask(current_request(), given)
         raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
 
     async def serve(**given: str) -> None:
         websocket = current_websocket()
         _check(given, kinds)
-        asked = ask(websocket, given)
+        asked = kind.ask(websocket, given)
         async with node.guest_stream(websocket.caller, given["vm"], asked, given.get("peer")) as stream:
             await websocket.accept()
             websocket.connection.endless = True
@@ -87,16 +118,16 @@ def _routes(
     for root, prefix, params in (("/api", "", {}), ("/api/remote/<peer>", "remote_", {"peer": PeerRef})):
         endpoint = Endpoint(
             verb="GET",
-            path=root + path,
-            operation_id=prefix + name,
-            summary=summary,
+            path=root + kind.path,
+            operation_id=prefix + kind.name,
+            summary=kind.summary,
             tag="remote" if params else "vm",
             answers={101: Media(None, description="Binary messages both ways, and text messages in JSON.")},
             role=Role.OPERATOR,
-            path_params={**params, "vm": VmRef, **more},
-            query=query,
+            path_params={**params, "vm": VmRef, **kind.params},
+            query=kind.query,
         )
-        yield Route("GET", root + path, prefix + name, refuse, endpoint, websocket=serve)
+        yield Route("GET", root + kind.path, prefix + kind.name, refuse, endpoint, websocket=serve)
 
 
 def _check(given: Mapping[str, str], kinds: Mapping[str, Any]) -> None:
