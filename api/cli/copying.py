@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...protocols.errors import FileNotFound, InvalidRequest, PeerMisbehaved, TwinshareError
-from ...protocols.guest import FileEntry, FileKind, FileList, text_or_base64
+from ...protocols.guest import DirectoryRequest, FileEntry, FileKind, FileList, text_or_base64
 from ..exchange import NodeUnreachable, file_read, file_write
 from .node import NodeClient
 from .output import say, size
@@ -70,8 +70,9 @@ class Copy:
         self._make(target, path.stat())
 
     def _make(self, target: bytes, found: os.stat_result | None) -> None:
-        given = {} if found is None else {"mode": stat.S_IMODE(found.st_mode), "modified": found.st_mtime}
-        self._client.call("make_directory", {"vm": self._vm, **_named(target), **given}, self._peer)
+        given: dict[str, Any] = {} if found is None else {"mode": stat.S_IMODE(found.st_mode), "modified": found.st_mtime}
+        request = DirectoryRequest(**_named(target), **given)
+        self._client.call("make_directory", {"vm": self._vm, "request": request}, self._peer)
 
     def _send_stream(self, stream: BinaryIO, target: bytes) -> None:
         digest = hashlib.blake2b(digest_size=32)
