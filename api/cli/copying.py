@@ -70,7 +70,9 @@ class Copy:
         self._make(target, path.stat())
 
     def _make(self, target: bytes, found: os.stat_result | None) -> None:
-        given: dict[str, Any] = {} if found is None else {"mode": stat.S_IMODE(found.st_mode), "modified": found.st_mtime}
+        given: dict[str, Any] = (
+            {} if found is None else {"mode": stat.S_IMODE(found.st_mode), "modified": found.st_mtime}
+        )
         request = DirectoryRequest(**_named(target), **given)
         self._client.call("make_directory", {"vm": self._vm, "request": request}, self._peer)
 

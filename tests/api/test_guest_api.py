@@ -59,9 +59,10 @@ async def test_exec_answers_with_output_and_exit_code(tmp_path: Path) -> None:
         body = {"command": ["sh", "-c", "echo x; echo y >&2; cat; exit 3"], "stdin": "words", "timeout": 20}
         done = (await api.client.post("/api/vm/one/exec", json=body)).json()
         assert (done["stdout"], done["stderr"], done["exit_code"], done["truncated"]) == ("x\nwords", "y\n", 3, False)
+        wrongs: list[dict[str, Any]] = [{}, {"command": []}, {"command": "ls"}, {"command": ["ls"], "nonsense": 1}]
         late = await api.client.post("/api/vm/one/exec", json={"command": ["sleep", "60"], "timeout": 1})
         assert late.json()["exit_code"] == 124
-        for wrong in ({}, {"command": []}, {"command": "ls"}, {"command": ["ls"], "nonsense": 1}):
+        for wrong in wrongs:
             assert (await api.client.post("/api/vm/one/exec", json=wrong)).status_code == 400
         assert [one["exit_code"] for one in (await api.get("/api/vm/one/sessions"))["sessions"]] == [3, 124]
 
