@@ -33,7 +33,6 @@ COMMANDS = {
     "op": ("op:op", "Operations: mutations under way and ended."),
     "audit": ("audit:audit", "Who changed what on this node."),
     "mcp": ("mcp:mcp", "Serve the node's operations as tools of the Model Context Protocol, over stdin and stdout."),
-    "mcp": ("mcp:mcp", "Serve the node's operations as tools of the Model Context Protocol."),
     "ssh-config": ("vm_ssh:ssh_config", "Print a block for ~/.ssh/config: ssh VM.twin."),
     "lab": ("lab:lab", "Several nodes on this machine."),
     "completion": ("completion:completion", "Print the completion script for a shell."),
