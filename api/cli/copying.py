@@ -73,7 +73,8 @@ class Copy:
         given: dict[str, Any] = (
             {} if found is None else {"mode": stat.S_IMODE(found.st_mode), "modified": found.st_mtime}
         )
-        request = DirectoryRequest(**_named(target), **given)
+        fields: dict[str, Any] = _named(target) | given
+        request = DirectoryRequest(**fields)
         self._client.call("make_directory", {"vm": self._vm, "request": request}, self._peer)
 
     def _send_stream(self, stream: BinaryIO, target: bytes) -> None:
