@@ -87,7 +87,9 @@ async def test_a_guest_boots_answers_and_powers_off_by_itself(node: AgentProcess
         with trio.fail_after(60):
             while (found := await vms.vm_ip("web")).ip is None:
                 await trio.sleep(0.2)
-        assert (found.ip, found.source) == ("10.0.2.15", "agent")
+        assert (found.guest_ip, found.source) == ("10.0.2.15", "agent")
+        assert found.ip is not None
+        assert found.ip.startswith("127.")
         assert (await vms.vm_screenshot("web")).data.startswith(b"\x89PNG")
         stats = await vms.vm_stats("web")
         assert stats.cpu_time > 0
