@@ -85,7 +85,7 @@ async def test_a_guest_boots_answers_and_powers_off_by_itself(node: AgentProcess
                     await trio.sleep(0.2)
         assert answer == "web\n"
         with trio.fail_after(60):
-            while (found := await vms.vm_ip("web")).ip is None:
+            while (found := await vms.vm_ip("web")).guest_ip is None:
                 await trio.sleep(0.2)
         assert (found.guest_ip, found.source) == ("10.0.2.15", "agent")
         assert found.ip is not None
