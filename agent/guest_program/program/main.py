@@ -1,7 +1,7 @@
 """The loop of the program: one port, many streams, the children's ends, and what is due at a time."""
 
 import os
-from _signal import SIG_IGN, SIGCHLD, SIGHUP, SIGPIPE, set_wakeup_fd, signal
+from _signal import SIG_IGN, SIGCHLD, SIGHUP, SIGPIPE, set_wakeup_fd, signal  # pyright: ignore[reportMissingImports]  # `signal` loads enum
 from errno import EAGAIN, EINTR, EINVAL
 from select import POLLHUP, POLLIN, POLLOUT, poll
 from struct import error as struct_error
@@ -222,17 +222,18 @@ class GuestProgram(Program):
         if stream is None:
             if len(self._streams) >= MAX_STREAMS:
                 raise ValueError("too many streams")
-            stream = self._streams[number] = KINDS[request["kind"]](self, number)
-            stream.resume(0, request["window"])
+            opened = KINDS[request["kind"]](self, number)
+            self._streams[number] = opened
+            opened.resume(0, request["window"])
             try:
-                stream.start(request)
-                stream.has_room()
+                opened.start(request)
+                opened.has_room()
             except OSError as error:
-                stream.close()
-                stream.fail(error)
+                opened.close()
+                opened.fail(error)
             except KeyError as error:
-                stream.close()
-                stream.end(errno=EINVAL, error="no user {}".format(error))
+                opened.close()
+                opened.end(errno=EINVAL, error="no user {}".format(error))
         else:
             stream.say_opened()
             stream.say_end()

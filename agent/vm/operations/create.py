@@ -52,7 +52,7 @@ class CreateVm(VmOperation):
             created_at=datetime.now(UTC).replace(microsecond=0),
             key=active.key,
             warnings=warnings,
-            **settings_of(spec) | {"ttl": spec.ttl or None},
+            **{**settings_of(spec), "ttl": spec.ttl or None},
         )
         check_quota(caller, vms.inventory.records(), spec)
         check_labels(active.principal, vms.inventory.records(), spec.labels)
