@@ -3,7 +3,7 @@
 import fcntl
 import os
 import struct
-from _signal import SIGKILL, SIGTERM  # pyright: ignore[reportMissingImports]  # `signal` loads enum
+from _signal import SIGKILL, SIGTERM  # pyright: ignore[reportMissingImports] - signal itself loads enum
 from errno import EAGAIN, EINTR
 from select import POLLIN, POLLOUT
 

@@ -1,7 +1,7 @@
 """Connections: to a TCP port on the guest's own loopback, and to an SSH server that is started for each."""
 
 import os
-from _signal import SIGKILL  # pyright: ignore[reportMissingImports]  # `signal` loads enum
+from _signal import SIGKILL  # pyright: ignore[reportMissingImports] - signal itself loads enum
 from _socket import AF_INET, AF_INET6, AF_UNIX, SHUT_WR, SO_ERROR, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 from errno import EAGAIN, EINPROGRESS, EINTR, ENOENT
 from select import POLLIN, POLLOUT

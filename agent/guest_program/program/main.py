@@ -1,7 +1,7 @@
 """The loop of the program: one port, many streams, the children's ends, and what is due at a time."""
 
 import os
-from _signal import SIG_IGN, SIGCHLD, SIGHUP, SIGPIPE, set_wakeup_fd, signal  # pyright: ignore[reportMissingImports]  # `signal` loads enum
+from _signal import SIG_IGN, SIGCHLD, SIGHUP, SIGPIPE, set_wakeup_fd, signal  # pyright: ignore[reportMissingImports] - signal itself loads enum
 from errno import EAGAIN, EINTR, EINVAL
 from select import POLLHUP, POLLIN, POLLOUT, poll
 from struct import error as struct_error

@@ -3,7 +3,7 @@
 import grp
 import os
 import pwd
-from _signal import SIG_DFL, SIGKILL, SIGSTOP, signal  # pyright: ignore[reportMissingImports]  # `signal` loads enum
+from _signal import SIG_DFL, SIGKILL, SIGSTOP, signal  # pyright: ignore[reportMissingImports] - signal itself loads enum
 from errno import EACCES, ENOENT
 
 TYPE_CHECKING = False
