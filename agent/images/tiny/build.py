@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,6 +15,7 @@ import trio
 from ....protocols.errors import Unsupported
 from ....protocols.operation import Progress
 from ...files import atomic_write, discard, full_disk_named
+from ...guest_program.bundle import program_zip
 from ..port import Report
 from . import guest
 from .disk import NotAKernelError, boot_disk
@@ -22,8 +24,10 @@ from .packages import Deb, Package, Packages, open_deb
 
 # The smallest kernel first: Debian's, then Ubuntu's.
 KERNELS = ("linux-image-cloud-amd64", "linux-image-kvm", "linux-image-virtual")
-PROGRAMS = ("busybox-static", "qemu-guest-agent")
+PROGRAMS = ("busybox-static", "qemu-guest-agent", "python3-minimal")
 REF = "tiny:latest"
+_INTERPRETER = re.compile(r"usr/bin/python3\.\d+")
+_PYTHON_LIBRARY = re.compile(r"usr/lib/python3\.\d+/.*\.py")
 
 
 async def build_tiny(scratch: Path, report: Report) -> Path:
@@ -62,8 +66,12 @@ async def _choose(archive: Packages) -> tuple[list[Package], list[Package]]:
         )
     kernel = next(found[name] for name in KERNELS if name in found)
     kernels = await _follow(archive, [kernel], lambda name: name.startswith(("linux-image-", "linux-modules-")), 3)
-    libraries = await _follow(archive, [found["qemu-guest-agent"]], lambda name: name.startswith("lib"), 2)
-    return kernels[1:], [found["busybox-static"], *libraries]
+    agent = await _follow(archive, [found["qemu-guest-agent"]], lambda name: name.startswith("lib"), 2)
+    # Its dependency is the interpreter, python3.N-minimal.
+    python = await _follow(archive, [found["python3-minimal"]], lambda name: name.startswith("python3."), 1)
+    python = await _follow(archive, python[1:], lambda name: name.startswith(("lib", "zlib")), 1)
+    chosen = {package.name: package for package in [found["busybox-static"], *agent, *python]}
+    return kernels[1:], list(chosen.values())
 
 
 def _enough(found: dict[str, Package]) -> bool:
@@ -90,6 +98,7 @@ def _key(packages: Sequence[Package]) -> str:
         digest.update(f"{package.name} {package.sha256}\n".encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
+    digest.update(program_zip())
     return digest.hexdigest()[:16]
 
 
@@ -101,9 +110,13 @@ def _assemble(debs: Sequence[Path], disk: Path) -> None:
         files = build_initramfs(
             {name: read for deb in packages for name, read in find_modules(deb.names, deb.read).items()},
             _builtin(packages),
-            _only(packages, lambda path: path in {"bin/busybox", "usr/bin/busybox"}),
-            _only(packages, lambda path: path == "usr/sbin/qemu-ga"),
+            {
+                "bin/busybox": _only(packages, lambda path: path in {"bin/busybox", "usr/bin/busybox"}),
+                "usr/sbin/qemu-ga": _only(packages, lambda path: path == "usr/sbin/qemu-ga"),
+                "usr/bin/python3": _only(packages, lambda path: _INTERPRETER.fullmatch(path) is not None),
+            },
             _libraries(packages),
+            _python_library(packages) | {guest.GUEST_PROGRAM: program_zip()},
         )
     try:
         content = boot_disk(kernel, files, guest.COMMAND_LINE)
@@ -142,3 +155,8 @@ def _libraries(packages: Sequence[Deb]) -> dict[str, Callable[[], bytes]]:
         for name in deb.names
         if ".so" in name and PurePosixPath(name).parent.name == "x86_64-linux-gnu"
     }
+
+
+def _python_library(packages: Sequence[Deb]) -> dict[str, bytes]:
+    """The modules of Python's minimal library; those that are shared libraries would need OpenSSL."""
+    return {name: deb.read(name) for deb in packages for name in deb.names if _PYTHON_LIBRARY.fullmatch(name)}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+
+from ...guest_program.bundle import PORT as PORT_NAME
+from ...guest_program.bundle import PORT_PATH, start_code
+
 # Modules the guest cannot do without, and those it takes where the kernel has them.
 REQUIRED_MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio_console", "button", "evdev", "isofs")
 WANTED_MODULES = ("virtio_balloon", "virtio_rng", "ahci", "sr_mod")
 
 INIT = r"""#!/bin/sh
 # The first process. Stages are printed on the console with the seconds since the kernel's start.
-export PATH=/bin:/sbin:/usr/sbin
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 /bin/busybox --install -s /bin
 ln -s /bin/busybox /sbin/hwclock  # the guest agent sets no clock without it
 mount -t proc proc /proc
@@ -41,8 +46,8 @@ ip link set lo up
 echo "$name" >/www/index.html
 httpd -p 80 -h /www
 acpid -c /etc/acpi -l /run/acpid.log -p /run/acpid.pid
-/sbin/network &
 /sbin/agent &
+(/sbin/network; /sbin/guest) &
 if [ -f /seed/user-data ] && [ "$(head -c 2 /seed/user-data)" = "#!" ]; then
     cp /seed/user-data /run/user-data
     chmod 700 /run/user-data
@@ -80,20 +85,37 @@ bound)
 esac
 """
 
-AGENT = r"""#!/bin/sh
-# The guest agent speaks through a virtio port, if the machine has one.
+PORT = r"""#!/bin/sh
+# Waits up to 5 seconds for the virtio port of a name, and links the ports that there are.
 tries=0
 while [ $tries -lt 50 ]; do
     for port in /sys/class/virtio-ports/*; do
         read -r name <"$port/name" || continue
         ln -sf "../${port##*/}" "/dev/virtio-ports/$name"
     done 2>/dev/null
-    [ -e /dev/virtio-ports/org.qemu.guest_agent.0 ] && break
+    [ -e "/dev/virtio-ports/$1" ] && exit 0
     tries=$((tries + 1))
     sleep 0.1
 done
-[ -e /dev/virtio-ports/org.qemu.guest_agent.0 ] || exit 0
+exit 1
+"""
+
+AGENT = r"""#!/bin/sh
+# The guest agent speaks through a virtio port, if the machine has one.
+/sbin/port org.qemu.guest_agent.0 || exit 0
 exec qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -l /run/qemu-ga.log
+"""
+
+GUEST_PROGRAM = "usr/lib/twinshare/guest.zip"
+
+# It starts when the network has been seen to, so that neither address nor page comes later because of it.
+GUEST = f"""#!/bin/sh
+# Serves commands, files and connections on the guest channel, if the machine has its port.
+/sbin/port {PORT_NAME} || exit 0
+while :; do
+    python3 -S -E -c {shlex.quote(start_code("/" + GUEST_PROGRAM, PORT_PATH))} >>/run/guest.log 2>&1
+    sleep 1
+done
 """
 
 # Also what the guest agent calls; acpid calls it for the power button.
@@ -112,7 +134,9 @@ SCRIPTS = {
     "init": INIT,
     "sbin/network": NETWORK,
     "sbin/lease": LEASE,
+    "sbin/port": PORT,
     "sbin/agent": AGENT,
+    "sbin/guest": GUEST,
     "sbin/shutdown": SHUTDOWN,
     "etc/acpi/PWRF/00000080": SHUTDOWN,
 }
@@ -120,7 +144,7 @@ SCRIPTS = {
 TEXTS = {
     "etc/passwd": "root::0:0:root:/root:/bin/sh\n",
     "etc/group": "root:x:0:\n",
-    "etc/profile": "export PATH=/bin:/sbin:/usr/sbin HOME=/root PS1='\\h# '\n",
+    "etc/profile": "export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root PS1='\\h# '\n",
     "etc/issue": ISSUE,
     "etc/shells": "/bin/sh\n",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -23,11 +23,13 @@ LOADER = "ld-linux-x86-64.so.2"
 def build_initramfs(
     modules: Mapping[str, Callable[[], bytes]],
     builtin: frozenset[str],
-    busybox: bytes,
-    agent: bytes,
+    programs: Mapping[str, bytes],
     libraries: Mapping[str, Callable[[], bytes]],
+    others: Mapping[str, bytes],
 ) -> bytes:
     """The archive. `modules` and `libraries` read a file by its name; `builtin` names what is in the kernel itself.
+
+    `programs` and `others` are files by their paths; those of `programs` can be executed, and get their libraries.
 
     Raises: Unsupported when a module or a library that is needed is not in the packages.
     """
@@ -36,8 +38,11 @@ def build_initramfs(
         archive.folder(folder)
     archive.device("dev/console", 5, 1)
     archive.device("dev/null", 1, 3)
-    archive.file("bin/busybox", busybox, 0o755)
     archive.link("bin/sh", "busybox")
+    for name, data in sorted(programs.items()):
+        archive.file(name, data, 0o755)
+    for name, data in sorted(others.items()):
+        archive.file(name, data)
     for name, text in guest.SCRIPTS.items():
         archive.file(name, text.encode(), 0o755)
     for name, text in guest.TEXTS.items():
@@ -46,8 +51,7 @@ def build_initramfs(
     for name, data in chosen.items():
         archive.file(f"lib/modules/{name}.ko", data)
     archive.file("lib/modules.order", "".join(f"{name}\n" for name in chosen).encode())
-    archive.file("usr/sbin/qemu-ga", agent, 0o755)
-    for name, data in choose_libraries(agent, libraries).items():
+    for name, data in choose_libraries(programs.values(), libraries).items():
         archive.file(f"{LIBRARIES}/{name}", data, 0o755)
     archive.link(f"lib64/{LOADER}", f"/{LIBRARIES}/{LOADER}")
     return gzip.compress(archive.encode(), 6, mtime=0)
@@ -78,10 +82,10 @@ def choose_modules(modules: Mapping[str, Callable[[], bytes]], builtin: frozense
     return chosen
 
 
-def choose_libraries(program: bytes, libraries: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes]:
-    """The libraries that a program needs, those that these need, and the loader. Raises: Unsupported without one."""
+def choose_libraries(programs: Iterable[bytes], libraries: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes]:
+    """The libraries that programs need, those that these need, and the loader. Raises: Unsupported without one."""
     chosen: dict[str, bytes] = {}
-    wanted = [LOADER, *needed_libraries(program)]
+    wanted = [LOADER, *(name for program in programs for name in needed_libraries(program))]
     while wanted:
         name = wanted.pop(0)
         if name in chosen:

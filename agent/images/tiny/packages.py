@@ -126,7 +126,7 @@ class Deb:
         for _ in range(8):
             if not member.issym():
                 break
-            name = os.path.normpath(Path(name).parent / member.linkname)
+            name = os.path.normpath(Path(name).parent / member.linkname).lstrip("/")
             member = self._members[name]
         content = self._archive.extractfile(member)
         if content is None:
