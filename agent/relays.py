@@ -1,14 +1,16 @@
 """Listening ports of this node that are relayed to guests: forwarded ports, and VNC sockets.
 
-A relay listens, dials its target for each connection, and copies bytes both ways, half-closes included.
+A relay listens, dials its target for each connection, and copies bytes both ways, half-closes included. A connection is
+half-open while its target is dialled and once one of its directions has ended; such a one gives its place to a new one.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -22,6 +24,8 @@ MAX_CONNECTIONS = 256
 """Of one relay at once."""
 DIAL_TIMEOUT = 20.0
 """Seconds for dialling the target."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""Seconds of silence before probes, seconds between them, and their number: a client that vanished is noticed."""
 
 Dial = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
 Admits = Callable[[trio.SocketStream], Awaitable[bool]]
@@ -31,6 +35,48 @@ Admits = Callable[[trio.SocketStream], Awaitable[bool]]
 class _Relay:
     port: int
     scope: trio.CancelScope
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    half_open_since: float | None = field(default_factory=trio.current_time)  # it begins with dialling
+
+    def mark_open(self) -> None:
+        self.half_open_since = None
+
+    def mark_half_closed(self) -> None:
+        if self.half_open_since is None:
+            self.half_open_since = trio.current_time()
+
+
+class _Places:
+    """The connections of one relay, `MAX_CONNECTIONS` at most."""
+
+    def __init__(self) -> None:
+        self._taken: set[_Connection] = set()
+
+    def _longest_half_open(self) -> _Connection | None:
+        half_open = [(one.half_open_since, one) for one in self._taken if one.half_open_since is not None]
+        return min(half_open, key=lambda pair: pair[0])[1] if half_open else None
+
+    def any_left(self) -> bool:
+        """Whether a new connection gets a place, be it that of a half-open one."""
+        return len(self._taken) < MAX_CONNECTIONS or self._longest_half_open() is not None
+
+    @contextmanager
+    def taken(self) -> Iterator[_Connection]:
+        """Hold a place for the block, which is cancelled when it gives way; `any_left` was true just before."""
+        if len(self._taken) >= MAX_CONNECTIONS and (longest := self._longest_half_open()) is not None:
+            self._taken.remove(longest)
+            longest.scope.cancel()
+        connection = _Connection()
+        self._taken.add(connection)
+        try:
+            with connection.scope:
+                yield connection
+        finally:
+            self._taken.discard(connection)
 
 
 class Relays:
@@ -69,14 +115,16 @@ class Relays:
     async def _serve(
         self, relay: _Relay, listeners: list[trio.SocketListener], dial: Dial, admits: Admits | None
     ) -> None:
-        slots = trio.CapacityLimiter(MAX_CONNECTIONS)
+        places = _Places()
 
         async def handle(near: trio.SocketStream) -> None:
             async with near:
-                if slots.available_tokens < 1 or (admits is not None and not await admits(near)):
+                if not places.any_left() or (admits is not None and not await admits(near)):
                     return
-                async with slots:
-                    await _connect(near, dial)
+                if places.any_left():  # others came while `admits` was asked
+                    _keep_alive(near)
+                    with places.taken() as connection:
+                        await _connect(near, dial, connection)
 
         with relay.scope:
             await trio.serve_listeners(handle, listeners)
@@ -92,7 +140,13 @@ async def listen(bind: str, port: int) -> list[trio.SocketListener]:
         raise PortTaken(f"port {port} on {bind} {why}; choose another host_port", port=port, bind=bind) from None
 
 
-async def _connect(near: trio.SocketStream, dial: Dial) -> None:
+def _keep_alive(near: trio.SocketStream) -> None:
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        near.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+async def _connect(near: trio.SocketStream, dial: Dial, connection: _Connection) -> None:
     """Relay one connection. Its errors end here: a relay outlives its connections."""
     try:
         with trio.fail_after(DIAL_TIMEOUT):
@@ -100,8 +154,9 @@ async def _connect(near: trio.SocketStream, dial: Dial) -> None:
     except (OSError, TwinshareError, trio.TooSlowError) as error:
         log.debug("a relay's target does not answer", error=str(error))
         return
+    connection.mark_open()
     async with far:
-        await carry(near, far)
+        await carry(near, far, on_half_closed=connection.mark_half_closed)
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
-"""The bounds of a relay: connections at once, the time of a dial, silence; and one listener for each key."""
+"""The bounds of a relay: connections at once, half-open ones, time of a dial, silence; and one listener per key."""
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from trio.testing import memory_stream_pair
 
 from twinshare.agent import relays
 from twinshare.agent.relays import open_relays
-from twinshare.agent.streams import IDLE_TIMEOUT, carry
+from twinshare.agent.streams import HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, carry
 from twinshare.protocols.errors import PortTaken
 
 
@@ -80,6 +81,125 @@ async def test_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) 
             await third.aclose()
             await second.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def sink(stream: trio.SocketStream) -> None:
+    """Greets, reads all, and never closes."""
+    async with stream:
+        await stream.send_all(b"x")
+        async for _ in stream:
+            pass
+        await trio.sleep_forever()
+
+
+async def greeted(port: int) -> trio.SocketStream | None:
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    if await stream.receive_some() == b"x":
+        return stream
+    await stream.aclose()
+    return None
+
+
+async def test_the_longest_half_closed_connection_gives_way_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "MAX_CONNECTIONS", 3)
+    async with trio.open_nursery() as nursery, open_relays() as opened:
+        [listener] = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), sink, 0)
+        far = listener.socket.getsockname()[1]
+        port = await opened.open(("a",), "127.0.0.1", 0, partial(trio.open_tcp_stream, "127.0.0.1", far))
+        with trio.fail_after(20):
+            whole, first, second = await greeted(port), await greeted(port), await greeted(port)
+            assert whole is not None
+            assert first is not None
+            assert second is not None
+            assert await greeted(port) is None
+            await first.send_eof()
+            while (third := await greeted(port)) is None:
+                await trio.lowlevel.checkpoint()
+            assert await first.receive_some() == b""
+            await first.aclose()
+            await second.aclose()  # its client is gone altogether, its guest never closes
+            while (fourth := await greeted(port)) is None:
+                await trio.lowlevel.checkpoint()
+            assert await greeted(port) is None
+            for stream in (whole, third, fourth):
+                with trio.move_on_after(0.05) as waited:
+                    await stream.receive_some()
+                assert waited.cancelled_caught
+                await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_dials_that_nobody_answers_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "MAX_CONNECTIONS", 2)
+    async with trio.open_nursery() as nursery, open_relays() as opened:
+        [listener] = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), sink, 0)
+        dials = 0
+
+        async def dial() -> trio.SocketStream:
+            nonlocal dials
+            dials += 1
+            if dials <= 2:
+                return await never()
+            return await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+
+        port = await opened.open(("a",), "127.0.0.1", 0, dial)
+        with trio.fail_after(10):
+            waiting = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
+            while dials < 2:
+                await trio.lowlevel.checkpoint()
+            made = await greeted(port)
+            assert made is not None
+            assert await waiting[0].receive_some() == b""
+            for stream in (*waiting, made):
+                await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_vanished_is_probed() -> None:
+    async with trio.open_nursery() as nursery, open_relays() as opened:
+        probed: list[int] = []
+
+        async def admits(near: trio.SocketStream) -> bool:
+            nears.append(near)
+            return True
+
+        async def dial() -> trio.SocketStream:
+            [near] = nears
+            probed.append(near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+            probed.append(near.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+            raise ConnectionRefusedError
+
+        nears: list[trio.SocketStream] = []
+        port = await opened.open(("a",), "127.0.0.1", 0, dial, admits)
+        with trio.fail_after(10):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as near:
+                assert await near.receive_some() == b""
+        assert probed == [1, 60]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_half_closed_connection_ends_sooner_and_bytes_put_that_off(
+    backwards: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    (client, near), (far, server) = memory_stream_pair(), memory_stream_pair()
+    ender, other = (server, client) if backwards else (client, server)
+    async with trio.open_nursery() as nursery:
+
+        async def carried() -> None:
+            assert not await carry(near, far)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(carried)
+        await ender.send_eof()
+        await trio.sleep(HALF_CLOSED_TIMEOUT - 1)
+        await other.send_all(b"x")
+        assert await ender.receive_some() == b"x"
+        await trio.sleep(HALF_CLOSED_TIMEOUT - 1)
+        assert not nursery.cancel_scope.cancel_called
+        await trio.sleep(2)
+    assert HALF_CLOSED_TIMEOUT < IDLE_TIMEOUT / 10
+    assert trio.current_time() == pytest.approx(2 * HALF_CLOSED_TIMEOUT - 1, abs=0.5)
 
 
 async def test_a_dial_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
