@@ -75,7 +75,7 @@ class HostedSession:
         self.directory, self.record, self.output = directory, record, output
         self.stream: ChannelStream | None = None
         self._readers: set[Reader] = set()
-        self._reader_left = trio.current_time()
+        self._reader_left = 0.0  # sessions are loaded in a thread, which has no clock; `pump` sets it
         self._consumed = output.start
         self._changed = trio.Event()
 
@@ -141,6 +141,7 @@ class HostedSession:
 
         Raises: what ended the stream; nothing is written then.
         """
+        self._reader_left = trio.current_time()
         await stream.wait_opened()
         if self.record.request is not None:
             self.record.request = None

@@ -15,6 +15,8 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
+from twinshare.agent.guest.output_log import open_output_log
+from twinshare.agent.guest.session import HostedSession, SessionRecord, load_sessions
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
@@ -84,6 +86,13 @@ async def test_a_command_runs_in_the_guest(tmp_path: Path) -> None:
         assert done.stdout == "hello from /usr\n"
         done = await run(guests, "printf", r"\377", stdin="")
         assert (done.stdout, done.stdout_base64) == ("", "/w==")
+
+
+async def test_sessions_of_a_former_life_are_loaded_by_a_thread(tmp_path: Path) -> None:
+    record = SessionRecord(id="0" * 16, number=1, instance=b"", owner="local", command=["true"], started_at=0.0)
+    HostedSession(tmp_path, record, open_output_log(tmp_path, record.id)).save()
+    (found,) = await trio.to_thread.run_sync(load_sessions, tmp_path)
+    assert found.record == record
 
 
 async def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
