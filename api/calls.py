@@ -49,6 +49,7 @@ class VmFields(TypedDict, total=False):
     network: str
     hypervisor: str
     firmware: str
+    mac: str
     cloud_init: CloudInit | CloudInitFields | None
     start: bool
     autostart: bool

@@ -196,6 +196,10 @@ class PortTaken(Conflict):
     code = "port_taken"
 
 
+class MacTaken(Conflict):
+    code = "mac_taken"
+
+
 class AmbiguousName(Conflict):
     code = "ambiguous_name"
 

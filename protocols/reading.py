@@ -13,12 +13,13 @@ from .bounded.json import check_json
 from .errors import InvalidRequest
 from .size import PATTERN as SIZE_PATTERN
 from .tolerant import decode_tolerantly
-from .vm import NAME_PATTERN
+from .vm import MAC_PATTERN, NAME_PATTERN
 
 Query = TypeVar("Query", bound=msgspec.Struct)
 
 # What a pattern means to people.
 _MEANT = {
+    MAC_PATTERN: "must be a MAC address in lower case, such as 52:54:00:12:34:56",
     NAME_PATTERN: "must be 1 to 63 of a-z, 0-9 and '-', and neither begin nor end with '-'",
     SIZE_PATTERN: "must be a number and a unit, such as 512M or 2G",
 }

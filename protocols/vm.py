@@ -18,6 +18,8 @@ NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _NAME = re.compile(NAME_PATTERN.removeprefix("^").removesuffix("$"))
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+MAC_PATTERN = "^([0-9a-f]{2}(:[0-9a-f]{2}){5})?$"
+_MAC = re.compile(MAC_PATTERN)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 VmName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=63, description="a DNS label in lower case")]
@@ -42,6 +44,20 @@ def check_text(text: str, what: str) -> None:
     """Raises: ValueError if `text` holds control characters other than tab and line ends."""
     if _CONTROL.search(text):
         raise ValueError(f"{what} must not contain control characters")
+
+
+def check_mac(mac: str) -> None:
+    """Raises: ValueError if `mac` is neither empty nor the address of one network card.
+
+    libvirt refuses `fe` as the first byte: it keeps those for its own ends of TAP devices (virnetdevtap.c).
+    """
+    if not mac:
+        return
+    if not _MAC.fullmatch(mac):
+        raise ValueError("mac must be six bytes in lower case, such as 52:54:00:12:34:56")
+    first = int(mac[:2], 16)
+    if first & 1 or first == 0xFE or mac == "00:00:00:00:00:00":
+        raise ValueError("mac must be a unicast address: its first byte even and not fe, and not all zero")
 
 
 class VmStatus(StrEnum):
@@ -128,6 +144,7 @@ class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     network: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")] = "default"
     hypervisor: Annotated[str, Meta(pattern="^(kvm|qemu)$")] = "kvm"
     firmware: Annotated[str, Meta(pattern="^(bios|uefi)?$", description="empty: what the image needs")] = ""
+    mac: Annotated[str, Meta(pattern=MAC_PATTERN, description="empty: the node chooses one")] = ""
     cloud_init: CloudInit | None = None
     start: bool = False
 
@@ -137,6 +154,7 @@ class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             if re.search(r"\s", text):
                 raise ValueError("image, network, hypervisor and firmware must not contain spaces or line ends")
             check_text(text, "image, network, hypervisor and firmware")
+        check_mac(self.mac)
         check_settings(self)
 
 
@@ -157,7 +175,7 @@ class Vm(VmSettings, frozen=True, kw_only=True):
 
     `ip` is an address at which the VM answers from the machine of the node that is asked, on `ports` at least: the
     guest's own where the network routes it, else one of that machine's loopback. `guest_ip` is what the guest calls
-    itself.
+    itself. `mac` is that of its first network card; None where its node is of an earlier version.
     """
 
     id: str
@@ -174,6 +192,7 @@ class Vm(VmSettings, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     ip: str | None = None
     guest_ip: str | None = None
+    mac: str | None = None
     ports: list[int] = []
     image: str | None = None
     owner: str = "local"

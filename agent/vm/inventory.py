@@ -14,10 +14,10 @@ import structlog
 import trio
 
 from ...protocols.access import LOCAL
-from ...protocols.errors import HypervisorDown, TwinshareError, VmNotFound
+from ...protocols.errors import HypervisorDown, MacTaken, TwinshareError, VmNotFound
 from ...protocols.events import VmStateChanged, VmUndefined, payload_of
 from ...protocols.node import Resources
-from ...protocols.vm import Vm, VmStatus
+from ...protocols.vm import Vm, VmSpec, VmStatus
 from ..events import EventLog
 from ..hypervisor.port import Addresses, Change, ChangeKind, Hypervisor
 from .expiry import shown_end
@@ -36,6 +36,7 @@ class Inventory:
     `on_change` hears the id of every VM whose record has changed, `on_notice` every change that the hypervisor tells.
     By VM and kept by those who know them: `vnc_ports`; `addresses`, what the guest calls itself; `routed`, the address
     that the network routes; `loopback`, the one on this node and its open ports; `answering`, guests that have booted.
+    `creating` has, by name, what was asked for VMs whose creation was admitted, with the MAC that each will have.
     """
 
     def __init__(self, hypervisor: Hypervisor, events: EventLog, node: str) -> None:
@@ -46,6 +47,7 @@ class Inventory:
         self.routed: dict[str, str] = {}
         self.loopback: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.answering: set[str] = set()
+        self.creating: dict[str, VmSpec] = {}
         self._hypervisor, self._events, self._node = hypervisor, events, node
         self._records: dict[str, Record] = {}
         # The VM of each record, with all that it was made of.
@@ -92,6 +94,13 @@ class Inventory:
             self.require_complete()
             raise VmNotFound(f"Virtual machine '{ref}' not found", vm=ref)
         return record
+
+    def check_mac(self, mac: str) -> None:
+        """Refuse the MAC of another VM, be it one that is being created. Raises: MacTaken."""
+        defined = [(record.domain.name, record.domain.mac) for record in self._records.values()]
+        for name, taken in (*defined, *((spec.name, spec.mac) for spec in self.creating.values())):
+            if taken == mac:
+                raise MacTaken(f"the MAC address {mac} is that of VM '{name}'; choose another", mac=mac, vm=name)
 
     def get(self, ref: str) -> Vm:
         """Raises: VmNotFound."""

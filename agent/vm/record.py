@@ -59,8 +59,8 @@ def vm_id(key: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, key))
 
 
-def mac_of(id: str) -> str:
-    """A stable MAC address in QEMU's range."""
+def vm_mac(id: str) -> str:
+    """The MAC address of a VM whose creator gave none: stable, and in QEMU's range."""
     digest = hashlib.sha256(id.encode()).digest()
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
@@ -108,6 +108,7 @@ def view(
         expires_at=shown_end(metadata.expiry, metadata.ttl),
         ip=reach.ip,
         guest_ip=reach.guest_ip,
+        mac=domain.mac,
         ports=list(reach.ports),
         image=metadata.image,
         owner=metadata.owner,

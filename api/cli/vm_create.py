@@ -38,6 +38,7 @@ _OPTIONS = (
     click.option("--network", type=NETWORK_NAME, help="Network (default)."),
     click.option("--hypervisor", type=click.Choice(["kvm", "qemu"]), help="kvm, or qemu for emulation."),
     click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="Firmware (what the image needs)."),
+    click.option("--mac", help="MAC address of its network card (the node chooses one)."),
     click.option(
         "--user-data", type=click.File("rb"), help="cloud-config or script for the first boot; - reads stdin."
     ),

@@ -44,6 +44,7 @@ FIELDS: list[Column] = [
     ("ip", lambda vm: vm.ip),
     ("ports", lambda vm: ", ".join(map(str, vm.ports)) or None),
     ("guest ip", lambda vm: vm.guest_ip),
+    ("mac", lambda vm: vm.mac),
     ("vnc", lambda vm: vm.vnc_port and f"127.0.0.1:{vm.vnc_port}"),
     ("uptime", lambda vm: duration(vm.uptime)),
     ("created", lambda vm: vm.created_at),

@@ -6,7 +6,7 @@ import msgspec
 import trio
 
 from ...agent.node import Node
-from ...agent.vm.record import mac_of, vm_id
+from ...agent.vm.record import vm_id
 from ...protocols.access import Caller, Role
 from ...protocols.errors import ImageNotFound, VmNotFound, WrongState
 from ...protocols.image import Image, PullRequest
@@ -101,7 +101,7 @@ class MedaVms:
         facts = VmFacts(
             guest_ip=vm.guest_ip or NONE,
             subnet=vm.guest_ip.rpartition(".")[0] if vm.guest_ip and "." in vm.guest_ip else NONE,
-            mac=mac_of(vm.id),
+            mac=vm.mac or NONE,
             tap_device=NONE,
             memory=exact_size(vm.memory * MIB),
             disk_size=exact_size(vm.disk_size * GIB),

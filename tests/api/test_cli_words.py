@@ -303,3 +303,13 @@ def test_ctrl_c_is_exit_code_130() -> None:
 def wait_for_requests(node: RecordedNode, process: subprocess.Popen[str]) -> None:
     while len(node.seen) < 2:
         assert process.poll() is None
+
+
+def test_a_mac_is_given_and_shown() -> None:
+    mac = "02:00:5e:10:00:01"
+    with recorded_node({"POST /api/vm": done(), "GET /api/vm/web": [Answer(VM | {"mac": mac})]}) as node:
+        assert twinshare(node, "vm", "create", "web", "--image", "tiny", "--mac", mac).exit_code == 0
+        assert node.seen[0].json == {"name": "web", "image": "tiny", "mac": mac}
+        assert f"mac:        {mac}\n" in twinshare(node, "vm", "show", "web").stdout
+        refused = twinshare(node, "vm", "create", "web", "--image", "tiny", "--mac", "01:00:5e:00:00:01")
+    assert "mac must be a unicast address" in refused.stderr

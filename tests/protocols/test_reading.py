@@ -24,6 +24,7 @@ from twinshare.protocols.vm import ForwardSpec, VmSpec
         (b'{"host_port":1,"guest_port":1,"protocol":"x"}', ForwardSpec, "protocol: must be tcp or udp", "protocol"),
         (b'"2"', SizeText, "must be a number and a unit, such as 512M or 2G", "$"),
         (b'{"name":"a","image":"x","memory":3}', VmSpec, "memory: Expected `int` >= 64", "memory"),
+        (b'{"name":"a","image":"x","mac":"52:54:00:AB:CD:EF"}', VmSpec, "mac: must be a MAC address in lower", "mac"),
         (b'{"image":"x"}', VmSpec, "name: Object missing required field", "name"),
     ],
 )

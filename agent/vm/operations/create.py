@@ -21,7 +21,7 @@ from ..firmware import choose_firmware
 from ..guest import build_seed, check_cloud_init
 from ..image_resolver import check_disk_size
 from ..quota import check_labels, check_quota
-from ..record import VmMetadata, mac_of, vm_id
+from ..record import VmMetadata, vm_id, vm_mac
 from .base import VmOperation
 
 MAX_CPUS_PER_HOST_CPU = 16
@@ -32,7 +32,7 @@ class CreateVm(VmOperation):
     shown_as = VmStatus.CREATING
 
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
-        vms, spec = self.services, active.request.spec
+        vms, spec = self.services, _with_mac(active)
         vms.inventory.require_complete()
         vms.require_hypervisor()
         accelerator, warnings = self._accelerator(spec.hypervisor)
@@ -84,11 +84,15 @@ class CreateVm(VmOperation):
             raise InvalidRequest("cpu_cores: more than this machine can give one VM", path="cpu_cores")
 
     def _claim_name_and_resources(self, spec: VmSpec, digest: str) -> Release:
-        """`digest` is empty while the image is not here. Raises: VmExists, Forbidden, InsufficientResources."""
+        """`digest` is empty while the image is not here.
+
+        Raises: VmExists, MacTaken, Forbidden, InsufficientResources.
+        """
         vms = self.services
         making = vms.resolver.reserved
         if spec.name in making or vms.inventory.has_name(spec.name):
             raise VmExists(f"a VM named '{spec.name}' exists on this node; choose another name", vm=spec.name)
+        vms.inventory.check_mac(spec.mac)
         if len(making) + len(list(vms.inventory.records())) >= vms.limits.max_vms:
             raise Forbidden(f"this node holds no more than {vms.limits.max_vms} VMs (hypervisor.max_vms)")
         vms.admission.check_size(
@@ -98,21 +102,23 @@ class CreateVm(VmOperation):
         return self._claimed(spec, digest, resources)
 
     def claim(self, active: ActiveOperation) -> Release:
-        spec, digest = active.request.spec, active.notes["metadata"]["digest"]
+        spec, digest = _with_mac(active), active.notes["metadata"]["digest"]
         return self._claimed(spec, digest, self.services.admission.claim_again(_need(spec)))
 
     def _claimed(self, spec: VmSpec, digest: str, release_resources: Release) -> Release:
-        reserved = self.services.resolver.reserved
+        reserved, creating = self.services.resolver.reserved, self.services.inventory.creating
         reserved[spec.name] = digest
+        creating[spec.name] = spec
 
         def release() -> None:
             reserved.pop(spec.name, None)
+            creating.pop(spec.name, None)
             release_resources()
 
         return release
 
     async def do(self, active: ActiveOperation) -> Vm:
-        vms, spec, id = self.services, active.request.spec, vm_id(active.key)
+        vms, spec, id = self.services, _with_mac(active), vm_id(active.key)
         metadata = msgspec.convert(active.notes["metadata"], VmMetadata)
         async with vms.locked(id, self.shown_as, _view(id, spec, metadata, active.notes["accelerator"])):
             if not metadata.digest:
@@ -151,7 +157,7 @@ class CreateVm(VmOperation):
             disk=directory / "disk.qcow2",
             seed=directory / "seed.iso",
             network=spec.network,
-            mac=mac_of(id),
+            mac=_with_mac(active).mac,
             metadata=metadata.to_text(),
             firmware=metadata.firmware,
         )
@@ -161,6 +167,12 @@ class CreateVm(VmOperation):
         await self.services.undefine(id)
         await trio.to_thread.run_sync(self.services.files.remove, id)
         await self.services.inventory.refresh(id)
+
+
+def _with_mac(active: ActiveOperation) -> VmSpec:
+    """What was asked, with the MAC address that the VM gets."""
+    spec: VmSpec = active.request.spec
+    return msgspec.structs.replace(spec, mac=spec.mac or vm_mac(vm_id(active.key)))
 
 
 def _need(spec: VmSpec) -> Resources:
@@ -180,6 +192,7 @@ def _view(id: str, spec: VmSpec, metadata: VmMetadata, accelerator: str) -> Vm:
         disk_size=spec.disk_size,
         hypervisor=accelerator,
         network=spec.network,
+        mac=spec.mac,
         vnc_port=None,
         created_at=metadata.created_at,
         image=metadata.image,
