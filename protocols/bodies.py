@@ -1,8 +1,8 @@
 """The documented bodies of REST answers, where they differ from what an operation returns.
 
 A server answers with `present`; a client decodes `body_type` and gets the result back with `restore`; the OpenAPI
-document reads the same types. A list answers an object with one key. An action answers the documented keys and, beside
-them, the whole VM.
+document reads the same types. A list answers an object with one key, and beside it `next` when only a part was asked
+for and more follow. An action answers the documented keys and, beside them, the whole VM.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .image import CatalogueEntry, Image
 from .method import Method
@@ -35,6 +36,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
 class VmList(Body, frozen=True, kw_only=True):
     vms: list[Vm]
+    next: str | UnsetType = UNSET
 
 
 class ForwardList(Body, frozen=True, kw_only=True):
@@ -43,6 +45,7 @@ class ForwardList(Body, frozen=True, kw_only=True):
 
 class ImageList(Body, frozen=True, kw_only=True):
     images: list[Image]
+    next: str | UnsetType = UNSET
 
 
 class CatalogueList(Body, frozen=True, kw_only=True):
@@ -51,6 +54,7 @@ class CatalogueList(Body, frozen=True, kw_only=True):
 
 class OperationList(Body, frozen=True, kw_only=True):
     operations: list[Operation]
+    next: str | UnsetType = UNSET
 
 
 class TokenList(Body, frozen=True, kw_only=True):
@@ -59,6 +63,7 @@ class TokenList(Body, frozen=True, kw_only=True):
 
 class PeerList(Body, frozen=True, kw_only=True):
     peers: list[PeerInfo]
+    next: str | UnsetType = UNSET
 
 
 class MessageAnswer(Body, frozen=True, kw_only=True):

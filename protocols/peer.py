@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from .access import Limits, Role
 from .vm import Vm
@@ -80,10 +80,14 @@ class AbsentPeer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetVms(msgspec.Struct, frozen=True, kw_only=True):
-    """The VMs of the fleet, and the members in `unreachable` that could not be asked for theirs."""
+    """The VMs of the fleet, and the members in `unreachable` that could not be asked for theirs.
+
+    `next` is the cursor of the rows that follow, when only a part was asked for.
+    """
 
     vms: list[Vm]
     unreachable: list[AbsentPeer] = []
+    next: str | UnsetType = UNSET
 
 
 class RevocationEffect(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,8 +26,9 @@ _MEANT = {
 _CHOICE = re.compile(r"\^\(([a-z|]+)\)\$")
 
 
-def convert_query(query: Mapping[str, str], kind: type[Query]) -> Query:
-    """A query string's parameters as a `kind`. A parameter cannot be null: it is left out instead.
+def convert_query(query: Mapping[str, Any], kind: type[Query]) -> Query:
+    """A query string's parameters as a `kind`. A parameter cannot be null: it is left out instead. One that may come
+    several times is a list here.
 
     Raises: InvalidRequest, with the name of the parameter that is wrong.
     """

@@ -5,7 +5,7 @@ Hypercorn has parsed it; nothing of it is trusted yet.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -160,19 +160,19 @@ class Incoming:
         if len(names) != len(set(names)):
             raise InvalidRequest("a header that may come once came twice")
 
-    def arguments(self) -> dict[str, str]:
-        """Return the parameters of the query. Raises: InvalidRequest when it is not UTF-8 or has one twice."""
+    def query_pairs(self) -> list[tuple[str, str]]:
+        """Return the parameters of the query as they came. Raises: InvalidRequest when it is not UTF-8."""
         if not self.query_string:
-            return {}
+            return []
         try:
             text = self.query_string.decode("ascii")
-            pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=32)
+            return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=32)
         except ValueError:
             raise InvalidRequest("the query is not UTF-8, or too long", path="query") from None
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise InvalidRequest("a query parameter is there twice", path="query")
-        return found
+
+    def arguments(self) -> dict[str, str]:
+        """Return the parameters of the query. Raises: InvalidRequest when it is not UTF-8 or has one twice."""
+        return single(self.query_pairs())
 
     def query_as(self, kind: type[Query]) -> Query:
         """Return the query as a `kind`. Raises: InvalidRequest naming the parameter that is wrong."""
@@ -250,6 +250,14 @@ def current_request() -> RestRequest:
 
 def current_websocket() -> RestWebsocket:
     return cast(RestWebsocket, websocket_ctx.websocket)
+
+
+def single(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return parameters that may come once each. Raises: InvalidRequest when one comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("a query parameter is there twice", path="query")
+    return found
 
 
 def request_options(request: RestRequest, method: Method) -> Caller:

@@ -6,13 +6,14 @@ The documented bodies are made in `protocols/bodies.py`; here an operation becom
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from quart import Response
 
 from ...agent.node import Node
-from ...protocols.bodies import body_type, present
+from ...protocols.bodies import Body, body_type, present
 from ...protocols.errors import InvalidRequest
 from ...protocols.method import Method
 from ...protocols.openapi import Endpoint, Media, endpoint
@@ -20,9 +21,10 @@ from ...protocols.peer import PeerRef
 from ...protocols.services import SERVICES
 from ...protocols.table import all_methods
 from ...protocols.vm import Blob
-from ..rest.requests import current_request, request_options
+from ..rest.requests import RestRequest, current_request, request_options
 from ..rest.responses import EncodedList, json_response
 from ..rest.routes import Route, View
+from .listing import Listing, Page
 
 ROOT = "/api"
 REMOTE = "/api/remote/<peer>"
@@ -30,6 +32,13 @@ TABLE = all_methods(SERVICES)
 
 # Long lists, whose rows rarely change between two requests; each with the one key of its body.
 _KEPT_LISTS = {"list_vms": "vms", "list_operations": "operations"}
+
+# The lists whose bodies have a cursor take the parameters of listings.
+LISTINGS = {
+    name: Listing(method.answer, method.query)
+    for name, method in TABLE.items()
+    if isinstance(method.answer, type) and issubclass(method.answer, Body) and "next" in method.answer.__struct_fields__
+}
 
 
 def routes(node: Node) -> Iterator[Route]:
@@ -49,9 +58,10 @@ def _view(node: Node, method: Method) -> View:
 
     async def view(**params: str) -> Response:
         request = current_request()
-        arguments = method.arguments(params, request.arguments(), await request.json_body())
+        query, page = _query(method, request)
+        arguments = method.arguments(params, query, await request.json_body())
         result = await node.call(request_options(request, method), method, arguments)
-        return _response(method, result, None, encode)
+        return _response(method, result, None, encode, page)
 
     return view
 
@@ -60,9 +70,10 @@ def _remote_view(node: Node, method: Method) -> View:
     async def view(peer: str, **params: str) -> Response:
         _check_peer(peer)
         request = current_request()
-        arguments = method.arguments(params, request.arguments(), await request.json_body())
+        query, page = _query(method, request)
+        arguments = method.arguments(params, query, await request.json_body())
         result = await node.call(request_options(request, method), method, arguments, peer)
-        return _response(method, result, node.peer_id_of(peer))
+        return _response(method, result, node.peer_id_of(peer), page=page)
 
     return view
 
@@ -75,9 +86,23 @@ def _check_peer(peer: str) -> None:
         raise InvalidRequest(f"peer: {error}", path="peer") from None
 
 
-def _response(method: Method, result: Any, peer: str | None, encode: Callable[[Any], bytes] | None = None) -> Response:
+def _query(method: Method, request: RestRequest) -> tuple[dict[str, str], Page | None]:
+    """Return the parameters of the method, and what part of its listing is wanted. Raises: InvalidRequest."""
+    listing = LISTINGS.get(method.name)
+    return listing.read(request.query_pairs()) if listing is not None else (request.arguments(), None)
+
+
+def _response(
+    method: Method,
+    result: Any,
+    peer: str | None,
+    encode: Callable[[Any], bytes] | None = None,
+    page: Page | None = None,
+) -> Response:
     if isinstance(result, Blob):
         return Response(result.data, content_type=result.media_type)
+    if page is not None:
+        return json_response(page.of(present(method, result, peer)))
     return json_response(encode(result) if encode is not None else present(method, result, peer))
 
 
@@ -91,4 +116,6 @@ def _endpoint(method: Method, *, remote: bool = False) -> Endpoint:
     tag = "remote" if remote else method.path.split("/")[1]
     more = {"peer": PeerRef} if remote else {}
     path = (REMOTE if remote else ROOT) + method.path
-    return endpoint(method, path, {200: answer}, operation_id=name, tag=tag, more_params=more)
+    described = endpoint(method, path, {200: answer}, operation_id=name, tag=tag, more_params=more)
+    listing = LISTINGS.get(method.name)
+    return described if listing is None else replace(described, query=listing.query)

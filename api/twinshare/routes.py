@@ -14,10 +14,11 @@ from ...protocols.image import Image, ImageRef
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.peer import FleetVms
 from ..rest.metrics import Metrics, exposition
-from ..rest.requests import NoQuery, current_request
+from ..rest.requests import current_request
 from ..rest.responses import json_response
 from ..rest.routes import Route
 from . import audit, console, events, guest_files, guest_sockets, operations
+from .listing import Listing
 
 NAME = "AI Environment Manager API"
 _OCTETS = "application/octet-stream"
@@ -81,16 +82,18 @@ def _import_route(node: Node) -> Route:
 
 def _fleet_route(node: Node) -> Route:
     """`GET /api/fleet/vm`: the VMs of every known peer."""
+    listing = Listing(FleetVms)
 
     async def view() -> Response:
         request = current_request()
-        request.query_as(NoQuery)
-        return json_response(await node.fleet_vms(request.caller))
+        _, page = listing.read(request.query_pairs())
+        found = await node.fleet_vms(request.caller)
+        return json_response(found if page is None else page.of(found))
 
     endpoint = Endpoint(
         verb="GET", path="/api/fleet/vm", operation_id="list_fleet_vms", tag="fleet", role=Role.VIEWER,
         summary="List the VMs of every known peer, and the peers that could not be asked for theirs.",
-        answers={200: Media(FleetVms)},
+        answers={200: Media(FleetVms)}, query=listing.query,
     )  # fmt: skip
     return Route("GET", endpoint.path, "list_fleet_vms", view, endpoint)
 

@@ -7,7 +7,11 @@ from typing import Any
 import msgspec
 
 from scripts.documents.markdown import code, sentence, table
+from twinshare.api.twinshare.listing import MAX_LIMIT, Listing
+from twinshare.api.twinshare.operations import LISTINGS as OF_TABLE
+from twinshare.api.twinshare.operations import TABLE
 from twinshare.protocols.method import Method
+from twinshare.protocols.peer import FleetVms
 from twinshare.protocols.services import SERVICES, VmService
 from twinshare.protocols.table import all_methods, methods
 
@@ -21,6 +25,24 @@ Every success answers 200; every failure answers as [errors.md](errors.md) says.
 A change takes `Idempotency-Key: <your key>` (the same request again is then done once) and `Prefer: respond-async`
 (202 and the operation at once, in place of the result at the end).
 
+"""
+
+LISTINGS = f"""## Listings
+
+The routes below, and those of them that exist under `/api/remote/{{peer}}`, take these parameters; without any of them
+the answer is the whole list.
+
+- `limit`: rows in the answer at the most, 1 to {MAX_LIMIT}. When more follow, the answer has `next`.
+- `after`: the `next` of the answer before, with the same `sort` and filters. It is a place in the order: rows
+  that come and go meanwhile neither repeat nor hide others.
+- `sort`: a field, or `-field` for descending. Text is ordered without regard to case and by the numbers in it (`vm-9`
+  before `vm-10`); what is not known comes last. With any of these parameters the default is `name`, for operations
+  `-created_at`.
+- `FIELD=VALUE` for a field that is text: `*` in the value is any text.
+- `label=KEY=VALUE`, or `label=KEY`, once for each label that must be there.
+
+A parameter, a field or a cursor that there is not is answered 400 with its name. The list of operations is of the
+newest thousand.
 """
 
 CONSOLE = """## Console and screen
@@ -40,7 +62,7 @@ sentence: 4503 `overloaded: …` to a listener who falls 256 KiB behind, 4502 `p
 
 
 def page() -> str:
-    parts = [HEAD]
+    parts = [HEAD, _listings()]
     for service in SERVICES:
         parts.append(f"## {service.__name__.removesuffix('Service')}\n\n{sentence(service.__doc__)}\n")
         rows = [_row(method) for method in methods(service).values()]
@@ -48,6 +70,15 @@ def page() -> str:
         if service is VmService:
             parts.append(CONSOLE)
     return "\n".join([*parts, "## Types\n", *_types()])
+
+
+def _listings() -> str:
+    every = {TABLE[name].path: listing for name, listing in OF_TABLE.items()} | {"/fleet/vm": Listing(FleetVms)}
+    rows = [
+        (code(f"GET {path}"), " ".join(map(code, listing.sorts)), " ".join(map(code, listing.filters)))
+        for path, listing in every.items()
+    ]
+    return f"{LISTINGS}\n{table(('route', 'sorted by', 'filtered by'), rows)}"
 
 
 def _row(method: Method) -> tuple[str, ...]:
