@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -43,6 +43,9 @@ class DatabaseRefused(Exception):
 
 class DatabaseNewer(DatabaseRefused):
     """A later version has written the file. Nothing was changed."""
+
+
+CURE: Final = "stop the agent and run `twinshare repair`, which keeps what can be read of it"
 
 
 class DatabaseDamaged(DatabaseRefused):
@@ -158,7 +161,7 @@ def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) ->
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
     if check and (said := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        raise DatabaseDamaged(f"{file} is damaged: {said}")
+        raise DatabaseDamaged(f"{file} is damaged: {said}; {CURE}")
     # An empty file needs no migration: its tables are made in the present form.
     is_empty = db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
     pending = () if is_empty else schema.migrations[max(stored, 1) - 1 :]
@@ -182,5 +185,5 @@ def _renamed_errors(where: str = "") -> Iterator[None]:
         if code in _UNAVAILABLE:
             raise Unavailable(f"{_UNAVAILABLE[code]} ({error}); try again in a moment") from None
         if code in _DAMAGED:
-            raise DatabaseDamaged(f"{where or 'the database'} is damaged: {error}") from None
+            raise DatabaseDamaged(f"{where or 'the database'} is damaged: {error}; {CURE}") from None
         raise

@@ -26,6 +26,7 @@ COMMANDS = {
     "status": ("status:status", "Show the node's health and its free capacity."),
     "ui": ("ui:ui", "Open the node's page in a browser."),
     "doctor": ("doctor:doctor", "Check this machine; exit 0 if a VM could run here."),
+    "repair": ("repair:repair", "Repair the database of a stopped node, if it is damaged."),
     "vm": ("vm:vm", "Virtual machines."),
     "image": ("image:image", "Images: the disks that VMs start from."),
     "peer": ("peer:peer", "Other nodes of the fleet."),
