@@ -36,9 +36,9 @@ def read_end(text: str) -> CopyEnd:
 @click.option("--recursive", "-r", is_flag=True, help="Copy directories and all that is in them.")
 @peer_option
 def copy(source: str, target: str, recursive: bool, peer: str | None) -> None:
-    """Copy files to a VM's guest or from it; VM:PATH names the one side, - stdin or stdout on the other.
+    """Copy files to a VM or from it.
 
-    Modes and times are kept. A copy that was cut off goes on where it was when it is run again. Links are left out.
+    VM:PATH names the one side; - is stdin or stdout on the other. Modes and times are kept. A copy that was cut off goes on where it was when it is run again. Links are left out.
 
     \b
     twinshare vm cp -r site web:/srv

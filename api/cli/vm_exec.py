@@ -46,7 +46,9 @@ def exec_command(
     name: str, command: tuple[str, ...], terminal: bool, interactive: bool, env: tuple[tuple[str, str], ...],
     detach: bool, peer: str | None, **fields: Any,
 ) -> None:  # fmt: skip
-    """Run a command in a VM's guest: its output and its exit code are the command's own.
+    """Run a command in a VM's guest.
+
+    Its output and its exit code are the command's own.
 
     It needs no network of the guest. 124 is the exit code when it takes too long, 125 when the guest cannot be asked.
     A command goes on when the connection is cut; it is joined again, without a byte lost.
@@ -77,7 +79,10 @@ def exec_command(
 @peer_option
 @listing_options
 def sessions(name: str, peer: str | None, listing: Listing) -> None:
-    """List commands that run in a VM, and those that ended in the last ten minutes."""
+    """List the commands that run in a VM.
+
+    Those that ended in the last ten minutes are listed, too.
+    """
     with open_client() as client:
         listing.show(client.call("list_vm_sessions", {"vm": name}, peer), COLUMNS)
 
@@ -87,7 +92,10 @@ def sessions(name: str, peer: str | None, listing: Listing) -> None:
 @click.argument("session")
 @peer_option
 def attach(name: str, session: str, peer: str | None) -> None:
-    """Join a session: its output from the first byte that is kept, its input, its exit code."""
+    """Join a session in a VM again.
+
+    Its output comes from the first byte that is kept; its input and exit code are the command's.
+    """
     with guest_errors(), open_client() as client:
         found = client.call("get_session", {"vm": name, "session": session}, peer)
         code = _run(client, name, peer, session, terminal=found.terminal, reads_input=True)

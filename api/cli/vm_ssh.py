@@ -30,7 +30,9 @@ _AUTHORIZE = """umask 077; mkdir -p .ssh && touch .ssh/authorized_keys &&
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[SSH OPTIONS] [COMMAND]...")
 @peer_option
 def ssh(name: str, arguments: tuple[str, ...], peer: str | None) -> None:
-    """Log into a VM with the system's ssh, as root unless -l names another user. The guest needs no network.
+    """Log into a VM with the system's ssh.
+
+    As root, unless -l names another user. The guest needs no network.
 
     \b
     twinshare vm ssh web
@@ -53,7 +55,9 @@ def ssh(name: str, arguments: tuple[str, ...], peer: str | None) -> None:
 
 @click.command("ssh-config")
 def ssh_config() -> None:
-    """Print a block for ~/.ssh/config: then ssh, scp, rsync and editors reach VM.twin and VM.NODE.twin.
+    """Print a block for ~/.ssh/config: ssh VM.twin.
+
+    With it ssh, scp, rsync and editors reach VM.twin and VM.NODE.twin.
 
     \b
     twinshare ssh-config >> ~/.ssh/config
@@ -70,9 +74,9 @@ def ssh_config() -> None:
 @click.option("--user", default="root", help="Who logs in: this user's key is put into that one's authorized_keys.")
 @peer_option
 def ssh_proxy(host: str, user: str, peer: str | None) -> None:
-    """Connect stdin and stdout with a VM's SSH server: the ProxyCommand of ssh-config.
+    """Connect stdin and stdout with a VM's SSH server.
 
-    The guest's host keys are written down as the guest channel tells them, so that ssh never has to ask.
+    It is the ProxyCommand of ssh-config. The guest's host keys are written down as the guest channel tells them, so that ssh never has to ask.
     """
     name, node = read_host(host)
     with guest_errors(), open_client() as client:
