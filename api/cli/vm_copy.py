@@ -38,7 +38,9 @@ def read_end(text: str) -> CopyEnd:
 def copy(source: str, target: str, recursive: bool, peer: str | None) -> None:
     """Copy files to a VM or from it.
 
-    VM:PATH names the one side; - is stdin or stdout on the other. Modes and times are kept. A copy that was cut off goes on where it was when it is run again. Links are left out.
+    VM:PATH names the one side; - is stdin or stdout on the other.
+
+    Modes and times are kept. A copy that was cut off goes on where it was when it is run again. Links are left out.
 
     \b
     twinshare vm cp -r site web:/srv

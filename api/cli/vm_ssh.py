@@ -76,7 +76,9 @@ def ssh_config() -> None:
 def ssh_proxy(host: str, user: str, peer: str | None) -> None:
     """Connect stdin and stdout with a VM's SSH server.
 
-    It is the ProxyCommand of ssh-config. The guest's host keys are written down as the guest channel tells them, so that ssh never has to ask.
+    It is the ProxyCommand of ssh-config.
+
+    The guest's host keys are written down as the guest channel tells them, so that ssh never has to ask.
     """
     name, node = read_host(host)
     with guest_errors(), open_client() as client:
