@@ -84,7 +84,7 @@ class _SessionStream:
         elif stream is None:
             return  # it has ended: nobody reads it
         elif isinstance(message, Input):
-            await _send_input(stream, message)
+            await send_input(stream, message)
         elif isinstance(message, InputEnd):
             stream.close_input()
         else:
@@ -112,7 +112,7 @@ class _ContentStream:
 
     async def send(self, message: ToGuest) -> None:
         if isinstance(message, Input):
-            await _send_input(self._stream, message)
+            await send_input(self._stream, message)
         elif isinstance(message, InputEnd):
             self._stream.close_input()
         elif isinstance(message, Resize | SendSignal):
@@ -200,8 +200,10 @@ def _refused(request: StreamRequest, end: EndReply, what: str, vm: str) -> Twins
     return refusal(end, what)
 
 
-async def _send_input(stream: ChannelStream, message: Input) -> None:
+async def send_input(stream: ChannelStream, message: Input) -> None:
     """Raises: InvalidRequest when bytes are missing before this input."""
+    if stream.end is not None:
+        return  # it ended while this was on its way, and did not take what came before; `receive` says why
     data = message.data
     if message.offset is not None:
         if message.offset > stream.input_offset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 from pathlib import Path
@@ -10,10 +11,13 @@ import pytest
 import trio
 
 from tests.agent.test_guest_sessions import running
+from twinshare.agent.guest.access import send_input
+from twinshare.agent.guest.stream import ChannelStream
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import FileNotFound, GuestRefused
 from twinshare.protocols.guest import DirectoryRequest, FileKind
+from twinshare.protocols.guest_channel import EndReply
 from twinshare.protocols.guest_stream import (
     DialPort,
     Finished,
@@ -152,3 +156,11 @@ async def test_a_port_on_the_guests_loopback_is_dialled(tmp_path: Path) -> None:
         with pytest.raises(GuestRefused, match="nothing in the guest listens"):
             async with node.guest_stream(LOCAL_ADMIN, "one", DialPort(port=1)):
                 pass
+
+
+async def test_content_that_comes_after_the_end_is_left(tmp_path: Path) -> None:
+    """When the guest's disk is full, the error says that, and not that content before this is missing."""
+    stream = ChannelStream(1, {"kind": "write"}, lambda: None)
+    stream.on_end(EndReply(offset=0, errno=errno.ENOSPC))
+    with trio.fail_after(5):
+        await send_input(stream, Input(data=b"later", offset=1000))

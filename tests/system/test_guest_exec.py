@@ -14,6 +14,7 @@ import trio
 from tests.guest.disks import tiny_disk
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
+from twinshare.protocols.errors import GuestRefused
 from twinshare.protocols.guest_stream import Finished, Output
 
 pytestmark = pytest.mark.system
@@ -50,6 +51,7 @@ async def test_commands_files_and_a_killed_agent(tmp_path: Path) -> None:
         async with RESTClient(agent.url) as client:
             await check_command(client)
             await check_file(client)
+            await check_full_disk(client)
             session = (await client.exec_vm("alone", ["sh", "-c", SLOW], detach=True)).session
             await until_output(client, session)
         await agent.kill()
@@ -72,6 +74,14 @@ async def check_file(client: RESTClient) -> None:
     there = await client.exec_vm("alone", ["sha256sum", "/tmp/file"], timeout=60)
     assert there.stdout.split()[0] == hashlib.sha256(content).hexdigest()
     assert await client.read_file("alone", "/tmp/file") == content
+
+
+async def check_full_disk(client: RESTClient) -> None:
+    made = await client.exec_vm("alone", ["sh", "-c", "mkdir /mnt && mount -t tmpfs -o size=1m small /mnt"])
+    assert made.exit_code == 0
+    with pytest.raises(GuestRefused, match="No space left on device"):
+        await client.write_file("alone", "/mnt/file", os.urandom(2 << 20))
+    assert await client.list_files("alone", "/mnt") == []
 
 
 async def until_output(client: RESTClient, session: str) -> None:

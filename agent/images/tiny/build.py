@@ -159,4 +159,7 @@ def _libraries(packages: Sequence[Deb]) -> dict[str, Callable[[], bytes]]:
 
 def _python_library(packages: Sequence[Deb]) -> dict[str, bytes]:
     """The modules of Python's minimal library; those that are shared libraries would need OpenSSL."""
-    return {name: deb.read(name) for deb in packages for name in deb.names if _PYTHON_LIBRARY.fullmatch(name)}
+    found = {name: deb.read(name) for deb in packages for name in deb.names if _PYTHON_LIBRARY.fullmatch(name)}
+    # The interpreter complains at its start when it has no folder of this name.
+    folders = {f"{name.removesuffix('os.py')}lib-dynload/empty": b"" for name in found if name.endswith("/os.py")}
+    return found | folders

@@ -22,6 +22,7 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/virtio-ports
 mount -t devpts pts /dev/pts
 mount -t tmpfs run /run
+mount -t tmpfs -o mode=1777,size=25% tmp /tmp
 say() { echo "tiny: $* at $(cut -d' ' -f1 /proc/uptime)" >/dev/console; }
 for module in $(cat /lib/modules.order); do insmod "/lib/modules/$module.ko" || say "no $module"; done
 say kernel up
