@@ -23,7 +23,7 @@ from ..protocols.peer_service import PeerService
 from ..protocols.reading import decode_json
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import stub
-from ..protocols.vm import Blob, CloudInit, Vm, VmSpec
+from ..protocols.vm import Blob, CloudInit, ForwardSpec, Vm, VmSpec
 from .exchange import Request, compose, file_read, file_write, method_named, outcome, plain, upload
 from .sparse import disk_parts
 
@@ -51,6 +51,7 @@ class VmFields(TypedDict, total=False):
     firmware: str
     mac: str
     cloud_init: CloudInit | CloudInitFields | None
+    forwards: list[ForwardSpec]
     start: bool
     autostart: bool
     labels: dict[str, str]

@@ -24,6 +24,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 VmName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=63, description="a DNS label in lower case")]
 VmRef = Annotated[str, Meta(min_length=1, max_length=255, description="name or id of the VM")]
+MAX_FORWARDS = 64
+"""Of one VM."""
 MAX_TTL = 10 * 365 * 86400
 Label = Annotated[str, Meta(max_length=256)]
 
@@ -101,6 +103,23 @@ class CloudInit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError("hostname must be letters, digits, '-' and '.'")
 
 
+class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Open `host_port` on the node and carry its connections to `guest_port`. Port 0 lets the node choose."""
+
+    host_port: Annotated[int, Meta(ge=0, le=65535)]
+    guest_port: Annotated[int, Meta(ge=1, le=65535)]
+    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
+    bind: Annotated[str, Meta(max_length=45, pattern="^[0-9a-fA-F.:]+$")] = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in {"tcp", "udp"}:
+            raise ValueError("protocol must be tcp or udp")
+        try:
+            ipaddress.ip_address(self.bind)
+        except ValueError:
+            raise ValueError("bind must be an IP address of this machine") from None
+
+
 class VmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of a VM that are only kept and shown: in its spec, its change, its domain's metadata and the answer.
 
@@ -134,7 +153,7 @@ def _optional_fields(struct: type[msgspec.Struct]) -> Any:
 
 
 class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What somebody asks for. `start` boots the VM as part of the same operation."""
+    """What somebody asks for. `start` boots the VM as part of the same operation. All `forwards` are added, or none."""
 
     name: VmName
     image: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -146,6 +165,7 @@ class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     firmware: Annotated[str, Meta(pattern="^(bios|uefi)?$", description="empty: what the image needs")] = ""
     mac: Annotated[str, Meta(pattern=MAC_PATTERN, description="empty: the node chooses one")] = ""
     cloud_init: CloudInit | None = None
+    forwards: Annotated[list[ForwardSpec], Meta(max_length=MAX_FORWARDS)] = []
     start: bool = False
 
     def __post_init__(self) -> None:
@@ -155,6 +175,9 @@ class VmSpec(VmSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, 
                 raise ValueError("image, network, hypervisor and firmware must not contain spaces or line ends")
             check_text(text, "image, network, hypervisor and firmware")
         check_mac(self.mac)
+        ports = [forward.host_port for forward in self.forwards if forward.host_port]
+        if len(ports) != len(set(ports)):
+            raise ValueError("forwards must not name one host_port twice")
         check_settings(self)
 
 
@@ -239,23 +262,6 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
 
     media_type: str
     data: bytes
-
-
-class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Open `host_port` on the node and carry its connections to `guest_port`. Port 0 lets the node choose."""
-
-    host_port: Annotated[int, Meta(ge=0, le=65535)]
-    guest_port: Annotated[int, Meta(ge=1, le=65535)]
-    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
-    bind: Annotated[str, Meta(max_length=45, pattern="^[0-9a-fA-F.:]+$")] = "127.0.0.1"
-
-    def __post_init__(self) -> None:
-        if self.protocol not in {"tcp", "udp"}:
-            raise ValueError("protocol must be tcp or udp")
-        try:
-            ipaddress.ip_address(self.bind)
-        except ValueError:
-            raise ValueError("bind must be an IP address of this machine") from None
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):

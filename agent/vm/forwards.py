@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import msgspec
@@ -12,15 +13,13 @@ import trio
 
 from ...protocols.access import Caller, Role
 from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported
-from ...protocols.vm import Forward, ForwardSpec
+from ...protocols.vm import MAX_FORWARDS, Forward, ForwardSpec
 from ..hypervisor.port import GuestStreams, Hypervisor
 from ..relays import Admits, Dial, Relays, listen
 from .inventory import Inventory
 from .record import Record
 
 log = structlog.get_logger(__name__)
-
-MAX_FORWARDS = 64
 
 
 class Forwards:
@@ -45,30 +44,63 @@ class Forwards:
 
     def check(self, record: Record, spec: ForwardSpec) -> None:
         """Refuse a forward that cannot be added. Raises: PortTaken, Unsupported, Forbidden."""
+        self._check_supported(spec)
+        if len(record.metadata.forwards) >= MAX_FORWARDS:
+            raise Forbidden(f"a VM can have {MAX_FORWARDS} forwards")
+        for name, taken in self._kept():
+            if taken.host_port == spec.host_port and not (name == record.domain.name and taken == spec):
+                raise _taken(spec, name)
+
+    def check_new(self, specs: Iterable[ForwardSpec]) -> None:
+        """Refuse forwards that a VM cannot be created with. Raises: PortTaken, Unsupported."""
+        for spec in specs:
+            self._check_supported(spec)
+            for name, taken in self._kept():
+                if taken.host_port == spec.host_port:
+                    raise _taken(spec, name)
+
+    def _check_supported(self, spec: ForwardSpec) -> None:
         if spec.protocol != "tcp":
             raise Unsupported("only tcp can be forwarded")
         if not isinstance(self._hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
-        if len(record.metadata.forwards) >= MAX_FORWARDS:
-            raise Forbidden(f"a VM can have {MAX_FORWARDS} forwards")
-        for other in self._inventory.records():
-            for taken in other.metadata.forwards:
-                same = other.domain.id == record.domain.id and taken == spec
-                if spec.host_port and taken.host_port == spec.host_port and not same:
-                    raise PortTaken(
-                        f"port {spec.host_port} is forwarded to VM '{other.domain.name}'", port=spec.host_port
-                    )
+
+    def _kept(self) -> Iterator[tuple[str, ForwardSpec]]:
+        """The forwards of this node by the name of their VM, be it one that is being created."""
+        for record in self._inventory.records():
+            yield from ((record.domain.name, spec) for spec in record.metadata.forwards)
+        for name, creating in self._inventory.creating.items():
+            yield from ((name, spec) for spec in creating.forwards)
+
+    async def choose(self, specs: Sequence[ForwardSpec]) -> Sequence[ForwardSpec]:
+        """Try whether all ports are free, and choose those that are 0. Raises: PortTaken."""
+        chosen = []
+        async with AsyncExitStack() as tried:  # closes them at the end: no two are given the same port
+            for spec in specs:
+                listeners = await listen(spec.bind, spec.host_port)
+                for listener in listeners:
+                    await tried.enter_async_context(listener)
+                port: int = listeners[0].socket.getsockname()[1]
+                chosen.append(msgspec.structs.replace(spec, host_port=port))
+        return chosen
+
+    def require_open(self, record: Record) -> None:
+        """Raises: PortTaken if a forward of a running VM could not be opened."""
+        for spec in record.metadata.forwards:
+            if not self.view(record, spec).active:
+                raise PortTaken(
+                    f"port {spec.host_port} on {spec.bind} cannot be opened; choose another host_port",
+                    port=spec.host_port,
+                    bind=spec.bind,
+                )
 
     async def open(self, record: Record, spec: ForwardSpec) -> int:
         """Open the port of a running VM, or try whether it is free; return it. Raises: PortTaken."""
         if record.active and spec.host_port:
             key, dial = _key(record.domain.id, spec), self._dial(record, spec)
             return await self._relays.open(key, spec.bind, spec.host_port, dial)
-        listeners = await listen(spec.bind, spec.host_port)
-        port: int = listeners[0].socket.getsockname()[1]
-        for listener in listeners:
-            await listener.aclose()
-        return port
+        [chosen] = await self.choose([spec])
+        return chosen.host_port
 
     async def keep(self, record: Record, forwards: Iterable[ForwardSpec]) -> None:
         """Write a VM's forwards into its metadata; its lock is held."""
@@ -118,6 +150,10 @@ def forward_view(spec: ForwardSpec, *, active: bool) -> Forward:
     return Forward(
         host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
     )
+
+
+def _taken(spec: ForwardSpec, vm: str) -> PortTaken:
+    return PortTaken(f"port {spec.host_port} is forwarded to VM '{vm}'", port=spec.host_port, vm=vm)
 
 
 def check_bind(caller: Caller, spec: ForwardSpec) -> None:

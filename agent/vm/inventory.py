@@ -36,7 +36,7 @@ class Inventory:
     `on_change` hears the id of every VM whose record has changed, `on_notice` every change that the hypervisor tells.
     By VM and kept by those who know them: `vnc_ports`; `addresses`, what the guest calls itself; `routed`, the address
     that the network routes; `loopback`, the one on this node and its open ports; `answering`, guests that have booted.
-    `creating` has, by name, what was asked for VMs whose creation was admitted, with the MAC that each will have.
+    `creating` has, by name, what was asked for VMs whose creation was admitted, with MAC and ports chosen.
     """
 
     def __init__(self, hypervisor: Hypervisor, events: EventLog, node: str) -> None:

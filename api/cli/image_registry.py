@@ -12,14 +12,14 @@ import msgspec
 from ...protocols.errors import TwinshareError
 from ...protocols.image import Image, PullRequest, PushRequest, RegistryCredentials
 from ...protocols.reference import LOCAL, parse_reference, vm_name_after
-from ...protocols.vm import ForwardSpec, Vm
+from ...protocols.vm import Vm
 from .listing import Listing, listing_options
 from .node import open_client
 from .output import Column, print_json, say
 from .parameters import IMAGE_NAME, IMAGE_SOURCE, json_option, peer_option
 from .progress import run
 from .vm_access import wait_for_ip
-from .vm_create import add_forwards, read_spec, spec_options
+from .vm_create import read_spec, spec_options
 from .vm_list import print_warnings
 
 CATALOGUE: list[Column] = [
@@ -122,9 +122,7 @@ def catalogue(peer: str | None, listing: Listing) -> None:
 @spec_options
 @peer_option
 @json_option
-def run_image(
-    image: str, name: str | None, peer: str | None, as_json: bool, ports: list[ForwardSpec], **given: Any
-) -> None:
+def run_image(image: str, name: str | None, peer: str | None, as_json: bool, **given: Any) -> None:
     """Make a VM from an image, fetched if need be, start it, and print its name and IP address.
 
     \b
@@ -135,7 +133,6 @@ def run_image(
     with open_client() as client:
         made: Vm = run(client, "create_vm", {"spec": spec}, peer)
         print_warnings(made)
-        add_forwards(client, made, ports, peer)
         say(f"{made.name} runs; waiting for its address")
         found = wait_for_ip(client, made.id, peer, time.monotonic() + BOOT_TIMEOUT)
     if found.ip is None:

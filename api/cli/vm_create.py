@@ -8,10 +8,10 @@ from typing import Any, BinaryIO, TypeVar
 import click
 import msgspec
 
-from ...protocols.errors import InvalidRequest, TwinshareError
+from ...protocols.errors import InvalidRequest
 from ...protocols.reading import decode_json
-from ...protocols.vm import ForwardSpec, Vm, VmChange, VmSpec
-from .node import NodeClient, open_client
+from ...protocols.vm import Vm, VmChange, VmSpec
+from .node import open_client
 from .output import print_json
 from .parameters import (
     DISK,
@@ -46,7 +46,7 @@ _OPTIONS = (
     click.option("--ssh-key", "ssh_keys", type=click.File("rb"), multiple=True, help="Public key file; repeatable."),
     click.option("--hostname", help="The guest's host name (the VM's name)."),
     click.option("--label", "labels", type=KEY_VALUE, multiple=True, help="K=V; repeatable."),
-    click.option("--forward", "ports", type=PORTS, multiple=True, help="HOST:GUEST port; repeatable."),
+    click.option("--forward", "forwards", type=PORTS, multiple=True, help="HOST:GUEST port; repeatable."),
     click.option("--ttl", type=DURATION, help="Delete the VM after so long, such as 2h."),
     click.option("--autostart", is_flag=True, help="Start the VM when the machine boots."),
 )
@@ -102,7 +102,7 @@ def _read_text(file: BinaryIO, field: str) -> str:
 @click.option("--start", is_flag=True, help="Start it now.")
 @peer_option
 @json_option
-def create_vm(name: str, peer: str | None, as_json: bool, ports: list[ForwardSpec], **given: Any) -> None:
+def create_vm(name: str, peer: str | None, as_json: bool, **given: Any) -> None:
     """Create a VM from an image.
 
     \b
@@ -112,19 +112,8 @@ def create_vm(name: str, peer: str | None, as_json: bool, ports: list[ForwardSpe
     spec = read_spec(name, given)
     with open_client() as client:
         made: Vm = run(client, "create_vm", {"spec": spec}, peer)
-        add_forwards(client, made, ports, peer)
     print_vm(made, as_json=as_json)
     print_warnings(made)
-
-
-def add_forwards(client: NodeClient, made: Vm, ports: list[ForwardSpec], peer: str | None) -> None:
-    """Add the forwards of a VM that was just made, all of them, or delete it again. Raises: what the node answers."""
-    try:
-        for port in ports:
-            client.call("add_forward", {"vm": made.id, "forward": port}, peer)
-    except TwinshareError:
-        client.call("delete_vm", {"vm": made.id, "force": True}, peer)
-        raise
 
 
 @click.command("set")

@@ -17,13 +17,12 @@ from tests.agent.nodes import open_test_node, spec
 from tests.images.stores import run_tool
 from twinshare.agent.journal.pace import Pace
 from twinshare.agent.node import Node
-from twinshare.agent.vm import forwards
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import Forbidden, RateLimited, Unavailable, WrongState
 from twinshare.protocols.operation import Detached, OperationState
 from twinshare.protocols.services import ImageService, NodeService, VmService
 from twinshare.protocols.table import stub
-from twinshare.protocols.vm import ForwardSpec, VmStatus
+from twinshare.protocols.vm import MAX_FORWARDS, ForwardSpec, VmStatus
 
 
 def service(kind: type, node: Node, caller: Caller = LOCAL_ADMIN) -> Any:
@@ -72,8 +71,8 @@ async def test_an_operation_that_is_not_admitted_counts_no_more(tmp_path: Path) 
 
 
 async def test_a_vm_has_so_many_forwards_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert forwards.MAX_FORWARDS == 64
-    monkeypatch.setattr(forwards, "MAX_FORWARDS", 2)
+    assert MAX_FORWARDS == 64
+    monkeypatch.setattr("twinshare.agent.vm.forwards.MAX_FORWARDS", 2)
     async with open_test_node(tmp_path) as (_, vms, _):
         await vms.create_vm(spec(start=True))
         made = [await vms.add_forward("one", ForwardSpec(host_port=0, guest_port=port)) for port in (80, 81)]

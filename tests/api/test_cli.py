@@ -95,7 +95,6 @@ def test_the_page_is_opened_from_another_machine(link: str, first: str) -> None:
 def test_create_reads_files_on_this_side_and_waits_for_the_operation(tmp_path: Path) -> None:
     (tmp_path / "init").write_text("#cloud-config\n")
     (tmp_path / "key.pub").write_text("# mine\nssh-ed25519 AAAA me\n")
-    forward = {"host_port": 8081, "guest_port": 80, "protocol": "tcp", "bind": "127.0.0.1", "active": True}
     made = VM | {"warnings": ["slow"]}
     routes = {
         "POST /api/vm": [Answer(operation("running", kind="create_vm"), 202)],
@@ -103,7 +102,6 @@ def test_create_reads_files_on_this_side_and_waits_for_the_operation(tmp_path: P
             Answer(operation("running", kind="create_vm")),
             Answer(operation("done", kind="create_vm", result=made)),
         ],
-        f"POST /api/vm/{VM['id']}/port-forward": [Answer(forward)],
     }
     command = "vm create example-vm --image tiny --cpu 1 --memory 128 --disk 1 --start --label a=b --forward 8081:80"
     with recorded_node(routes) as node:
@@ -120,9 +118,9 @@ def test_create_reads_files_on_this_side_and_waits_for_the_operation(tmp_path: P
         "disk_size": 1,
         "start": True,
         "labels": {"a": "b"},
+        "forwards": [{"host_port": 8081, "guest_port": 80}],
         "cloud_init": {"user_data": "#cloud-config\n", "ssh_authorized_keys": ["ssh-ed25519 AAAA me"]},
     }
-    assert node.seen[-1].json == {"host_port": 8081, "guest_port": 80}
 
 
 def test_several_at_once_are_one_document() -> None:
@@ -336,16 +334,12 @@ def test_every_command_has_help() -> None:
     assert walk(main) > len(COMMANDS) + 40
 
 
-def test_a_vm_whose_forward_is_refused_is_deleted_again() -> None:
+def test_forwards_are_part_of_the_create() -> None:
     taken = {"error": "port 8081 is taken", "code": "port_taken", "details": None}
-    routes = {
-        "POST /api/vm": [Answer(operation("running", kind="create_vm"), 202)],
-        "GET /api/operations/op-1/wait": [Answer(operation("done", kind="create_vm", result=VM))],
-        f"POST /api/vm/{VM['id']}/port-forward": [Answer(taken, 409)],
-        f"DELETE /api/vm/{VM['id']}": [Answer({"success": True, "name": "example-vm", "vm": VM})],
-    }
-    with recorded_node(routes) as node:
+    with recorded_node({"POST /api/vm": [Answer(taken, 409)]}) as node:
         result = twinshare(node, *["vm", "create", "example-vm", "--image", "tiny", "--start", "--forward", "8081:80"])
     assert result.exit_code != 0
     assert "port 8081 is taken" in result.stderr
-    assert node.seen[-1].json == {"force": True}
+    [asked] = node.seen
+    forwards = [{"host_port": 8081, "guest_port": 80}]
+    assert asked.json == {"name": "example-vm", "image": "tiny", "start": True, "forwards": forwards}

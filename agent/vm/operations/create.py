@@ -18,6 +18,7 @@ from ...journal.active import ActiveOperation
 from ...journal.operation import Release
 from ..expiry import expiry_after
 from ..firmware import choose_firmware
+from ..forwards import check_bind
 from ..guest import build_seed, check_cloud_init
 from ..image_resolver import check_disk_size
 from ..quota import check_labels, check_quota
@@ -35,6 +36,9 @@ class CreateVm(VmOperation):
         vms, spec = self.services, _with_mac(active)
         vms.inventory.require_complete()
         vms.require_hypervisor()
+        for forward in spec.forwards:
+            check_bind(caller, forward)
+        vms.forwards.check_new(spec.forwards)
         accelerator, warnings = self._accelerator(spec.hypervisor)
         self._check_features(spec)
         if spec.cloud_init is not None:
@@ -43,6 +47,7 @@ class CreateVm(VmOperation):
         if image is not None:
             check_disk_size(spec, image)
             await self._firmware(spec, image)
+        spec = msgspec.structs.replace(spec, forwards=[*await vms.forwards.choose(spec.forwards)])
         metadata = VmMetadata(
             image=spec.image,
             digest=image.digest if image is not None else "",
@@ -51,6 +56,7 @@ class CreateVm(VmOperation):
             owner=active.principal,
             created_at=datetime.now(UTC).replace(microsecond=0),
             key=active.key,
+            forwards=spec.forwards,
             warnings=warnings,
             **{**settings_of(spec), "ttl": spec.ttl or None},
         )
@@ -86,13 +92,14 @@ class CreateVm(VmOperation):
     def _claim_name_and_resources(self, spec: VmSpec, digest: str) -> Release:
         """`digest` is empty while the image is not here.
 
-        Raises: VmExists, MacTaken, Forbidden, InsufficientResources.
+        Raises: VmExists, MacTaken, PortTaken, Forbidden, InsufficientResources.
         """
         vms = self.services
         making = vms.resolver.reserved
         if spec.name in making or vms.inventory.has_name(spec.name):
             raise VmExists(f"a VM named '{spec.name}' exists on this node; choose another name", vm=spec.name)
         vms.inventory.check_mac(spec.mac)
+        vms.forwards.check_new(spec.forwards)
         if len(making) + len(list(vms.inventory.records())) >= vms.limits.max_vms:
             raise Forbidden(f"this node holds no more than {vms.limits.max_vms} VMs (hypervisor.max_vms)")
         vms.admission.check_size(
@@ -102,8 +109,9 @@ class CreateVm(VmOperation):
         return self._claimed(spec, digest, resources)
 
     def claim(self, active: ActiveOperation) -> Release:
-        spec, digest = _with_mac(active), active.notes["metadata"]["digest"]
-        return self._claimed(spec, digest, self.services.admission.claim_again(_need(spec)))
+        metadata = msgspec.convert(active.notes["metadata"], VmMetadata)
+        spec = msgspec.structs.replace(_with_mac(active), forwards=metadata.forwards)
+        return self._claimed(spec, metadata.digest, self.services.admission.claim_again(_need(spec)))
 
     def _claimed(self, spec: VmSpec, digest: str, release_resources: Release) -> Release:
         reserved, creating = self.services.resolver.reserved, self.services.inventory.creating
@@ -134,6 +142,7 @@ class CreateVm(VmOperation):
             if spec.start:
                 await active.step("start")
                 await vms.boot(id)
+                vms.forwards.require_open(await vms.record(id))
         return vms.inventory.get(id)
 
     async def _make_files(self, active: ActiveOperation, id: str, metadata: VmMetadata) -> None:
