@@ -99,9 +99,6 @@ def test_run_makes_a_vm_and_prints_its_address() -> None:
             Answer({"ip": None, "addresses": [], "source": "none"}),
             Answer(addresses),
         ],
-        f"POST /api/vm/{VM['id']}/port-forward": [
-            Answer({"host_port": 8081, "guest_port": 80, "protocol": "tcp", "bind": "127.0.0.1", "active": True})
-        ],
     }
     with recorded_node(routes) as node:
         result = twinshare(node, *["image", "run", "ghcr.io/org/my_base:v1", "--memory", "128", "--forward", "8081:80"])
@@ -109,7 +106,8 @@ def test_run_makes_a_vm_and_prints_its_address() -> None:
     assert (result.exit_code, result.stdout) == (0, "example-vm 10.0.2.15\n")
     asked = node.seen[0].json
     assert re.fullmatch("my-base-[0-9a-f]{6}", asked.pop("name"))
-    assert asked == {"image": "ghcr.io/org/my_base:v1", "memory": 128, "start": True}
+    forwards = [{"host_port": 8081, "guest_port": 80}]
+    assert asked == {"image": "ghcr.io/org/my_base:v1", "memory": 128, "start": True, "forwards": forwards}
     assert json.loads(document.stdout)["ip"] == "10.0.2.15"
 
 
