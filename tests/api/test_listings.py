@@ -87,6 +87,8 @@ async def test_without_parameters_the_answer_is_what_it_was(tmp_path: Path) -> N
             rows = await api.node.call(LOCAL_ADMIN, TABLE[name], {})
             body = msgspec.to_builtins(present(TABLE[name], rows))
             got = await api.get(f"/api/{path}")
+            if name != "list_vms":  # their uptime goes on
+                assert (await api.client.get(f"/api/{path}")).content == msgspec.json.encode(present(TABLE[name], rows))
             [(key, found)] = got.items()
             assert [row.keys() for row in found] == [row.keys() for row in body[key]]
         assert (await api.get("/api/fleet/vm")).keys() == {"vms", "unreachable"}
