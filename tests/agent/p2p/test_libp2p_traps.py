@@ -196,9 +196,9 @@ async def test_guests_are_bounded_in_number_and_time() -> None:
             await peer.connect(host.peer_id, host.addresses)
         await until(lambda: len(host.connections) == 2)
         await peers[2].connect(host.peer_id, host.addresses)
-        await until(lambda: not peers[2].connections)
-        gate.admitted[peers[0].peer_id] = Admission.MEMBER
-        await until(lambda: [each.peer_id for each in host.connections] == [peers[0].peer_id])
+        await until(lambda: not peers[0].connections)  # the oldest gives way
+        gate.admitted[peers[1].peer_id] = Admission.MEMBER
+        await until(lambda: [each.peer_id for each in host.connections] == [peers[1].peer_id])
 
 
 # -- behaviour

@@ -31,6 +31,16 @@ SAMPLES: dict[str, Any] = {
 }
 
 
+SESSION = {"session": "0123456789abcdef"}
+CHOSEN: dict[str, dict[str, Any]] = {
+    "exec_vm": {"request": {"command": ["true"]}},
+    "get_session": SESSION,
+    "end_vm_session": SESSION,
+    "signal_session": SESSION | {"signal": "TERM"},
+}
+"""Arguments of which any value of the type is not enough."""
+
+
 def sample(kind: Any) -> Any:
     """Some value of a type, as msgpack would carry it."""
     info = msgspec.inspect.type_info(kind)
@@ -55,7 +65,7 @@ def _sample(info: Any) -> Any:
 
 
 def request(method: Method) -> Request:
-    packed = msgspec.msgpack.encode(sample(method.args))
+    packed = msgspec.msgpack.encode(sample(method.args) | CHOSEN.get(method.name, {}))
     return Request(30.0, Role.ADMIN, None, False, 0, msgspec.Raw(packed))
 
 

@@ -102,6 +102,15 @@ class Outbox:
         else:
             self.put(frame)
 
+    def put_reset(self, stream_id: int, frame: bytes) -> None:
+        """Add the frame that ends a stream in both directions: after what is short, in place of bulk."""
+        queue = self._queues.get(stream_id)
+        if queue is not None and queue.size <= QUANTUM:
+            queue.end = frame
+        else:
+            self.drop(stream_id)
+            self.put(frame)
+
     def drop(self, stream_id: int) -> None:
         """Forget what waits of a stream."""
         if (queue := self._queues.pop(stream_id, None)) is not None:

@@ -131,8 +131,7 @@ class Session:
     def reset(self, state: StreamState) -> None:
         """End both directions and what is under way in them."""
         if not state.over:
-            self.outbox.drop(state.id)
-            self.outbox.put(encode(WINDOW, RST, state.id, 0))
+            self.outbox.put_reset(state.id, encode(WINDOW, RST, state.id, 0))
         self._drop(state)
 
     def ping(self) -> int:
