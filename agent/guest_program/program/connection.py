@@ -196,7 +196,7 @@ class SshServer(Connection):
 
 def ssh_server() -> "list[bytes]":
     """The command of an SSH server for one connection; none when there is none."""
-    for name, options in (("sshd", ["-i"]), ("dropbear", ["-i", "-R", "-E"])):
+    for name, options in (("sshd", ["-i"]), ("dropbear", ["-i", "-R"])):
         for folder in FOLDERS:
             path = folder + "/" + name
             if os.access(path, os.X_OK):
