@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .bounded.json import check_json
+from .bounded.json import TooDeep, check_json
 from .errors import InvalidRequest
 from .size import PATTERN as SIZE_PATTERN
 from .tolerant import decode_tolerantly
@@ -51,6 +51,8 @@ def decode_json(body: bytes, kind: Any) -> Any:
     try:
         check_json(body)
         return _decoder(kind).decode(body)
+    except TooDeep as error:
+        raise _invalid(error, error.member) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(error) from None
 
