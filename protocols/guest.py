@@ -29,6 +29,10 @@ TIMED_OUT = 124
 Text = Annotated[str, Meta(max_length=MAX_COMMAND)]
 Base64 = Annotated[str, Meta(max_length=MAX_COMMAND * 2, pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 GuestPath = Annotated[str, Meta(min_length=1, max_length=4096, description="a path in the guest")]
+PathBase64 = Annotated[
+    str, Meta(max_length=5464, pattern=r"^[A-Za-z0-9+/]*={0,2}$", description="the 4096 bytes of a path at most")
+]
+"""It stands in the address of a request, and fits into its head."""
 PathText = Annotated[str, Meta(max_length=4096, description="a path in the guest")]
 SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 Offset = Annotated[int, Meta(ge=0, le=1 << 62)]
@@ -206,7 +210,7 @@ class DirectoryRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """A directory to make; `parents` makes those above it too. `mode` are the permission bits."""
 
     path: PathText = ""
-    path_base64: Base64 | None = None
+    path_base64: PathBase64 | None = None
     mode: Annotated[int, Meta(ge=0, le=0o7777)] | None = None
     modified: Modified | None = None
     parents: bool = False

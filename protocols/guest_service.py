@@ -8,7 +8,6 @@ from msgspec import Meta
 
 from .access import Role
 from .guest import (
-    Base64,
     DirectoryRequest,
     ExecRequest,
     ExecResult,
@@ -17,6 +16,7 @@ from .guest import (
     GuestReport,
     GuestSession,
     GuestSessionList,
+    PathBase64,
     PathText,
     SessionId,
     SignalName,
@@ -78,7 +78,7 @@ class GuestService(Protocol):
         self,
         vm: VmRef,
         path: PathText = "",
-        path_base64: Base64 | None = None,
+        path_base64: PathBase64 | None = None,
         after: str | None = None,
         limit: Annotated[int, Meta(ge=1, le=MAX_LISTED)] = MAX_LISTED,
     ) -> FileList:
@@ -98,7 +98,7 @@ class GuestService(Protocol):
 
     @rest("DELETE", "/vm/<vm>/file", Role.OPERATOR, journalled=False, in_query=True)
     async def remove_file(
-        self, vm: VmRef, path: PathText = "", path_base64: Base64 | None = None, recursive: bool = False
+        self, vm: VmRef, path: PathText = "", path_base64: PathBase64 | None = None, recursive: bool = False
     ) -> FileEntry:
         """Remove a file in the guest, or an empty directory; with `recursive` a directory and all that is in it.
 

@@ -17,7 +17,7 @@ from ...agent.guest.port import GuestStream
 from ...agent.node import Node
 from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest, PeerMisbehaved, RangeNotSatisfiable, UnsupportedMediaType
-from ...protocols.guest import Base64, Modified, Offset, UserName, WrittenFile, path_bytes
+from ...protocols.guest import Modified, Offset, PathBase64, UserName, WrittenFile, path_bytes
 from ...protocols.guest_stream import Finished, Input, InputEnd, Output, ReadFile, WriteFile, pieces
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.peer import PeerRef
@@ -36,7 +36,7 @@ class FileQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """`path_base64` names a file whose path is not UTF-8."""
 
     path: PathText = ""
-    path_base64: Base64 | None = None
+    path_base64: PathBase64 | None = None
 
 
 class WriteQuery(FileQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):

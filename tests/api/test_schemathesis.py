@@ -24,8 +24,8 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,negative_data_rejection,missing_required_header,unsupported_method"
 )
-# The events never end, the image would be built from real packages, and a console is a websocket.
-NOT_FOR_IT = "(/events|/build-tiny|/console|/screen)$"
+# The events never end, the image would be built from real packages, and consoles and guest streams are websockets.
+NOT_FOR_IT = "(/events|/build-tiny|/console|/screen|/attach|/ssh|/dial/[^/]+)$"
 # Peers have runs of their own.
 LEFT_OUT = f"^/api/(p2p|remote)|{NOT_FOR_IT}"
 # What ends a fleet is left out where the fleet is needed.
