@@ -25,11 +25,11 @@ from ..rest.requests import single
 MAX_LIMIT = 1000
 Key = tuple[Any, ...]
 
-_Pattern = Annotated[str, Meta(min_length=1, max_length=256, description="`*` stands for any text")]
+_Pattern: Any = Annotated[str, Meta(min_length=1, max_length=256, description="`*` stands for any text")]
 _Label = Annotated[str, Meta(min_length=1, max_length=320, pattern="^[^=]")]
 _Labels = Annotated[tuple[_Label, ...], Meta(max_length=16, description="KEY or KEY=VALUE, where `*` is any text")]
-_Limit = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="rows in this answer at the most")]
-_After = Annotated[str, Meta(min_length=1, max_length=4096, description="`next` of the answer before")]
+_Limit: Any = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="rows in this answer at the most")]
+_After: Any = Annotated[str, Meta(min_length=1, max_length=4096, description="`next` of the answer before")]
 _OWN = ("limit", "after", "sort", "label")
 # What tells the rows of a listing apart, where several are equal in the field that they are sorted by.
 _IDENTITY = ("id", "node", "registry", "name", "tag", "digest")
@@ -103,13 +103,14 @@ class Listing:
 
     def _parameters(self, name: str, of_service: Iterable[Any]) -> type[msgspec.Struct]:
         """Return the Struct of all parameters, which OpenAPI shows and a request is read as."""
-        sort = Annotated[
+        sort: Any = Annotated[
             str, Meta(max_length=64, pattern=f"^-?({'|'.join(self.sorts)})$", description="-x: descending")
         ]
         fields: list[Any] = [(field.name, field.type, field.default) for field in of_service]
         fields += [("limit", _Limit | None, None), ("after", _After | None, None), ("sort", sort | None, None)]
         fields += [("label", _Labels, ())] if self.has_labels else []
-        fields += [(field, (_Pattern if kind is str else kind) | None, None) for field, kind in self.filters.items()]
+        kinds: dict[str, Any] = {field: _Pattern if kind is str else kind for field, kind in self.filters.items()}
+        fields += [(field, kind | None, None) for field, kind in kinds.items()]
         return msgspec.defstruct(f"{name}Query", fields, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def read(self, pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, str], Page | None]:
