@@ -35,7 +35,7 @@ from twinshare.protocols.blob import PROTOCOL as BLOB
 from twinshare.protocols.blob import BlobAnswer, BlobRequest
 from twinshare.protocols.console import SCREEN_PROTOCOL, ConsoleRequest
 from twinshare.protocols.errors import TwinshareError, Unavailable
-from twinshare.protocols.guest import ExecRequest
+from twinshare.protocols.guest import DirectoryRequest, ExecRequest
 from twinshare.protocols.guest_service import GuestService
 from twinshare.protocols.image import PullRequest, PushRequest
 from twinshare.protocols.messages import Follow
@@ -102,13 +102,15 @@ class Target:
             "session": "0" * 16, "signal": "TERM",
             "request": {
                 "pull_image": PullRequest(image="none"), "push_image": PushRequest(image=name, target="r.example/x"),
-                "exec_vm": ExecRequest(command=["true"]),
+                "exec_vm": ExecRequest(command=["true"]), "make_directory": DirectoryRequest(path="/x"),
             },
         }  # fmt: skip
         needed = [field.name for field in msgspec.structs.fields(method.args) if field.required]
         chosen = {one: values[one] for one in needed}
         if "request" in chosen:
             chosen["request"] = values["request"][method.name]
+        if method.name == "remove_file":
+            chosen["path"] = "/x"  # this or its other form
         return chosen
 
 
