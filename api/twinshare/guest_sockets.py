@@ -111,7 +111,7 @@ def _routes(node: Node, kind: _Kind) -> Iterator[Route]:
         async with node.guest_stream(websocket.caller, given["vm"], asked, given.get("peer", "local")) as stream:
             await websocket.accept()
             websocket.connection.endless = True
-            with node.tokens.bound(websocket.caller):
+            with websocket.bound(node.tokens):
                 await _Relay(websocket, stream).run()
             await websocket.close(CLOSED_NORMALLY)
 
