@@ -6,23 +6,17 @@ why it ended.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
-import msgspec
-import trio
 from quart import Response
 
 from ...agent.node import Node
 from ...agent.reach.consoles import Console
 from ...agent.tokens import TokenStore
 from ...protocols.access import Caller, Role
-from ...protocols.console import CLOSED_NORMALLY, HEARTBEAT, SILENCE
+from ...protocols.console import CLOSED_NORMALLY
 from ...protocols.errors import (
-    InvalidRequest,
-    RequestTimeout,
-    TwinshareError,
     UpgradeRequired,
     WrongState,
 )
@@ -31,6 +25,7 @@ from ...protocols.peer import PeerRef
 from ...protocols.vm import VmRef
 from ..rest.requests import Incoming, NoQuery, RestWebsocket, current_request, current_websocket
 from ..rest.routes import Route, WebsocketView
+from .relay import WebsocketRelay, check_path
 
 Open = Callable[[Caller, str, str | None], AbstractAsyncContextManager[Console]]
 
@@ -68,8 +63,7 @@ def _serving(opened: Open, tokens: TokenStore) -> WebsocketView:
             await websocket.accept()
             websocket.connection.endless = True
             try:
-                with websocket.bound(tokens):
-                    await _Session(websocket, stream).run()
+                await _ConsoleRelay(websocket, stream).run(tokens)
             except WrongState as stopped:
                 await websocket.end(stopped, CLOSED_NORMALLY)
 
@@ -79,55 +73,20 @@ def _serving(opened: Open, tokens: TokenStore) -> WebsocketView:
 def _check(incoming: Incoming, vm: str, peer: str | None) -> None:
     """Raises: InvalidRequest."""
     incoming.query_as(NoQuery)
-    names: list[tuple[str, str | None, Any]] = [("vm", vm, VmRef), ("peer", peer, PeerRef)]
-    for name, value, kind in names:
-        try:
-            if value is not None:
-                msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"{name}: {error}", path=name) from None
+    check_path({"vm": vm, "peer": peer}, {"vm": VmRef, "peer": PeerRef})
 
 
-class _Session:
-    """One client at a console."""
+class _ConsoleRelay(WebsocketRelay):
+    """One client at a console or a screen: bytes both ways."""
 
     def __init__(self, websocket: RestWebsocket, console: Console) -> None:
-        self._websocket, self._console = websocket, console
-        self._error: TwinshareError | None = None
-        self._typing = False
+        super().__init__(websocket)
+        self._console = console
 
-    async def run(self) -> None:
-        """Relay until either side ends it. Raises: why the console ended."""
-        async with trio.open_nursery() as nursery:
-            for part in (self._relay_output, self._relay_input, self._watch_client):
-                nursery.start_soon(self._until_it_ends, part, nursery.cancel_scope)
-        if self._error is not None:
-            raise self._error
-
-    async def _until_it_ends(self, part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-        """No domain error leaves this task."""
-        try:
-            await part()
-        except TwinshareError as error:
-            self._error = self._error or error
-        scope.cancel()
-
-    async def _relay_output(self) -> None:
+    async def relay_output(self) -> None:
         while True:
             output = await self._console.receive()
-            await self._websocket.send(output)
+            await self.websocket.send(output)
 
-    async def _relay_input(self) -> None:
-        while True:
-            # Quart gives an empty message as None.
-            typed = await self._websocket.receive() or b""
-            self._typing = True
-            await self._console.send(typed.encode() if isinstance(typed, str) else typed)
-            self._typing = False
-
-    async def _watch_client(self) -> None:
-        while True:
-            await trio.sleep(HEARTBEAT)
-            # While a guest does not read what is typed, we do not read on either.
-            if not self._typing and trio.current_time() - self._websocket.connection.heard_at > SILENCE:
-                raise RequestTimeout("the client answers no ping")
+    async def take(self, message: str | bytes) -> None:
+        await self._console.send(message.encode() if isinstance(message, str) else message)

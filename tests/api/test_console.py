@@ -25,7 +25,7 @@ from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.reach.consoles import MAX_CLIENTS
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
 from twinshare.api.server import open_api, serve
-from twinshare.api.twinshare import console as console_route
+from twinshare.api.twinshare import relay
 from twinshare.protocols.access import LOCAL_ADMIN, Role
 from twinshare.protocols.errors import (
     Forbidden,
@@ -301,9 +301,9 @@ async def test_a_client_that_vanishes_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_answers_no_ping_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console_route, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(relay, "HEARTBEAT", 0.05)
     monkeypatch.setattr(serve, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(console_route, "SILENCE", 0.2)
+    monkeypatch.setattr(relay, "SILENCE", 0.2)
     async with running(tmp_path) as (api, _, _id), raw(api) as quiet, raw(api) as polite:
         for _ in range(8):
             ping = await polite.next(Ping)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import trio
+from wsproto.events import CloseConnection, TextMessage
 
 from tests.agent.nodes import spec
 from tests.api.served import TABLE, Served, served
+from tests.api.test_console import raw
 from twinshare.api.rest_client import RESTClient
 from twinshare.api.sync import RESTClient as BlockingClient
 from twinshare.protocols.access import LOCAL_ADMIN, Role
@@ -30,9 +32,9 @@ from twinshare.protocols.node import TokenRequest
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Served]:
+async def running(folder: Path, auth: str = "local") -> AsyncIterator[Served]:
     """A served node with the running VM `one`, whose guest runs the guest program."""
-    async with served(folder, guests="?guest_program=1") as api:
+    async with served(folder, guests="?guest_program=1", auth=auth) as api:
         await api.node.call(LOCAL_ADMIN, TABLE["create_vm"], {"spec": spec(start=True)})
         yield api
 
@@ -52,6 +54,23 @@ async def read_on(stream: Any) -> tuple[bytes, bytes, Finished]:
             else:
                 out += message.data
     raise AssertionError("the stream has no end")
+
+
+async def test_a_stream_into_a_guest_ends_with_the_session_of_the_page(tmp_path: Path) -> None:
+    async with running(tmp_path, auth="token") as api:
+        made = await api.node.tokens.create(TokenRequest(name="x", role=Role.ADMIN))
+        headers = {"authorization": f"Bearer {made.secret}"}
+        command = {"command": ["cat"], "detach": True, "interactive": True}
+        started = (await api.client.post("/api/vm/one/exec", json=command, headers=headers)).json()
+        link = (await api.client.post("/api/session", headers=headers)).json()["link"]
+        cookie = (await api.client.get(link)).headers["set-cookie"].partition(";")[0]
+        [page] = (await api.client.get("/api/sessions", headers=headers)).json()["sessions"]
+        path = f"/api/vm/one/sessions/{started['session']}/attach"
+        async with raw(api, path, Cookie=cookie, Origin="http://localhost") as socket:
+            assert (await socket.next(TextMessage)).data.startswith('{"opened"')
+            assert (await api.client.delete(f"/api/sessions/{page['id']}", headers=headers)).status_code == 200
+            with trio.fail_after(1):
+                assert (await socket.next(CloseConnection)).code == 4401
 
 
 async def test_exec_answers_with_output_and_exit_code(tmp_path: Path) -> None:
