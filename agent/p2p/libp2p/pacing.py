@@ -22,6 +22,8 @@ FIRST_GROWTH, LATER_GROWTH = 2.0, 1.25
 """By how much more may be under way after an interval in which nothing waited: until a queue was seen, and after."""
 INTERVAL: Final = 0.05
 """Seconds over which a rate is taken: the kernel's own, of single acknowledgements, is at times far too high."""
+FIRST_INTERVAL: Final = 0.005
+"""Seconds after which more may be under way, until a queue was seen, when all that was allowed has arrived."""
 STALE: Final = 1.0
 """Seconds without bulk after which nothing is known of the path any more."""
 LONGEST_PAUSE: Final = 0.02
@@ -52,6 +54,9 @@ class BulkRoom:
     pause: float = SHORTEST_PAUSE
 
 
+NO_ROOM: Final = BulkRoom(0)
+
+
 class BulkPacer:
     """Finds out how much a path takes: more while nothing waits on it, what it carries as soon as something does.
 
@@ -67,17 +72,21 @@ class BulkPacer:
     def room(self, path: PathState, now: float) -> BulkRoom:
         """What may be written now."""
         elapsed = now - self._since
-        if elapsed >= INTERVAL:
-            if elapsed < STALE:
-                self._allowed = self._look(path, elapsed)
-            else:
-                self._allowed, self._growth = FIRST, FIRST_GROWTH
+        if elapsed >= STALE:
+            self._allowed, self._growth = max(FIRST, 2 * path.segment), FIRST_GROWTH
+            self._since, self._acknowledged = now, path.acknowledged
+        elif elapsed >= INTERVAL or (elapsed >= FIRST_INTERVAL and self._all_arrived(path)):
+            self._allowed = self._look(path, elapsed)
             self._since, self._acknowledged = now, path.acknowledged
         room = self._allowed - path.under_way
         if room >= path.segment:
             return BulkRoom(room)
         pause = path.segment / self._allowed * (path.round_trip + QUEUED)
         return BulkRoom(0, min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE))  # crumbs would cost more than they carry
+
+    def _all_arrived(self, path: PathState) -> bool:
+        """As in TCP's slow start. A slow path is found out before: its queue lengthens the round trip."""
+        return self._growth == FIRST_GROWTH and path.acknowledged - self._acknowledged >= self._allowed
 
     def _look(self, path: PathState, elapsed: float) -> int:
         waiting = max(QUEUED, path.shortest / 2)

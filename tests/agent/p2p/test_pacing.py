@@ -56,8 +56,8 @@ def test_a_full_outbox_takes_a_short_message_of_another_stream_and_no_more_of_th
 class SlowPath:
     """A line of `rate` bytes a second behind a queue without an end, and a sender that writes what it may."""
 
-    def __init__(self, rate: float, shortest: float) -> None:
-        self.rate, self.shortest, self.now = rate, shortest, 10.0
+    def __init__(self, rate: float, shortest: float, segment: int = MSS) -> None:
+        self.rate, self.shortest, self.segment, self.now = rate, shortest, segment, 10.0
         self.under_way, self.acknowledged = 0.0, 0
         self.pacer = BulkPacer()
         self.waits: list[float] = []
@@ -68,7 +68,7 @@ class SlowPath:
         while self.now < until:
             wait = max(0.0, self.under_way / self.rate - self.shortest)
             self.waits.append(wait)
-            state = PathState(MSS, int(self.under_way), self.acknowledged, self.shortest + wait, self.shortest)
+            state = PathState(self.segment, int(self.under_way), self.acknowledged, self.shortest + wait, self.shortest)
             self.under_way += self.pacer.room(state, self.now).size
             self.now += step
             arrived = min(self.under_way, self.rate * step)
@@ -85,6 +85,13 @@ def test_a_slow_line_is_used_and_its_queue_stays_short() -> None:
         assert line.run(5) > 0.75 * 5 * rate, (rate, shortest)
         median = sorted(line.waits)[len(line.waits) // 2]
         assert median <= max(2 * QUEUED, 2.5 * MSS / rate, shortest), (rate, shortest, median)
+
+
+def test_a_fast_line_is_used_from_the_start() -> None:
+    for segment in (MSS, 65_483):  # a network's and loopback's
+        line = SlowPath(1e9, 0.0001, segment)
+        assert line.run(0.02) >= FIRST, segment
+        assert line.run(0.1) > 10 * MOST, segment
 
 
 def test_a_line_on_which_nothing_waits_is_not_held_back_however_slow_this_machine_is() -> None:

@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeAlias
 import trio
 
 from ...host import PeerId
-from ..pacing import BulkRoom
+from ..pacing import NO_ROOM, BulkRoom
 from ..pipe import PipeBroken
 from .frame import ProtocolError
 from .outbox import HIGH_WATER
@@ -141,11 +141,9 @@ class YamuxConnection:
         outbox = self.session.outbox
         try:
             while True:
-                if outbox.urgent:
-                    await self._channel.send(self._take(0))
-                elif outbox.size:
-                    room = self._channel.bulk_room()
-                    if room.size:
+                if outbox.size:
+                    room = self._channel.bulk_room() if outbox.bulk else NO_ROOM
+                    if room.size or outbox.urgent:
                         await self._channel.send(self._take(min(room.size, HIGH_WATER)))
                     else:
                         with trio.move_on_after(room.pause):

@@ -31,8 +31,8 @@ class _Queue:
         self.size = 0
         self.end = b""
 
-    def cut(self, most: int) -> bytes:
-        """Take at most `most` bytes."""
+    def cut(self, most: int) -> list[memoryview]:
+        """Take at most `most` bytes, in as many parts as they were put in."""
         taken: list[memoryview] = []
         left = most
         while left and self.parts:
@@ -43,9 +43,8 @@ class _Queue:
                 taken.append(part[:left])
                 self.parts[0] = part[left:]
             left -= len(taken[-1])
-        data = b"".join(taken)
-        self.size -= len(data)
-        return data
+        self.size -= most - left
+        return taken
 
 
 class Outbox:
@@ -63,6 +62,11 @@ class Outbox:
     @property
     def size(self) -> int:
         return self._control_size + self._data + sum(len(queue.end) for queue in self._queues.values())
+
+    @property
+    def bulk(self) -> bool:
+        """More waits than what goes first."""
+        return self._data > QUANTUM * len(self._first)
 
     @property
     def urgent(self) -> bool:
@@ -119,7 +123,8 @@ class Outbox:
 
     def take(self, bulk: int | None = None) -> bytes:
         """Control frames and short messages, and at most so many bytes of bulk; None takes all."""
-        output, self._control, self._control_size, self._answers = self._control, [], 0, 0
+        output: list[bytes | memoryview] = [*self._control]
+        self._control, self._control_size, self._answers = [], 0, 0
         while self._first:
             stream_id = self._first.popleft()
             if self._cut(output, stream_id, QUANTUM):
@@ -140,12 +145,14 @@ class Outbox:
             self._first.append(stream_id)
         return queue
 
-    def _cut(self, output: list[bytes], stream_id: int, most: int) -> bool:
+    def _cut(self, output: list[bytes | memoryview], stream_id: int, most: int) -> bool:
         """Move data of a stream into the output, and its end when nothing is left; return whether there is more."""
         queue = self._queues[stream_id]
-        data = queue.cut(most)
-        self._data -= len(data)
-        output += [encode(DATA, 0, stream_id, len(data)), data]
+        before = queue.size
+        parts = queue.cut(most)
+        size = before - queue.size
+        self._data -= size
+        output += [encode(DATA, 0, stream_id, size), *parts]
         if queue.size:
             return True
         output.append(queue.end)
