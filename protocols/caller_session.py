@@ -9,6 +9,7 @@ import msgspec
 from .errors import PeerMisbehaved
 from .frames import Frame, Kind
 from .messages import (
+    FOLLOW_EVENTS,
     Answered,
     DetachedAs,
     Event,
@@ -32,7 +33,7 @@ class CallerSession(Session):
     def __init__(self, hello: Hello, now: float, idle_timeout: float = 15.0) -> None:
         super().__init__(hello, now, idle_timeout)
         self._credit: dict[int, int] = {}
-        # The calls with one answer, which somebody awaits; a stream may be idle for longer.
+        # The calls that somebody awaits; a stream of events may be idle for longer.
         self._awaited: set[int] = set()
         self._last_id = 0
         self._send(Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(hello)))
@@ -57,7 +58,7 @@ class CallerSession(Session):
         self._send(frame)
         self._last_id = frame.id
         self._credit[frame.id] = request.credit
-        if not request.credit:
+        if method != FOLLOW_EVENTS:
             self._awaiting_since = self._awaiting_since if self._awaited else now
             self._awaited.add(frame.id)
         return frame.id

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 from urllib.parse import quote
 
 import msgspec
@@ -56,6 +56,11 @@ class Method(msgspec.Struct, frozen=True):
     def mutates(self) -> bool:
         """Whether this changes anything (a read and a method between peers alone do not)."""
         return self.verb not in READS
+
+    @property
+    def lists(self) -> bool:
+        """Whether the result is a list, which goes between peers in pages."""
+        return get_origin(self.result) is list
 
     def arguments(self, path: Mapping[str, str], query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The call's arguments from what a REST request carries.

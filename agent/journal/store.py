@@ -23,6 +23,8 @@ from .active import ActiveOperation
 FORGET_EVERY = 250
 """Operations after which old ones that have ended are looked for."""
 LISTED = 1000
+MAX_LISTED_RESULT = 8 << 10
+"""Bytes of a result that is shown in a list; a longer one is read with its operation alone."""
 ROLE, SECRETS = "role", "secrets"
 """Notes of a row: the caller's role when the operation was admitted, and the keyed hash of the secrets in the request.
 
@@ -33,6 +35,9 @@ _ERASED = "journal secrets erased"
 _ENDED = frozenset({OperationState.DONE, OperationState.FAILED, OperationState.CANCELLED})
 
 _COLUMNS = "id, key, kind, target, principal, request, state, step, notes, result, error, created_at, updated_at"
+_LISTED_COLUMNS = _COLUMNS.replace("request", "x''").replace(
+    "result", f"CASE WHEN length(result) <= {MAX_LISTED_RESULT} THEN result END"
+)
 _INSERT = f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
 _UPDATE = "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?"
 _UPDATE_WITH_REQUEST = _UPDATE.replace(" WHERE", ", request = ? WHERE")
@@ -127,10 +132,9 @@ class JournalStore:
         return next(iter(await self._select("WHERE id = ?", id)), None)
 
     async def newest(self, state: OperationState | None = None) -> Sequence[Row]:
-        """The newest `LISTED` rows, newest first."""
-        if state is None:
-            return await self._select(f"ORDER BY created_at DESC LIMIT {LISTED}")
-        return await self._select(f"WHERE state = ? ORDER BY created_at DESC LIMIT {LISTED}", str(state))
+        """The newest `LISTED` rows, newest first, without their requests, and without results that are large."""
+        where, values = ("", ()) if state is None else ("WHERE state = ?", (str(state),))
+        return await self._select(f"{where} ORDER BY created_at DESC LIMIT {LISTED}", *values, columns=_LISTED_COLUMNS)
 
     async def unfinished(self) -> Sequence[Row]:
         return await self._select("WHERE state IN ('pending', 'running')")
@@ -159,8 +163,8 @@ class JournalStore:
         await self._state.transact(write)
         await self._state.erase_deleted()
 
-    async def _select(self, where: str, *values: Any) -> Sequence[Row]:
-        rows = await self._state.query(f"SELECT {_COLUMNS} FROM operations {where}", values)  # noqa: S608 - constants
+    async def _select(self, where: str, *values: Any, columns: str = _COLUMNS) -> Sequence[Row]:
+        rows = await self._state.query(f"SELECT {columns} FROM operations {where}", values)  # noqa: S608 - constants
         return [Row(*row) for row in rows]
 
 

@@ -10,9 +10,10 @@ import msgspec
 import trio
 
 from ...protocols.access import Caller
-from ...protocols.errors import DeadlineExceeded, PeerUnreachable
+from ...protocols.errors import DeadlineExceeded, PeerUnreachable, TooLarge
 from ...protocols.messages import Request
 from ...protocols.method import Method
+from ...protocols.pages import MAX_ROWS
 from ...protocols.session import MAX_TIMEOUT
 from .host import PeerId
 from .peer_session import PeerSession
@@ -53,7 +54,7 @@ class PeerCalls:
         with trio.move_on_after(seconds + GRACE):
             session = await self._session_to(peer)
             try:
-                return method.unpack_result(await session.call(method.name, request))
+                return await _ask(session, method, request)
             except PeerUnreachable as error:
                 if session.error is None:  # the owner's own error, about a third node
                     raise
@@ -69,6 +70,18 @@ class PeerCalls:
             peer=peer,
             idempotency_key=key,
         )
+
+
+async def _ask(session: PeerSession, method: Method, request: Request) -> Any:
+    if not method.lists:
+        return method.unpack_result(await session.call(method.name, request))
+    rows: list[Any] = []
+    for page in await session.call_list(method.name, request):
+        rows += method.unpack_result(page)
+        if len(rows) > MAX_ROWS:
+            raise TooLarge(f"the peer's list has more than {MAX_ROWS} rows", limit=MAX_ROWS)
+        await trio.lowlevel.checkpoint()
+    return rows
 
 
 def _default_timeout(method: Method, arguments: Mapping[str, Any]) -> float:

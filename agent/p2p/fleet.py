@@ -24,7 +24,6 @@ log = structlog.get_logger(__name__)
 LIST_VMS = methods(VmService)["list_vms"]
 PEER_TIMEOUT = 1.5
 """Seconds that a listing waits for a peer."""
-MAX_ROWS = 10_000
 QUIET = 0.2
 """Seconds without an event of a peer after which it is asked again."""
 OFFLINE = "it is offline"
@@ -59,7 +58,7 @@ class FleetInventory:
                 name = context.title(peer)
                 unreachable.append(AbsentPeer(id=peer, name=name, reason=reason, vms=len(vms), observed_at=at))
             rows += vms
-        return FleetVms(vms=rows[:MAX_ROWS], unreachable=unreachable)
+        return FleetVms(vms=rows, unreachable=unreachable)
 
     async def follow(self, session: PeerSession, calls: PeerCalls) -> None:
         """Keep one peer's rows fresh for as long as its session lives."""

@@ -11,7 +11,7 @@ import trio
 
 from ...protocols.access import Role
 from ...protocols.caller_session import CallerSession
-from ...protocols.errors import Overloaded, PeerUnreachable, TwinshareError
+from ...protocols.errors import Overloaded, PeerUnreachable, TooLarge, TwinshareError
 from ...protocols.events import Event as NodeEvent
 from ...protocols.messages import (
     FOLLOW_EVENTS,
@@ -28,6 +28,7 @@ from ...protocols.messages import (
     decode,
 )
 from ...protocols.operation import Detached
+from ...protocols.pages import MAX_LIST, PAGES_AHEAD
 from ...protocols.session import MAX_TIMEOUT
 from ..background import open_background
 from .host import DIAL_DEADLINE, Host, PeerId, Stream
@@ -43,11 +44,13 @@ FEED_CREDIT = 64
 class _Outcome:
     """What a call came to, once `event` is set."""
 
-    __slots__ = ("body", "error", "event")
+    __slots__ = ("body", "error", "event", "pages", "size")
 
     def __init__(self) -> None:
         self.event = trio.Event()
         self.body = b""
+        self.pages: list[bytes] = []
+        self.size = 0
         self.error: Exception | None = None
 
     def settle(self, body: bytes = b"", error: Exception | None = None) -> None:
@@ -94,14 +97,26 @@ class PeerSession:
 
     async def call(self, method: str, request: Request) -> bytes:
         """The packed answer. Raises: what the owner raised, Detached, PeerUnreachable, Overloaded, TooLarge."""
+        return (await self._call(method, request)).body
+
+    async def call_list(self, method: str, request: Request) -> list[bytes]:
+        """The packed pages of a list. Raises: as `call`; TooLarge when they have more than `MAX_LIST` bytes."""
+        outcome = await self._call(method, msgspec.structs.replace(request, credit=PAGES_AHEAD))
+        return [*outcome.pages, outcome.body]
+
+    async def _call(self, method: str, request: Request) -> _Outcome:
         await self._wait_for_room()
         number = self._session.call(method, request, trio.current_time())
         outcome = self._outcomes[number] = _Outcome()
         self._driver.flush()
-        await self._settled(number, outcome)
+        try:
+            await outcome.event.wait()
+        finally:
+            if not outcome.event.is_set():
+                self._cancel(number)
         if outcome.error is not None:
             raise outcome.error
-        return outcome.body
+        return outcome
 
     @asynccontextmanager
     async def follow(self, follow: Follow) -> AsyncIterator[Feed]:
@@ -149,20 +164,16 @@ class PeerSession:
         if self.error is not None:
             raise self.error
 
-    async def _settled(self, number: int, outcome: _Outcome) -> None:
-        try:
-            await outcome.event.wait()
-        finally:
-            if not outcome.event.is_set():
-                self._cancel(number)
-
     def _cancel(self, number: int) -> None:
         self._feeds.pop(number, None)
+        if outcome := self._outcomes.get(number):
+            outcome.pages.clear()
+            outcome.event.set()
         self._session.cancel(number)
         self._driver.flush()
 
     def grant(self, number: int, items: int) -> None:
-        """Let the peer send more of a feed."""
+        """Let the peer send more of a feed or a list."""
         self._session.grant(number, items)
         self._driver.flush()
 
@@ -176,8 +187,22 @@ class PeerSession:
                 self._settle(number, error=Detached(operation))
             case Received(number, _, body) if number in self._feeds:
                 self._feeds[number].push(body)
+            case Received(number, _, body):
+                self._add_page(number, body)
             case Greeted() | Closed():
                 self._greeted.set()
+
+    def _add_page(self, number: int, page: bytes) -> None:
+        outcome = self._outcomes[number]
+        if outcome.event.is_set():  # it was cancelled
+            return
+        outcome.size += len(page)
+        if outcome.size > MAX_LIST:
+            outcome.error = TooLarge(f"the peer's list has more than {MAX_LIST} bytes", limit=MAX_LIST)
+            self._cancel(number)
+            return
+        outcome.pages.append(page)
+        self.grant(number, 1)
 
     def _settle(self, number: int, body: bytes = b"", error: Exception | None = None) -> None:
         self._outcomes.pop(number).settle(body, error)

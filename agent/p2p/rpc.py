@@ -6,9 +6,9 @@ Whatever a peer sends ends at worst its own session; whatever an operation raise
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -31,6 +31,7 @@ from ...protocols.messages import FOLLOW_EVENTS, Called, Cancelled, Event, Follo
 from ...protocols.method import Method
 from ...protocols.operation import Detached
 from ...protocols.owner_session import OwnerSession
+from ...protocols.pages import pack_pages
 from ...protocols.reading import decode_msgpack
 from ...protocols.secrets import has_secrets
 from ...protocols.table import Dispatcher
@@ -158,7 +159,7 @@ class _Serving:
                 await self._send_events(number, request, self._server.events)
                 self._session.result(number, b"\xc0")
             else:
-                self._session.result(number, await self._call(caller, method, request))
+                self._session.result(number, await self._call(number, caller, method, request))
         except TwinshareError as error:
             self._session.fail(number, error)
         except Detached as detached:
@@ -168,7 +169,7 @@ class _Serving:
             log.exception("a bug in a call", mark=mark, method=method, peer=self._peer_id)
             self._session.fail(number, TwinshareError(f"internal error; the log of the node has it as {mark}"))
 
-    async def _call(self, caller: Caller, name: str, request: Request) -> bytes:
+    async def _call(self, number: int, caller: Caller, name: str, request: Request) -> bytes:
         method = self._server.dispatcher.table.get(name)
         if method is None:
             agent = self._server.neighbours.hello().agent
@@ -181,7 +182,30 @@ class _Serving:
             if method.local:
                 raise Forbidden(f"{name} is for the node's own users; no peer can call it")
             caller.require(method.role, method.name)  # before the arguments: who may not call learns nothing of them
-            return msgspec.msgpack.encode(await self._server.dispatcher.call(caller, method, method.unpack(packed)))
+            result = await self._server.dispatcher.call(caller, method, method.unpack(packed))
+        await self._driver.wait_until_sent()
+        return (
+            await self._send_pages(number, result)
+            if method.lists and request.credit
+            else msgspec.msgpack.encode(result)
+        )
+
+    async def _send_pages(self, number: int, rows: Iterable[Any]) -> bytes:
+        """Send the pages of a list as the caller takes them; return the last, which is the result."""
+        page = b""
+        for following in pack_pages(rows):
+            if page:
+                await self._send_item(number, "", page)
+            page = following
+            await trio.lowlevel.checkpoint()
+        return page
+
+    async def _send_item(self, number: int, kind: str, body: bytes) -> None:
+        while not self._session.credit(number):
+            await self._granted.park()
+        await self._driver.wait_until_sent()
+        self._session.item(number, kind, body)
+        self._driver.flush()
 
     def _audited(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
         """Write down a change without its secrets; of a call that will be refused little is kept.
@@ -208,7 +232,4 @@ class _Serving:
             async for event in events:
                 if follow.types and not event.type.startswith((EventKind.RESET, *follow.types)):
                     continue
-                while not self._session.credit(number):
-                    await self._granted.park()
-                self._session.item(number, event.type, msgspec.msgpack.encode(event))
-                self._driver.flush()
+                await self._send_item(number, event.type, msgspec.msgpack.encode(event))

@@ -14,7 +14,7 @@ from ...protocols.session import Session
 from .host import Stream
 
 MAX_PENDING = 1 << 20
-"""Unsent bytes above which nothing more is read."""
+"""Unsent bytes above which nothing more is read, and no answer is packed."""
 LAST_FLUSH_TIMEOUT = 1.0
 """Seconds for sending the last frame of a session that this end closes."""
 
@@ -38,6 +38,11 @@ class SessionDriver:
         if self._session.next_tick < self._timer:
             self._timer_changed.unpark_all()
 
+    async def wait_until_sent(self) -> None:
+        """Wait until little enough is unsent that more may be added."""
+        while self._session.pending > MAX_PENDING:
+            await self._drained.park()
+
     def close(self, error: TwinshareError) -> None:
         """End the session and tell the peer why."""
         self._take([self._session.close(error)])
@@ -57,8 +62,7 @@ class SessionDriver:
 
     async def _read(self) -> None:
         while not self._session.closed:
-            while self._session.pending > MAX_PENDING:
-                await self._drained.park()
+            await self.wait_until_sent()
             try:
                 data = await self._stream.receive_some(READ_SIZE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):

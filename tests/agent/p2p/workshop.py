@@ -30,6 +30,7 @@ NOON = datetime(2025, 5, 10, 12, tzinfo=UTC)
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size: int = 0
+    note: str = ""
 
 
 class WorkshopService(Protocol):
@@ -50,6 +51,9 @@ class WorkshopService(Protocol):
 
     @rest("GET", "/large", Role.VIEWER)
     async def large(self, size: int) -> bytes: ...
+
+    @rest("GET", "/piece", Role.VIEWER)
+    async def pieces(self, count: int, size: int) -> list[Piece]: ...
 
     @rest("GET", "/secret", Role.VIEWER, local=True)
     async def secret(self) -> str: ...
@@ -104,6 +108,9 @@ class _Bound:
 
     async def large(self, size: int) -> bytes:
         return bytes(size)
+
+    async def pieces(self, count: int, size: int) -> list[Piece]:
+        return [Piece(name=f"cog-{number}", note="x" * size) for number in range(count)]
 
     async def secret(self) -> str:
         return "the plan"
