@@ -65,7 +65,7 @@ async def test_the_fleet_is_listed_whole_however_many_vms_a_node_has(
         assert size_of(found) > MAX_FRAME
         await eventually(lambda: listed(a, 2 * count), 10)
         count += 1
-        await eventually(lambda: told(a, f"more than {most} rows"), 10)
+        await eventually(lambda: named(a, f"more than {most} rows"), 10)
         assert len((await a.fleet_vms(LOCAL_ADMIN)).vms) == count + most
 
 
@@ -74,5 +74,5 @@ async def listed(node: Node, count: int) -> bool:
     return len(found.vms) == count and not found.unreachable
 
 
-async def told(node: Node, reason: str) -> bool:
+async def named(node: Node, reason: str) -> bool:
     return any(reason in peer.reason for peer in (await node.fleet_vms(LOCAL_ADMIN)).unreachable)
