@@ -87,7 +87,7 @@ class P2pConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The mesh. Addresses are multiaddrs; times in seconds."""
 
     enabled: bool = True
-    listen: list[str] = msgspec.field(default_factory=lambda: ["/ip4/0.0.0.0/tcp/4001"])
+    listen: list[str] = msgspec.field(default_factory=lambda: ["/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"])
     bootstrap: list[str] = []
     mdns: bool = True
     dht: bool = True

@@ -8,6 +8,7 @@ What blocks in here does so for a few milliseconds at most; `held_by_guest` belo
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import struct
@@ -43,6 +44,16 @@ class FarSocket:
 
     uid: int
     inode: int
+
+
+def network_of(host: str) -> str:
+    """Return what a far side's share is counted by: its IPv4 address, or the /64 network of its IPv6 address.
+
+    Who has one address of such a network may use all of them.
+    """
+    if ":" not in host or host.startswith("::ffff:"):
+        return host
+    return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
 
 
 def far_socket(client: Address, server: Address) -> FarSocket | None:

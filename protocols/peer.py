@@ -146,6 +146,10 @@ class InviteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """`addresses` are where the ticket says that this node is; `warnings` say who cannot use it."""
+
     ticket: str
     expires: datetime
     role: Role
+    addresses: list[str] = []
+    warnings: list[str] = []

@@ -8,15 +8,27 @@ Anything else is no address to us: what a stranger tells is a hint at best.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import count
 from typing import Final
 
 MAX_LENGTH: Final = 512
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{10,128}")
 _CIRCUIT: Final = "p2p-circuit"
+
+
+class Scope(IntEnum):
+    """From where an IP address can be used: any network, a private one, one network segment, its own machine."""
+
+    GLOBAL = 0
+    PRIVATE = 1
+    LINK = 2
+    MACHINE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +47,20 @@ class Address:
         return self.kind in ("ip4", "ip6") and self.host in ("0.0.0.0", "::")  # noqa: S104 - it is compared, not bound
 
     @property
+    def scope(self) -> Scope:
+        """Return from where it can be used; what a name stands for is not known, and taken for global."""
+        if self.kind not in ("ip4", "ip6"):
+            return Scope.GLOBAL
+        host = ip_address(self.host)
+        if host.is_loopback or host.is_unspecified:
+            return Scope.MACHINE
+        if host.is_link_local:
+            return Scope.LINK
+        return Scope.GLOBAL if host.is_global else Scope.PRIVATE
+
+    @property
     def loopback(self) -> bool:
-        return (self.kind == "ip4" and IPv4Address(self.host).is_loopback) or (
-            self.kind == "ip6" and IPv6Address(self.host).is_loopback
-        )
+        return self.kind in ("ip4", "ip6") and ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
         text = f"/{self.kind}/{self.host}/tcp/{self.port}"
@@ -77,13 +99,51 @@ def parse_all(texts: Sequence[str], *, most: int) -> list[Address]:
     return list(found)
 
 
-def expand(address: Address, interfaces: Sequence[str]) -> list[Address]:
-    """An unspecified address as one for each of the machine's `interfaces`, or loopback when it has none."""
+def expand(addresses: Sequence[Address], interfaces: Sequence[str]) -> list[Address]:
+    """Return unspecified addresses as one for each of the machine's `interfaces` of that kind, others as they are.
+
+    Where that leaves none, they are the loopback's: programs of this machine reach it there.
+    """
+    found = [each for address in addresses for each in _on_interfaces(address, interfaces)]
+    return found or [each for address in addresses for each in _on_interfaces(address, ["127.0.0.1", "::1"])]
+
+
+def _on_interfaces(address: Address, interfaces: Sequence[str]) -> list[Address]:
     if not address.unspecified:
         return [address]
-    version = IPv4Address if address.kind == "ip4" else IPv6Address
-    own = [host for host in interfaces if (":" in host) == (version is IPv6Address)]
-    return [replace(address, host=host) for host in own or ["127.0.0.1" if version is IPv4Address else "::1"]]
+    return [replace(address, host=host) for host in interfaces if (":" in host) == (address.kind == "ip6")]
+
+
+def for_others(texts: Iterable[str]) -> list[str]:
+    """Return addresses without the peer's own ID, the ones that most others can use first.
+
+    Others may have IPv4 or IPv6 alone, or need a relay: the first few have the best of each way. Those that only this
+    machine or its network segment can use come last. What is no address, as in a network in memory, stays in its place.
+    """
+    turns: defaultdict[tuple[str, bool], count[int]] = defaultdict(count)
+    ranked = []
+    for text in sorted(map(bare, texts), key=_scope):
+        scope, address = _scope(text), _parsed(text)
+        way = (address.kind, address.relay is not None) if address else ("", False)
+        ranked.append((max(scope, Scope.PRIVATE), next(turns[way]), scope, text))
+    return [text for *_, text in sorted(ranked, key=lambda rank: rank[:3])]
+
+
+def widest_scope(texts: Iterable[str]) -> Scope | None:
+    """Return the widest scope of some addresses, None when there are none; what is none counts as global."""
+    return min((_scope(text) for text in texts), default=None)
+
+
+def _scope(text: str) -> Scope:
+    address = _parsed(text)
+    return address.scope if address else Scope.GLOBAL
+
+
+def _parsed(text: str) -> Address | None:
+    try:
+        return parse(text)
+    except ValueError:
+        return None
 
 
 def _host(kind: str, host: str, text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from ...protocols.peer import (
     RevocationEffect,
     Ticket,
 )
-from ...protocols.ticket import encode_ticket
+from ...protocols.ticket import MAX_ADDRESSES, encode_ticket
 from . import addresses
 from .context import MeshContext
 from .gossip import deliver
@@ -154,11 +154,17 @@ class LocalPeers:
         running = self._mesh.require_running()
         own = self._context.membership.require_issuer()
         limits = (invite.limits or Limits()).lowered(own.limits)
-        reachable = _outward(running.host.addresses)
+        reachable = addresses.for_others(running.host.addresses)[:MAX_ADDRESSES]
         asked = msgspec.structs.replace(invite, limits=limits)
         ticket = await self._context.tickets.make(asked, reachable, self._caller.principal)
         expires = datetime.fromtimestamp(ticket.expires, UTC)
-        return Ticket(ticket=encode_ticket(ticket), expires=expires, role=invite.role)
+        return Ticket(
+            ticket=encode_ticket(ticket),
+            expires=expires,
+            role=invite.role,
+            addresses=reachable,
+            warnings=_ticket_warnings(reachable),
+        )
 
     async def join_fleet(self, ticket: str) -> PeerInfo:
         inviter = await self._mesh.join(ticket)
@@ -196,7 +202,7 @@ class LocalPeers:
 
 def _first(known: list[str]) -> tuple[str, int]:
     """Host and port of the first address, one that others can use if there is one."""
-    for text in _outward(known):
+    for text in addresses.for_others(known):
         try:
             parsed = addresses.parse(text)
         except ValueError:
@@ -205,13 +211,14 @@ def _first(known: list[str]) -> tuple[str, int]:
     return "", 0
 
 
-def _outward(known: Iterable[str]) -> list[str]:
-    """Without the peer's ID at the end; those that only this machine can use come last."""
-    return sorted((addresses.bare(text) for text in known), key=_is_loopback)
-
-
-def _is_loopback(text: str) -> bool:
-    try:
-        return addresses.parse(text).loopback
-    except ValueError:
-        return False
+def _ticket_warnings(reachable: Sequence[str]) -> list[str]:
+    """Say who cannot use a ticket with these addresses, and what to do."""
+    scope = addresses.widest_scope(reachable)
+    if scope is None:
+        return ["this node listens nowhere, so that nobody can use the ticket; see 'listen' in [p2p]"]
+    cure = "connect this machine to a network, or listen on one of its addresses ('listen' in [p2p], or --listen)"
+    if scope is addresses.Scope.MACHINE:
+        return [f"the ticket works on this machine alone: all its addresses are of the loopback; {cure}"]
+    if scope is addresses.Scope.LINK:
+        return [f"the ticket works on this network segment alone: all its addresses are link-local; {cure}"]
+    return []

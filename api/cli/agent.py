@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...agent.config import Config, ConfigError, load_config
+from ...protocols.endpoint import endpoint
 
 
 @click.command()
@@ -63,5 +64,4 @@ def _overrides(file: Path | None, given: dict[str, Any]) -> dict[str, dict[str, 
 
 def _joined(config: Config, host: str | None, port: int | None) -> str:
     known_host, _, known_port = config.api.listen.rpartition(":")
-    host = known_host if host is None else f"[{host}]" if ":" in host else host
-    return f"{host}:{known_port if port is None else port}"
+    return endpoint((known_host if host is None else host).strip("[]"), known_port if port is None else port)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...protocols.access import Role
+from ...protocols.endpoint import endpoint
 from ...protocols.peer import BudgetUse, InviteRequest, Message
 from .listing import Listing, listing_options
 from .node import open_client
@@ -27,7 +28,7 @@ COLUMNS: list[Column] = [
     ("STATUS", lambda peer: peer.status),
     ("ROLE", lambda peer: peer.role),
     ("PATH", lambda peer: peer.path),
-    ("ADDRESS", lambda peer: f"{peer.address}:{peer.port}" if peer.address else None),
+    ("ADDRESS", lambda peer: endpoint(peer.address, peer.port) if peer.address else None),
     ("LAST SEEN", lambda peer: peer.last_seen),
     ("ADMITTED BY", lambda peer: peer.admitted_by),
     ("ID", lambda peer: peer.id),
@@ -94,6 +95,8 @@ def invite(role: Role, expires: int, uses: int, as_qr: bool, as_json: bool) -> N
     """Make a ticket with which another node can join the fleet."""
     with open_client() as client:
         made = client.call("invite_peer", {"invite": InviteRequest(role=role, expires=expires, uses=uses)})
+    for warning in made.warnings:
+        say(f"warning: {warning}")
     if as_json:
         return print_json(made)
     say("on the other machine: twinshare peer join TICKET, with this ticket:")

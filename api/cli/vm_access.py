@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from ...protocols.endpoint import endpoint
 from ...protocols.errors import TwinshareError
 from ...protocols.vm import ForwardSpec
 from .listing import Listing, listing_options
@@ -142,7 +143,7 @@ def screenshot(name: str, output: Path | None, peer: str | None) -> None:
 
 
 FORWARDS: list[Column] = [
-    ("HOST", lambda forward: f"{forward.bind}:{forward.host_port}"),
+    ("HOST", lambda forward: endpoint(forward.bind, forward.host_port)),
     ("GUEST", lambda forward: forward.guest_port),
     ("PROTOCOL", lambda forward: forward.protocol),
     ("ACTIVE", lambda forward: forward.active),
@@ -165,13 +166,13 @@ def forward(name: str, ports: ForwardSpec, bind: str, peer: str | None, as_json:
     twinshare vm forward web 8080:80 --on alice
     twinshare vm forward web 22           the node chooses a port and prints it
     """
-    wanted = msgspec.structs.replace(ports, bind=bind)
+    wanted = msgspec.structs.replace(ports, bind=bind.strip("[]"))
     with open_client() as client:
         made = client.call("add_forward", {"vm": name, "forward": wanted}, peer)
     if as_json:
         print_json(made)
     else:
-        click.echo(f"{made.bind}:{made.host_port} -> {name}:{made.guest_port}")
+        click.echo(f"{endpoint(made.bind, made.host_port)} -> {name}:{made.guest_port}")
 
 
 @click.command("forwards")

@@ -17,6 +17,7 @@ import uvicorn
 from mcp.server import ServerRequestContext
 from mcp.server.stdio import stdio_server
 
+from ...protocols.endpoint import endpoint
 from ..rest_client import RESTClient
 from .server import make_server
 
@@ -53,7 +54,7 @@ def run_http(url: str, host: str, port: int, ready: Callable[[str], None]) -> No
         config = uvicorn.Config(
             make_app(url), log_level="warning", limit_concurrency=256, timeout_graceful_shutdown=2, server_header=False
         )
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}{PATH}")
+        ready(f"http://{endpoint(host, bound)}{PATH}")
         uvicorn.Server(config).run(sockets=[listener])
 
 

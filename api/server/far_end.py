@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from ...agent.sockets import far_socket, is_own, is_own_program, unix_peer
+from ...agent.sockets import far_socket, is_own, is_own_program, network_of, unix_peer
 from ...protocols.access import LOCAL_ADMIN
 from ..rest.connection_info import ConnectionInfo, plain_address
 
@@ -41,7 +41,7 @@ def _info(address: str, served: str, uid: int | None, *, trusted: bool, secure: 
     return ConnectionInfo(
         address=address,
         # Other users of this machine share its address with us: each has a share of its own.
-        source=f"uid {uid}" if uid is not None else address,
+        source=f"uid {uid}" if uid is not None else network_of(address),
         served=served,
         secure=secure,
         local=LOCAL_ADMIN if trusted else None,

@@ -10,8 +10,13 @@ const EVERYWHERE = ["0.0.0.0", "::"];
 
 /** @param {{bind: string, host_port: number}} forward */
 function link({ bind, host_port }) {
-  const host = EVERYWHERE.includes(bind) ? location.hostname : bind.includes(":") ? `[${bind}]` : bind;
-  return Object.assign(new URL(location.origin), { protocol: "http:", host: `${host}:${host_port}` }).href;
+  const host = EVERYWHERE.includes(bind) ? location.hostname : bind;
+  return Object.assign(new URL(location.origin), { protocol: "http:", host: endpoint(host, host_port) }).href;
+}
+
+/** @param {string} host @param {number} port */
+function endpoint(host, port) {
+  return host.includes(":") && !host.startsWith("[") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
 /** @param {{vm: import("./types.js").Vm}} properties */
@@ -30,7 +35,7 @@ export function view({ vm }) {
       ${error ? html`<${Failure} error=${error} retry=${again} />` : !rows ? html`<${Loading} rows=${2} />` : !rows.length ? html`<${Empty} icon="download" title=${t.empty} />` : html`
         <table><thead><tr><th scope="col">${t.host}</th><th scope="col">${t.guest}</th><th scope="col">${t.protocol}</th><th scope="col">${t.state}</th><th class="does"><span class="unseen">${text.vms.actions}</span></th></tr></thead>
           <tbody>${rows.map((one) => html`<tr key=${one.host_port}>
-            <th scope="row" class="mono">${one.protocol === "tcp" && one.active ? html`<a href=${link(one)} target="_blank" rel="noreferrer">${one.bind}:${one.host_port}</a>` : `${one.bind}:${one.host_port}`}</th>
+            <th scope="row" class="mono">${one.protocol === "tcp" && one.active ? html`<a href=${link(one)} target="_blank" rel="noreferrer">${endpoint(one.bind, one.host_port)}</a>` : endpoint(one.bind, one.host_port)}</th>
             <td class="mono">${one.guest_port}</td><td>${one.protocol}</td><td><${Status} status=${one.active ? "online" : "stopped"} /></td>
             <td class="does"><${Action} operation="remove_forward" label=${t.remove} icon="trash" compact=${true} kind="plain danger" params=${{ vm: vm.id, host_port: one.host_port }} peer=${peer} owner=${vm.owner} node=${vm.node} then=${again} /></td></tr>`)}</tbody></table>`}
       ${able && html`<${Form} id="forward" operation="add_forward" label=${t.add} submit=${add}><div class="row">

@@ -36,6 +36,7 @@ function Invite({ close }) {
   };
   return html`
     <${Dialog} title=${t.inviteTitle} onClose=${close}>${ticket ? html`
+      ${(ticket.warnings ?? []).map((/** @type {string} */ one) => html`<p class="bad" role="alert" key=${one}>${one}</p>`)}
       <p>${t.ticketHint}</p><${Copyable} value="twinshare peer join ${ticket.ticket}" label=${t.ticketHint} />
       <${QrCode} value=${ticket.ticket} /><p class="quiet">${t.until(clock(ticket.expires))} ${t.secret}</p>` : html`
       <${Form} id="invite" operation="invite_peer" label=${t.make} submit=${submit} cancel=${close}><div class="row">

@@ -20,31 +20,43 @@ pytestmark = pytest.mark.system
 class Node:
     """A node in a network namespace; REST is asked from inside."""
 
-    def __init__(self, where: tuple[str, ...], folder: Path) -> None:
-        self._where = where
+    def __init__(
+        self,
+        where: tuple[str, ...],
+        folder: Path,
+        *,
+        listen: str | None = "/ip4/0.0.0.0/tcp/4001",
+        api: str = "127.0.0.1:8080",
+    ) -> None:
+        self.where, self.url = where, f"http://{api}"
         environment = {
             "TWINSHARE_P2P_ENABLED": "true",
             "TWINSHARE_P2P_DEAD_PEER_TIMEOUT": "5",
             "TWINSHARE_LOG_LEVEL": "debug",
             "TWINSHARE_P2P_MDNS": "false",
         }
-        options = ["--api", "127.0.0.1:8080", "--listen", "/ip4/0.0.0.0/tcp/4001", "--hypervisor", "fake://"]
+        options = ["--api", api, "--hypervisor", "fake://", *(["--listen", listen] if listen else [])]
         program = [*where, sys.executable, "-m", "twinshare", "agent"]
         self.agent = AgentProcess(folder, [*options, "--name", folder.name], environment, program)
 
     async def ask(self, verb: str, path: str, body: Any = None) -> Any:
-        command = ["curl", "-sS", "--max-time", "30", "-X", verb, f"http://127.0.0.1:8080{path}"]
+        command = ["curl", "-sS", "--globoff", "--max-time", "30", "-X", verb, f"{self.url}{path}"]
         if body is not None:
             command += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
         return await self._curl(*command)
 
     async def upload(self, name: str, file: Path) -> None:
         command = ["-H", "Content-Type: application/octet-stream", "--data-binary", f"@{file}"]
-        answer = await self._curl("curl", "-sS", *command, f"http://127.0.0.1:8080/api/image/import?name={name}")
+        answer = await self._curl("curl", "-sS", "--globoff", *command, f"{self.url}/api/image/import?name={name}")
         assert "error" not in answer, answer
 
+    async def fetch(self, url: str) -> bytes:
+        """What a URL answers inside the namespace."""
+        command = [*self.where, "curl", "-sS", "--globoff", "--max-time", "20", url]
+        return bytes((await trio.run_process(command, capture_stdout=True)).stdout)
+
     async def _curl(self, *command: str) -> Any:
-        done = await trio.run_process([*self._where, *command], capture_stdout=True)
+        done = await trio.run_process([*self.where, *command], capture_stdout=True)
         return json.loads(done.stdout)
 
     async def path_to(self, peer: str) -> str | None:

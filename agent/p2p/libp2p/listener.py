@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final, TypeAlias
 
@@ -12,6 +13,7 @@ import structlog
 import trio
 from multiaddr.utils import get_network_addrs
 
+from ...sockets import network_of
 from ..addresses import Address, expand
 from .half_open import HalfOpen
 from .pipe import SocketPipe
@@ -20,6 +22,7 @@ from .settings import HostSettings
 log = structlog.get_logger(__name__)
 
 _BACKLOG: Final = 1024
+_NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 _OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Arrived: TypeAlias = Callable[[SocketPipe, Address], Awaitable[None]]
@@ -50,9 +53,9 @@ class Listeners:
 
     @property
     def direct_addresses(self) -> list[Address]:
-        """Return the addresses that we listen on, one for each interface."""
+        """Return the addresses that we listen on, one for each interface, those that most others can use first."""
         interfaces = [*get_network_addrs(4), *get_network_addrs(6)]
-        return [each for address in self.addresses for each in expand(address, interfaces)]
+        return sorted(expand(self.addresses, interfaces), key=lambda address: address.scope)
 
     def source_for(self, target: Address) -> Source | None:
         """Return the listening port if a connection to `target` can start there.
@@ -71,10 +74,22 @@ class Listeners:
         return len(self._half_open)
 
     async def bind(self, addresses: Sequence[Address]) -> None:
-        """Raises: CannotListen; nothing is left open then."""
+        """Listen on addresses; of those for all interfaces, one of a kind that this machine lacks is left out.
+
+        Raises: CannotListen; nothing is left open then.
+        """
+        lacking: CannotListen | None = None
         try:
             for address in addresses:
-                self._sockets.append(await _listen(address))
+                try:
+                    self._sockets.append(await _listen(address))
+                except CannotListen as error:
+                    if not address.unspecified or error.errno not in _NO_SUCH_FAMILY:
+                        raise
+                    log.info("this machine lacks a kind of address", address=str(address), reason=str(error))
+                    lacking = error
+            if lacking and not self._sockets:
+                raise lacking
         except BaseException:
             self.close()
             raise
@@ -102,37 +117,45 @@ class Listeners:
                     log.warning("cannot take connections", reason=error.strerror)
                     await trio.sleep(0.1)
                 continue
-            nursery.start_soon(self._take, connection, replace(address, host=far[0], port=far[1]), arrived)
+            nursery.start_soon(self.take, connection, replace(address, host=far[0], port=far[1]), arrived)
 
-    async def _take(self, connection: trio.socket.SocketType, far: Address, arrived: Arrived) -> None:
+    async def take(self, connection: trio.socket.SocketType, far: Address, arrived: Arrived) -> None:
         try:
             pipe = SocketPipe(connection, self._settings.write_timeout)
         except OSError:  # gone before we looked
             connection.close()
             return
         with trio.CancelScope() as scope:
-            if (loser := self._half_open.add(far.host, scope)) is not None:
+            if (loser := self._half_open.add(network_of(far.host), scope)) is not None:
                 loser.cancel()
             try:
                 await arrived(pipe, far)
             finally:
-                self._half_open.remove(far.host, scope)
+                self._half_open.remove(network_of(far.host), scope)
 
 
 async def _listen(address: Address) -> tuple[Address, trio.socket.SocketType]:
-    family = socket.AF_INET6 if address.kind == "ip6" else socket.AF_INET
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    """Raises: CannotListen."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await sock.bind((address.host, address.port))
-        sock.listen(_BACKLOG)
-        # Hole punching dials from the port that we listen on, which both sockets must allow. Allowing it before the
-        # bind would let a second agent share the port and take half of our connections.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with ExitStack() as on_failure:
+            sock = on_failure.enter_context(make_socket(address))
+            await sock.bind((address.host, address.port))
+            sock.listen(_BACKLOG)
+            # Hole punching dials from the port that we listen on, which both sockets must allow. Allowing it before the
+            # bind would let a second agent share the port and take half of our connections.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            on_failure.pop_all()
     except OSError as error:
-        sock.close()
         hint = "another program uses the port" if error.errno == errno.EADDRINUSE else error.strerror
         raise CannotListen(error.errno, f"cannot listen on {address}: {hint}; choose another with --listen") from error
     return replace(address, port=sock.getsockname()[1]), sock
+
+
+def make_socket(address: Address) -> trio.socket.SocketType:
+    """Raises: OSError."""
+    family = socket.AF_INET6 if address.kind == "ip6" else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock

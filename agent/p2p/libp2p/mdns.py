@@ -95,7 +95,11 @@ class MdnsDiscovery:
 
 
 def _open() -> Zeroconf:
-    return Zeroconf(ip_version=IPVersion.V4Only)
+    """Raises: OSError when no kind of address has multicast here."""
+    try:
+        return Zeroconf(ip_version=IPVersion.All)
+    except OSError:  # one of the two is missing
+        return Zeroconf(ip_version=IPVersion.V4Only)
 
 
 def _service(name: str, addresses: Sequence[str]) -> ServiceInfo:
@@ -107,8 +111,16 @@ def _service(name: str, addresses: Sequence[str]) -> ServiceInfo:
         port=parse(addresses[0]).port if addresses else 0,
         properties=b"".join(bytes([len(line)]) + line for line in lines),
         server=f"{name}.local.",
-        addresses=[ip_address(host).packed for host in sorted(hosts) if host.replace(".", "").isdigit()],
+        addresses=[ip_address(host).packed for host in sorted(hosts) if _is_ip(host)],
     )
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _listener(heard: Callable[[list[str]], None]) -> Callable[..., None]:

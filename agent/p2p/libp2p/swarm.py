@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from ....protocols.errors import Overloaded, PeerUnreachable, Unsupported
+from ...sockets import network_of
 from ..addresses import Address, parse
 from ..host import Admission, Connection, Direction, PathKind, PeerId
 from .handshake import UpgradeFailed
@@ -147,8 +148,8 @@ class Swarm:
         yielding = [
             live for live in guests if self.admission(live) is not Admission.JOINING or live.info.since < recent
         ]
-        hosts = Counter(_host(live) for live in guests)
-        loser = max(yielding, key=lambda live: (hosts[_host(live)], -live.info.since), default=None)
+        networks = Counter(_network(live) for live in guests)
+        loser = max(yielding, key=lambda live: (networks[_network(live)], -live.info.since), default=None)
         if loser is None:
             return False
         self._guests.discard(loser)
@@ -208,6 +209,6 @@ class Swarm:
             self._promote(live)
 
 
-def _host(live: Live) -> str:
-    """Return the address that a connection comes from."""
-    return parse(live.info.address).host
+def _network(live: Live) -> str:
+    """Return what the share of a connection's far side is counted by."""
+    return network_of(parse(live.info.address).host)

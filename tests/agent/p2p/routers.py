@@ -53,8 +53,8 @@ def _wire(one: str, its: str, other: str, others: str) -> None:
     _run("ip", "link", "add", its, "netns", one, "type", "veth", "peer", "name", others, "netns", other)
 
 
-def _address(name: str, device: str, address: str) -> None:
-    _run("ip", "-n", name, "address", "add", address, "dev", device)
+def _address(name: str, device: str, address: str, *flags: str) -> None:
+    _run("ip", "-n", name, "address", "add", address, "dev", device, *flags)
     _run("ip", "-n", name, "link", "set", device, "up")
 
 
@@ -77,13 +77,30 @@ class Routers:
             _run(*self.first, "nft", "delete", "table", "ip", "block")
 
 
-@contextmanager
-def two_routers() -> Iterator[Routers]:
+def _need(*tools: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    for tool in ("ip", "nft"):
+    for tool in tools:
         if shutil.which(tool) is None:
             pytest.skip(f"network namespaces need {tool}")
+
+
+@contextmanager
+def two_on_ipv6() -> Iterator[list[tuple[str, ...]]]:
+    """What runs a command on fd00:99::1 and on fd00:99::2, which have no IPv4 but their loopback."""
+    _need("ip")
+    mark = f"ts6{os.getpid()}"
+    with ExitStack() as stack:
+        one, two = [stack.enter_context(_namespace(f"{mark}{number}")) for number in (1, 2)]
+        _wire(one, "eth0", two, "eth0")
+        for number, name in enumerate((one, two), 1):
+            _address(name, "eth0", f"fd00:99::{number}/64", "nodad")
+        yield [_in(one), _in(two)]
+
+
+@contextmanager
+def two_routers() -> Iterator[Routers]:
+    _need("ip", "nft")
     mark = f"tsp{os.getpid()}"
     with ExitStack() as stack:
         net = stack.enter_context(_namespace(f"{mark}net"))

@@ -133,3 +133,12 @@ async def test_cancellations_leave_the_connection_whole() -> None:
         assert cancelled > 20
         assert await a.mesh.require_running().sessions.session_to(b.peer_id) is session
         await until(lambda: session.in_flight <= 1)
+
+
+async def test_a_ticket_of_the_loopback_alone_says_so() -> None:
+    node = fresh(0)
+    async with open_real(node):
+        made = await node.call("invite_peer", invite=InviteRequest())
+    assert [address.rpartition("/")[0] for address in made.addresses] == ["/ip4/127.0.0.1/tcp"]
+    assert made.warnings
+    assert "this machine alone" in made.warnings[0]
