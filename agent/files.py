@@ -18,7 +18,7 @@ from ..protocols.errors import InsufficientResources
 Own = Callable[[int], None]
 """Gives an open file to the user that is to read it."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def full_disk_named(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL_DISK:
             raise InsufficientResources(
                 f"the disk of the node is full: no room for {what}; free some and try again"
             ) from None

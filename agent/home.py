@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_write
+from .files import atomic_write, full_disk_named
 
 
 class HomeError(Exception):
@@ -47,11 +47,15 @@ class Home:
         atomic_write(self.card, json.dumps(card, indent=2).encode() + b"\n", mode=0o644)
 
     def ensure_admin_token(self) -> str:
-        """The token of this node's own command line, made on the first start; mode 0600."""
+        """The token of this node's own command line, made on the first start; mode 0600.
+
+        Raises: InsufficientResources when the disk is full.
+        """
         if self.admin_token.is_file():
             return self.admin_token.read_text().strip()
         token = secrets.token_urlsafe(32)
-        atomic_write(self.admin_token, token.encode() + b"\n")
+        with full_disk_named("the token of the command line"):
+            atomic_write(self.admin_token, token.encode() + b"\n")
         return token
 
 
@@ -75,8 +79,8 @@ def locked_home(path: Path) -> Iterator[Home]:
             raise HomeError(
                 f"another agent (pid {holder}) runs on {path}; stop it or choose another --data-dir"
             ) from None
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        # Of one length, and in the place of the former one: on a full disk nothing could be added.
+        os.pwrite(lock, f"{os.getpid():<10}\n".encode(), 0)
         home = Home(path.resolve())
         home.card.unlink(missing_ok=True)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..protocols.base58 import peer_id_of
-from .files import atomic_write
+from .files import atomic_write, full_disk_named
 
 SEED_SIZE = 32
 
@@ -31,7 +31,7 @@ class Identity:
 def load_identity(file: Path) -> Identity:
     """Return the key in `file`; a new one is written, mode 0600, where there is none.
 
-    Raises: IdentityError when the file is damaged or can be read by others.
+    Raises: IdentityError when the file is damaged or can be read by others; InsufficientResources.
     """
     try:
         seed = file.read_bytes()
@@ -48,5 +48,6 @@ def load_identity(file: Path) -> Identity:
 
 def _create(file: Path) -> Identity:
     identity = Identity(Ed25519PrivateKey.generate().private_bytes_raw())
-    atomic_write(file, identity.seed)
+    with full_disk_named("the key of the node"):
+        atomic_write(file, identity.seed)
     return identity

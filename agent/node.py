@@ -36,15 +36,17 @@ from .audit.log import SCHEMA as AUDIT_SCHEMA
 from .audit.log import AuditLog, open_audit
 from .backends import Backends, open_backends
 from .config import Config, default_data_dir
+from .disk_reserve import DiskReserve
 from .dns import serve_names
 from .events import EventLog, open_events
+from .foundation import Foundation
 from .guest.access import GuestAccess
 from .guest.guests import Guests, open_guests
 from .guest.operations import GuestOperations
 from .guest.port import GuestStream
 from .health import NodeHealth
 from .home import Home, locked_home
-from .identity import Identity, load_identity
+from .identity import load_identity
 from .image_operations.context import ImageContext
 from .image_operations.reads import ImageReads, import_image
 from .journal.journal import Journal, open_journal
@@ -68,7 +70,7 @@ from .reach.screens import Screens
 from .reach.tunnel import TunnelServer
 from .reach.tunnels import Tunnels
 from .relays import open_relays
-from .state import State, open_state
+from .state import open_state
 from .tokens import TokenStore, open_tokens
 from .vm.addresses import GuestAddresses
 from .vm.admission import Admission, read_host
@@ -258,19 +260,6 @@ def node_name(config: Config) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "-", name)[:63]
 
 
-@dataclass(frozen=True, slots=True)
-class _Foundation:
-    """What all parts of a node stand on."""
-
-    config: Config
-    home: Home
-    identity: Identity
-    state: State
-    events: EventLog
-    audit: AuditLog
-    backends: Backends
-
-
 @asynccontextmanager
 async def open_node(config: Config, other_network: HostFactory | None = None) -> AsyncIterator[Node]:
     """A running node. Its VMs outlive it. Peers are met on `other_network`, if one is given, in place of libp2p.
@@ -279,6 +268,8 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
     """
     path = Path(config.node.data_dir) if config.node.data_dir else default_data_dir()
     with locked_home(path.expanduser().absolute()) as home:
+        reserve = DiskReserve(home.path)
+        await trio.to_thread.run_sync(reserve.open)
         identity = load_identity(home.identity_key)
         async with (
             open_state(home.database, [MESH_SCHEMA, AUDIT_SCHEMA, LOOPBACK_SCHEMA]) as state,
@@ -286,7 +277,7 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
             open_audit(state, identity.seed) as audit,
             open_backends(home.path, config) as backends,
         ):
-            base = _Foundation(config, home, identity, state, events, audit, backends)
+            base = Foundation(config, home, identity, state, events, audit, backends, reserve)
             parts = NodeParts(
                 config, identity, node_name(config), __version__, state, events, audit.record, other_network
             )
@@ -295,7 +286,7 @@ async def open_node(config: Config, other_network: HostFactory | None = None) ->
 
 
 @asynccontextmanager
-async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Node]:
+async def _open_parts(base: Foundation, peers: MeshClient) -> AsyncIterator[Node]:
     """The parts of a node in the order in which they need each other; what was under way goes on before it serves."""
     config, backends, events, audit = base.config, base.backends, base.events, base.audit
     name = node_name(config)
@@ -311,17 +302,18 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
         tunnels = Tunnels(relays, DatabaseKeyValueStore(base.state), peers)
         screens = Screens(vms, audit.record)
         tokens = await open_tokens(base.state, base.home.ensure_admin_token())
-        health = NodeHealth(name, __version__, config.p2p.enabled, vms, peers, backends.problems)
+        health = NodeHealth(name, __version__, config.p2p.enabled, vms, peers, base.problems)
         kinds = open_operations(vms, images, tunnels)
         async with (
             open_journal(
-                JournalStore(base.state, base.identity.seed), events, name, audit.operation_ended, kinds
+                JournalStore(base.state, base.reserve, base.identity.seed), events, name, audit.operation_ended, kinds
             ) as operations,
             trio.open_nursery() as nursery,
             open_consoles(vms, audit.record) as consoles,
             open_guests(vms, base.home.path / "sessions") as guests,
         ):
             nursery.start_soon(Watch(vms, events, base.home.path).run)
+            nursery.start_soon(base.reserve.tend)
             await operations.recover()
             access = GuestAccess(vms, guests, audit.record)
             dispatcher = Dispatcher(_services(vms, guests, images, operations, tokens, health), operations)
@@ -356,7 +348,7 @@ async def _open_parts(base: _Foundation, peers: MeshClient) -> AsyncIterator[Nod
 
 
 def _vm_context(
-    base: _Foundation, inventory: Inventory, forwards: Forwards, loopback: LoopbackAddresses, peers: MeshClient
+    base: Foundation, inventory: Inventory, forwards: Forwards, loopback: LoopbackAddresses, peers: MeshClient
 ) -> VmContext:
     backends = base.backends
     return VmContext(

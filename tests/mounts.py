@@ -13,19 +13,47 @@ import pytest
 
 needs_mounts = pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")
 
+BLOCK = 4096
+
 
 @contextmanager
 def mounted(place: Path, mebibytes: int) -> Iterator[Path]:
     """A new file system of this size at `place`, gone at the end. Skips the test where nothing can be mounted."""
+    with _mount(place, ["-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs"]):
+        yield place
+
+
+@contextmanager
+def mounted_disk(place: Path, mebibytes: int) -> Iterator[Path]:
+    """The same as ext4 in a file with holes: it may be of any size, and fills as a disk does."""
+    image = place.with_suffix(".ext4")
+    with image.open("wb") as file:
+        file.truncate(mebibytes << 20)
+    try:
+        # Without blocks for root alone and without lazily written tables, which would take room behind our back.
+        options = ["-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+        subprocess.run(["mkfs.ext4", "-q", *options, str(image)], check=True)
+        with _mount(place, ["-o", "loop", str(image)]):
+            yield place
+    finally:
+        image.unlink()
+
+
+@contextmanager
+def _mount(place: Path, arguments: list[str]) -> Iterator[None]:
     place.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(place)]
-    if subprocess.run(argv, check=False, capture_output=True).returncode:
+    if subprocess.run(["mount", *arguments, str(place)], check=False, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        yield place
+        yield
     finally:
         # Lazily: a test that failed may hold a file open yet, and no mount may outlive it.
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def remount(place: Path, mode: str) -> None:
+    """Make a mounted file system `ro` or `rw`."""
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
 
 
 def free(place: Path) -> int:
@@ -35,13 +63,17 @@ def free(place: Path) -> int:
 
 
 def fill(place: Path, leave: int) -> Path:
-    """A file that takes all room but `leave` bytes."""
+    """A file that takes all room but about `leave` bytes; the same one again at the next call."""
     filler = place / "filler"
-    with filler.open("wb") as file:
-        while True:
+    with filler.open("ab") as file:
+        size, step = file.tell(), free(place) - leave
+        while step >= BLOCK:
             try:
-                os.posix_fallocate(file.fileno(), 0, free(place) - leave)
-                return filler
-            except OSError as error:  # somebody has written something since we looked
+                os.posix_fallocate(file.fileno(), size, step)
+                size += step
+            except OSError as error:  # the file system keeps a little for itself, or somebody has written meanwhile
                 if error.errno != errno.ENOSPC:
                     raise
+                size, step = file.seek(0, os.SEEK_END), step // 2
+            step = min(step, free(place) - leave)
+    return filler

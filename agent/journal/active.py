@@ -40,7 +40,7 @@ class ActiveOperation:
 
     `request` is what was asked, as the Struct of the method's arguments. `notes` are written down with each step, for
     the time after a crash. `caller` is who asked, by its principal and role. `save` writes this operation's row,
-    `publish` tells listeners of its progress.
+    `publish` tells listeners of its progress. `is_recovered` says that a former life of the agent began it.
     """
 
     def __init__(self, id: str, kind: str, asked: Asked, *, save: Save, publish: Publish) -> None:
@@ -59,6 +59,7 @@ class ActiveOperation:
         self.answered, self.ended = trio.Event(), trio.Event()
         self.scope = trio.CancelScope()
         self.cancel_asked = False
+        self.is_recovered = False
         self._save, self._publish = save, publish
         self._published_at = 0.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import LOCAL, Caller, Limits, Role, account_of
+from ...protocols.access import Caller, Limits, account_of
 from ...protocols.errors import (
     DeadlineExceeded,
     ErrorBody,
@@ -33,14 +33,16 @@ from ...protocols.errors import (
 from ...protocols.events import OperationDone, OperationEvent, OperationProgress
 from ...protocols.method import Method
 from ...protocols.operation import Detached, Operation, OperationState, Progress
-from ...protocols.tolerant import decode_tolerantly, known_part
+from ...protocols.tolerant import known_part
 from ..events import EventLog
 from .active import UNDO, ActiveOperation, Asked
-from .former_requests import convert_former_request
+from .decode import decode_request, decode_stored, former_caller
 from .keys import plain_key, scoped_key
 from .operation import JournalledOperation, Release
 from .pace import Pace
+from .recovery import find_outdated
 from .store import ROLE, SECRETS, JournalStore, Row
+from .unwritten import UnwrittenEnds
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +77,8 @@ class Journal:
         self._listed: dict[str, tuple[float, Operation]] = {}
         self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._pace = Pace()
+        self._unwritten = UnwrittenEnds(store)
+        nursery.start_soon(self._unwritten.run)
         self._closing = False
 
     async def run(
@@ -97,11 +101,11 @@ class Journal:
         """What the caller's idempotency key was used for; None for a new key, and where this version cannot read it."""
         row = await self._store.by_key(scoped_key(caller)) if caller.idempotency_key else None
         kind = self._kinds.get(row.kind) if row else None
-        return _decode_request(row, kind) if row and kind else None
+        return decode_request(row, kind) if row and kind else None
 
     def _repeated(self, row: Row, kind: Kind, request: Any) -> str:
         """The id of the operation that this request repeats. Compared is what was asked, not how it is written."""
-        kept = _decode_request(row, kind) if row.kind == kind.kind else None
+        kept = decode_request(row, kind) if row.kind == kind.kind else None
         if kept is None or not self._store.is_repeated(row, kept, request):
             raise IdempotencyMismatch(
                 "this idempotency key was used for another request; use a new key", key=plain_key(row.key)
@@ -111,7 +115,7 @@ class Journal:
     async def _begin(self, kind: Kind, key: str, request: Any, caller: Caller) -> str:
         if self._closing:
             raise Unavailable("the node is stopping; try again when it is back")
-        if len(self._active) >= MAX_RUNNING:
+        if len(self._active) + len(self._unwritten) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
         active = self._make(
             kind, uuid.uuid4().hex, Asked(key=key, target=kind.target(request), caller=caller, request=request)
@@ -147,7 +151,7 @@ class Journal:
 
     async def _insert(self, kind: Kind, active: ActiveOperation) -> None:
         try:
-            await self._store.insert(active)
+            await self._store.insert(active, makes_room=kind.runs_on_full_disk)
         except InsufficientResources as error:
             if not kind.runs_on_full_disk:
                 raise
@@ -202,7 +206,7 @@ class Journal:
                 return
         active.state = outcome
         with trio.CancelScope(shield=True):
-            await self._save(active, best_effort=True)
+            await self._unwritten.write(active)
         self._ended(active.view(self._node))
         self._events.publish(_payload(OperationDone, active), active.principal)
 
@@ -246,27 +250,43 @@ class Journal:
 
         An operation of a kind, or with a request, that this version does not know is left as it is.
         """
-        for row in await self._store.unfinished():
+        rows = await self._store.unfinished()
+        outdated = await find_outdated(self._store, rows, self._kinds.get)
+        for row in rows:
             kind, request = self._kinds.get(row.kind), self._request_of(row)
             if kind is None or request is None:
                 log.warning("an operation of another version is left alone", operation=row.id, kind=row.kind)
                 continue
             notes = msgspec.msgpack.decode(row.notes)
             notes.pop(SECRETS, None)
-            caller = _former_caller(row.principal, notes.pop(ROLE, None))
+            caller = former_caller(row.principal, notes.pop(ROLE, None))
             active = self._make(kind, row.id, Asked(key=row.key, target=row.target, caller=caller, request=request))
             active.step_name, active.created_at, active.notes = row.step, row.created_at, notes
-            active.error = _decode(row.error, ErrorBody)
+            active.error, active.is_recovered = decode_stored(row.error, ErrorBody), True
+            if row.id in outdated:
+                await self._give_up(active)
+                continue
             log.info("an operation goes on", operation=row.id, kind=row.kind, target=row.target, step=row.step)
             self._pace.begin(row.principal, Limits(), time.monotonic())
             self._launch(kind, active, kind.claim(active))
         await self._store.forget_old()
         await self._store.erase_former_secrets(self._request_of)
 
+    async def _give_up(self, active: ActiveOperation) -> None:
+        """End an operation of a former life as it is: not done again, and not undone."""
+        log.warning("an outdated operation is not done again", operation=active.id, kind=active.kind)
+        active.state = OperationState.FAILED
+        active.error = OperationCancelled(
+            "how it ended could not be written, and a later operation has followed; not done again"
+        ).to_wire()
+        await self._unwritten.write(active)
+        self._ended(active.view(self._node))
+        self._events.publish(_payload(OperationDone, active), active.principal)
+
     def _request_of(self, row: Row) -> Any:
         """What was asked; None when this version does not understand it."""
         kind = self._kinds.get(row.kind)
-        return _decode_request(row, kind) if kind else None
+        return decode_request(row, kind) if kind else None
 
     async def list(self, state: OperationState | None = None) -> list[Operation]:
         """The newest thousand, newest first."""
@@ -274,7 +294,7 @@ class Journal:
             rows = await self._store.newest(state)
             live = [active.view(self._node) for active in self._active.values() if active.state is state]
             # What this version leaves alone: of an unknown kind, or with a request that it cannot read.
-            left = [self._view(row) for row in rows if row.id not in self._active]
+            left = [self._view(row) for row in rows if self._live(row.id) is None]
             return sorted([*live, *left], key=lambda operation: operation.created_at, reverse=True)
         rows = await self._store.newest(state)
         known = self._listed
@@ -284,12 +304,12 @@ class Journal:
             else (row.updated_at, self._view(row))
             for row in rows
         }
-        listed = [(self._active.get(id), ended) for id, (_, ended) in self._listed.items()]
+        listed = [(self._live(id), ended) for id, (_, ended) in self._listed.items()]
         return [active.view(self._node) if active else ended for active, ended in listed]
 
     async def get(self, id: str) -> Operation:
         """Raises: OperationNotFound."""
-        if active := self._active.get(id):
+        if active := self._live(id):
             return active.view(self._node)
         row = await self._store.get(id)
         if row is None:
@@ -312,6 +332,10 @@ class Journal:
             await active.answered.wait()
         return await self.get(id)
 
+    def _live(self, id: str) -> ActiveOperation | None:
+        """An operation that is newer than its row."""
+        return self._active.get(id) or self._unwritten.get(id)
+
     def _view(self, row: Row) -> Operation:
         kind = self._kinds.get(row.kind)
         return Operation(
@@ -321,8 +345,8 @@ class Journal:
             node=self._node,
             state=OperationState(known_part(row.state, OperationState)),
             progress=Progress(message=row.step),
-            result=_decode(row.result, kind.call.result if kind else Any),
-            error=_decode(row.error, ErrorBody),
+            result=decode_stored(row.result, kind.call.result if kind else Any),
+            error=decode_stored(row.error, ErrorBody),
             created_at=datetime.fromtimestamp(row.created_at, UTC),
             updated_at=datetime.fromtimestamp(row.updated_at, UTC),
             idempotency_key=plain_key(row.key),
@@ -335,6 +359,7 @@ class Journal:
         with trio.move_on_after(self.close_timeout):
             for active in list(self._active.values()):
                 await active.ended.wait()
+        await self._unwritten.write_all()
 
 
 def _payload(kind: type[OperationEvent], active: ActiveOperation) -> OperationEvent:
@@ -354,31 +379,6 @@ def _outcome(operation: Operation) -> Any:
     if operation.error is None:
         raise Unavailable("the node stopped while the operation was under way; it goes on when the node is back")
     raise TwinshareError.from_wire(operation.error)
-
-
-def _former_caller(principal: str, role: Any) -> Caller:
-    """Return who began an operation before a restart. Rows of the first version have no role: only `local` is admin."""
-    known = role if role in list(Role) else Role.ADMIN if principal == LOCAL else Role.OPERATOR
-    return Caller(principal=principal, role=Role(known))
-
-
-def _decode(data: bytes | None, kind: Any) -> Any:
-    """A stored result, as it stands where this version does not understand it."""
-    if not data:
-        return None
-    try:
-        return decode_tolerantly(data, kind)
-    except (msgspec.MsgspecError, ValueError):
-        return msgspec.msgpack.decode(data)
-
-
-def _decode_request(row: Row, kind: Kind) -> Any:
-    """What was asked; None when this version does not understand it."""
-    for request in (row.request, convert_former_request(row.kind, row.target, row.request)):
-        with suppress(msgspec.MsgspecError, ValueError):
-            if request is not None:
-                return decode_tolerantly(request, kind.request_type())
-    return None
 
 
 @asynccontextmanager

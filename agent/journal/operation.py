@@ -86,6 +86,10 @@ class JournalledOperation(ABC, Generic[Services]):
         """After a crash: claim again, at once and without waiting, what `admit` had claimed."""
         return nothing_claimed
 
+    def locks(self, key: str, notes: Mapping[str, Any]) -> str:
+        """The ID of what is locked while it works, so that such operations follow each other; empty for none."""
+        return ""
+
     @abstractmethod
     async def do(self, active: ActiveOperation) -> Any:
         """Do it and return its result. It is run again from its first line after a crash, and finds what it did."""

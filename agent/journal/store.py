@@ -16,6 +16,7 @@ from ...protocols.access import account_of
 from ...protocols.operation import OperationState
 from ...protocols.secrets import has_secrets, secrets_until_end, without_secrets
 from ..database import PASSING_FAULTS
+from ..disk_reserve import DiskReserve
 from ..limits import limits_of
 from ..state import State
 from .active import ActiveOperation
@@ -39,8 +40,11 @@ _LISTED_COLUMNS = _COLUMNS.replace("request", "x''").replace(
     "result", f"CASE WHEN length(result) <= {MAX_LISTED_RESULT} THEN result END"
 )
 _INSERT = f"INSERT INTO operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
-_UPDATE = "UPDATE operations SET state = ?, step = ?, notes = ?, result = ?, error = ?, updated_at = ? WHERE id = ?"
-_UPDATE_WITH_REQUEST = _UPDATE.replace(" WHERE", ", request = ? WHERE")
+_CHANGED = ("state", "step", "notes", "result", "error", "updated_at", "request")
+# What was begun while the disk was full has no row yet. Its key may have been used again since: then it gets none.
+_UPSERT = f"{_INSERT.replace('INSERT', 'INSERT OR IGNORE')} ON CONFLICT (id) DO UPDATE SET " + ", ".join(
+    f"{column} = excluded.{column}" for column in _CHANGED
+)
 _SIZES = """
 SELECT id, principal, state, length(request) + length(notes) + coalesce(length(result), 0) + coalesce(length(error), 0)
 FROM operations ORDER BY created_at DESC, rowid DESC
@@ -71,11 +75,14 @@ class JournalStore:
     Raises: InsufficientResources when the disk is full.
     """
 
-    def __init__(self, state: State, key: bytes) -> None:
-        self._state, self._key = state, hashlib.blake2b(b"twinshare journal secrets\0" + key).digest()
+    def __init__(self, state: State, reserve: DiskReserve, key: bytes) -> None:
+        self._state, self._reserve = state, reserve
+        self._key = hashlib.blake2b(b"twinshare journal secrets\0" + key).digest()
         self._inserted = 0
 
-    async def insert(self, active: ActiveOperation) -> None:
+    async def insert(self, active: ActiveOperation, *, makes_room: bool) -> None:
+        """Write a new operation. On a full disk one that makes room may use the reserve, and no other is taken."""
+        await (self._reserve.make_room() if makes_room else self._reserve.require())
         await self._state.execute(_INSERT, self._row(active))
         self._inserted += 1
         if self._inserted % FORGET_EVERY == 0:
@@ -84,13 +91,14 @@ class JournalStore:
 
     async def update(self, active: ActiveOperation) -> None:
         active.updated_at = time.time()
-        row = self._row(active)
-        values = (row.state, row.step, row.notes, row.result, row.error, row.updated_at)
-        if active.state not in _ENDED or not has_secrets(active.request.__class__):
-            await self._state.execute(_UPDATE, (*values, row.id))
-            return
-        await self._state.execute(_UPDATE_WITH_REQUEST, (*values, row.request, row.id))
-        await self._state.erase_deleted()
+        await self._state.execute(_UPSERT, self._row(active))
+        if active.state in _ENDED and has_secrets(active.request.__class__):
+            await self._state.erase_deleted()
+
+    async def write_end(self, active: ActiveOperation) -> None:
+        """Write an operation that has ended. On a full disk it may use the reserve."""
+        await self._reserve.make_room()
+        await self.update(active)
 
     def is_repeated(self, row: Row, kept: msgspec.Struct, request: msgspec.Struct) -> bool:
         """Return whether `request` asks for the same as the row, whose own request is `kept`."""
@@ -138,6 +146,10 @@ class JournalStore:
 
     async def unfinished(self) -> Sequence[Row]:
         return await self._select("WHERE state IN ('pending', 'running')")
+
+    async def ended_after(self, created_at: float) -> Sequence[Row]:
+        """What was asked after a time and has come to its end, done or failed."""
+        return await self._select("WHERE state IN ('done', 'failed') AND created_at > ?", created_at)
 
     async def forget_old(self) -> None:
         """Delete of each account the oldest operations that have ended and are beyond its share."""

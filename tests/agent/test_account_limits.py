@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests.agent.p2p.raw import raw_call
 from twinshare.agent import limits
+from twinshare.agent.disk_reserve import DiskReserve
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.limits import LIMITS, AccountLimits, Budget, Meter, Rate, Share
 from twinshare.agent.simulation import SimulatedNode, open_cluster
@@ -96,7 +97,7 @@ async def test_an_account_that_floods_the_journal_loses_only_its_own_operations(
             await insert(state, f"peer-a/token:{number}", number, 10)
         for number in range(43, 48):
             await insert(state, "peer-c", number, 4000)
-        await JournalStore(state, bytes(32)).forget_old()
+        await JournalStore(state, DiskReserve(tmp_path), bytes(32)).forget_old()
         rows = await state.query("SELECT principal, created_at FROM operations")
     accounts = [principal.partition("/")[0] for principal, _ in rows]
     assert {account: accounts.count(account) for account in accounts} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -32,6 +33,9 @@ class ExistingVmOperation(VmOperation):
 
     allowed_in: ClassVar[frozenset[DomainState]] = ANY
     remedy: ClassVar[str] = ""
+
+    def locks(self, key: str, notes: Mapping[str, Any]) -> str:
+        return str(notes.get("id", ""))
 
     async def admit(self, active: ActiveOperation, caller: Caller) -> Release:
         record = self.services.owned(caller, active.request.vm)
@@ -64,6 +68,9 @@ class ExistingVmOperation(VmOperation):
 
 class VmMetadataOperation(ExistingVmOperation):
     """An operation that changes only what the domain's metadata keep: it does not wait for a guest that shuts down."""
+
+    def locks(self, key: str, notes: Mapping[str, Any]) -> str:
+        return ""
 
     async def do(self, active: ActiveOperation) -> Any:
         async with self.services.metadata_locked(active.notes["id"]):

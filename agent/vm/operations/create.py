@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import trio
@@ -124,6 +126,9 @@ class CreateVm(VmOperation):
             release_resources()
 
         return release
+
+    def locks(self, key: str, notes: Mapping[str, Any]) -> str:
+        return vm_id(key)
 
     async def do(self, active: ActiveOperation) -> Vm:
         vms, spec, id = self.services, _with_mac(active), vm_id(active.key)

@@ -6,12 +6,13 @@ from functools import partial
 
 import trio
 
-from ....protocols.errors import DeadlineExceeded, WrongState
+from ....protocols.errors import DeadlineExceeded, OperationCancelled, WrongState
 from ....protocols.services import VmService
 from ....protocols.vm import VmStatus
 from ...hypervisor.port import DomainState
 from ...journal.active import ActiveOperation
 from ..context import VmContext
+from ..record import Record
 from .base import ExistingVmOperation
 
 SHUTDOWN_REPEATED_EVERY = 5.0
@@ -36,6 +37,7 @@ async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
     record = await vms.record(id)
     if not record.active:
         return
+    _refuse_outdated(record, active)
     if active.request.force:
         await active.step("destroy")
         await vms.hypervisor.destroy(id)
@@ -50,6 +52,13 @@ async def stop(vms: VmContext, active: ActiveOperation, id: str) -> None:
             "Give it a longer timeout, or force it off",
             vm=record.domain.name, timeout=timeout,
         )  # fmt: skip
+
+
+def _refuse_outdated(record: Record, active: ActiveOperation) -> None:
+    """Refuse the stop of a former life of the agent if the VM was started after it. Raises: OperationCancelled."""
+    started_at = record.domain.started_at
+    if active.is_recovered and started_at is not None and started_at.timestamp() > active.created_at:
+        raise OperationCancelled(f"VM '{record.domain.name}' was started after this was asked; not done any more")
 
 
 async def _request_shutdown(vms: VmContext, id: str) -> None:
