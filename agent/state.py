@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS operations (
     created_at REAL NOT NULL, updated_at REAL NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS operations_by_state ON operations (state, created_at);
+CREATE INDEX IF NOT EXISTS operations_by_time ON operations (created_at);
 CREATE TABLE IF NOT EXISTS tokens (
     name TEXT PRIMARY KEY, hash BLOB NOT NULL, role TEXT NOT NULL,
     created_at REAL NOT NULL, expires_at REAL, last_used_at REAL

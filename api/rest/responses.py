@@ -31,13 +31,19 @@ class EncodedList:
     def __init__(self, key: str) -> None:
         self._head = b'{"%s":[' % key.encode()
         self._rows: dict[int, tuple[Any, bytes]] = {}
+        self._last: Sequence[msgspec.Struct] = ()
+        self._body = self._head + b"]}"
 
     def encode(self, rows: Sequence[msgspec.Struct]) -> bytes:
         """Return the body. The last list's rows are kept alive, so no identity is used again."""
+        if rows == self._last:
+            return self._body
+        self._last = rows
         known, self._rows = self._rows, {}
         parts = []
         for row in rows:
             kept = known.get(id(row)) or (row, _encode(row))
             self._rows[id(row)] = kept
             parts.append(kept[1])
-        return b"%s%s]}" % (self._head, b",".join(parts))
+        self._body = b"%s%s]}" % (self._head, b",".join(parts))
+        return self._body
