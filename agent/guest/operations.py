@@ -78,7 +78,8 @@ class GuestOperations:
             last = b64decode(after or "", validate=True)
         except ValueError:
             raise InvalidRequest("after must be the `next` of the page before", path="after") from None
-        end = await self._call(vm, "list", path_bytes(path or ".", path_base64), after=last, limit=limit)
+        listed = path_bytes(path or ("" if path_base64 else "."), path_base64)
+        end = await self._call(vm, "list", listed, after=last, limit=limit)
         files = end.files or []
         return FileList(
             entry=_entry(end),

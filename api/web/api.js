@@ -19,6 +19,15 @@ export const OPERATIONS = {
   list_forwards: ["GET", "/vm/<vm>/port-forward", "viewer"],
   add_forward: ["POST", "/vm/<vm>/port-forward", "operator"],
   remove_forward: ["DELETE", "/vm/<vm>/port-forward/<host_port>", "operator"],
+  exec_vm: ["POST", "/vm/<vm>/exec", "operator"],
+  show_guest: ["GET", "/vm/<vm>/guest", "operator"],
+  list_vm_sessions: ["GET", "/vm/<vm>/sessions", "operator"],
+  get_session: ["GET", "/vm/<vm>/sessions/<session>", "operator"],
+  end_vm_session: ["DELETE", "/vm/<vm>/sessions/<session>", "operator"],
+  signal_session: ["POST", "/vm/<vm>/sessions/<session>/signal", "operator"],
+  list_files: ["GET", "/vm/<vm>/files", "operator"],
+  make_directory: ["POST", "/vm/<vm>/files", "operator"],
+  remove_file: ["DELETE", "/vm/<vm>/file", "operator"],
   list_images: ["GET", "/image", "viewer"],
   capture_image: ["POST", "/image", "operator"],
   prune_images: ["POST", "/image/prune", "operator"],
@@ -48,6 +57,8 @@ export const OPERATIONS = {
   join_fleet: ["POST", "/p2p/join", "admin"],
   // Routes beside the table.
   list_fleet_vms: ["GET", "/fleet/vm", "viewer"],
+  read_file: ["GET", "/vm/<vm>/file", "operator"],
+  write_file: ["PUT", "/vm/<vm>/file", "operator"],
   import_image: ["POST", "/image/import", "operator"],
   list_audit: ["GET", "/audit", "admin"],
   show_session: ["GET", "/session", "viewer"],
@@ -55,6 +66,8 @@ export const OPERATIONS = {
   end_session: ["DELETE", "/sessions/<id>", "viewer"],
 };
 
+// Changes whose parameters stand in the query.
+const IN_QUERY = new Set(["remove_file"]);
 const READ_TIMEOUT = 20_000;
 const CHANGE_TIMEOUT = 90_000;
 
@@ -106,12 +119,13 @@ export async function call(operation, params = {}, peer = null) {
   /** @type {RequestInit} */
   const options = { method: verb, headers };
   let url = path;
-  if (verb === "GET") {
+  if (verb === "GET" || IN_QUERY.has(operation)) {
     if (given.length) url += `?${new URLSearchParams(given.map(([key, value]) => [key, String(value)]))}`;
-  } else {
+  }
+  if (verb !== "GET") {
     headers.Prefer = "respond-async";
     if (crypto.randomUUID) headers["Idempotency-Key"] = crypto.randomUUID();
-    if (given.length) {
+    if (given.length && !IN_QUERY.has(operation)) {
       headers["Content-Type"] = "application/json";
       options.body = JSON.stringify(Object.fromEntries(given));
     }
@@ -143,27 +157,32 @@ export async function list(operation, key, params = {}, peer = null) {
 }
 
 /**
- * Upload a disk; `progress` hears the fraction that is sent. (fetch cannot tell how far an upload is.)
- * @param {File} file @param {string} name @param {(fraction: number) => void} progress
+ * Upload a file as the body of an operation; `progress` hears the fraction that is sent. (fetch cannot tell it.)
+ * @param {string} operation @param {Record<string, unknown>} params @param {string | null} peer
+ * @param {File} file @param {(fraction: number) => void} progress @param {AbortSignal} signal
  * @returns {Promise<any>}
  */
-export function upload(file, name, progress) {
+export function upload(operation, params, peer, file, progress, signal) {
+  const [path, query] = address(operation, params, peer);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", `/api/image/import?${new URLSearchParams({ name })}`);
+    request.open(OPERATIONS[operation][0], `${path}?${new URLSearchParams(Object.entries(query).map(([key, value]) => [key, String(value)]))}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.upload.onprogress = (event) => progress(event.loaded / Math.max(1, event.total));
     request.onerror = () => reject(new ApiError(text.errors.unreachable, "unreachable", 0));
+    request.onabort = () => reject(new ApiError(text.errors.cancelled, "cancelled", 0));
     request.onload = () => {
       const answer = new Response(request.responseText, { status: request.status, statusText: request.statusText });
       read(answer).then(resolve, reject);
     };
-    request.send(file);
+    signal.addEventListener("abort", () => request.abort());
+    if (signal.aborted) request.onabort(/** @type {any} */ (null));
+    else request.send(file);
   });
 }
 
 /**
- * A websocket of a VM here or at a peer: `console` or `screen`.
+ * A websocket of a VM here or at a peer: `console`, `screen` or `sessions/<session>/attach`.
  * @param {string} kind @param {string} vm @param {string | null} peer
  */
 export function socketUrl(kind, vm, peer) {

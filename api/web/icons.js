@@ -29,6 +29,8 @@ const PATHS = {
   warn: "M12 4l9 16H3zM12 10v4M12 17h.01",
   check: "M5 12l5 5 9-10",
   back: "M14 6l-6 6 6 6",
+  file: "M7 3h7l4 4v14H7zM14 3v5h4",
+  folder: "M3 6h6l2 2h10v11H3z",
   sort: "M8 10l4-4 4 4M8 14l4 4 4-4",
 };
 

@@ -1,10 +1,10 @@
 // The images of a node: what is there, who stands on it, and the ways in and out.
 import { call, list, upload } from "./api.js";
 import { ago, bytes } from "./format.js";
-import { html, useEffect, useLoaded, useState } from "./html.js";
+import { html, useLoaded, useState } from "./html.js";
 import { Icon } from "./icons.js";
 import { Prune, Pull, Push } from "./image_dialogs.js";
-import { Action, Empty, Failure, Loading, notifyDone, report } from "./parts.js";
+import { Action, Drop, Empty, Failure, Loading, notifyDone } from "./parts.js";
 import { may, peerOf, set, state } from "./store.js";
 import { text } from "./text.js";
 
@@ -16,37 +16,15 @@ const refOf = (image) => (image.name ? `${image.name}:${image.tag}` : image.dige
 /** A name for the image in a file: `Debian 12.qcow2` is `debian-12`. @param {string} file */
 const nameFrom = (file) => file.toLowerCase().replace(/\.(qcow2|img|raw|iso)$/, "").replace(/[^a-z0-9._-]+/g, "-").replace(/^[^a-z0-9]+|[^a-z0-9]+$/g, "") || "image";
 
-/** Disks are dropped or chosen; only the asked node takes uploads. @param {{then: () => unknown}} properties */
+/** Only the asked node takes uploads. @param {{then: () => unknown}} properties */
 function Import({ then }) {
-  const [share, setShare] = useState(/** @type {number | null} */ (null));
-  const [over, setOver] = useState(false);
-  const send = async (/** @type {File | undefined} */ file) => {
-    if (!file) return;
-    setShare(0);
-    try {
-      const image = await upload(file, nameFrom(file.name), setShare);
-      notifyDone(`${image.name}:${image.tag}`);
-      await then();
-    } catch (error) {
-      report(error);
-    } finally {
-      setShare(null);
-    }
+  /** @param {File} file @param {(share: number) => void} progress @param {AbortSignal} signal */
+  const send = async (file, progress, signal) => {
+    const image = await upload("import_image", { name: nameFrom(file.name) }, null, file, progress, signal);
+    notifyDone(`${image.name}:${image.tag}`);
+    await then();
   };
-  /** @param {DragEvent} event @param {boolean} entered */
-  const drag = (event, entered) => {
-    event.preventDefault();
-    setOver(entered);
-  };
-  const drop = (/** @type {DragEvent} */ event) => {
-    drag(event, false);
-    void send(event.dataTransfer?.files[0]);
-  };
-  return html`
-    <label class="drop ${over ? "over" : ""}" data-operation="import_image" onDragOver=${(event) => drag(event, true)} onDragLeave=${(event) => drag(event, false)} onDrop=${drop}>
-      <${Icon} name="upload" />${share === null ? html`<span><b>${t.import}</b> ${t.importHint}</span>` : html`<span role="status">${t.uploading(share)}</span>`}
-      <input type="file" class="unseen" aria-label=${t.import} disabled=${share !== null} onChange=${(event) => send(event.target.files[0])} />
-      ${share !== null && html`<span class="bar"><i style=${{ width: `${share * 100}%` }}></i></span>`}</label>`;
+  return html`<${Drop} operation="import_image" label=${t.import} hint=${t.importHint} send=${send} />`;
 }
 
 /** @param {{image: any, peer: string | null, node: string, push: (image: any) => void, then: () => unknown}} properties */

@@ -161,6 +161,54 @@ export function Copyable({ value, label }) {
         <${Icon} name=${copied ? "check" : "copy"} /></button></div>`;
 }
 
+/**
+ * Where files are dropped or chosen, and sent one after the other; what is being sent can be cancelled.
+ * @param {{operation: string, label: string, hint: string, many?: boolean,
+ *   send: (file: File, progress: (share: number) => void, signal: AbortSignal) => Promise<unknown>}} properties
+ */
+export function Drop({ operation, label, hint, many = false, send }) {
+  const [sending, setSending] = useState(/** @type {{name: string, share: number, cancel: () => void} | null} */ (null));
+  const [over, setOver] = useState(false);
+  const take = async (/** @type {File[]} */ files) => {
+    const { signal, abort } = abortable();
+    try {
+      for (const file of many ? files : files.slice(0, 1)) {
+        const progress = (/** @type {number} */ share) => setSending({ name: file.name, share, cancel: abort });
+        progress(0);
+        await send(file, progress, signal);
+      }
+    } catch (error) {
+      report(error);
+    } finally {
+      setSending(null);
+    }
+  };
+  /** @param {DragEvent} event @param {boolean} entered */
+  const drag = (event, entered) => {
+    event.preventDefault();
+    setOver(entered);
+  };
+  const drop = (/** @type {DragEvent} */ event) => {
+    drag(event, false);
+    if (!sending) void take([...(event.dataTransfer?.files ?? [])]);
+  };
+  const choose = (/** @type {any} */ event) => {
+    void take([...event.target.files]);
+    event.target.value = "";
+  };
+  if (sending) return html`
+    <div class="drop"><${Icon} name="upload" /><span role="status">${text.uploading(sending.name, sending.share)}</span>
+      <button type="button" data-upload="cancel" onClick=${sending.cancel}>${text.cancel}</button><span class="bar"><i style=${{ width: `${sending.share * 100}%` }}></i></span></div>`;
+  return html`
+    <label class="drop ${over ? "over" : ""}" data-operation=${operation} onDragOver=${(event) => drag(event, true)} onDragLeave=${(event) => drag(event, false)} onDrop=${drop}>
+      <${Icon} name="upload" /><span><b>${label}</b> ${hint}</span><input type="file" class="unseen" aria-label=${label} multiple=${many} onChange=${choose} /></label>`;
+}
+
+function abortable() {
+  const controller = new AbortController();
+  return { signal: controller.signal, abort: () => controller.abort() };
+}
+
 /** Messages that come and go. */
 export const Notes = () => html`
   <div id="notes" aria-live="polite">${state.notes.map((note) => html`

@@ -5,6 +5,7 @@ const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 export const text = {
   title: "twinshare",
   close: "Close", cancel: "Cancel", copy: "Copy", copied: "Copied", retry: "Try again", loading: "Loading", more: "More",
+  uploading: (/** @type {string} */ name, /** @type {number} */ share) => `${name}: ${Math.round(share * 100)} %`,
   skip: "Skip to the content",
   views: { vms: "VMs", fleet: "Fleet", images: "Images", peers: "Peers", access: "Access", audit: "Audit", health: "Health" },
   live: { connecting: "connecting", live: "live", lost: "reconnecting", locked: "logged out" },
@@ -19,7 +20,7 @@ export const text = {
   meter: (/** @type {string} */ used, /** @type {string} */ total) => `${used} of ${total}`,
   resources: { cpu: "CPUs", memory: "Memory", disk: "Disk" },
   errors: {
-    unreachable: "The node does not answer.",
+    unreachable: "The node does not answer.", cancelled: "cancelled",
   },
   hints: /** @type {Record<string, string>} */ ({
     deadline_exceeded: "The guest did not react in time. Force stop powers it off.",
@@ -59,7 +60,7 @@ export const text = {
   },
   vm: {
     back: "All VMs", gone: "This VM does not exist, or no longer.",
-    tabs: { overview: "Overview", terminal: "Terminal", screen: "Screen", forwards: "Forwards", settings: "Settings", log: "Log", events: "Events" },
+    tabs: { overview: "Overview", terminal: "Terminal", screen: "Screen", shell: "Shell", files: "Files", forwards: "Forwards", settings: "Settings", log: "Log", events: "Events" },
     image: "Image", size: "Size", address: "Address", node: "Node", owner: "Owner", created: "Created", up: "Up", network: "Network",
     accelerator: "Accelerator", id: "ID", labels: "Labels", noAddress: "none yet", observed: "Observed", expires: "Deleted at",
     charts: { cpu: "CPU, % of one core", memory: "Memory of QEMU, MiB", disk: "Disk, MiB/s", net: "Network, MiB/s", read: "read", written: "written", received: "received", sent: "sent", used: "used" },
@@ -69,6 +70,18 @@ export const text = {
   },
   terminal: { connecting: "connecting", open: "connected", closed: "disconnected", clear: "Clear", label: "Serial console" },
   screen: { cad: "Ctrl-Alt-Del", full: "Full screen", paste: "Type clipboard", label: "Screen of the VM", scale: "Fit", connecting: "connecting", open: "connected", closed: "disconnected" },
+  guest: { away: "The guest cannot be asked yet.", hint: "A shell and files need the guest program: the image “tiny” has it, and cloud-init puts it into others at their first boot. The terminal works without it." },
+  shell: {
+    open: "Open", command: "Command", login: "a login shell", hint: "It goes on when this page is closed: attach to it again from any machine.", label: "Terminal of the session", all: "Sessions",
+    end: "End", forget: "Forget", interrupt: "Interrupt", started: "Started", table: "Sessions in the guest", empty: "No command runs in this guest.",
+    as: (/** @type {string} */ user) => `as ${user}`, code: (/** @type {number} */ code) => `exit code ${code}`, signal: (/** @type {string} */ name) => `ended by ${name}`,
+  },
+  files: {
+    table: "Files in the guest", way: "Folders above", name: "Name", size: "Size", modified: "Modified", mode: "Mode", empty: "This folder is empty.", download: "Download",
+    upload: "Upload files", uploadHint: "or drop them here", make: "Make folder", remove: "Remove", removeTitle: (/** @type {string} */ name) => `Remove ${name}?`,
+    removeFile: "The file is removed from the guest. This cannot be undone.", removeFolder: "The folder is removed from the guest with all that is in it. This cannot be undone.",
+    replace: "Replace", replaceTitle: (/** @type {string} */ name) => `Replace ${name}?`, replaceBody: "A file of this name is there already.",
+  },
   forwards: {
     add: "Add", host: "Port here", guest: "Port of the guest", protocol: "Protocol", bind: "Address", active: "open", inactive: "closed", remove: "Remove",
     empty: "No port is forwarded.", hint: "A forward opens a port of the node that you are asking, and carries its connections to the guest. 0 takes any free port.",
@@ -94,7 +107,7 @@ export const text = {
   images: {
     columns: { name: "Name", size: "Disk", allocated: "Space", source: "From", used: "Used by", created: "Added" },
     node: "Node", pull: "Pull", pullTitle: "Pull an image", pullWhat: "Name, registry reference or https address", pullHint: "ubuntu-24.04 · ghcr.io/org/image:tag · https address of a disk", sha: "SHA-256 (for an https address)", as: "Name here", asHint: "empty: as it is called there",
-    build: "Build tiny", import: "Import a disk", importHint: "or drop a qcow2 or raw file here", importName: "Name of the image", uploading: (/** @type {number} */ share) => `uploading, ${Math.round(share * 100)} %`,
+    build: "Build tiny", import: "Import a disk", importHint: "or drop a qcow2 or raw file here", importName: "Name of the image",
     prune: "Prune", pruneTitle: "Prune images", pruneAll: "also those with a name", pruneNone: "Nothing to prune.", pruneFrees: (/** @type {string} */ size) => `frees ${size}`, pruneDo: "Remove them",
     push: "Push", pushTitle: (/** @type {string} */ name) => `Push ${name}`, target: "Target", targetHint: "registry/name:tag", check: "Check all", fsck: "Read every disk again and mend what is kept beside them",
     delete: "Remove", run: "New VM of it", deleteBody: "The name is removed, and its disk when no other name is left.", deleteTitle: (/** @type {string} */ name) => `Remove ${name}?`,

@@ -26,6 +26,11 @@ export {};
  * @property {string} created_at @property {string} updated_at @property {string} principal
  * @property {string | null} [peer] the peer to ask for it; null is this node
  */
+/**
+ * @typedef {object} FileEntry
+ * @property {string} name @property {string} kind @property {number} size @property {number} mode
+ * @property {string} modified @property {string} [name_base64] @property {string} [target]
+ */
 /** @typedef {{id: number, message: string, kind: string, hint: string, operation: string}} Note */
 /**
  * @typedef {object} Question

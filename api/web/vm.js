@@ -16,6 +16,8 @@ const TABS = /** @type {const} */ ({
   overview: { load: () => import("./vm_overview.js"), runs: false, owner: false },
   terminal: { load: () => import("./terminal.js"), runs: true, owner: true },
   screen: { load: () => import("./screen.js"), runs: true, owner: true },
+  shell: { load: () => import("./shell.js"), runs: true, owner: true },
+  files: { load: () => import("./files.js"), runs: true, owner: true },
   forwards: { load: () => import("./forwards.js"), runs: false, owner: false },
   settings: { load: () => import("./settings.js"), runs: false, owner: true },
   log: { load: () => import("./log.js"), runs: false, owner: true },
@@ -38,8 +40,8 @@ function Capture({ vm, close }) {
     <//>`;
 }
 
-/** @param {{vm: Vm, tab: string}} properties */
-function Tab({ vm, tab }) {
+/** @param {{vm: Vm, tab: string, rest: string[]}} properties */
+function Tab({ vm, tab, rest }) {
   const [loaded, setLoaded] = useState(/** @type {{tab: string, view: any} | null} */ (null));
   const about = TABS[/** @type {keyof typeof TABS} */ (tab)];
   useEffect(() => {
@@ -48,12 +50,12 @@ function Tab({ vm, tab }) {
     return () => void (wanted = false);
   }, [tab]);
   if (about.runs && !["running", "paused"].includes(vm.status)) return html`<${Empty} icon=${tab} title=${t.stopped}><p class="quiet">${t.startIt}</p><//>`;
-  return loaded?.tab === tab ? html`<${loaded.view} key="${vm.node} ${vm.id} ${tab}" vm=${vm} />` : html`<${Loading} />`;
+  return loaded?.tab === tab ? html`<${loaded.view} key="${vm.node} ${vm.id} ${tab}" vm=${vm} rest=${rest} />` : html`<${Loading} />`;
 }
 
 /** @param {{path: string[]}} properties */
 export function view({ path }) {
-  const [node, id, wanted = "overview"] = path;
+  const [node, id, wanted = "overview", ...rest] = path;
   const [capturing, setCapturing] = useState(false);
   const vm = state.vms.find((one) => one.node === node && (one.id === id || one.name === id));
   if (!vm) return state.loaded ? html`<${Empty} icon="vms" title=${t.gone}><a href="#/vms">${t.back}</a><//>` : html`<${Loading} />`;
@@ -61,14 +63,14 @@ export function view({ path }) {
   const tabs = Object.entries(TABS).filter(([, { owner }]) => mine || !owner).map(([name]) => name);
   const tab = tabs.includes(wanted) ? wanted : "overview";
   return html`
-    <div class="view vm ${["terminal", "screen", "log"].includes(tab) ? "tall" : ""}">
+    <div class="view vm ${["terminal", "screen", "log"].includes(tab) || (tab === "shell" && rest.length) ? "tall" : ""}">
       <div class="head"><a class="button plain compact" href="#/vms" aria-label=${t.back}><${Icon} name="back" /></a><h1>${vm.name}</h1>
         <${Status} status=${vm.status} stale=${!vm.reachable} /><span class="tag">${vm.node}</span><span class="gap"></span>
         <div class="actions"><${VmActions} vm=${vm} then=${() => void (location.hash = "#/vms")} />
           ${may("operator", vm.owner, vm.node) && vm.reachable && html`<button type="button" data-operation="capture_image" aria-label=${t.capture} onClick=${() => setCapturing(true)}><${Icon} name="images" /><span>${t.capture}</span></button>`}</div></div>
       <nav class="tabs" aria-label=${vm.name}>${tabs.map((name) => html`
         <a key=${name} href=${linkOf(vm, name)} aria-current=${name === tab ? "page" : null}>${t.tabs[/** @type {keyof typeof t.tabs} */ (name)]}</a>`)}</nav>
-      <${Tab} vm=${vm} tab=${tab} />
+      <${Tab} vm=${vm} tab=${tab} rest=${rest} />
       ${capturing && html`<${Capture} vm=${vm} close=${() => setCapturing(false)} />`}
     </div>`;
 }

@@ -100,10 +100,15 @@ async def served(
 
 
 @asynccontextmanager
-async def served_in_a_fleet(folder: Path, network: MemoryNetwork | None = None) -> AsyncIterator[tuple[Served, Node]]:
+async def served_in_a_fleet(
+    folder: Path, network: MemoryNetwork | None = None, guests: str = ""
+) -> AsyncIterator[tuple[Served, Node]]:
     """The same, with a peer that is called `far` and has let it in."""
     network = network or MemoryNetwork()
-    async with _opened(config(folder / "far", "far"), network) as far, served(folder / "here", network) as api:
+    async with (
+        _opened(config(folder / "far", "far", guests), network) as far,
+        served(folder / "here", network, guests=guests) as api,
+    ):
         invite = InviteRequest(role=Role.ADMIN)
         ticket = await far.call(LOCAL_ADMIN, TABLE["invite_peer"], {"invite": invite})
         await api.node.call(LOCAL_ADMIN, TABLE["join_fleet"], {"ticket": ticket.ticket})

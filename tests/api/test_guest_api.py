@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -166,6 +167,8 @@ async def test_files_are_written_and_read(tmp_path: Path) -> None:
         await client.write_file("one", odd, b"")
         assert await client.read_file("one", odd) == b""
         assert len(await client.list_files("one", str(there))) == 2
+        named = {"path_base64": b64encode(os.fsencode(there)).decode()}
+        assert len((await api.get("/api/vm/one/files", params=named))["files"]) == 2
         gone = await api.client.request("DELETE", "/api/vm/one/file", params={"path": path})
         assert gone.status_code == 200
         assert not (there / "a file").exists()

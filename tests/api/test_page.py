@@ -51,20 +51,6 @@ WITHOUT = {
     "get_image": "the list has all of it",
     "get_peer": "the list has all of it",
     "p2p_status": "the health has it",
-    **dict.fromkeys(
-        (
-            "exec_vm",
-            "show_guest",
-            "list_vm_sessions",
-            "get_session",
-            "end_vm_session",
-            "signal_session",
-            "list_files",
-            "make_directory",
-            "remove_file",
-        ),
-        "the page has no shell and no files of guests yet",
-    ),
     "wait_operation": "the event stream says when an operation ends",
 }
 
@@ -85,9 +71,9 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Opened]:
+async def opened(folder: Path, guests: str = "") -> AsyncIterator[Opened]:
     network = MemoryNetwork()
-    async with served_in_a_fleet(folder, network) as (api, far), open_page(folder / "browser") as page:
+    async with served_in_a_fleet(folder, network, guests) as (api, far), open_page(folder / "browser") as page:
         labels = {"web-1": {"tier": "web"}, "web-2": {"tier": "web"}, "web-10": {"tier": "web"}, "db": {"tier": "data"}}
         ids = {}
         for name, own in labels.items():
@@ -114,6 +100,8 @@ def views(ids: dict[str, str]) -> dict[str, tuple[str, str]]:
         "vm": (vm, "document.querySelectorAll('.plot canvas').length === 4"),
         "terminal": (f"{vm}/terminal", "document.querySelector('.xterm-rows')"),
         "screen": (f"{vm}/screen", f"document.querySelector('.screen canvas') && {has('live')}"),
+        "shell": (f"{vm}/shell", "document.querySelector('main .empty, #run')"),
+        "files": (f"{vm}/files", "document.querySelector('main .empty, #files')"),
         "forwards": (f"{vm}/forwards", has("No port is forwarded.")),
         "settings": (f"{vm}/settings", "document.querySelector('#settings textarea')?.value === 'tier=web'"),
         "log": (f"{vm}/log", "document.querySelector('.log, .empty')"),
@@ -316,7 +304,7 @@ async def test_buttons_are_what_the_role_allows(role: Role, tmp_path: Path) -> N
         await page.until(row("one", "running"))
         found: set[str] = set()
         for address, shown in views({"web-1": made.id}).values():
-            if role is not Role.ADMIN and re.search("terminal|screen|settings|log|access|audit", address):
+            if role is not Role.ADMIN and re.search("terminal|screen|shell|files|settings|log|access|audit", address):
                 continue
             await page.run(f"void (location.hash = {json.dumps(address)})")
             if role is Role.ADMIN and not re.search("fleet|peers|vms$|settings", address):
