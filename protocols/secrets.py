@@ -24,10 +24,10 @@ NEVER = Meta(extra={_MARK: "never"})
 
 def without_secrets(request: Request, *, ended: bool) -> Request:
     """Return the request as it may be written down; of an operation that has ended, without `UNTIL_END` too."""
-    marks, changed = _marks(type(request)), {}
-    for field in msgspec.structs.fields(request):
+    changed = {}
+    for field, mark in _marks(type(request)):
         value = getattr(request, field.name)
-        if marks[field.name] == NEVER or (ended and marks[field.name] == UNTIL_END):
+        if mark == NEVER or (ended and mark == UNTIL_END):
             changed[field.name] = _default(field)
         elif isinstance(value, msgspec.Struct) and (kept := without_secrets(value, ended=ended)) is not value:
             changed[field.name] = kept
@@ -42,8 +42,8 @@ def secrets_until_end(request: msgspec.Struct) -> list[Any]:
 
 
 def _secrets(request: msgspec.Struct) -> Iterator[Any]:
-    for name, mark in _marks(type(request)).items():
-        value = getattr(request, name)
+    for field, mark in _marks(type(request)):
+        value = getattr(request, field.name)
         if mark == UNTIL_END:
             yield value
         elif mark is None and isinstance(value, msgspec.Struct):
@@ -51,9 +51,9 @@ def _secrets(request: msgspec.Struct) -> Iterator[Any]:
 
 
 @functools.cache
-def _marks(kind: type[msgspec.Struct]) -> dict[str, Meta | None]:
-    """The mark of each field."""
-    return {field.name: _mark_of(field) for field in msgspec.structs.fields(kind)}
+def _marks(kind: type[msgspec.Struct]) -> list[tuple[msgspec.structs.FieldInfo, Meta | None]]:
+    """Each field with its mark."""
+    return [(field, _mark_of(field)) for field in msgspec.structs.fields(kind)]
 
 
 def _mark_of(field: msgspec.structs.FieldInfo) -> Meta | None:

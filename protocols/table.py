@@ -56,17 +56,28 @@ def stub(service: type, call: Call) -> Any:
     `call` gets the method and its arguments and returns the decoded result.
     """
 
+    return _stub_class(service)(call)
+
+
+@functools.cache
+def _stub_class(service: type) -> type:
+    """The class behind `stub`, made once: a node makes a stub for each session with a peer."""
+
+    def init(self: Any, call: Call) -> None:
+        self._call = call
+
     def bind(method: Method) -> Any:
         signature = inspect.signature(getattr(service, method.attribute))
 
-        async def invoke(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(None, *args, **kwargs).arguments
-            return await call(method, {name: value for name, value in bound.items() if name != "self"})
+        async def invoke(self: Any, *args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(self, *args, **kwargs).arguments
+            return await self._call(method, {name: value for name, value in bound.items() if name != "self"})
 
         invoke.__name__ = method.attribute
-        return staticmethod(invoke)
+        return invoke
 
-    return type(f"{service.__name__}Stub", (), {name: bind(m) for name, m in methods(service).items()})()
+    bound = {name: bind(method) for name, method in methods(service).items()}
+    return type(f"{service.__name__}Stub", (), {"__init__": init, **bound})
 
 
 class Journal(Protocol):

@@ -30,6 +30,7 @@ from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConf
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.node import Node, open_node
+from twinshare.agent.p2p.libp2p import discovery  # noqa: F401 - costs each life 0.7 s of CPU if not imported before
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import Conflict, TokenNotFound
