@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import full_disk_named
 from .chunker import chunks
 from .index import ChunkIndex, index_chunks
 
@@ -32,8 +33,11 @@ class DiskScan:
     index: ChunkIndex | None = None
 
 
-def scan_disk(path: Path, on_bytes: OnBytes) -> DiskScan:
-    """`on_bytes` is called with the number of bytes read, often, and raises when nobody waits any more."""
+def scan_disk(path: Path, on_bytes: OnBytes, folder: Path | None = None) -> DiskScan:
+    """`on_bytes` is called with the number of bytes read, often, and raises when nobody waits any more.
+
+    `folder` is as of `Spool`. Raises: InsufficientResources.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -41,9 +45,9 @@ def scan_disk(path: Path, on_bytes: OnBytes) -> DiskScan:
     try:
         seen = os.fstat(fd)
         index = None
-        with suppress(OSError, EOFError):
+        with suppress(OSError, EOFError), full_disk_named("an index"):
             if stat.S_ISREG(seen.st_mode):
-                index = index_chunks(seen.st_size, _counted(chunks(fd, seen.st_size), on_bytes))
+                index = index_chunks(seen.st_size, _counted(chunks(fd, seen.st_size), on_bytes), folder)
         return DiskScan(_stamp(seen), seen.st_size, seen.st_blocks * 512, seen.st_mtime, index)
     finally:
         os.close(fd)

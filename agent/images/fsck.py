@@ -19,14 +19,14 @@ import trio
 
 from ...protocols.image import Fault, Finding, ImageCheck
 from ...protocols.operation import Progress
-from ..files import atomic_write, discard, full_disk_named
+from ..files import discard, full_disk_named
 from .disk_scan import DiskScan, mend_permissions, scan_disk, stamp_of
 from .index import BadIndexError, ChunkIndex
 from .metadata import SUFFIX as METADATA_SUFFIX
 from .metadata import ImageMetadata, read_metadata
 from .partial import leftovers
 from .port import Report
-from .repository import FOLDERS, DiskRepository
+from .repository import FOLDERS, DiskRepository, write_index
 from .tag_index import Base, UsedBy
 
 _DISK = re.compile(r"([0-9a-f]{64})\.raw")
@@ -86,7 +86,7 @@ class Fsck:
         if mended is not None:
             said = "could be changed or could not be read" + ("" if mended else "; its owner is another user")
             self._find(Fault.PERMISSIONS, f"the disk of {{}} {said}", digest, mended=mended)
-        return scan_disk(path, self._on_progress)
+        return scan_disk(path, self._on_progress, self._repository.root / "partial")
 
     def _on_progress(self, count: int) -> None:
         trio.from_thread.check_cancelled()
@@ -176,9 +176,9 @@ class Fsck:
     def _mend_index(self, digest: str, index: ChunkIndex) -> None:
         path = self._repository.index_path(digest)
         with suppress(OSError, BadIndexError):
-            if ChunkIndex.decode(path.read_bytes()).digest == digest:
+            if ChunkIndex.read(path).digest == digest:
                 return
-        atomic_write(path, index.encode())
+        write_index(path, index)
         self._find(Fault.INDEX, "the index of {} was missing or wrong, and is made anew", digest)
 
     # -- what lies about

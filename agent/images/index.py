@@ -2,22 +2,26 @@
 
 `twinidx1`, u64 disk size, u64 number of chunks; then for each chunk u64 offset, u32 length, 32 bytes of BLAKE3; all
 little-endian. What no chunk covers is zero. One disk content has exactly one index.
+
+A disk of 1 TiB has an index of some 750 MB: a large one stays in a file, and is read from there as it is needed.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from blake3 import blake3
 
 from .chunker import BLOCK, MAX_CHUNK, chunks, cut
+from .spool import Bytes, Spool, open_bytes, part_of
 
 MAGIC = b"twinidx1"
-_HEADER = struct.Struct("<8sQQ")
-_ENTRY = struct.Struct("<QI32s")
+HEADER = struct.Struct("<8sQQ")
+ENTRY = struct.Struct("<QI32s")
+_STEP = ENTRY.size * 16384
 
 # Each as (offset, length, BLAKE3).
 Chunks = Iterable[tuple[int, int, bytes]]
@@ -27,54 +31,79 @@ class BadIndexError(ValueError):
     """The bytes are not an index; the seam that read them says what that means there."""
 
 
-@dataclass(frozen=True)
 class ChunkIndex:
-    """`size` is the disk's in bytes, `table` the packed entries in order of offset."""
+    """`size` is the disk's in bytes, `table` the packed entries in order of offset. Reading a large one blocks."""
 
-    size: int
-    table: bytes
+    def __init__(self, size: int, table: Bytes) -> None:
+        self.size, self.table = size, table
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChunkIndex) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         """Each chunk as (offset, length, BLAKE3)."""
-        return _ENTRY.iter_unpack(self.table)
+        for start in range(0, len(self.table), _STEP):
+            yield from ENTRY.iter_unpack(self.table[start : start + _STEP])
 
     def __len__(self) -> int:
-        return len(self.table) // _ENTRY.size
+        return len(self.table) // ENTRY.size
 
     def chunk(self, place: int) -> tuple[int, int, bytes]:
         """The chunk that stands at `place` in the index."""
-        offset, length, digest = _ENTRY.unpack_from(self.table, place * _ENTRY.size)
+        start = place * ENTRY.size
+        offset, length, digest = ENTRY.unpack(self.table[start : start + ENTRY.size])
         return offset, length, digest
 
     @cached_property
     def digest(self) -> str:
         """`blake3:…`: two disks have one digest exactly when they hold the same bytes."""
-        return f"blake3:{blake3(self.encode()).hexdigest()}"
+        hashed = blake3()
+        for part in self.parts():
+            hashed.update(part)
+        return f"blake3:{hashed.hexdigest()}"
 
     @cached_property
     def data_size(self) -> int:
         """How many bytes the chunks hold together."""
         return sum(length for _, length, _ in self)
 
+    @property
+    def encoded_size(self) -> int:
+        """How many bytes `parts` are together."""
+        return HEADER.size + len(self.table)
+
+    def parts(self) -> Iterator[bytes]:
+        """The index as it is written to a file or a stream, in pieces."""
+        yield HEADER.pack(MAGIC, self.size, len(self))
+        for start in range(0, len(self.table), _STEP):
+            yield self.table[start : start + _STEP]
+
     def encode(self) -> bytes:
-        return _HEADER.pack(MAGIC, self.size, len(self)) + self.table
+        return b"".join(self.parts())
 
     @classmethod
-    def of(cls, size: int, chunks: Chunks) -> ChunkIndex:
-        """The index of a disk of `size` bytes with these chunks, in order."""
-        return cls(size, b"".join(_ENTRY.pack(*chunk) for chunk in chunks))
+    def of(cls, size: int, chunks: Chunks, folder: Path | None = None) -> ChunkIndex:
+        """The index of a disk of `size` bytes with these chunks, in order; `folder` is as of `Spool`."""
+        table = Spool(folder)
+        for chunk in chunks:
+            table.write(ENTRY.pack(*chunk))
+        return cls(size, table.finish())
 
     @classmethod
-    def decode(cls, data: bytes) -> ChunkIndex:
+    def read(cls, path: Path) -> ChunkIndex:
+        """The index in a file, which is not to change. Raises: BadIndexError, OSError."""
+        return cls.decode(open_bytes(path))
+
+    @classmethod
+    def decode(cls, data: Bytes) -> ChunkIndex:
         """Raises: BadIndexError for anything that `index_chunks` would not write."""
-        if len(data) < _HEADER.size:
-            raise BadIndexError("the index is cut short")
-        magic, size, count = _HEADER.unpack_from(data)
-        if magic != MAGIC:
-            raise BadIndexError("this is not a chunk index")
-        if len(data) != _HEADER.size + count * _ENTRY.size:
+        size, count = read_header(data[: HEADER.size])
+        if len(data) != HEADER.size + count * ENTRY.size:
             raise BadIndexError("the index is not as long as it says")
-        index = cls(size, bytes(data[_HEADER.size :]))
+        index = cls(size, part_of(data, HEADER.size, len(data)))
         index._check()
         return index
 
@@ -88,9 +117,19 @@ class ChunkIndex:
                 raise BadIndexError(f"the chunk at {offset} has an impossible length of {length}")
 
 
-def index_chunks(size: int, found: Iterable[tuple[int, memoryview]]) -> ChunkIndex:
+def read_header(data: bytes) -> tuple[int, int]:
+    """The disk's size in bytes and the number of chunks, of the first bytes of an index. Raises: BadIndexError."""
+    if len(data) < HEADER.size:
+        raise BadIndexError("the index is cut short")
+    magic, size, count = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise BadIndexError("this is not a chunk index")
+    return size, count
+
+
+def index_chunks(size: int, found: Iterable[tuple[int, memoryview]], folder: Path | None = None) -> ChunkIndex:
     """The index of a disk of `size` bytes with these chunks, given as (offset, data) in order."""
-    return ChunkIndex.of(size, (hashed(offset, data) for offset, data in found))
+    return ChunkIndex.of(size, (hashed(offset, data) for offset, data in found), folder)
 
 
 def hashed(offset: int, data: memoryview) -> tuple[int, int, bytes]:

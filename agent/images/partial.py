@@ -11,7 +11,6 @@ import os
 import struct
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from blake3 import blake3
 
 from ..files import write_all
 from .compare import Check, compare
+from .gaps import Gaps
 from .index import BadIndexError, ChunkIndex
 
 SUFFIX = ".pull"
@@ -31,13 +31,13 @@ _MOST_PARTS = 1024  # that one write takes
 
 
 class Partial:
-    """`gaps` holds what is missing: the chunks by digest, and for each the places (offset, length) it goes to."""
+    """`gaps` holds what is missing."""
 
     def __init__(self, path: Path, fd: int, index: ChunkIndex) -> None:
         self.path = path
         self.fd = fd
         self.index = index
-        self.gaps: dict[bytes, list[tuple[int, int]]] = {}
+        self.gaps = Gaps(index)
         self._lock = threading.Lock()
         self._left = 0
         self._unsynced = 0
@@ -49,15 +49,15 @@ class Partial:
 
     def survey(self, check: Check) -> None:
         """Find the gaps of what is there. `check` raises when nobody waits any more. Raises: OSError."""
-        gaps: defaultdict[bytes, list[tuple[int, int]]] = defaultdict(list)
         if os.fstat(self.fd).st_size != self.index.size:
             os.ftruncate(self.fd, 0)
             os.ftruncate(self.fd, self.index.size)
-        for (offset, length, digest), found in compare(self.fd, self.index, check):
+        gaps, left = Gaps(self.index), 0
+        for place, ((_, length, digest), found) in enumerate(compare(self.fd, self.index, check)):
             if found is None:
-                gaps[digest].append((offset, length))
-        self.gaps = dict(gaps)
-        self._left = sum(length for places in gaps.values() for _, length in places)
+                gaps.add(place, digest)
+                left += length
+        self.gaps, self._left = gaps, left
 
     def fill(self, chunks: Sequence[tuple[bytes, bytes | memoryview]]) -> None:
         """Write chunks, given with their digests, to all their places.
@@ -99,7 +99,7 @@ class Partial:
     def _claim(self, digest: bytes) -> list[tuple[int, int]]:
         """The places of a chunk; whoever asks fills them."""
         with self._lock:
-            places = self.gaps.pop(digest, [])
+            places = self.gaps.pop(digest)
             self._left -= sum(length for _, length in places)
         return places
 

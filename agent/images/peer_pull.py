@@ -7,8 +7,10 @@ attempt, from whomever.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 
 import structlog
 import trio
@@ -20,11 +22,13 @@ from ...protocols.image import Image
 from ...protocols.operation import Progress
 from ...protocols.tunnel import encode
 from ..backoff import Backoff
-from .index import BadIndexError, ChunkIndex
+from ..files import full_disk_named
+from .index import HEADER, BadIndexError, ChunkIndex, read_header
 from .partial import Partial
-from .peer_serve import Reader
+from .peer_serve import STEP, Reader
 from .port import ImportRequest, Report
 from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
+from .spool import Bytes, Spool
 from .store import DiskImageStore
 
 log = structlog.get_logger(__name__)
@@ -33,6 +37,8 @@ SOURCES = 4
 """From how many peers at once."""
 DEPTH = 4
 """How many questions are under way with each."""
+PLANNED = 64
+"""How many are planned at a time."""
 STALL = 30.0
 """Seconds in which a question must be answered."""
 ATTEMPTS = 5
@@ -60,42 +66,63 @@ async def pull_from_peers(
     """
     titles = ", ".join(source.title for source in sources)
     request.report(Progress(message=f"asking {titles}"))
-    index = await _index(sources, digest, store.max_size)
+    with full_disk_named("the index of the image"):
+        index = await _index(sources, digest, store.max_size, store.partials)
     request = replace(request, origin=replace(request.origin, source=f"fleet: {titles}"))
     fetch = _PeerPull(index, sources[:SOURCES], request.report)
     return await store.add_chunks(index, fetch, request)
 
 
-async def _index(sources: Sequence[Source], digest: str, max_size: int) -> ChunkIndex:
+async def _index(sources: Sequence[Source], digest: str, max_size: int, folder: Path) -> ChunkIndex:
     error: TwinshareError = PeerUnreachable("no peer has the image any more")
     for source in sources:
         try:
-            with trio.move_on_after(STALL * 2):
-                return await _ask_index(source, digest, max_size)
-            error = PeerUnreachable(f"{source.title} does not send the index of the image")
+            return await _ask_index(source, digest, max_size, folder)
         except TwinshareError as failure:
             log.info("a peer does not tell the index of an image", peer=source.title, why=failure.message)
             error = failure
     raise error
 
 
-async def _ask_index(source: Source, digest: str, max_size: int) -> ChunkIndex:
+async def _ask_index(source: Source, digest: str, max_size: int, folder: Path) -> ChunkIndex:
     answer, stream = await source.open(BlobRequest(digest=digest, index=True))
     try:
-        if answer.index_size > MAX_INDEX:
+        if not HEADER.size <= answer.index_size <= MAX_INDEX:
             raise PeerMisbehaved(f"{source.title} has an index of {answer.index_size} bytes")
-        data = await Reader(stream).exactly(answer.index_size)
-        index = await trio.to_thread.run_sync(ChunkIndex.decode, data)
+        data = await _receive_index(Reader(stream), answer.index_size, max_size, folder)
+        index = await trio.to_thread.run_sync(_decoded, data)
     except BadIndexError as error:
         raise PeerMisbehaved(f"{source.title} sends a wrong index: {error}") from None
+    except trio.TooSlowError:
+        raise PeerUnreachable(f"{source.title} does not send the index of the image") from None
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise PeerUnreachable(f"the connection with {source.title} was lost") from None
     finally:
         await trio.aclose_forcefully(stream)
     if index.digest != digest:
         raise PeerMisbehaved(f"{source.title} sends the index of another image")
-    if index.size > max_size:
-        raise PeerMisbehaved(f"the disk of {index.size} bytes is larger than the {max_size} that this node takes")
+    return index
+
+
+async def _receive_index(reader: Reader, left: int, max_size: int, folder: Path) -> Bytes:
+    """The index as it comes, of which each part must come within `STALL` seconds."""
+    spool = Spool(folder)
+    part = HEADER.size
+    while left:
+        with trio.fail_after(STALL):
+            data = await reader.exactly(part)
+        if part == HEADER.size and (size := read_header(data)[0]) > max_size:
+            raise PeerMisbehaved(f"the disk of {size} bytes is larger than the {max_size} that this node takes")
+        await trio.to_thread.run_sync(spool.write, data)
+        left -= part
+        part = min(left, STEP)
+    return await trio.to_thread.run_sync(spool.finish)
+
+
+def _decoded(data: Bytes) -> ChunkIndex:
+    """Blocking; what is made of all of an index is made here. Raises: BadIndexError."""
+    index = ChunkIndex.decode(data)
+    _ = index.digest, index.data_size
     return index
 
 
@@ -105,7 +132,6 @@ class _PeerPull:
     def __init__(self, index: ChunkIndex, sources: Sequence[Source], report: Report) -> None:
         self._index, self._report = index, report
         self._left_over: dict[str, Source] = {source.title: source for source in sources}
-        self._batches: deque[Batch] = deque()
         self._error: TwinshareError = PeerUnreachable("no peer has the image any more")
         self._broken: OSError | None = None
         self._message = "fetching"
@@ -116,12 +142,12 @@ class _PeerPull:
         if reused:
             self._message += f"; {reused} bytes were here already"
         self._tell(partial)
-        self._batches.extend(_batches(self._index, partial))
+        batches = _Batches(partial)
         # Again with those that are left: one may have failed when the others had nothing more to do.
-        while self._batches and self._left_over and not self._broken:
+        while batches and self._left_over and not self._broken:
             async with trio.open_nursery() as nursery:
                 for source in list(self._left_over.values()):
-                    nursery.start_soon(self._drain, partial, source, nursery.cancel_scope)
+                    nursery.start_soon(self._drain, batches, source, nursery.cancel_scope)
         if self._broken:
             raise self._broken
         if partial.gaps:
@@ -131,13 +157,13 @@ class _PeerPull:
         total = self._index.data_size
         self._report(Progress(done=total - partial.left, total=total, unit="bytes", message=self._message))
 
-    async def _drain(self, partial: Partial, source: Source, scope: trio.CancelScope) -> None:
+    async def _drain(self, batches: _Batches, source: Source, scope: trio.CancelScope) -> None:
         """Fetch from one peer until nothing is left to fetch, or the peer is no good any more."""
-        failures, backoff = 0, Backoff(PAUSE, 8 * PAUSE, jitter=0.2)
-        while self._batches and failures < ATTEMPTS:
+        failures, backoff, partial = 0, Backoff(PAUSE, 8 * PAUSE, jitter=0.2), batches.partial
+        while batches and failures < ATTEMPTS:
             before = partial.left
             try:
-                await self._take(partial, source)
+                await self._take(batches, source)
                 if not partial.gaps:
                     scope.cancel()  # whoever is out of reach need not be waited for
             except PeerUnreachable as error:
@@ -158,7 +184,7 @@ class _PeerPull:
             log.warning("a peer is left out", peer=source.title, why=self._error.message)
             self._left_over.pop(source.title, None)
 
-    async def _take(self, partial: Partial, source: Source) -> None:
+    async def _take(self, batches: _Batches, source: Source) -> None:
         request = BlobRequest(digest=self._index.digest)
         under_way: deque[Batch] = deque()
         stream: trio.abc.Stream | None = None
@@ -166,18 +192,18 @@ class _PeerPull:
             _, stream = await source.open(request)
             reader = Reader(stream)
             while True:
-                while self._batches and len(under_way) < DEPTH:
-                    under_way.append(self._batches.popleft())
+                while len(under_way) < DEPTH and (batch := await batches.take()):
+                    under_way.append(batch)
                     await stream.send_all(encode(BlobWant(chunks=under_way[-1])))
                 if not under_way:
                     return
-                await self._receive(partial, reader, under_way[0], source)
+                await self._receive(batches.partial, reader, under_way[0], source)
                 under_way.popleft()
-                self._tell(partial)
+                self._tell(batches.partial)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerUnreachable(f"the connection with {source.title} was lost") from None
         finally:
-            self._batches.extendleft(under_way)
+            batches.give_back(under_way)
             if stream is not None:
                 await trio.aclose_forcefully(stream)
 
@@ -205,15 +231,37 @@ class _PeerPull:
         ])  # fmt: skip
 
 
-def _batches(index: ChunkIndex, partial: Partial) -> Iterator[Batch]:
+class _Batches:
+    """What is to be asked for: planned some at a time, and what a peer did not send."""
+
+    def __init__(self, partial: Partial) -> None:
+        self.partial = partial
+        self._plan = _plan(partial)
+        self._planned = False
+        self._ready: deque[Batch] = deque()
+        self._planning = trio.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._ready) or not self._planned
+
+    async def take(self) -> Batch | None:
+        """The next batch; None when there is none now."""
+        async with self._planning:
+            if not self._ready and not self._planned:
+                self._ready.extend(await trio.to_thread.run_sync(lambda: list(islice(self._plan, PLANNED))))
+                self._planned = not self._ready
+        return self._ready.popleft() if self._ready else None
+
+    def give_back(self, batches: Iterable[Batch]) -> None:
+        """These were not sent."""
+        self._ready.extendleft(batches)
+
+
+def _plan(partial: Partial) -> Iterator[Batch]:
     """The missing chunks in the order of the disk, in lots that may be asked for at once; each is asked for once."""
     batch: Batch = []
     size = 0
-    missing = set(partial.gaps)
-    for place, (_, length, digest) in enumerate(index):
-        if digest not in missing:
-            continue
-        missing.discard(digest)
+    for place, (_, length, _) in partial.gaps.wanted():
         if batch and (size + length > MAX_BATCH or len(batch) == MAX_CHUNKS):
             yield batch
             batch, size = [], 0

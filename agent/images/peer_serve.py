@@ -108,9 +108,10 @@ async def open_disk(repository: DiskRepository, digest: str) -> AsyncIterator[Sh
 
     def work() -> ChunkIndex:
         nonlocal fd
-        index = ChunkIndex.decode(repository.index_path(digest).read_bytes())
+        index = ChunkIndex.read(repository.index_path(digest))
         if index.digest != digest:
             raise BadIndexError("it is another one's")
+        _ = index.data_size  # made here, and not in the loop's thread
         fd = os.open(repository.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         return index
 

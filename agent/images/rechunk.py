@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
 
 from .chunker import BLOCK, MAX_CHUNK, cut, read_into
 from .compare import WINDOW, Check, compare
 from .index import ChunkIndex, Chunks, hashed
 
 
-def index_like(fd: int, size: int, known: ChunkIndex, check: Check) -> ChunkIndex:
+def index_like(fd: int, size: int, known: ChunkIndex, check: Check, folder: Path | None = None) -> ChunkIndex:
     """The index of the first `size` bytes of a file, which is as long. Blocking; for a worker thread.
 
-    `check` raises when nobody waits any more. Raises: OSError, EOFError.
+    `check` raises when nobody waits any more; `folder` is as of `Spool`. Raises: OSError, EOFError.
     """
-    return ChunkIndex.of(size, _chunks(fd, size, known, check))
+    return ChunkIndex.of(size, _chunks(fd, size, known, check), folder)
 
 
 def _chunks(fd: int, size: int, known: ChunkIndex, check: Check) -> Chunks:
-    starts = {offset for offset, _, _ in known}
     buffer = memoryview(bytearray(WINDOW))
     position = 0  # a chunk may start here, and all before it is yielded
-    for (offset, length, digest), found in compare(fd, known, check):
+    starts = chain((offset for offset, _, _ in islice(known, 1, None)), [-1])
+    for ((offset, length, digest), found), next_start in zip(compare(fd, known, check), starts, strict=False):
         if position < offset:
             for start, chunk in _cut(buffer, fd, position, min(offset, size), size):
                 check()
@@ -36,7 +38,7 @@ def _chunks(fd: int, size: int, known: ChunkIndex, check: Check) -> Chunks:
                 position = start + len(chunk)
             position = max(position, min(offset, size))
         end = offset + length
-        if position == offset and found is not None and (end in starts or _ends(fd, end, size)):
+        if position == offset and found is not None and (end == next_start or _ends(fd, end, size)):
             yield offset, length, digest
             position = end
     for start, chunk in _cut(buffer, fd, position, size, size):

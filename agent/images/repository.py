@@ -15,7 +15,7 @@ from ...protocols.access import Caller
 from ...protocols.image import Image
 from ...protocols.reference import Reference
 from ..database import PASSING_FAULTS
-from ..files import atomic_write, discard, durable_rename, full_disk_named
+from ..files import atomic_file, discard, durable_rename, full_disk_named, write_all
 from .database import ImageDatabase
 from .index import BadIndexError, ChunkIndex
 from .metadata import SUFFIX as METADATA_SUFFIX
@@ -38,6 +38,15 @@ def make_folders(root: Path) -> None:
         folder = root / name
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
         folder.chmod(mode)
+
+
+def write_index(path: Path, index: ChunkIndex) -> None:
+    """Blocking. Raises: OSError."""
+    with atomic_file(path) as fd:
+        offset = 0
+        for part in index.parts():
+            write_all(fd, memoryview(part), offset)
+            offset += len(part)
 
 
 class DiskRepository:
@@ -96,7 +105,7 @@ class DiskRepository:
         if digest not in self.tags.disks:
             return None
         try:
-            found = ChunkIndex.decode(self.index_path(digest).read_bytes())
+            found = ChunkIndex.read(self.index_path(digest))
         except (OSError, BadIndexError):
             return None
         return found if found.digest == digest else None
@@ -210,7 +219,7 @@ class DiskRepository:
             await self.database.announce(base)
 
         def work() -> None:
-            atomic_write(self.index_path(base.digest), index.encode())
+            write_index(self.index_path(base.digest), index)
             durable_rename(scratch, self.path(base.digest))
 
         with full_disk_named("the image"):

@@ -216,9 +216,9 @@ class DiskImageStore:
         os.fchown(fd, os.geteuid(), os.getegid())
         known = self.repository.index(like)
         if known is None:
-            index = index_chunks(size, _cancellable(chunks(fd, size)))
+            index = index_chunks(size, _cancellable(chunks(fd, size)), self.partials)
         else:
-            index = index_like(fd, size, known, trio.from_thread.check_cancelled)
+            index = index_like(fd, size, known, trio.from_thread.check_cancelled, self.partials)
         return index, _settle(fd)
 
     async def add_chunks(self, index: ChunkIndex, fetch: Fetch, request: ImportRequest) -> Image:

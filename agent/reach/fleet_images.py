@@ -172,9 +172,11 @@ class BlobServer:
 
 
 async def _answer(stream: Stream, disk: SharedDisk, request: BlobRequest) -> None:
-    index = disk.index.encode() if request.index else b""
+    size = disk.index.encoded_size if request.index else 0
     with trio.fail_after(OPENING):
-        await stream.send_all(encode(BlobAnswer(index_size=len(index))))
-    with trio.fail_after(OPENING * 4):
-        await stream.send_all(index)
+        await stream.send_all(encode(BlobAnswer(index_size=size)))
+    parts = disk.index.parts()
+    while size and (part := await trio.to_thread.run_sync(next, parts, None)):
+        with trio.fail_after(OPENING * 4):
+            await stream.send_all(part)
     await serve_chunks(stream, disk)

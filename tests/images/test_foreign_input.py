@@ -156,8 +156,7 @@ async def test_chunks_of_others_that_make_no_disk_are_refused_and_leave_nothing(
     content = random.Random(6).randbytes(300_000).ljust(300_032, b"\0")
 
     async def fetch(partial: Partial) -> None:
-        for digest, places in list(partial.gaps.items()):
-            offset, length = places[0]
+        for _, (offset, length, digest) in list(partial.gaps.wanted()):
             partial.fill([(digest, content[offset : offset + length])])
 
     async with disk_store(tmp_path / "images") as store:

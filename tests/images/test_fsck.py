@@ -235,8 +235,7 @@ async def test_anew_by_chunks_only_what_is_damaged_is_fetched(tmp_path: Path) ->
 
         async def fetch(partial: Partial) -> None:
             nonlocal fetched
-            for digest, places in list(partial.gaps.items()):
-                offset, length = places[0]
+            for _, (offset, length, digest) in list(partial.gaps.wanted()):
                 fetched += length
                 partial.fill([(digest, disk[offset : offset + length])])
 

@@ -79,8 +79,8 @@ class _Download:
 async def _append(to: _Download, stream: Stream, position: int, hashed: hashlib._Hash) -> str:
     """Write what `stream` gives from `position` on; the digest of the whole file, empty when nothing is there."""
     try:
-        async with aclosing(stream(position)) as parts, aclosing(_lots(parts)) as lots:
-            async for lot in lots:
+        async with aclosing(stream(position)) as parts, aclosing(lots(parts)) as joined:
+            async for lot in joined:
                 if position + len(lot) > to.limit:
                     raise RegistryFailed(f"{to.source} sends more than the {to.limit} bytes that are taken here")
                 await trio.to_thread.run_sync(_write, to.fd, lot, position, hashed)
@@ -93,7 +93,7 @@ async def _append(to: _Download, stream: Stream, position: int, hashed: hashlib.
     return hashed.hexdigest()
 
 
-async def _lots(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def lots(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The same bytes in fewer pieces: each costs a thread's waking."""
     lot = bytearray()
     async for data in parts:

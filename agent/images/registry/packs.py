@@ -7,24 +7,33 @@ u32 length, little-endian. Holes of the disk are frames too, which no chunk poin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import zstandard
 from blake3 import blake3
 
 from ...files import write_all
 from ..chunker import MAX_CHUNK
-from ..index import BadIndexError, ChunkIndex
+from ..index import ENTRY, HEADER, BadIndexError, ChunkIndex, read_header
+from ..spool import Bytes, Spool, part_of
 
 PACK_SIZE = 64 << 20
 LEVEL = 3
 MAGIC = b"twinpck1"
-MAX_INDEX = 128 << 20
+MAX_INDEX = 2 << 30
+"""Bytes of an index with the places of its frames: those of a disk with 1 TiB of data are about half as many."""
 MAX_FRAME = MAX_CHUNK + 4096
 _RANGE = struct.Struct("<HII")
+_STEP = _RANGE.size * 65536
+_FRAME_HEADER = 32
+_MAX_WINDOW = 8 << 20
+# A zstd block of four bytes can stand for 128 KiB: little is unpacked at a time.
+_COMPRESSED_STEP = 512
 _ZERO_RUN = 16 << 20
 
 
@@ -37,48 +46,94 @@ class FrameRange:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """A disk's chunks, and the frame of each in the packs, in the same order."""
+    """A disk's chunks, and the frame of each in the packs, in the same order: `table` holds them packed."""
 
     index: ChunkIndex
-    ranges: Sequence[FrameRange]
+    table: Bytes
 
-    def encode(self) -> bytes:
-        ranges = b"".join(_RANGE.pack(frame.pack, frame.offset, frame.length) for frame in self.ranges)
-        plain = self.index.encode() + MAGIC + ranges
-        return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(plain)
+    @classmethod
+    def of(cls, index: ChunkIndex, ranges: Iterable[FrameRange]) -> Layout:
+        return cls(index, b"".join(map(packed_range, ranges)))
+
+    def ranges(self) -> Iterator[FrameRange]:
+        """Where the frame of each chunk is. Blocking."""
+        for start in range(0, len(self.table), _STEP):
+            yield from itertools.starmap(FrameRange, _RANGE.iter_unpack(self.table[start : start + _STEP]))
+
+    def encoded(self) -> Iterator[bytes]:
+        """The index layer in pieces. Blocking."""
+        size = self.index.encoded_size + len(MAGIC) + len(self.table)
+        compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compressobj(size=size)
+        for part in self._parts():
+            yield compressor.compress(part)
+        yield compressor.flush()
+
+    def _parts(self) -> Iterator[bytes]:
+        yield from self.index.parts()
+        yield MAGIC
+        for start in range(0, len(self.table), _STEP):
+            yield self.table[start : start + _STEP]
 
 
-def decode_layout(data: bytes, pack_sizes: Sequence[int], max_size: int) -> Layout:
-    """Read an index layer; `max_size` bounds the disk. Raises: BadIndexError for one that lies or is too large."""
-    plain = _plain(data)
-    split = plain.rfind(MAGIC)
-    if split < 0:
+def packed_range(frame: FrameRange) -> bytes:
+    """A frame's place as an index layer has it."""
+    return _RANGE.pack(frame.pack, frame.offset, frame.length)
+
+
+def decode_layout(data: Bytes, pack_sizes: Sequence[int], max_size: int, folder: Path | None = None) -> Layout:
+    """Read an index layer; `max_size` bounds the disk, `folder` is as of `Spool`. Blocking.
+
+    Raises: BadIndexError for one that lies or is too large, OSError.
+    """
+    plain, count = _plain(data, max_size, folder)
+    split = HEADER.size + count * ENTRY.size
+    if plain[split : split + len(MAGIC)] != MAGIC:
         raise BadIndexError("the index layer does not say where the chunks lie")
-    index = ChunkIndex.decode(plain[:split])
-    table = plain[split + len(MAGIC) :]
-    if len(table) != len(index) * _RANGE.size:
-        raise BadIndexError("the index layer has not one frame for each chunk")
-    if index.size > max_size:
-        raise BadIndexError(f"the disk of {index.size} bytes is larger than the {max_size} that this node takes")
-    ranges = [FrameRange(*fields) for fields in _RANGE.iter_unpack(table)]
-    for frame in ranges:
+    index = ChunkIndex.decode(part_of(plain, 0, split))
+    layout = Layout(index, part_of(plain, split + len(MAGIC), len(plain)))
+    for frame in layout.ranges():
         if frame.pack >= len(pack_sizes) or frame.offset + frame.length > pack_sizes[frame.pack]:
             raise BadIndexError("a chunk lies outside its pack")
         if not 0 < frame.length <= MAX_FRAME:
             raise BadIndexError("a chunk's frame has an impossible length")
-    return Layout(index, ranges)
+    return layout
 
 
-def _plain(data: bytes) -> bytes:
+def _plain(data: Bytes, max_size: int, folder: Path | None) -> tuple[Bytes, int]:
+    """The layer uncompressed, and how many chunks it has. What is too large is refused by its first bytes."""
+    plain, done = Spool(folder), 0
     try:
-        size = zstandard.frame_content_size(data)
+        size = zstandard.frame_content_size(data[:_FRAME_HEADER])
         if not 0 < size <= MAX_INDEX:
             raise BadIndexError("the index layer is too large or does not say how large it is")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+        parts = _decompressed(data)
+        head = next(parts, b"")
+        disk_size, count = read_header(head)
+        if disk_size > max_size:
+            raise BadIndexError(f"the disk of {disk_size} bytes is larger than the {max_size} that this node takes")
+        if size != HEADER.size + len(MAGIC) + count * (ENTRY.size + _RANGE.size):
+            raise BadIndexError("the index layer has not one frame for each chunk")
+        for part in itertools.chain([head], parts):
+            done += len(part)
+            if done > size:
+                break
+            plain.write(part)
     except zstandard.ZstdError as error:
         raise BadIndexError(f"the index layer cannot be unpacked: {error}") from None
+    if done != size:
+        raise BadIndexError("the index layer is not as long as it says")
+    return plain.finish(), count
+
+
+def _decompressed(data: Bytes) -> Iterator[bytes]:
+    stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
+    for start in range(0, len(data), _COMPRESSED_STEP):
+        if part := stream.decompress(data[start : start + _COMPRESSED_STEP]):
+            yield part
+        if stream.eof:
+            return
 
 
 def unpack_chunk(decompressor: zstandard.ZstdDecompressor, frame: bytes | memoryview, length: int) -> bytes:
@@ -106,61 +161,66 @@ class Pack:
 class Packer:
     """Writes a disk as packs, one file after another, and remembers where each chunk went. Blocking.
 
-    `new_file` gives an empty file for a pack. A chunk that comes twice is written twice, and the layout has the first.
+    `new_file` gives an empty file for a pack; `folder` is as of `Spool`. A chunk that comes twice is written twice.
     """
 
-    def __init__(self, fd: int, index: ChunkIndex, new_file: Callable[[], int], pack_size: int = 0) -> None:
+    def __init__(
+        self,
+        fd: int,
+        index: ChunkIndex,
+        new_file: Callable[[], int],
+        pack_size: int = 0,
+        folder: Path | None = None,
+    ) -> None:
         self._fd = fd
         self._index = index
         self._new_file = new_file
         self._pack_size = pack_size or PACK_SIZE
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
         self._zero_run = b""
-        self._ranges: list[FrameRange] = []
-        self._number = 0
+        self._ranges = Spool(folder)
 
-    @property
     def layout(self) -> Layout:
-        """Complete when all packs were taken."""
-        return Layout(self._index, self._ranges)
+        """Complete when all packs were taken. Raises: OSError."""
+        return Layout(self._index, self._ranges.finish())
 
     def packs(self) -> Iterator[Pack]:
         """Each pack when it is full, and the last one. Raises: OSError, BadIndexError for a disk that has changed."""
-        seen: dict[bytes, FrameRange] = {}
-        file = _PackFile(self._new_file())
-        for frame, digest in self._frames():
+        number = 0
+        file = PackFile(self._new_file())
+        for frame, is_chunk in self._frames():
             if file.size and file.size + len(frame) > self._pack_size:
                 yield file.finish()
-                self._number += 1
-                file = _PackFile(self._new_file())
-            if digest is not None:
-                self._ranges.append(seen.setdefault(digest, FrameRange(self._number, file.size, len(frame))))
+                number += 1
+                file = PackFile(self._new_file())
+            if is_chunk:
+                self._ranges.write(packed_range(FrameRange(number, file.size, len(frame))))
             file.write(frame)
         yield file.finish()
 
-    def _frames(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """Every frame in the order of the disk, with the digest of the chunk in it; holes have none."""
+    def _frames(self) -> Iterator[tuple[bytes, bool]]:
+        """Every frame in the order of the disk, and whether it is a chunk's; those of holes are not."""
         position = 0
         for offset, length, digest in self._index:
             yield from self._hole(offset - position)
             data = os.pread(self._fd, length, offset)
             if blake3(data).digest() != digest:
                 raise BadIndexError(f"the disk is not what its index says at byte {offset}")
-            yield self._compressor.compress(data), digest
+            yield self._compressor.compress(data), True
             position = offset + length
         yield from self._hole(self._index.size - position)
 
-    def _hole(self, length: int) -> Iterator[tuple[bytes, None]]:
+    def _hole(self, length: int) -> Iterator[tuple[bytes, bool]]:
         while length >= _ZERO_RUN:
             self._zero_run = self._zero_run or self._compressor.compress(bytes(_ZERO_RUN))
-            yield self._zero_run, None
+            yield self._zero_run, False
             length -= _ZERO_RUN
         if length:
-            yield self._compressor.compress(bytes(length)), None
+            yield self._compressor.compress(bytes(length)), False
 
 
-class _PackFile:
-    """A pack being written: its frames gathered into larger writes."""
+class PackFile:
+    """A pack or an index layer being written: its frames gathered into larger writes."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 
 import trio
 import zstandard
@@ -12,11 +13,14 @@ import zstandard
 from ....protocols.errors import RegistryFailed
 from ....protocols.image import Image
 from ....protocols.operation import Progress
+from ...files import full_disk_named
 from ..index import BadIndexError
 from ..parallel import each
 from ..partial import Partial
 from ..port import ImportRequest, Report
+from ..spool import Bytes, Spool
 from ..store import DiskImageStore
+from .blob_cache import lots
 from .client import Found, RegistryClient, Repository
 from .manifest import Descriptor, twinshare_layers
 from .packs import MAX_INDEX, Layout, decode_layout, unpack_chunk
@@ -38,14 +42,25 @@ async def pull_chunks(
 ) -> Image:
     """Raises: RegistryFailed, ImageNotFound, InsufficientResources."""
     index_layer, packs = twinshare_layers(found.manifest)
-    data = await client.blob(repository, index_layer, MAX_INDEX)
     sizes = [pack.size for pack in packs]
     try:
-        layout = await trio.to_thread.run_sync(decode_layout, data, sizes, store.max_size)
+        with full_disk_named("the index of the image"):
+            data = await _spooled(client, repository, index_layer, store.partials)
+            layout = await trio.to_thread.run_sync(decode_layout, data, sizes, store.max_size, store.partials)
     except BadIndexError as error:
         raise RegistryFailed(f"the image's index at {repository.host} is wrong: {error}") from None
     fetch = _Fetch(client, repository, packs, layout, request.report)
     return await store.add_chunks(layout.index, fetch, request)
+
+
+async def _spooled(client: RegistryClient, repository: Repository, blob: Descriptor, folder: Path) -> Bytes:
+    if blob.size > MAX_INDEX:
+        raise RegistryFailed(f"the image has an index of {blob.size} bytes where at most {MAX_INDEX} are expected")
+    spool = Spool(folder)
+    async with aclosing(client.read(repository, blob)) as parts, aclosing(lots(parts)) as joined:
+        async for lot in joined:
+            await trio.to_thread.run_sync(spool.write, lot)
+    return await trio.to_thread.run_sync(spool.finish)
 
 
 class _Fetch:
@@ -73,7 +88,8 @@ class _Fetch:
             await self._fetch_run(partial, run, tell)
 
         tell()
-        await each(plan_runs(self._layout, partial.gaps.keys()), work, at_once=AT_ONCE)
+        async with aclosing(_in_thread(plan_runs(self._layout, partial.gaps))) as runs:
+            await each(runs, work, at_once=AT_ONCE)
 
     async def _fetch_run(self, partial: Partial, run: Run, tell: Callable[[], None]) -> None:
         """Ask for the run's bytes, and write its chunks as they come. `tell` is called after each lot."""
@@ -90,6 +106,11 @@ class _Fetch:
                     tell()
         await trio.to_thread.run_sync(unpacking.take, parts, limiter=self._writing)
         tell()
+
+
+async def _in_thread(runs: Iterator[Run]) -> AsyncGenerator[Run, None]:
+    while (run := await trio.to_thread.run_sync(next, runs, None)) is not None:
+        yield run
 
 
 class _Unpacking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from .manifest import (
     Manifest,
     sha256,
 )
-from .packs import Pack, Packer
+from .packs import Pack, Packer, PackFile
 
 # One pack is sent while the next is made.
 AT_ONCE = 2
@@ -53,11 +53,11 @@ async def push_image(
     index = await trio.to_thread.run_sync(_read_index, store, image)
     push = _Push(client, repository, _neighbours(store, target), index, report)
     with full_disk_named("the packs of the image"):
-        packs, layout = await push.write_packs(store.base_path(image.digest), store.partials)
+        layers = await push.write_layers(store.base_path(image.digest), store.partials)
     manifest = Manifest(
         artifact_type=ARTIFACT,
         config=await push.write_small(CONFIG, _config(image).encode()),
-        layers=[await push.write_small(INDEX_LAYER, layout), *packs],
+        layers=layers,
         annotations={CREATED: image.created_at.isoformat(), TITLE: target.name},
     )
     return await client.put_manifest(repository, target.tag, manifest)
@@ -66,7 +66,7 @@ async def push_image(
 def _read_index(store: DiskImageStore, image: Image) -> ChunkIndex:
     """Blocking. Raises: ImageDamaged."""
     try:
-        index = ChunkIndex.decode(store.repository.index_path(image.digest).read_bytes())
+        index = ChunkIndex.read(store.repository.index_path(image.digest))
     except (OSError, BadIndexError):
         raise ImageDamaged(
             f"the index of {image.digest} cannot be read; `twinshare image fsck` makes it anew"
@@ -104,8 +104,8 @@ class _Push:
         self._sent = 0
         self._known = 0
 
-    async def write_packs(self, disk: Path, scratch: Path) -> tuple[list[Descriptor], bytes]:
-        """Make and send the packs of a disk; their descriptors, and the index layer."""
+    async def write_layers(self, disk: Path, scratch: Path) -> list[Descriptor]:
+        """Make and send the packs of a disk, and then the index layer, whose descriptor is the first."""
         made: dict[int, Descriptor] = {}
         fds: set[int] = set()
 
@@ -117,7 +117,8 @@ class _Push:
 
         async def send(numbered: tuple[int, Pack]) -> None:
             number, pack = numbered
-            made[number] = Descriptor(media_type=PACK_LAYER, digest=pack.digest, size=pack.size)
+            kind = PACK_LAYER if number else INDEX_LAYER
+            made[number] = Descriptor(media_type=kind, digest=pack.digest, size=pack.size)
             await self._send(pack)
             fds.discard(pack.fd)
             os.close(pack.fd)
@@ -125,15 +126,16 @@ class _Push:
         try:
             source = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
             fds.add(source)
-            packer = Packer(source, self._index, new_file)
+            packer = Packer(source, self._index, new_file, folder=scratch)
             async with aclosing(_made(packer)) as packs:
                 await each(packs, send, at_once=AT_ONCE)
+            await send((0, await trio.to_thread.run_sync(_index_layer, packer, new_file)))
         except FileNotFoundError:
             raise ImageDamaged("the disk of the image is missing; remove the image and add it again") from None
         finally:
             for fd in fds:
                 os.close(fd)
-        return [made[number] for number in sorted(made)], await trio.to_thread.run_sync(packer.layout.encode)
+        return [made[number] for number in sorted(made)]
 
     async def write_small(self, media_type: str, content: bytes) -> Descriptor:
         """Send a blob that is in memory."""
@@ -155,11 +157,18 @@ class _Push:
 
 
 async def _made(packer: Packer) -> AsyncGenerator[tuple[int, Pack], None]:
-    """The packs with their numbers, each made while the one before is sent."""
-    packs, number = packer.packs(), 0
+    """The packs with their numbers from 1 on, each made while the one before is sent."""
+    packs, number = packer.packs(), 1
     try:
         while (pack := await trio.to_thread.run_sync(next, packs, None)) is not None:
             yield number, pack
             number += 1
     except BadIndexError as error:
         raise ImageDamaged(f"the disk of the image is damaged: {error}") from None
+
+
+def _index_layer(packer: Packer, new_file: Callable[[], int]) -> Pack:
+    file = PackFile(new_file())
+    for part in packer.layout().encoded():
+        file.write(part)
+    return file.finish()

@@ -97,7 +97,7 @@ def frames_asked(log: Path, layout: Layout, digests: list[str]) -> list[bytes]:
         (pack, int(start), int(end)) for pack, start, end in (line.split() for line in log.read_text().splitlines())
     ]
     found = []
-    for (_, _, digest), place in zip(layout.index, layout.ranges, strict=True):
+    for (_, _, digest), place in zip(layout.index, layout.ranges(), strict=True):
         begin, end = place.offset, place.offset + place.length
         found += [
             digest for pack, first, last in asked if pack == digests[place.pack] and first <= begin and end <= last
