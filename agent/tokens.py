@@ -49,7 +49,7 @@ class TokenStore:
         self._rows = {row.name: row for row in rows}
         self._own = hashlib.sha256(own_secret.encode()).digest()
         self._unwritten: set[str] = set()
-        self._opened: defaultdict[str, set[trio.CancelScope]] = defaultdict(set)
+        self._opened: defaultdict[str, dict[trio.CancelScope, trio.lowlevel.Task]] = defaultdict(dict)
 
     def authenticate(self, secret: str) -> Caller | None:
         """Who holds this token now; None for a token that is unknown, revoked or has ended.
@@ -76,9 +76,10 @@ class TokenStore:
 
     @contextmanager
     def bound(self, caller: Caller) -> Iterator[None]:
-        """Run a block that lasts (a stream, a console) for as long as the token that opened it is good.
+        """Run a block (a request, a stream, a console) for as long as the token that opened it is good.
 
-        Revoking the token, and its end, cancel the block at once. Raises: Unauthenticated then.
+        Revoking the token, and its end, cancel the block at once, but for the request that revokes its own token.
+        Raises: Unauthenticated then.
         """
         if not caller.principal.startswith(PREFIX):
             yield
@@ -89,12 +90,12 @@ class TokenStore:
             raise _ended()
         left = float("inf") if row.expires_at is None else row.expires_at - time.time()
         scope = trio.CancelScope(deadline=trio.current_time() + left)
-        self._opened[name].add(scope)
+        self._opened[name][scope] = trio.lowlevel.current_task()
         try:
             with scope:
                 yield
         finally:
-            self._opened[name].discard(scope)
+            del self._opened[name][scope]
             if not self._opened[name]:
                 del self._opened[name]
         if scope.cancelled_caught:
@@ -141,8 +142,9 @@ class TokenStore:
         row = self._rows.pop(name, None)
         if row is None:
             raise TokenNotFound(f"no token named '{name}'", token=name)
-        for scope in self._opened.get(name, ()):
-            scope.cancel()
+        for scope, task in self._opened.get(name, {}).items():
+            if task is not trio.lowlevel.current_task():
+                scope.cancel()
         await self._state.execute("DELETE FROM tokens WHERE name = ?", (name,))
         return _view(row)
 

@@ -41,7 +41,7 @@ def make_app(node: Node, url: str) -> RestApp:
         session = sessions.find(secret, trio.current_time())
         return session if session is not None and node.tokens.holds(session.caller.principal) else None
 
-    app = RestApp(config.max_body, Metrics())
+    app = RestApp(config.max_body, Metrics(), lambda incoming: incoming.bound(node.tokens))
     app.renderers[f"{meda.ROOT}/".encode()] = meda.render_error
     _add_guard(app, Guard(config, cookie, by_token, by_session))
     ours = [

@@ -6,7 +6,8 @@ It knows no route. `api/app.py` puts the blueprints and the guard on it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import structlog
@@ -41,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 # How a dialect answers an error; the name is that of the route, None before the guard has let the caller in.
 ErrorRenderer = Callable[[TwinshareError, str | None], Response]
+# Runs a view for as long as what let its caller in is good.
+Bound = Callable[[Incoming], AbstractContextManager[None]]
 
 
 class _Connection(TrioASGIHTTPConnection):
@@ -73,8 +76,9 @@ class RestApp(QuartTrio):
     websocket_class = RestWebsocket
     session_interface = _NoSessions()  # type: ignore[assignment]  # Quart names its default's class
 
-    def __init__(self, max_body: int, metrics: Metrics) -> None:
+    def __init__(self, max_body: int, metrics: Metrics, admitted: Bound) -> None:
         super().__init__(__name__, static_folder=None)
+        self._admitted = admitted
         self.metrics = metrics
         self.renderers: dict[bytes, ErrorRenderer] = {}
         self.config["MAX_CONTENT_LENGTH"] = max_body
@@ -100,12 +104,21 @@ class RestApp(QuartTrio):
         return MapAdapter(self.url_map, "", "/", "", request.scheme, path, request.method)
 
     async def dispatch_request(self, request_context: RequestContext | None = None) -> ResponseReturnValue:
-        with current_request().connection.interruptible():
+        with self._bound(current_request()):
             return await super().dispatch_request(request_context)
 
     async def dispatch_websocket(self, websocket_context: WebsocketContext | None = None) -> ResponseReturnValue | None:
-        with current_websocket().connection.interruptible():
+        with self._bound(current_websocket()):
             return await super().dispatch_websocket(websocket_context)
+
+    @contextmanager
+    def _bound(self, incoming: Incoming) -> Iterator[None]:
+        """Run a view until the server stops, or the token or the session that let the caller in ends.
+
+        Raises: Unavailable, Unauthenticated then.
+        """
+        with incoming.connection.interruptible(), self._admitted(incoming):
+            yield
 
     async def make_default_options_response(self) -> Response:
         """Say which verbs a path takes. Raises: NotFound of werkzeug."""

@@ -148,7 +148,8 @@ class Incoming:
 
         Raises: Unauthenticated when they end.
         """
-        with tokens.bound(self.caller), nullcontext() if self.session is None else self.session.bound():
+        token = nullcontext() if self.admitted is None else tokens.bound(self.admitted)
+        with token, nullcontext() if self.session is None else self.session.bound():
             yield
 
     def check_single(self) -> None:

@@ -13,7 +13,6 @@ from quart import Response
 
 from ...agent.node import Node
 from ...agent.reach.consoles import Console
-from ...agent.tokens import TokenStore
 from ...protocols.access import Caller, Role
 from ...protocols.console import CLOSED_NORMALLY
 from ...protocols.errors import (
@@ -46,7 +45,7 @@ def routes(node: Node) -> Iterator[Route]:
                 role=Role.OPERATOR,
                 path_params={**more, "vm": VmRef},
             )
-            serve = _serving(opened, node.tokens)
+            serve = _serving(opened)
             yield Route("GET", endpoint.path, endpoint.operation_id, _refuse, endpoint, websocket=serve)
 
 
@@ -55,7 +54,7 @@ async def _refuse(vm: str, peer: str | None = None) -> Response:
     raise UpgradeRequired("this is a websocket: ask with Upgrade: websocket (RFC 6455)")
 
 
-def _serving(opened: Open, tokens: TokenStore) -> WebsocketView:
+def _serving(opened: Open) -> WebsocketView:
     async def serve(vm: str, peer: str | None = None) -> None:
         websocket = current_websocket()
         _check(websocket, vm, peer)
@@ -63,7 +62,7 @@ def _serving(opened: Open, tokens: TokenStore) -> WebsocketView:
             await websocket.accept()
             websocket.connection.endless = True
             try:
-                await _ConsoleRelay(websocket, stream).run(tokens)
+                await _ConsoleRelay(websocket, stream).run()
             except WrongState as stopped:
                 await websocket.end(stopped, CLOSED_NORMALLY)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -98,13 +99,13 @@ async def _read(node: Node, request: RestRequest, vm: str, peer: str | None) -> 
     except BaseException:
         await stack.aclose()
         raise
-    partial = b"range" in request.fields
-    response = Response(b"", 206 if partial else 200, content_type=_OCTETS)
-    response.response = _FileBody(stream, stack)
+    of_range = b"range" in request.fields
+    response = Response(b"", 206 if of_range else 200, content_type=_OCTETS)
+    response.response = _FileBody(stream, stack, partial(request.bound, node.tokens))
     del response.headers["Content-Length"]
     response.headers["Accept-Ranges"] = "bytes"
     response.timeout = None
-    if partial:
+    if of_range:
         end = size - 1 if last is None else min(last, size - 1)
         response.headers["Content-Range"] = f"bytes {first}-{max(end, 0)}/{size}"
     return response
@@ -113,8 +114,10 @@ async def _read(node: Node, request: RestRequest, vm: str, peer: str | None) -> 
 class _FileBody(ResponseBody):
     """The content of a file, as it comes; the stream from the guest ends with the response."""
 
-    def __init__(self, stream: GuestStream, stack: AsyncExitStack) -> None:
-        self._stream, self._stack = stream, stack
+    def __init__(
+        self, stream: GuestStream, stack: AsyncExitStack, bound: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._stream, self._stack, self._bound = stream, stack, bound
         self._seen = hashlib.blake2b(digest_size=32)
 
     async def __aenter__(self) -> AsyncIterable[Any]:
@@ -127,9 +130,10 @@ class _FileBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        """Raises: PeerMisbehaved when it is not what the guest has read, which ends the connection."""
+        """Raises what ends the connection: PeerMisbehaved when it is not what the guest has read; Unauthenticated."""
         while True:
-            message = await self._stream.receive()
+            with self._bound():
+                message = await self._stream.receive()
             if isinstance(message, Output):
                 self._seen.update(message.data)
                 return message.data

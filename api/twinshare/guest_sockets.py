@@ -111,7 +111,7 @@ def _routes(node: Node, kind: _Kind) -> Iterator[Route]:
         async with node.guest_stream(websocket.caller, given["vm"], asked, given.get("peer", "local")) as stream:
             await websocket.accept()
             websocket.connection.endless = True
-            await _GuestRelay(websocket, stream).run(node.tokens)
+            await _GuestRelay(websocket, stream).run()
             await websocket.close(CLOSED_NORMALLY)
 
     for root, prefix, params in (("/api", "", {}), ("/api/remote/<peer>", "remote_", {"peer": PeerRef})):

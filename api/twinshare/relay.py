@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import trio
 
-from ...agent.tokens import TokenStore
 from ...protocols.console import HEARTBEAT, SILENCE
 from ...protocols.errors import InvalidRequest, RequestTimeout, TwinshareError
 from ..rest.requests import RestWebsocket
@@ -31,15 +30,11 @@ class WebsocketRelay(ABC):
     async def take(self, message: str | bytes) -> None:
         """Give the VM what the client sent; it waits while the guest does not read."""
 
-    async def run(self, tokens: TokenStore) -> None:
-        """Relay until either side ends it, or the token or the page's session that let the client in.
-
-        Raises: why it ended.
-        """
-        with self.websocket.bound(tokens):
-            async with trio.open_nursery() as nursery:
-                for part in (self.relay_output, self._relay_input, self._watch_client):
-                    nursery.start_soon(self._until_it_ends, part, nursery.cancel_scope)
+    async def run(self) -> None:
+        """Relay until either side ends it. Raises: why it ended."""
+        async with trio.open_nursery() as nursery:
+            for part in (self.relay_output, self._relay_input, self._watch_client):
+                nursery.start_soon(self._until_it_ends, part, nursery.cancel_scope)
         if self._error is not None:
             raise self._error
 

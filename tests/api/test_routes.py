@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def app_with(*routes: str) -> RestApp:
     blueprint = Blueprint("table", __name__)
     parts = (one.split(" ", 1) for one in routes)
     add_routes(blueprint, (Route(verb, path, f"route {n}", nothing) for n, (verb, path) in enumerate(parts)))
-    app = RestApp(1 << 20, Metrics())
+    app = RestApp(1 << 20, Metrics(), lambda _: nullcontext())
     app.register_blueprint(blueprint)
     return app
 
