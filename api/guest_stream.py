@@ -39,6 +39,11 @@ class GuestStream:
         """What was opened, and at which offsets output and input begin."""
         return self._end.opened or Opened()
 
+    @property
+    def input_taken(self) -> int:
+        """The bytes of a session's input that the guest has: what comes after it is sent again when it is cut."""
+        return self._end.input_taken
+
     async def receive(self) -> FromGuest:
         """Return what comes next. Raises: what ended the stream; NodeUnreachable when the connection was lost."""
         while True:

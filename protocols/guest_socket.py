@@ -21,6 +21,7 @@ from .guest_stream import (
     FromGuest,
     Input,
     InputEnd,
+    InputTaken,
     Opened,
     Output,
     OutputEnd,
@@ -34,11 +35,15 @@ MAX_INPUT = PIECE
 
 
 class NodeText(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`opened` comes first, `finished` last. Output comes from `channel` from then on, stdout at first."""
+    """`opened` comes first, `finished` last. Output comes from `channel` from then on, stdout at first.
+
+    `input` is the offset up to which the guest has the input of a session: a client keeps the rest, to send it again.
+    """
 
     opened: Opened | None = None
     channel: Channel | None = None
     output_end: bool = False
+    input: int | None = None
     finished: Finished | None = None
 
 
@@ -66,6 +71,8 @@ class NodeEnd:
         """Return the messages that say what came from the guest."""
         if isinstance(message, Finished):
             return [_text(NodeText(finished=message))]
+        if isinstance(message, InputTaken):
+            return [_text(NodeText(input=message.offset))]
         if isinstance(message, OutputEnd):
             return [_text(NodeText(output_end=True))]
         said: list[bytes | str] = [OFFSET.pack(message.offset) + message.data]
@@ -100,10 +107,14 @@ class NodeEnd:
 
 
 class ClientEnd:
-    """The client's end: whole messages of the node become what the guest sent. `opened` is set by the first one."""
+    """The client's end: whole messages of the node become what the guest sent. `opened` is set by the first one.
+
+    `input_taken` counts the bytes of a session's input that the guest has.
+    """
 
     def __init__(self) -> None:
         self.opened: Opened | None = None
+        self.input_taken = 0
         self._channel = Channel.STDOUT
 
     def read(self, message: bytes | str) -> FromGuest | None:
@@ -112,7 +123,10 @@ class ClientEnd:
             (offset,) = OFFSET.unpack_from(message)
             return Output(offset=offset, data=message[OFFSET.size :], channel=self._channel)
         text = msgspec.json.decode(message, type=NodeText)
-        self.opened = text.opened or self.opened
+        if text.opened is not None:
+            self.opened, self.input_taken = text.opened, text.opened.input_offset
+        if text.input is not None:
+            self.input_taken = max(self.input_taken, text.input)
         self._channel = text.channel or self._channel
         return text.finished or (OutputEnd() if text.output_end else None)
 

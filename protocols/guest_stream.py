@@ -91,7 +91,7 @@ class Channel(StrEnum):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", omit_defaults=True):
-    """The stream is open. Output begins at `offset`; input is expected from `input_offset` on."""
+    """The stream is open. Output begins at `offset`; the guest has the input before `input_offset`."""
 
     offset: int = 0
     input_offset: int = 0
@@ -105,6 +105,12 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, tag="output"):
     offset: int
     data: bytes
     channel: Channel = Channel.STDOUT
+
+
+class InputTaken(msgspec.Struct, frozen=True, kw_only=True, tag="input_taken"):
+    """The guest has the input of a session before `offset`: whoever sent it need not keep it any longer."""
+
+    offset: int
 
 
 class OutputEnd(msgspec.Struct, frozen=True, kw_only=True, tag="output_end"):
@@ -153,9 +159,9 @@ class SendSignal(msgspec.Struct, frozen=True, kw_only=True, tag="signal"):
     signal: SignalName
 
 
-FromGuest = Output | OutputEnd | Finished
+FromGuest = Output | InputTaken | OutputEnd | Finished
 ToGuest = Input | InputEnd | Resize | SendSignal
-OwnerMessage = Opened | Output | OutputEnd | Finished | Failed
+OwnerMessage = Opened | Output | InputTaken | OutputEnd | Finished | Failed
 
 
 def encode_message(message: msgspec.Struct) -> bytes:

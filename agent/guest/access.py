@@ -22,6 +22,7 @@ from ...protocols.guest_stream import (
     FromGuest,
     Input,
     InputEnd,
+    InputTaken,
     Opened,
     Output,
     OutputEnd,
@@ -44,6 +45,8 @@ from .vm_guest import VmGuest
 log = structlog.get_logger(__name__)
 
 READ_SIZE = 256 << 10
+TAKEN_EVERY = 256 << 10
+"""Bytes of a session's input after which its client hears that the guest has them."""
 NAMES: dict[type, str] = {
     AttachSession: "attach_session",
     ReadFile: "read_file",
@@ -60,13 +63,17 @@ class _SessionStream:
     def __init__(self, guest: VmGuest, session: HostedSession, reader: Reader) -> None:
         self._session, self._reader = session, reader
         self._pieces: list[tuple[int, int, bytes]] = []
-        view = session.view(guest.name)
-        accepted = view.input_offset if session.stream is None else session.stream.input_offset
-        self.opened = Opened(offset=reader.offset, input_offset=accepted, session=view)
+        self._input_taken = session.input_received
+        self.opened = Opened(offset=reader.offset, input_offset=self._input_taken, session=session.view(guest.name))
 
     async def receive(self) -> FromGuest:
         await trio.lowlevel.checkpoint()
         if not self._pieces:
+            wanted = self._input_taken + TAKEN_EVERY
+            await self._session.wait_for_output(self._reader, wanted)
+            if self._session.input_received >= wanted:
+                self._input_taken = self._session.input_received
+                return InputTaken(offset=self._input_taken)
             self._pieces = await self._session.read(self._reader, READ_SIZE)
             self._pieces.reverse()
         if self._pieces:

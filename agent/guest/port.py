@@ -21,7 +21,10 @@ class GuestStream(Protocol):
         ...
 
     async def receive(self) -> FromGuest:
-        """What comes next: `Output` (never empty), `OutputEnd` of a connection, and last of all `Finished`."""
+        """What comes next: `Output` (never empty), and last of all `Finished`.
+
+        Meanwhile `InputTaken` of a session, from time to time, and `OutputEnd` of a connection.
+        """
         ...
 
     async def send(self, message: ToGuest) -> None:

@@ -84,7 +84,7 @@ class HostedSession:
         return self.record.state is not SessionState.RUNNING
 
     def view(self, vm: str) -> GuestSession:
-        record, stream = self.record, self.stream
+        record = self.record
         return GuestSession(
             id=record.id,
             vm=vm,
@@ -99,9 +99,14 @@ class HostedSession:
             signal=record.signal,
             first_offset=self.output.start,
             offset=self.output.end,
-            input_offset=record.input_offset if stream is None else stream.input_received,
+            input_offset=self.input_received,
             reason=record.reason,
         )
+
+    @property
+    def input_received(self) -> int:
+        """The bytes of input that the guest has."""
+        return self.record.input_offset if self.stream is None else self.stream.input_received
 
     # --- its files ---
 
@@ -132,7 +137,7 @@ class HostedSession:
         """The stream of the guest channel on which the session goes on."""
         record = self.record
         request = None if record.request is None else msgspec.msgpack.decode(record.request, type=dict[str, Any])
-        self.stream = ChannelStream(record.number, request, flush, self.output.end)
+        self.stream = ChannelStream(record.number, request, flush, self.output.end, self._wake)
         self.stream.instance = record.instance
         return self.stream
 
@@ -202,8 +207,7 @@ class HostedSession:
     async def _close(self) -> None:
         self.record.ended_at, self.record.request = time.time(), None
         if self.stream is not None:
-            self.record.input_offset = self.stream.input_received
-            self.stream = None
+            self.record.input_offset, self.stream = self.stream.input_received, None
         await self._save_again()
         self._wake()
 
@@ -222,13 +226,17 @@ class HostedSession:
             self._reader_left = trio.current_time()
             self._wake()
 
-    async def read(self, reader: Reader, size: int) -> list[tuple[int, int, bytes]]:
-        """The next output of a reader, waiting for it; nothing at the end of all."""
-        while reader.offset >= self.output.end:
-            if self.ended:
-                return []
+    async def wait_for_output(self, reader: Reader, input_wanted: int | None = None) -> None:
+        """Wait until there is output for a reader, or its end, or the guest has input up to `input_wanted`."""
+        while reader.offset >= self.output.end and not self.ended:
+            if input_wanted is not None and self.input_received >= input_wanted:
+                return
             changed = self._changed
             await changed.wait()
+
+    async def read(self, reader: Reader, size: int) -> list[tuple[int, int, bytes]]:
+        """The next output of a reader, waiting for it; nothing at the end of all."""
+        await self.wait_for_output(reader)
         pieces = await trio.to_thread.run_sync(self.output.read, reader.offset, size)
         if pieces:
             reader.offset = pieces[-1][0] + len(pieces[-1][2])

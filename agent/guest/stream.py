@@ -36,11 +36,16 @@ MAX_PIECES = 8192
 class ChannelStream:
     """`request` opens it; without one it was opened by a former life of the agent, which has `received` of its output.
 
-    `flush` is called when there is something to send.
+    `flush` is called when there is something to send, `on_input_taken` when the guest has more of the input.
     """
 
     def __init__(
-        self, number: int, request: dict[str, object] | None, flush: Callable[[], None], received: int = 0
+        self,
+        number: int,
+        request: dict[str, object] | None,
+        flush: Callable[[], None],
+        received: int = 0,
+        on_input_taken: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
         self.opened = None if request is not None else OpenedReply()
@@ -48,7 +53,7 @@ class ChannelStream:
         """The program that was asked to open it: another one does not know it."""
         self.end: EndReply | None = None
         self.error: TwinshareError | None = None
-        self._request, self._flush = request, flush
+        self._request, self._flush, self._on_input_taken = request, flush, on_input_taken
         self._changed = trio.Event()
         # Output: what has arrived and waits for its reader, and what the reader is done with.
         self._pieces: deque[tuple[int, int, bytes]] = deque()
@@ -248,6 +253,7 @@ class ChannelStream:
             del self._input[: received - self._input_start]
             self._input_start = received
             self._input_sent = max(self._input_sent, received)
+            self._on_input_taken()
 
     def _take_controls(self, done: int) -> None:
         while self._controls and self._controls[0][0] <= done:

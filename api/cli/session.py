@@ -27,7 +27,7 @@ from .output import say
 RECONNECT_WITHIN = 60.0
 """Seconds for which a node that is away is asked again."""
 KEPT_INPUT = 4 << 20
-"""Bytes of input that are kept, in case that the connection is cut before the node has taken them."""
+"""Bytes of input that are kept until the guest has them, in case that the connection is cut before."""
 AHEAD = 1 << 17
 """Bytes of input that wait to be sent, at most."""
 _PAUSE = 0.5
@@ -152,22 +152,29 @@ class SessionRun:
             if isinstance(message, Output):
                 _show(message)
                 self._offset = message.offset + len(message.data)
+        self._forget_input(end.input_taken)
         unsent += websocket.replies()
         return None
 
-    def _resume_input(self, websocket: ClientSocket, accepted: int, unsent: bytearray) -> None:
-        """Forget the input that the node has taken, and send the rest again. Raises: NodeUnreachable."""
-        if accepted < self._input_start:
+    def _resume_input(self, websocket: ClientSocket, taken: int, unsent: bytearray) -> None:
+        """Send the input again that the guest does not have. Raises: NodeUnreachable."""
+        if taken < self._input_start:
             raise NodeUnreachable("the session has lost input that was sent", "protocol")
         if self._offset is None and not self._input:
-            self._input_start = accepted
-        del self._input[: accepted - self._input_start]
-        self._input_start, self._sent = accepted, 0
-        unsent += websocket.text(input_offset(accepted))
+            self._input_start = taken
+        self._forget_input(taken)
+        self._sent = 0
+        unsent += websocket.text(input_offset(self._input_start))
         if self._terminal:
             self._pending.append(_window())
         if self._ended:
             self._pending.append(client_text(InputEnd()))
+
+    def _forget_input(self, taken: int) -> None:
+        """The guest has the input before `taken`, which may be another client's as well."""
+        count = min(max(0, taken - self._input_start), len(self._input))
+        del self._input[:count]
+        self._input_start, self._sent = self._input_start + count, max(0, self._sent - count)
 
     def _queue(self, websocket: ClientSocket, unsent: bytearray) -> None:
         if self._sent < len(self._input) and len(unsent) < AHEAD:
@@ -177,11 +184,6 @@ class SessionRun:
         if self._sent == len(self._input):
             while self._pending:
                 unsent += websocket.text(self._pending.pop(0))
-        # What is so far back that the node must have taken it long ago is given up.
-        if self._sent > KEPT_INPUT // 2:
-            given_up = self._sent - KEPT_INPUT // 2
-            del self._input[:given_up]
-            self._input_start, self._sent = self._input_start + given_up, self._sent - given_up
 
     def _read_input(self) -> None:
         try:

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.agent.guest_lab import command, open_guest, open_lab, random_cuts
+from twinshare.agent.files import atomic_write
 from twinshare.agent.guest import channel, output_log
 from twinshare.agent.guest import session as session_module
 from twinshare.agent.guest.session import HostedSession, load_sessions
@@ -77,7 +78,7 @@ class Killer:
     def __init__(self, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
         self._chance, self._left = chance, 0
         self.kills = 0
-        self._append, self._replace = output_log._write, session_module.atomic_write
+        self._append, self._replace = output_log._write, atomic_write
         monkeypatch.setattr(output_log, "_write", self.append)
         monkeypatch.setattr(session_module, "atomic_write", self.replace)
 
