@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -58,22 +58,41 @@ def ssh_options(proxy_command: str) -> Sequence[tuple[str, str]]:
 
 
 class HostKeys:
-    """The file of known hosts. Each line ends in the id of the VM: a new VM of the same name has new keys."""
+    """The file of known hosts. Each line ends in the id of the VM: a new VM of the same name has new keys.
+
+    A line without an id is a key that ssh accepted itself; a comment names the VM that it is of.
+    """
 
     def __init__(self) -> None:
         self.file = ssh_directory() / "known_hosts"
 
     def keep(self, host: str, vm: str, keys: Iterable[str]) -> None:
         """Write the keys of a guest for `host`; those of a former VM of the name go."""
+        good = [key for key in keys if _KEY.fullmatch(key)]
+
+        def renew(lines: Sequence[str]) -> Sequence[str]:
+            return [f"{host} {key} {vm}" for key in good] or [line for line in lines if line.endswith(f" {vm}")]
+
+        self._rewrite(host, renew)
+
+    def accept(self, host: str, vm: str, *, again: bool = False) -> None:
+        """Let ssh accept the key of `host`, unless one of this VM is known; `again` even then: it makes new ones."""
+
+        def renew(lines: Sequence[str]) -> Sequence[str]:
+            known = any(line.endswith(f" {vm}") for line in lines) and not again
+            return lines if known else [f"# {host} {vm}"]
+
+        self._rewrite(host, renew)
+
+    def _rewrite(self, host: str, renew: Callable[[Sequence[str]], Sequence[str]]) -> None:
+        """Replace the lines of `host`. Raises: InvalidRequest."""
         if not _HOST.fullmatch(host):
             raise InvalidRequest(f"{host!r} is no host name")
-        good = [key for key in keys if _KEY.fullmatch(key)]
         with self.file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = self.file.read_text().splitlines() if self.file.exists() else []
-            others = [line for line in lines if line.split(" ")[0] != host]
-            same_vm = [line for line in lines if line.split(" ")[0] == host and line.endswith(f" {vm}")]
-            ours = [f"{host} {key} {vm}" for key in good] or same_vm
-            if others + ours != lines:
-                atomic_write(self.file, "".join(f"{line}\n" for line in others + ours).encode())
+            others = [line for line in lines if line.removeprefix("# ").split(" ")[0] != host]
+            ours = renew([line for line in lines if line not in others])
+            if [*others, *ours] != lines:
+                atomic_write(self.file, "".join(f"{line}\n" for line in [*others, *ours]).encode())
                 self.file.chmod(0o600)

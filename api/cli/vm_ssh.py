@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError
-from ...protocols.guest import ExecRequest, ExecResult
+from ...protocols.guest import ExecRequest, ExecResult, GuestReport
 from ..exchange import guest_path
 from .node import NodeClient, open_client
 from .output import say
@@ -85,11 +85,19 @@ def ssh_proxy(host: str, user: str, peer: str | None) -> None:
         vm, at = guest_of(client, name, peer or node)
         try:
             _authorize(client, vm, at, user)
-            report = client.call("show_guest", {"vm": vm}, at)
-            HostKeys().keep(host, vm, report.host_keys)
+            _pin_host_keys(host, vm, client.call("show_guest", {"vm": vm}, at))
             _carry(client, guest_path(vm, "/ssh", at))
         except (GuestUnreachable, GuestRefused) as error:
+            HostKeys().accept(host, vm)
             _carry_by_address(client, vm, at, error)
+
+
+def _pin_host_keys(host: str, vm: str, report: GuestReport) -> None:
+    """Write down the keys that the channel tells; a guest that has none yet sends one through the channel."""
+    if report.ssh and not report.host_keys:
+        HostKeys().accept(host, vm, again=True)
+    else:
+        HostKeys().keep(host, vm, report.host_keys)
 
 
 class NotInstalled(click.ClickException):

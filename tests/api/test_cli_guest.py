@@ -224,6 +224,31 @@ def test_host_keys_of_a_former_vm_of_the_name_go(tmp_path: Path, monkeypatch: py
         keys.keep("a b", "id-1", [key])
 
 
+def test_keys_that_ssh_accepted_go_with_their_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWINSHARE_DATA_DIR", str(tmp_path))
+    keys, accepted = HostKeys(), "web.twin ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA"
+
+    def accept(vm: str, *, again: bool = False) -> list[str]:
+        """What ssh finds, before it adds the key itself."""
+        keys.accept("web.twin", vm, again=again)
+        found = [line for line in keys.file.read_text().splitlines() if not line.startswith("#")]
+        if not found:
+            keys.file.write_text(f"{keys.file.read_text()}{accepted}\n")
+        return found
+
+    keys.keep("other.twin", "id-3", ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA"])
+    other = keys.file.read_text().strip()
+    keys.file.write_text(f"{accepted}\n{other}\n")
+    assert accept("id-1") == [other], "nobody knows of which VM the key was"
+    keys.file.write_text(f"{keys.file.read_text()}{accepted}\n")
+    assert accept("id-1") == [other, accepted]
+    assert accept("id-2") == [other], "it is another VM"
+    keys.file.write_text(f"{keys.file.read_text()}{accepted}\n")
+    assert accept("id-2", again=True) == [other], "the guest makes new keys at each boot"
+    keys.keep("web.twin", "id-2", ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5BBBB"])
+    assert accept("id-2") == [other, "web.twin ssh-ed25519 AAAAC3NzaC1lZDI1NTE5BBBB id-2"]
+
+
 def test_names_are_read_as_people_write_them() -> None:
     assert read_end("web:/srv/a:b") == CopyEnd("web", "/srv/a:b")
     assert read_end("web@alice:x") == CopyEnd("web@alice", "x")

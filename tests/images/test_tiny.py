@@ -110,6 +110,21 @@ def test_the_boot_sector_finds_every_part() -> None:
     assert struct.unpack_from("<I", image, setup * 512 + 0x228) == (0x8000,)
 
 
+def test_the_second_partition_has_what_the_guest_reads_later() -> None:
+    image = disk.boot_disk(kernel(), b"files" * 999, "console=ttyS0", b"later" * 300)
+    (_, kind, start, sectors), (_, second_kind, second, second_sectors) = (
+        struct.unpack_from("<4sB3xII", image, 446 + 16 * number) for number in (0, 1)
+    )
+    assert (kind, second_kind, start, start + sectors) == (0xDA, 0xDA, 1, second)
+    assert second_sectors == 3
+    assert image[second * 512 :].rstrip(b"\0") == b"later" * 300
+    assert len(image) % (1 << 20) == 0
+    assert image[446] == 0x80
+    assert image[462] == 0
+    without = disk.boot_disk(kernel(), b"files" * 999, "console=ttyS0")
+    assert without[462:510] == bytes(48)
+
+
 @pytest.mark.parametrize("bad", [b"", b"MZ" * 2000, kernel(version=0x203), kernel(sectors=80), kernel(flags=0)])
 def test_what_is_no_kernel_is_refused(bad: bytes) -> None:
     with pytest.raises(disk.NotAKernelError):

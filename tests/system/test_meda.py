@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -109,6 +110,47 @@ async def test_create_and_start_as_written(node: AgentProcess) -> None:
         gone = await http.delete("/vms/api-test")
         assert (gone.status_code, gone.json()["success"]) == (200, True)
         assert (await http.get("/vms/api-test")).json()["code"] == "VM_NOT_FOUND"
+
+
+def can_listen_on_22() -> bool:
+    """Whether VMs' addresses can have port 22: it takes the privilege, and no sshd on all addresses."""
+    with socket.socket() as tried:
+        try:
+            tried.bind(("127.128.0.1", 22))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs openssh-client")
+@pytest.mark.skipif(not can_listen_on_22(), reason="port 22 of the loopback is taken, or kept for root")
+async def test_a_client_that_asks_for_the_address_and_logs_in(node: AgentProcess, tmp_path: Path) -> None:
+    """The way of the runners that are known to use it: create, start, ask for `ip` until it is there, ssh to that."""
+    await trio.run_process(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")])
+    user_data = f"#cloud-config\nssh_authorized_keys:\n  - {(tmp_path / 'key.pub').read_text()}"
+    vm = {"name": "runner", "memory": "128M", "cpus": 1, "disk": "1G", "user_data": user_data}
+    async with httpx.AsyncClient(base_url=f"{node.url}/api/v1", timeout=60, trust_env=False) as http:
+        assert (await http.post("/vms", json=vm)).status_code == 201
+        try:
+            assert (await http.post("/vms/runner/start")).status_code == 200
+            with trio.fail_after(90):
+                while (found := await http.get("/vms/runner/ip")).status_code != 200:
+                    await trio.sleep(0.2)
+                assert await logs_in(found.json()["ip"], tmp_path / "key") == "runner\n"
+        finally:
+            assert (await http.delete("/vms/runner")).status_code == 200
+
+
+async def logs_in(ip: str, key: Path) -> str:
+    """Run `hostname` by ssh, as often as the guest refuses while it boots."""
+    options = ["-i", str(key), "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]
+    options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=30", "-p", "22"]
+    while True:
+        command = ["ssh", *options, f"root@{ip}", "hostname"]
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.decode()
+        await trio.sleep(0.3)
 
 
 @asynccontextmanager

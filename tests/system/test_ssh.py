@@ -1,8 +1,4 @@
-"""The system's ssh, scp, sftp and rsync, unmodified, with the block of `twinshare ssh-config`: no question is asked.
-
-The guest is this machine, whose sshd the guest program starts for each connection. All of it runs in a mount
-namespace of its own, which keeps what is written to root's home.
-"""
+"""The system's ssh, scp and sftp, unmodified, with the block of `twinshare ssh-config`, on a VM without any network."""
 
 from __future__ import annotations
 
@@ -10,81 +6,103 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
-from tests.api.test_guest_api import running
+from tests.system.test_meda import free_port
+from twinshare.agent.testing import AgentProcess
+from twinshare.api.rest_client import RESTClient
 
-SSHD = Path("/usr/sbin/sshd")
-NEEDED = ("ssh", "scp", "sftp", "unshare")
+NEEDED = ("ssh", "scp", "sftp")
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(os.getuid() != 0, reason="needs root for a mount namespace"),
-    pytest.mark.skipif(not SSHD.exists(), reason="needs openssh-server (its service need not run)"),
-    pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="needs openssh-client and util-linux"),
+    pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="needs openssh-client"),
 ]
+VM = "shell"
 
 
-def test_the_systems_own_tools_reach_a_guest(tmp_path: Path) -> None:
-    layer = tmp_path / "layer"
-    layer.mkdir()
-    parts = f"lowerdir=/root,upperdir={layer}/up,workdir={layer}/work"
-    walk = f"""set -e
-        mount -t tmpfs none {layer}; mkdir {layer}/up {layer}/work
-        mount -t overlay overlay -o {parts} /root; rm -rf /root/.ssh
-        exec {sys.executable} -m tests.system.test_ssh"""
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", walk],
-        env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+class Shell:
+    """Command lines of a user whose ssh has the block of `twinshare ssh-config`."""
 
+    def __init__(self, url: str, folder: Path) -> None:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "TWINSHARE_API": url, "TWINSHARE_DATA_DIR": f"{folder}/mine", "PATH": path}
+        self.config = folder / "config"
+        self.run(f"twinshare ssh-config > {self.config}")
+        self.ssh = f"ssh -F {self.config}"
 
-def use(url: str, folder: Path) -> None:
-    """Walk through the tools against a node. Raises: AssertionError."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "TWINSHARE_API": url, "TWINSHARE_DATA_DIR": str(folder / "mine"), "PATH": path}
-    config, big = folder / "config", folder / "big"
-
-    def run(line: str, code: int = 0) -> str:
+    def run(self, line: str, code: int = 0) -> str:
         done = subprocess.run(
-            ["sh", "-c", line], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=60, check=False,
+            ["sh", "-c", line], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=90, check=False,
         )  # fmt: skip
         assert done.returncode == code, (line, done.returncode, done.stdout, done.stderr)
         assert "authenticity" not in done.stderr
         return done.stdout
 
-    run(f"twinshare ssh-config > {config}")
-    big.write_bytes(os.urandom(3_000_000))
-    ssh = f"ssh -F {config}"
-    # The simulated guest has another home than the sshd of this machine looks into.
-    run(f"{ssh} -o BatchMode=yes one.twin true", 255)
-    run(f"mkdir -m 700 /root/.ssh; cp {folder}/node/vms/*/guest/.ssh/authorized_keys /root/.ssh/")
-    assert run(f"{ssh} one.twin 'echo hello; exit 5'", 5) == "hello\n"
-    assert run("twinshare vm ssh one id -un") == "root\n"
-    assert run(f"{ssh} one.here.twin id -un") == "root\n"
-    run(f"scp -F {config} {big} one.twin:{folder}/by-scp && cmp {big} {folder}/by-scp")
-    run(f"echo 'put {big} {folder}/by-sftp' | sftp -F {config} -b - one.twin && cmp {big} {folder}/by-sftp")
-    if shutil.which("rsync"):
-        run(f"mkdir {folder}/tree && cp {big} {folder}/tree")
-        run(f"rsync -a -e '{ssh}' {folder}/tree/ one.twin:{folder}/there && diff -r {folder}/tree {folder}/there")
+
+def check_commands(shell: Shell, folder: Path) -> None:
+    assert shell.run(f"{shell.ssh} {VM}.twin 'echo hello; exit 5'", 5) == "hello\n"
+    assert shell.run(f"{shell.ssh} {VM}.shared.twin id -u") == "0\n"
+    assert shell.run(f"twinshare vm ssh {VM} 'cat; id -u' </dev/null") == "0\n"
+    # The channel has reported the guest's key meanwhile; another one is refused.
     known = (folder / "mine/ssh/known_hosts").read_text()
-    assert "one.twin ssh-ed25519 " in known
-    # Another key than the channel has is refused.
-    (folder / "mine/ssh/known_hosts").write_text("")
-    other = f"{ssh} -o UserKnownHostsFile={folder}/wrong -o StrictHostKeyChecking=yes one.twin true"
-    run(other, 255)
+    assert f"{VM}.twin ssh-ed25519 " in known
+    other = (folder / "mine/ssh/id_ed25519.pub").read_text()
+    (folder / "wrong").write_text(f"{VM}.twin {other}")
+    shell.run(f"{shell.ssh} -o UserKnownHostsFile={folder}/wrong {VM}.twin true", 255)
 
 
-async def main() -> None:
-    folder = Path(tempfile.mkdtemp())
-    async with running(folder / "node") as api:
-        await trio.to_thread.run_sync(use, api.url, folder)
+def check_copies(shell: Shell, folder: Path) -> None:
+    big = folder / "big"
+    big.write_bytes(os.urandom(1_000_000))
+    shell.run(f"scp -F {shell.config} {big} {VM}.twin:/tmp/by-scp")
+    shell.run(f"scp -F {shell.config} {VM}.twin:/tmp/by-scp {folder}/back && cmp {big} {folder}/back")
+    orders = f"put {big} /tmp/by-sftp\\nget /tmp/by-sftp {folder}/back-by-sftp\\n"
+    shell.run(f"printf '{orders}' | sftp -F {shell.config} -b - {VM}.twin && cmp {big} {folder}/back-by-sftp")
 
 
-if __name__ == "__main__":
-    trio.run(main)
+@contextmanager
+def master(shell: Shell, folder: Path, *options: str) -> Iterator[str]:
+    """A connection that others share, as editors have it. Yields the command line of those."""
+    share = f"{shell.ssh} -S {folder}/control"
+    shell.run(f"{share} -M -f -N {' '.join(options)} {VM}.twin 2>{folder}/master.log")
+    try:
+        yield share
+    finally:
+        shell.run(f"{share} -O exit {VM}.twin")
+
+
+def check_forwards(shell: Shell, folder: Path) -> None:
+    """What an editor does: one connection for commands, a port of this machine, and a proxy to all of the guest's."""
+    port, proxy = free_port(), free_port()
+    with master(shell, folder, f"-L 127.0.0.1:{port}:localhost:80", f"-D 127.0.0.1:{proxy}") as share:
+        assert shell.run(f"{share} -O check {VM}.twin 2>&1").startswith("Master running")
+        assert shell.run(f"{share} {VM}.twin hostname") == f"{VM}\n"
+        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30, trust_env=False).text == f"{VM}\n"
+        answer = shell.run(f"curl -s --socks5-hostname 127.0.0.1:{proxy} http://localhost/")
+        assert answer == f"{VM}\n"
+
+
+def walk(url: str, folder: Path) -> None:
+    shell = Shell(url, folder)
+    check_commands(shell, folder)
+    check_copies(shell, folder)
+    check_forwards(shell, folder)
+
+
+async def test_the_systems_own_tools_reach_a_guest(node: AgentProcess, tmp_path: Path) -> None:
+    async with RESTClient(node.url) as client:
+        await client.create_vm(VM, "tiny", memory=128, disk_size=1, cpu_cores=1, network="isolated", start=True)
+        try:
+            with trio.fail_after(120):
+                while not (await client.guests().show_guest(VM)).ready:
+                    await trio.sleep(0.1)
+            await trio.to_thread.run_sync(walk, node.url, tmp_path)
+        finally:
+            await client.delete_vm(VM, force=True)

@@ -19,12 +19,14 @@ from ...guest_program.bundle import program_zip
 from ..port import Report
 from . import guest
 from .disk import NotAKernelError, boot_disk
-from .initramfs import build_initramfs, find_modules
+from .initramfs import build_initramfs, build_ssh_archive, find_modules
 from .packages import Deb, Package, Packages, open_deb
 
 # The smallest kernel first: Debian's, then Ubuntu's.
 KERNELS = ("linux-image-cloud-amd64", "linux-image-kvm", "linux-image-virtual")
 PROGRAMS = ("busybox-static", "qemu-guest-agent", "python3-minimal")
+SSH_PACKAGES = ("dropbear-bin", "openssh-sftp-server")
+"""What the guest has where the archive has both."""
 REF = "tiny:latest"
 _INTERPRETER = re.compile(r"usr/bin/python3\.\d+")
 _PYTHON_LIBRARY = re.compile(r"usr/lib/python3\.\d+/.*\.py")
@@ -56,10 +58,10 @@ async def build_tiny(scratch: Path, report: Report) -> Path:
 
 async def _choose(archive: Packages) -> tuple[list[Package], list[Package]]:
     """The packages of the kernel, and the others; the package lists are read anew if they know too little."""
-    found = await archive.show([*KERNELS, *PROGRAMS])
+    found = await archive.show([*KERNELS, *PROGRAMS, *SSH_PACKAGES])
     if not _enough(found):
         await archive.refresh()
-        found = await archive.show([*KERNELS, *PROGRAMS])
+        found = await archive.show([*KERNELS, *PROGRAMS, *SSH_PACKAGES])
     if not _enough(found):
         raise Unsupported(
             f"tiny needs {' and '.join(PROGRAMS)} and one of {', '.join(KERNELS)}, and apt knows no such packages here"
@@ -69,9 +71,15 @@ async def _choose(archive: Packages) -> tuple[list[Package], list[Package]]:
     agent = await _follow(archive, [found["qemu-guest-agent"]], lambda name: name.startswith("lib"), 2)
     # Its dependency is the interpreter, python3.N-minimal.
     python = await _follow(archive, [found["python3-minimal"]], lambda name: name.startswith("python3."), 1)
-    python = await _follow(archive, python[1:], lambda name: name.startswith(("lib", "zlib")), 1)
-    chosen = {package.name: package for package in [found["busybox-static"], *agent, *python]}
+    python = await _follow(archive, python[1:], _is_library, 1)
+    ssh = [found[name] for name in SSH_PACKAGES if name in found]
+    ssh = await _follow(archive, ssh, _is_library, 2) if len(ssh) == len(SSH_PACKAGES) else []
+    chosen = {package.name: package for package in [found["busybox-static"], *agent, *python, *ssh]}
     return kernels[1:], list(chosen.values())
+
+
+def _is_library(name: str) -> bool:
+    return name.startswith(("lib", "zlib"))
 
 
 def _enough(found: dict[str, Package]) -> bool:
@@ -107,19 +115,24 @@ def _assemble(debs: Sequence[Path], disk: Path) -> None:
     with ExitStack() as stack:
         packages = [stack.enter_context(open_deb(deb)) for deb in debs]
         kernel = _only(packages, lambda path: path.startswith("boot/vmlinuz-"))
+        programs = {
+            "bin/busybox": _only(packages, lambda path: path in {"bin/busybox", "usr/bin/busybox"}),
+            "usr/sbin/qemu-ga": _only(packages, lambda path: path == "usr/sbin/qemu-ga"),
+            "usr/bin/python3": _only(packages, lambda path: _INTERPRETER.fullmatch(path) is not None),
+        }
+        ssh_programs = _ssh_programs(packages)
+        libraries = _libraries(packages)
         files = build_initramfs(
             {name: read for deb in packages for name, read in find_modules(deb.names, deb.read).items()},
             _builtin(packages),
-            {
-                "bin/busybox": _only(packages, lambda path: path in {"bin/busybox", "usr/bin/busybox"}),
-                "usr/sbin/qemu-ga": _only(packages, lambda path: path == "usr/sbin/qemu-ga"),
-                "usr/bin/python3": _only(packages, lambda path: _INTERPRETER.fullmatch(path) is not None),
-            },
-            _libraries(packages),
+            programs,
+            libraries,
             _python_library(packages) | {guest.GUEST_PROGRAM: program_zip()},
+            guest.SCRIPTS | (guest.SSH_SCRIPTS if ssh_programs else {}),
         )
+        ssh = build_ssh_archive(ssh_programs, libraries, programs.values()) if ssh_programs else b""
     try:
-        content = boot_disk(kernel, files, guest.COMMAND_LINE)
+        content = boot_disk(kernel, files, guest.COMMAND_LINE, ssh)
     except NotAKernelError as error:
         raise Unsupported(f"tiny cannot be built: {error}") from None
     atomic_write(disk, content, durable=False)
@@ -134,6 +147,13 @@ def _only(packages: Sequence[Deb], wanted: Callable[[str], bool]) -> bytes:
             if wanted(name):
                 return deb.read(name)
     raise Unsupported("tiny cannot be built: the packages do not hold the files they are known for")
+
+
+def _ssh_programs(packages: Sequence[Deb]) -> dict[str, bytes]:
+    """The files of the SSH server by their paths in the guest; none when a package is not there."""
+    return {
+        guest.SSH_PROGRAMS[name]: deb.read(name) for deb in packages for name in deb.names if name in guest.SSH_PROGRAMS
+    }
 
 
 def _builtin(packages: Sequence[Deb]) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Lays out a disk that a BIOS boots: our boot sector, a Linux kernel and its first file system. Bytes in, bytes out.
 
 Sector 0 is the boot sector, sector 1 the command line; the kernel's real-mode part, the kernel and the files follow.
+All of these are the first partition; the second has what the running guest reads by itself.
 The boot sector's source is `boot_sector.s` beside this module.
 """
 
@@ -33,8 +34,11 @@ class NotAKernelError(ValueError):
     """The file is not a Linux kernel that a boot loader can start."""
 
 
-def boot_disk(kernel: bytes, files: bytes, command_line: str) -> bytes:
-    """A whole raw disk. `kernel` is a bzImage, `files` an initramfs. Raises: NotAKernelError."""
+def boot_disk(kernel: bytes, files: bytes, command_line: str, second: bytes = b"") -> bytes:
+    """Return a raw disk. `kernel` is a bzImage, `files` an initramfs, `second` a partition's content.
+
+    Raises: NotAKernelError.
+    """
     setup, payload = _prepare(kernel, len(files))
     line = command_line.encode() + b"\0"
     if len(line) > SECTOR:
@@ -51,9 +55,14 @@ def boot_disk(kernel: bytes, files: bytes, command_line: str) -> bytes:
     )  # fmt: skip
     disk = bytearray(b"".join([bytes(SECTOR), *parts]))
     disk += bytes(-len(disk) % _MIB)
+    partitions = _partition(1, len(disk) // SECTOR - 1, boots=True)
+    if second:
+        partitions += _partition(len(disk) // SECTOR, len(_sectors(second)) // SECTOR)
+        disk += second
+        disk += bytes(-len(disk) % _MIB)
     disk[: len(BOOT_SECTOR)] = BOOT_SECTOR
     disk[_PARAMETERS : _PARAMETERS + len(parameters)] = parameters
-    disk[_PARTITIONS : _PARTITIONS + 16] = _partition(len(disk) // SECTOR)
+    disk[_PARTITIONS : _PARTITIONS + len(partitions)] = partitions
     disk[_SIGNATURE:SECTOR] = b"\x55\xaa"
     return bytes(disk)
 
@@ -79,6 +88,7 @@ def _sectors(data: bytes) -> bytes:
     return data + bytes(-len(data) % SECTOR)
 
 
-def _partition(sectors: int) -> bytes:
-    """One active entry over all but the first sector, of the type for data without a file system."""
-    return struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0xDA, b"\xfe\xff\xff", 1, sectors - 1)
+def _partition(start: int, sectors: int, *, boots: bool = False) -> bytes:
+    """One entry of the type for data without a file system."""
+    end = b"\xfe\xff\xff"
+    return struct.pack("<B3sB3sII", 0x80 if boots else 0, end, 0xDA, end, start, sectors)

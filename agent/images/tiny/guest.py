@@ -48,7 +48,7 @@ echo "$name" >/www/index.html
 httpd -p 80 -h /www
 acpid -c /etc/acpi -l /run/acpid.log -p /run/acpid.pid
 /sbin/agent &
-(/sbin/network; /sbin/guest) &
+(/sbin/network; [ ! -x /usr/sbin/dropbear ] || nc -ll -p 22 -e /usr/sbin/dropbear -i -R & /sbin/guest) &
 if [ -f /seed/user-data ] && [ "$(head -c 2 /seed/user-data)" = "#!" ]; then
     cp /seed/user-data /run/user-data
     chmod 700 /run/user-data
@@ -119,6 +119,44 @@ while :; do
 done
 """
 
+# Package files of the SSH server, and where the guest has them.
+SSH_PROGRAMS = {
+    "usr/sbin/dropbear": "usr/lib/dropbear/dropbear",
+    "usr/bin/dropbearkey": "usr/lib/dropbear/dropbearkey",
+    "usr/lib/sftp-server": "usr/lib/sftp-server",
+}
+
+# It is started for each connection, by `nc` in init and by the guest program. Its files stay on the disk until then: in
+# the initramfs they would take memory from every guest.
+DROPBEAR = r"""#!/bin/sh
+/sbin/ssh-setup >>/run/ssh.log 2>&1 || exit 1
+exec /usr/lib/dropbear/dropbear "$@"
+"""
+
+SSH_SETUP = r"""#!/bin/sh
+# Unpacks the SSH server from the disk's second partition, makes the host key of this boot, and lets in the keys of the
+# seed's user data. The first caller does it, others wait.
+until mkdir /run/ssh.lock 2>/dev/null; do
+    [ -f /run/ssh.ready ] && exit 0
+    sleep 0.1
+done
+umask 077
+for part in /dev/vd?2 /dev/sd?2; do
+    [ -b "$part" ] && (cd / && zcat "$part" | cpio -idu) && break
+done
+mkdir -p /etc/dropbear /etc/ssh /root/.ssh
+/usr/lib/dropbear/dropbearkey -t ed25519 -f /etc/dropbear/dropbear_ed25519_host_key |
+    grep ^ssh- >/etc/ssh/ssh_host_ed25519_key.pub || { rmdir /run/ssh.lock; exit 1; }
+if [ -f /seed/user-data ]; then
+    # YAML folds long keys into lines.
+    awk '/^ *- / { print key; sub(/^ *- */, ""); key = $0; next }
+        /^ +[^ -]/ { sub(/^ +/, " "); key = key $0; next }
+        { print key; key = "" }
+        END { print key }' /seed/user-data | tr -d "\"'" | grep -E '^(ssh|ecdsa|sk)-' >>/root/.ssh/authorized_keys
+fi
+: >/run/ssh.ready
+"""
+
 # Also what the guest agent calls; acpid calls it for the power button.
 SHUTDOWN = r"""#!/bin/sh
 sync
@@ -141,6 +179,8 @@ SCRIPTS = {
     "sbin/shutdown": SHUTDOWN,
     "etc/acpi/PWRF/00000080": SHUTDOWN,
 }
+
+SSH_SCRIPTS = {"usr/sbin/dropbear": DROPBEAR, "sbin/ssh-setup": SSH_SETUP}
 
 TEXTS = {
     "etc/passwd": "root::0:0:root:/root:/bin/sh\n",

@@ -26,10 +26,11 @@ def build_initramfs(
     programs: Mapping[str, bytes],
     libraries: Mapping[str, Callable[[], bytes]],
     others: Mapping[str, bytes],
+    scripts: Mapping[str, str],
 ) -> bytes:
     """The archive. `modules` and `libraries` read a file by its name; `builtin` names what is in the kernel itself.
 
-    `programs` and `others` are files by their paths; those of `programs` can be executed, and get their libraries.
+    `programs`, `scripts` and `others` are files by their paths; those of `programs` get their libraries.
 
     Raises: Unsupported when a module or a library that is needed is not in the packages.
     """
@@ -43,7 +44,7 @@ def build_initramfs(
         archive.file(name, data, 0o755)
     for name, data in sorted(others.items()):
         archive.file(name, data)
-    for name, text in guest.SCRIPTS.items():
+    for name, text in scripts.items():
         archive.file(name, text.encode(), 0o755)
     for name, text in guest.TEXTS.items():
         archive.file(name, text.encode())
@@ -55,6 +56,23 @@ def build_initramfs(
         archive.file(f"{LIBRARIES}/{name}", data, 0o755)
     archive.link(f"lib64/{LOADER}", f"/{LIBRARIES}/{LOADER}")
     return gzip.compress(archive.encode(), 6, mtime=0)
+
+
+def build_ssh_archive(
+    programs: Mapping[str, bytes], libraries: Mapping[str, Callable[[], bytes]], present: Iterable[bytes]
+) -> bytes:
+    """Return the archive that the guest unpacks when SSH is first needed: programs by their paths, and their libraries.
+
+    The libraries of the programs `present` are in the guest already. Raises: Unsupported when one is not to be had.
+    """
+    archive = Archive()
+    for name, data in sorted(programs.items()):
+        archive.file(name, data, 0o755)
+    others = choose_libraries(present, libraries)
+    for name, data in choose_libraries(programs.values(), libraries).items():
+        if name not in others:
+            archive.file(f"{LIBRARIES}/{name}", data, 0o755)
+    return gzip.compress(archive.encode(), 9, mtime=0)
 
 
 def choose_modules(modules: Mapping[str, Callable[[], bytes]], builtin: frozenset[str]) -> dict[str, bytes]:
