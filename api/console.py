@@ -15,6 +15,7 @@ from ..protocols.console import SILENCE
 from .async_client import AsyncApiClient
 from .exchange import NodeUnreachable, below
 from .websocket import ClientSocket
+from .websocket_writer import WebsocketWriter, open_writer
 
 _READ_SIZE = 1 << 16
 _CLOSE_TIMEOUT = 1.0
@@ -27,9 +28,8 @@ class Console:
     the peer is lost, NodeUnreachable when the node is.
     """
 
-    def __init__(self, stream: Any, socket: ClientSocket) -> None:
-        self._stream, self._socket = stream, socket
-        self._writing = anyio.Lock()
+    def __init__(self, stream: Any, socket: ClientSocket, writer: WebsocketWriter) -> None:
+        self._stream, self._socket, self._writer = stream, socket, writer
 
     @property
     def end(self) -> str | None:
@@ -45,15 +45,18 @@ class Console:
             except (httpcore.NetworkError, httpcore.TimeoutException):
                 data = b""
             output = self._socket.feed(data)
-            with suppress(NodeUnreachable):
-                await self._write(self._socket.replies())
+            self._writer.reply(self._socket.replies())
             if output:
                 return output
         return b""
 
     async def send(self, data: bytes) -> None:
         """Send input to the guest; waits while the guest does not read."""
-        await self._write(self._socket.messages(data))
+        try:
+            await self._writer.write(self._socket.messages(data))
+        except NodeUnreachable:
+            if self._socket.end is None:
+                raise self._socket.error or NodeUnreachable("the connection with the node was lost", "lost") from None
 
     def __aiter__(self) -> Console:
         return self
@@ -64,21 +67,11 @@ class Console:
             raise StopAsyncIteration
         return output
 
-    async def _write(self, data: bytes) -> None:
-        if not data:
-            return
-        async with self._writing:
-            try:
-                await self._stream.write(data)
-            except (httpcore.NetworkError, httpcore.TimeoutException) as error:
-                if self._socket.end is None:
-                    raise NodeUnreachable(f"the connection with the node was lost: {error}", "lost") from None
-
     async def aclose(self) -> None:
         """Close the connection; the VM goes on."""
         with suppress(NodeUnreachable):
             with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await self._write(self._socket.close())
+                await self._writer.write(self._socket.close())
 
 
 @asynccontextmanager
@@ -90,11 +83,13 @@ async def open_console(client: AsyncApiClient, vm: str, peer: str | None) -> Asy
     )
     try:
         socket.check(response.status_code, response.headers.get("sec-websocket-accept", ""))
-        console = Console(response.extensions["network_stream"], socket)
-        try:
-            yield console
-        finally:
-            await console.aclose()
+        stream = response.extensions["network_stream"]
+        async with open_writer(stream) as writer:
+            console = Console(stream, socket, writer)
+            try:
+                yield console
+            finally:
+                await console.aclose()
     finally:
         with anyio.CancelScope(shield=True):
             await response.aclose()

@@ -16,6 +16,7 @@ from ..protocols.guest_stream import Finished, FromGuest, InputEnd, Opened, Resi
 from .async_client import AsyncApiClient
 from .exchange import NodeUnreachable
 from .websocket import ClientSocket
+from .websocket_writer import WebsocketWriter, open_writer
 
 _READ_SIZE = 1 << 16
 _CLOSE_TIMEOUT = 2.0
@@ -28,11 +29,10 @@ class GuestStream:
     byte that came.
     """
 
-    def __init__(self, stream: Any, socket: ClientSocket) -> None:
-        self._stream, self._socket = stream, socket
+    def __init__(self, stream: Any, socket: ClientSocket, writer: WebsocketWriter) -> None:
+        self._stream, self._socket, self._writer = stream, socket, writer
         self._end = ClientEnd()
         self._received: list[bytes | str] = []
-        self._writing = anyio.Lock()
 
     @property
     def opened(self) -> Opened:
@@ -55,20 +55,20 @@ class GuestStream:
     async def send(self, data: bytes, offset: int | None = None) -> None:
         """Send input; `offset` says where it begins, so that what was accepted already is skipped."""
         if offset is not None:
-            await self._write(self._socket.text(input_offset(offset)))
-        await self._write(self._socket.messages(data))
+            await self._writer.write(self._socket.text(input_offset(offset)))
+        await self._writer.write(self._socket.messages(data))
 
     async def send_eof(self) -> None:
         """End the input."""
-        await self._write(self._socket.text(client_text(InputEnd())))
+        await self._writer.write(self._socket.text(client_text(InputEnd())))
 
     async def resize(self, columns: int, rows: int) -> None:
         """Give a terminal another size."""
-        await self._write(self._socket.text(client_text(Resize(columns=columns, rows=rows))))
+        await self._writer.write(self._socket.text(client_text(Resize(columns=columns, rows=rows))))
 
     async def signal(self, name: str) -> None:
         """Send a signal, such as INT, to all processes of the session."""
-        await self._write(self._socket.text(client_text(SendSignal(signal=name))))
+        await self._writer.write(self._socket.text(client_text(SendSignal(signal=name))))
 
     def __aiter__(self) -> GuestStream:
         self._finished = False
@@ -91,17 +91,7 @@ class GuestStream:
         except (httpcore.NetworkError, httpcore.TimeoutException):
             data = b""
         self._received += self._socket.feed_messages(data)
-        with suppress(NodeUnreachable):
-            await self._write(self._socket.replies())
-
-    async def _write(self, data: bytes) -> None:
-        if not data:
-            return
-        async with self._writing:
-            try:
-                await self._stream.write(data)
-            except (httpcore.NetworkError, httpcore.TimeoutException) as error:
-                raise NodeUnreachable(f"the connection with the node was lost: {error}", "lost") from None
+        self._writer.reply(self._socket.replies())
 
     async def start(self) -> None:
         """Wait for the first message. Raises: what the node raises."""
@@ -114,7 +104,7 @@ class GuestStream:
         """Close the connection; a session goes on."""
         with suppress(NodeUnreachable):
             with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await self._write(self._socket.close())
+                await self._writer.write(self._socket.close())
 
 
 @asynccontextmanager
@@ -124,12 +114,14 @@ async def open_guest_stream(client: AsyncApiClient, target: str) -> AsyncIterato
     response: httpx.Response = await client.stream(target, socket.headers, SILENCE)
     try:
         socket.check(response.status_code, response.headers.get("sec-websocket-accept", ""))
-        stream = GuestStream(response.extensions["network_stream"], socket)
-        try:
-            await stream.start()
-            yield stream
-        finally:
-            await stream.aclose()
+        network_stream = response.extensions["network_stream"]
+        async with open_writer(network_stream) as writer:
+            stream = GuestStream(network_stream, socket, writer)
+            try:
+                await stream.start()
+                yield stream
+            finally:
+                await stream.aclose()
     finally:
         with anyio.CancelScope(shield=True):
             await response.aclose()

@@ -1,7 +1,8 @@
 """The serial consoles of this node's VMs: one connection to QEMU for all clients of a console.
 
 QEMU serves one connection at a time, and a guest blocks while nobody reads its console. So the connection is always
-read, each client gets all output, and one that does not keep up is dropped without the others. Every client may write.
+read and each client gets all output. The output waits a moment for a client that is behind; one that then reads nothing
+is dropped without the others. Every client may write.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ MAX_CLIENTS = 8
 """Of one console at once."""
 BUFFER = 256 << 10
 """Bytes of output that a client may be behind."""
+READ_TIMEOUT = 2.0
+"""Seconds that the guest's output waits for a client that is so far behind, before that client is dropped."""
 READ_SIZE = 16 << 10
 DIAL_TIMEOUT = 15.0
 WRITE_TIMEOUT = 30.0
@@ -56,21 +59,25 @@ class _Client:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self._output = bytearray()
-        self._changed = trio.Event()
+        self._changed, self._read = trio.Event(), trio.Event()
         self._end: TwinshareError | None = None
 
-    def feed(self, data: bytes) -> bool:
-        """Buffer output; False, and the end of this client, when it is too far behind."""
-        if len(self._output) + len(data) > BUFFER:
-            self.end(Overloaded("this client of the console reads too slowly; attach again", retry_after=1))
-            return False
-        self._output += data
-        self._changed.set()
-        return True
+    async def feed(self, data: bytes) -> bool:
+        """Buffer output; False, and the end of this client, when it is too far behind and reads nothing."""
+        with trio.move_on_after(READ_TIMEOUT):
+            while len(self._output) + len(data) > BUFFER and self._end is None:
+                self._read = trio.Event()
+                await self._read.wait()
+            self._output += data
+            self._changed.set()
+            return self._end is None
+        self.end(Overloaded("this client of the console reads too slowly; attach again", retry_after=1))
+        return False
 
     def end(self, why: TwinshareError) -> None:
         self._end = self._end or why
         self._changed.set()
+        self._read.set()
 
     async def receive(self) -> bytes:
         while not self._output:
@@ -79,6 +86,7 @@ class _Client:
             self._changed = trio.Event()
             await self._changed.wait()
         output, self._output = bytes(self._output), bytearray()
+        self._read.set()
         return output
 
     async def send(self, data: bytes) -> None:
@@ -127,7 +135,7 @@ class _Connection:
             self.opened.set()
             try:
                 while data := await stream.receive_some(READ_SIZE):
-                    self.clients -= {client for client in self.clients if not client.feed(data)}
+                    self.clients -= {client for client in [*self.clients] if not await client.feed(data)}
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
         return self._stopped()
@@ -187,6 +195,7 @@ class Consoles:
             yield client
         finally:
             connection.clients.discard(client)
+            client.end(Unavailable("this client has left"))
             if not connection.clients:
                 self._end(connection)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +62,30 @@ async def test_a_far_console_is_a_console(tmp_path: Path) -> None:
                 ended = await end_of(console)
                 assert (type(ended), ended.message) == (WrongState, "VM 'far' has stopped")
         await nobody_listens(far)
+
+
+async def test_a_long_output_comes_whole_however_fast_it_is(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (near, far, _):
+        [vm] = await call(far, "list_vms")
+        said = random.Random(1).randbytes(4 << 20)
+
+        async def talk(stream: trio.SocketStream) -> None:
+            await stream.receive_some()
+            await stream.send_all(said)
+            await trio.sleep_forever()
+
+        hypervisor_of(far).serve_console(vm.id, talk)
+        async with near.console(LOCAL_ADMIN, "far", "node-0") as one, far.console(LOCAL_ADMIN, "far") as two:
+            await one.send(b"go")
+            heard: dict[Console, bytes] = {}
+
+            async def listen(console: Console) -> None:
+                heard[console] = await hear(console, len(said))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, one)
+                nursery.start_soon(listen, two)
+            assert list(heard.values()) == [said, said]
 
 
 async def test_who_may(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ BORDERS = {
     "agent/p2p/libp2p/serving.py": "any exception in a stream handler would end the whole libp2p host",
     "agent/p2p/libp2p/handshake.py": "hostile bytes reach libraries that raise whatever they please",
     "agent/background.py": "keeps the body's error until its nursery is closed, then raises it",
+    "api/websocket_writer.py": "the same under anyio, for the Python client",
 }
 
 
