@@ -42,6 +42,7 @@ PLANNED = 64
 STALL = 30.0
 """Seconds in which a question must be answered."""
 ATTEMPTS = 5
+INDEX_ATTEMPTS = 3
 PAUSE = 1.0
 """Seconds until the second attempt at a peer, doubled each time: together more than an agent needs to start again."""
 
@@ -75,13 +76,18 @@ async def pull_from_peers(
 
 async def _index(sources: Sequence[Source], digest: str, max_size: int, folder: Path) -> ChunkIndex:
     error: TwinshareError = PeerUnreachable("no peer has the image any more")
-    for source in sources:
-        try:
-            return await _ask_index(source, digest, max_size, folder)
-        except TwinshareError as failure:
-            log.info("a peer does not tell the index of an image", peer=source.title, why=failure.message)
-            error = failure
-    raise error
+    backoff = Backoff(PAUSE, 8 * PAUSE, jitter=0.2)
+    while True:
+        for source in sources:
+            try:
+                return await _ask_index(source, digest, max_size, folder)
+            except TwinshareError as failure:
+                log.info("a peer does not tell the index of an image", peer=source.title, why=failure.message)
+                error = failure
+        pause = backoff.next()
+        if not isinstance(error, PeerUnreachable) or backoff.failures >= INDEX_ATTEMPTS:
+            raise error
+        await trio.sleep(pause)
 
 
 async def _ask_index(source: Source, digest: str, max_size: int, folder: Path) -> ChunkIndex:
@@ -153,9 +159,9 @@ class _PeerPull:
         if partial.gaps:
             raise self._error
 
-    def _tell(self, partial: Partial) -> None:
+    def _tell(self, partial: Partial, message: str = "") -> None:
         total = self._index.data_size
-        self._report(Progress(done=total - partial.left, total=total, unit="bytes", message=self._message))
+        self._report(Progress(done=total - partial.left, total=total, unit="bytes", message=message or self._message))
 
     async def _drain(self, batches: _Batches, source: Source, scope: trio.CancelScope) -> None:
         """Fetch from one peer until nothing is left to fetch, or the peer is no good any more."""
@@ -173,6 +179,7 @@ class _PeerPull:
                 failures += 1
                 self._error = error
                 if failures < ATTEMPTS:
+                    self._tell(partial, f"{error.message}; trying again")
                     await trio.sleep(backoff.next())
             except TwinshareError as error:
                 self._error = error

@@ -129,6 +129,17 @@ class PeerSessions:
             while any(target.error is None and not self.online(peer) for peer, target in self._targets.items()):
                 await self._changed.park()
 
+    def absent(self, within: float) -> list[PeerId]:
+        """Return the wanted peers without a session that were seen in the last `within` seconds."""
+        now, last_seen = self._context.now(), self._context.address_book.last_seen
+        away = [peer for peer in self._targets if not self.online(peer)]
+        return [peer for peer in away if (seen := last_seen(peer)) is not None and now - seen < within]
+
+    async def wait_for_any(self, peers: Sequence[PeerId]) -> None:
+        """Wait until there is a session with one of the peers."""
+        while not any(self.online(peer) for peer in peers):
+            await self._changed.park()
+
     async def _keep(self, peer: PeerId, target: _Target, use: Use) -> None:
         with target.scope:
             while True:

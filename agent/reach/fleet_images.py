@@ -16,8 +16,16 @@ import trio
 
 from ...protocols.access import Caller, Role
 from ...protocols.blob import PROTOCOL, BlobAnswer, BlobRequest
-from ...protocols.errors import InvalidRequest, Overloaded, PeerMisbehaved, QuotaExceeded, TwinshareError
+from ...protocols.errors import (
+    InvalidRequest,
+    Overloaded,
+    PeerMisbehaved,
+    PeerUnreachable,
+    QuotaExceeded,
+    TwinshareError,
+)
 from ...protocols.image import Image
+from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, Reference, parse_reference
 from ...protocols.services import ImageService
 from ...protocols.table import methods
@@ -29,6 +37,7 @@ from ..images.store import DiskImageStore
 from ..images.tag_index import parse_new_name
 from ..p2p.host import PathKind, PeerId, Stream
 from ..p2p.mesh_client import MeshClient
+from ..vm.image_resolver import Asked
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
 log = structlog.get_logger(__name__)
@@ -39,6 +48,12 @@ ANSWER_TIMEOUT = 3.0
 """Seconds in which a peer must say whether it has an image."""
 SETTLE = 2.0
 """Seconds that a node which has just started waits for its peers."""
+ABSENCE = 60.0
+"""Seconds that a member is waited for which was reachable so many seconds ago."""
+ABSENCES = 10
+"""How often members may be absent during one fetch."""
+PAUSE = 0.5
+"""Seconds before a member that did not answer is asked again."""
 MAX_READERS, MAX_READERS_OF_PEER = 32, 8
 
 
@@ -58,22 +73,65 @@ class FleetImages:
     mesh: MeshClient
 
     async def has(self, ref: str) -> bool:
-        """Whether a member that can be reached now has the image. Raises: InvalidRequest."""
-        return await self._find(ref) is not None
+        """Whether a member has the image, or one may that was here a moment ago. Raises: InvalidRequest."""
+        offer, silent = await self._find(ref)
+        return offer is not None or bool(self._absent(ref, silent))
 
-    async def fetch(self, ref: str, name: str, report: Report, caller: Caller, *, raw: bool = False) -> Image | None:
-        """Fetch the image that members call `ref`, from all that have it; it is called `name` here, else as there.
+    async def fetch(self, ref: str, asked: Asked, report: Report, *, wait: bool) -> Image | None:
+        """Fetch the image that members call `ref`, from all that have it.
 
-        It is `caller`'s. None when no member has it.
+        A member that restarts meanwhile is waited for, `ABSENCE` seconds each time; with `wait` also before it is known
+        who has the image. None when no member has it.
         Raises: PeerUnreachable, PeerMisbehaved and what peers say, when it cannot be brought; InsufficientResources.
         """
-        offer = await self._find(ref)
-        if offer is None:
-            return None
+        for _ in range(ABSENCES):
+            failure: PeerUnreachable | None = None
+            offer, silent = await self._find(ref)
+            if offer is not None:
+                try:
+                    return await self._fetch(ref, offer, asked, report)
+                except PeerUnreachable as error:
+                    failure = error
+            absent = self._absent(ref, silent) if failure or wait else []
+            if offer is not None:
+                absent = [peer for peer in absent if peer in offer.peers]
+            if not absent or not await self._comes_back(absent, report):
+                break
+        if failure is not None:
+            raise failure
+        if absent:
+            raise PeerUnreachable(
+                f"no member that can be reached has '{ref}', and {self._named(absent)} did not return"
+            )
+        return None
+
+    async def _fetch(self, ref: str, offer: Offer, asked: Asked, report: Report) -> Image:
         sources = [self._source(peer) for peer in offer.peers]
-        wanted = parse_new_name(name) if name else self._name(parse_reference(ref), offer.image)
-        request = ImportRequest(wanted, Origin(labels=offer.image.labels, requester=Requester(caller), raw=raw), report)
-        return await pull_from_peers(self.store, offer.image.digest, sources, request)
+        wanted = parse_new_name(asked.name) if asked.name else self._name(parse_reference(ref), offer.image)
+        origin = Origin(labels=offer.image.labels, requester=Requester(asked.caller), raw=asked.raw)
+        return await pull_from_peers(self.store, offer.image.digest, sources, ImportRequest(wanted, origin, report))
+
+    def _absent(self, ref: str, silent: Sequence[PeerId]) -> list[PeerId]:
+        """Members that may have the image and were here a moment ago, with those that did not answer just now."""
+        running = self.mesh.running
+        if running is None or not _is_shared(parse_reference(ref)):
+            return []
+        return [peer for peer in {*silent, *running.sessions.absent(ABSENCE)} if self._trusted(peer)]
+
+    async def _comes_back(self, absent: Sequence[PeerId], report: Report) -> bool:
+        """Whether one of the members does within `ABSENCE` seconds."""
+        running = self.mesh.running
+        if running is None:
+            return False
+        report(Progress(message=f"waiting for {self._named(absent)}, reachable a moment ago"))
+        with trio.move_on_after(ABSENCE):
+            await trio.sleep(PAUSE)
+            await running.sessions.wait_for_any(absent)
+            return True
+        return False
+
+    def _named(self, peers: Sequence[PeerId]) -> str:
+        return ", ".join(self.mesh.context.title(peer) for peer in peers)
 
     def _source(self, peer: PeerId) -> Source:
         async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:
@@ -94,42 +152,50 @@ class FleetImages:
             return Reference(registry=there.registry, name=there.name, tag=short)
         return Reference(registry=LOCAL, name="image", tag=short)
 
-    async def _find(self, ref: str) -> Offer | None:
+    async def _find(self, ref: str) -> tuple[Offer | None, Sequence[PeerId]]:
+        """What members offer, and the members that did not answer."""
         wanted = parse_reference(ref)
         await self.mesh.wait_until_switched(SETTLE)
         running = self.mesh.running
-        if running is None or wanted.digest.startswith("sha256:") or _is_private(wanted):
-            return None
+        if running is None or not _is_shared(wanted):
+            return None, ()
         await running.sessions.wait_until_tried(SETTLE)
         found: dict[PeerId, Image] = {}
+        silent: list[PeerId] = []
         async with trio.open_nursery() as nursery:
             for session in running.sessions.live:
                 if self._trusted(session.peer_id):
-                    nursery.start_soon(self._ask, session.peer_id, ref, found)
+                    nursery.start_soon(self._ask, session.peer_id, ref, found, silent)
         images = {image.digest: image for image in found.values() if wanted.digest in {"", image.digest}}
         if not images:
-            return None
+            return None, silent
         # One name, several contents: what most have, and of those the newest.
         votes = Counter(image.digest for image in found.values())
         best = max(images.values(), key=lambda image: (votes[image.digest], image.created_at))
         peers = [peer for peer, image in found.items() if image.digest == best.digest]
         # A third member's machine carries what comes through a relay: gigabytes only where there is no other way.
-        return Offer(best, [peer for peer in peers if running.host.path(peer) is PathKind.DIRECT] or peers)
+        return Offer(best, [peer for peer in peers if running.host.path(peer) is PathKind.DIRECT] or peers), silent
 
     def _trusted(self, peer: PeerId) -> bool:
         certificate = self.mesh.context.membership.valid_certificate(peer)
         return certificate is not None and certificate.role.includes(Role.OPERATOR)
 
-    async def _ask(self, peer: PeerId, ref: str, found: dict[PeerId, Image]) -> None:
-        with suppress(TwinshareError), trio.move_on_after(ANSWER_TIMEOUT):
-            image: Image = await self.mesh.call(peer, GET_IMAGE, {"image": ref}, READER)
+    async def _ask(self, peer: PeerId, ref: str, found: dict[PeerId, Image], silent: list[PeerId]) -> None:
+        with suppress(TwinshareError), trio.move_on_after(ANSWER_TIMEOUT) as scope:
+            try:
+                image: Image = await self.mesh.call(peer, GET_IMAGE, {"image": ref}, READER)
+            except PeerUnreachable:
+                silent.append(peer)
+                return
             if not image.damaged and image.size <= self.store.max_size:
                 found[peer] = image
+        if scope.cancelled_caught:
+            silent.append(peer)
 
 
-def _is_private(wanted: Reference) -> bool:
-    """Whether the name means another thing on each machine."""
-    return wanted.registry.startswith(("localhost", "127.", "[::1]"))
+def _is_shared(wanted: Reference) -> bool:
+    """Whether members may have it: a registry's digest is not known to them, and localhost is another on each."""
+    return not wanted.digest.startswith("sha256:") and not wanted.registry.startswith(("localhost", "127.", "[::1]"))
 
 
 class BlobServer:

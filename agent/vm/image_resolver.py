@@ -6,6 +6,7 @@ For a VM, fetching it is part of the operation which makes the VM.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -36,15 +37,27 @@ log = structlog.get_logger(__name__)
 ATTEMPTS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """For whom an image is fetched, and what it is to be called: `name`, or as there where it is empty."""
+
+    caller: Caller
+    name: str = ""
+    raw: bool = False
+
+
 class Fleet(Protocol):
     """The images of the peers."""
 
     async def has(self, ref: str) -> bool:
-        """Whether a peer that can be reached has the image. Raises: InvalidRequest."""
+        """Whether a peer has the image, or one may that was reachable a moment ago. Raises: InvalidRequest."""
         ...
 
-    async def fetch(self, ref: str, name: str, report: Report, caller: Caller, *, raw: bool = False) -> Image | None:
-        """Fetch it for `caller` from those that have it, to be called `name` or as there; None when nobody has it."""
+    async def fetch(self, ref: str, asked: Asked, report: Report, *, wait: bool) -> Image | None:
+        """Fetch it from those that have it; None when nobody has it.
+
+        `wait`: peers that were reachable a moment ago are waited for before it is said that nobody has it.
+        """
         ...
 
 
@@ -103,7 +116,8 @@ class ImageResolver:
     async def _fetch(self, ref: str, name: str, report: Report, requester: Requester, *, raw: bool = False) -> Image:
         """From the fleet, else from the catalogue or a registry."""
         try:
-            image = await self._fleet.fetch(ref, name, report, requester.caller, raw=raw)
+            asked = Asked(requester.caller, name, raw)
+            image = await self._fleet.fetch(ref, asked, report, wait=not self.exchange.knows(ref))
         except (PeerUnreachable, PeerMisbehaved, Forbidden, NotFound, Unavailable, Unsupported) as error:
             if not self.exchange.knows(ref):
                 raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,12 @@ import trio
 from tests.agent.nodes import spec
 from tests.agent.remote import Remote
 from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
-from tests.nodes.test_in_memory import call, open_fleet
+from tests.nodes.test_in_memory import call, eventually, join, open_fleet, open_node_on
+from twinshare.agent.images import peer_pull
+from twinshare.agent.node import Node
+from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.p2p.mesh_client import MeshClient
+from twinshare.agent.reach import fleet_images
 from twinshare.agent.reach.fleet_images import FleetImages
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import (
@@ -210,6 +216,96 @@ async def test_two_at_once_fetch_it_once(tmp_path: Path, sent: Sent) -> None:
                 nursery.start_soon(create, name)
         assert sent.chunks == whole
         assert (await call(b, "get_image", image="web:v1")).used_by == ["one", "two"]
+
+
+@asynccontextmanager
+async def restarting_holder(
+    network: MemoryNetwork, folder: Path, founder: Node
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A member with the image `web:v1`; what is yielded ends its node, and starts it again a second later."""
+    restart, up = trio.Event(), trio.Event()
+
+    async def live() -> None:
+        async with open_node_on(network, folder, "holder") as node:
+            await join(node, founder)
+            await give(node)
+            up.set()
+            await restart.wait()
+        await trio.sleep(1)
+        async with open_node_on(network, folder, "holder"):
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(live)
+        await up.wait()
+
+        async def again() -> None:
+            restart.set()
+            with trio.fail_after(10):
+                while founder.mesh.require_running().sessions.live:
+                    await trio.sleep(0.01)
+
+        yield again
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("stage", ["before", "asked", "index", "chunks"])
+@pytest.mark.parametrize("way", ["pull", "create"])
+async def test_the_only_holder_restarts_and_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: Sent, stage: str, way: str
+) -> None:
+    async with open_fleet(tmp_path) as (network, (a,)), restarting_holder(network, tmp_path, a) as restart:
+        if stage == "before":
+            await restart()
+        plain = {"asked": (FleetImages, "_fetch"), "index": (peer_pull, "_ask_index")}.get(stage, (None, ""))
+        used: list[int] = []
+        if plain[0] is not None:
+            work = getattr(*plain)
+
+            async def first_a_restart(*arguments: object) -> object:
+                if not used:
+                    used.append(1)
+                    await restart()
+                return await work(*arguments)
+
+            monkeypatch.setattr(*plain, first_a_restart)
+
+        def harm(answer: bytes) -> bytes:
+            if stage == "chunks" and sent.answers == 3:
+                trio.from_thread.run(restart)
+            return answer
+
+        sent.harm = harm
+        with trio.fail_after(40):
+            if way == "pull":
+                await pull(a)
+            else:
+                await call(a, "create_vm", spec=spec(image="web:v1"))
+        assert content(a, await call(a, "get_image", image="web:v1")) == DISK + bytes(-len(DISK) % 512)
+
+
+async def test_a_holder_that_does_not_return_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_images, "ABSENCE", 2.0)
+    async with open_fleet(tmp_path) as (network, (a,)):
+        async with open_node_on(network, tmp_path, "holder") as node:
+            await join(node, a)
+            await give(node)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+
+                async def refused() -> None:
+                    with pytest.raises(PeerUnreachable, match="holder did not return"):
+                        await pull(a)
+
+                nursery.start_soon(refused)
+                await eventually(lambda: says(a, "waiting for holder, reachable a moment ago"))
+        await trio.sleep(2.0)
+        with trio.fail_after(1), pytest.raises(ImageNotFound):
+            await pull(a)
+
+
+async def says(node: Node, message: str) -> bool:
+    return any(one.progress and one.progress.message == message for one in await node.operations.list())
 
 
 async def test_one_name_for_several_disks_is_what_most_have_then_the_newest(tmp_path: Path) -> None:

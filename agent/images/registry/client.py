@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from ....protocols.errors import ImageNotFound, RegistryFailed
-from ..port import Requester
+from ..port import Report, Requester
 from ..settings import RegistrySettings
 from .auth import DOCKER_HUB, registry_host
 from .http_client import Body, HttpClient, Request
@@ -67,6 +67,10 @@ class RegistryClient:
     def acting_for(self, requester: Requester, *, push: bool = False) -> RegistryClient:
         """Return this client with the logins that serve the requester."""
         return RegistryClient(self.web.acting_for(requester, push=push))
+
+    def reporting(self, report: Report) -> RegistryClient:
+        """Return this client for an operation, which is told why it has to wait."""
+        return RegistryClient(self.web.reporting(report))
 
     async def manifest(self, repository: Repository, reference: str, architecture: str = HOST_ARCHITECTURE) -> Found:
         """The manifest of a tag or digest; of an image for several machines the one for `architecture`.
@@ -155,9 +159,12 @@ class RegistryClient:
             url = str(httpx.URL(location).copy_add_param("digest", digest))
             led = httpx.URL(location).netloc.decode() != repository.host
             request = Request("PUT", url, headers, _push(repository), content, led=led)
-            async with self.web.open(request) as response:
-                if response.status_code not in {201, 204}:
-                    raise PassingError(f"{repository.host} answers {response.status_code} to an upload")
+            try:
+                async with self.web.open(request) as response:
+                    if response.status_code not in {201, 204}:
+                        raise PassingError(f"{repository.host} answers {response.status_code} to an upload")
+            except ImageNotFound:  # it has restarted since the upload was begun
+                raise PassingError(f"{repository.host} knows nothing of an upload that it let begin") from None
 
         await self.web.policy.run(attempt)
         return True

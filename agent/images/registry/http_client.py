@@ -18,7 +18,7 @@ import trio
 
 from ....protocols.access import Role
 from ....protocols.errors import AddressRefused, ImageNotFound, RegistryFailed
-from ..port import Requester
+from ..port import Report, Requester
 from ..settings import RegistrySettings
 from .auth import Credentials, find_credentials, may_use, own_credentials
 from .http_body import MAX_ANSWER, read_body, received
@@ -28,6 +28,8 @@ from .proxies import ProxyRules
 from .transport import GuardedTransport, PrivateAddressError
 
 MAX_REDIRECTS = 5
+KNOWN_FOR = 180.0
+"""Seconds after its last answer in which a server that cannot be reached is one that restarts."""
 _TIMEOUT = httpx.Timeout(30.0, connect=20.0, write=120.0, pool=120.0)
 _HEADERS = {"accept-encoding": "identity", "user-agent": "twinshare"}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
@@ -64,6 +66,7 @@ class HttpClient:
         self._insecure = frozenset(entry.host for entry in settings if entry.insecure)
         self.policy = Retry(sleep)
         self._settings = settings
+        self._heard: dict[bytes, float] = {}
         self._logins = self._new_logins(partial(find_credentials, settings=settings))
         self._restricted: dict[tuple[Role, bool], Logins] = {}
 
@@ -85,6 +88,12 @@ class HttpClient:
             return find_credentials(host, self._settings) if allowed else None
 
         client._logins = self._restricted.setdefault((caller.role, push), self._new_logins(find))
+        return client
+
+    def reporting(self, report: Report) -> HttpClient:
+        """Return this client for an operation, which is told why it has to wait."""
+        client = copy(self)
+        client.policy = self.policy.reporting(report)
         return client
 
     async def close(self) -> None:
@@ -146,7 +155,7 @@ class HttpClient:
             await _check_status(response, request)
             yield response
         except httpx.TransportError as error:
-            raise PassingError(f"{_host(request.url)} breaks off ({_reason(error)})") from None
+            raise PassingError(f"{_host(request.url)} breaks off ({_reason(error)})", known=True) from None
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(5):
                 await response.aclose()
@@ -182,15 +191,18 @@ class HttpClient:
     async def _once(self, request: Request, url: httpx.URL, headers: Mapping[str, str]) -> httpx.Response:
         content = request.content() if request.content else None
         try:
-            return await self._client.send(
+            response = await self._client.send(
                 self._client.build_request(request.method, url, headers=headers, content=content), stream=True
             )
+            self._heard[url.netloc] = trio.current_time()
+            return response
         except httpx.UnsupportedProtocol:
             raise RegistryFailed(f"{url.scheme} is not spoken here") from None
         except httpx.TransportError as error:
             if "certificate" in str(error).lower():
                 raise RegistryFailed(f"{url.host} cannot prove who it is: {_reason(error)}") from None
-            raise PassingError(f"{url.host} cannot be reached ({_reason(error)})") from None
+            known = trio.current_time() - self._heard.get(url.netloc, -KNOWN_FOR) < KNOWN_FOR
+            raise PassingError(f"{url.host} cannot be reached ({_reason(error)})", known=known) from None
 
     def joined(self, base: str, location: str) -> str:
         """Where a server's Location leads. Raises: RegistryFailed when it is nowhere or without encryption."""

@@ -2,6 +2,7 @@
 
 A failure that passes is retried with growing pauses; `Retry-After`, in seconds or as a date, is obeyed up to a minute.
 A longer one ends the attempts, and the error names the time. The server's own reason becomes part of every error.
+A server that answered a moment ago and is gone now restarts, maybe: it is waited for about a minute.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ import httpx
 import msgspec
 
 from ....protocols.errors import RegistryFailed
+from ....protocols.operation import Progress
 from ...backoff import Backoff
+from ..port import Report
 
 ATTEMPTS = 5
+ATTEMPTS_AT_KNOWN = 16
+"""At a server that answered a moment ago and is gone: about a minute with pauses of `LONGEST_PAUSE_AT_KNOWN`."""
+LONGEST_PAUSE_AT_KNOWN = 5.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 LONGEST_RETRY_AFTER = 60.0
@@ -34,18 +40,25 @@ Result = TypeVar("Result")
 
 
 class PassingError(Exception):
-    """Worth another try. `pause` is how many seconds the server wants to be left alone."""
+    """Worth another try. `pause` is how many seconds the server wants to be left alone.
 
-    def __init__(self, message: str, pause: float = 0.0) -> None:
+    `known`: it answered a moment ago, and cannot be reached now.
+    """
+
+    def __init__(self, message: str, pause: float = 0.0, *, known: bool = False) -> None:
         super().__init__(message)
-        self.pause = pause
+        self.pause, self.known = pause, known
 
 
 class Retry:
-    """Runs attempts under the policy. `sleep` waits between them."""
+    """Runs attempts under the policy. `sleep` waits between them, `report` is told why."""
 
-    def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        self._sleep = sleep
+    def __init__(self, sleep: Callable[[float], Awaitable[None]], report: Report | None = None) -> None:
+        self._sleep, self._report = sleep, report
+
+    def reporting(self, report: Report) -> Retry:
+        """Return the same policy for an operation that shows its progress."""
+        return Retry(self._sleep, report)
 
     async def run(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Run until an attempt raises no PassingError. Raises: RegistryFailed, and what `attempt` raises."""
@@ -58,12 +71,14 @@ class Retry:
 
     async def wait(self, backoff: Backoff, error: PassingError) -> None:
         """Wait before the next attempt. Raises: RegistryFailed after the last one, or for too long a delay."""
-        delay = backoff.next()
+        delay = backoff.next(longest=LONGEST_PAUSE_AT_KNOWN if error.known else None)
         if error.pause > LONGEST_RETRY_AFTER:
             until = datetime.now(UTC) + timedelta(seconds=error.pause)
             raise RegistryFailed(f"{error}; it asks for no request before {until:%Y-%m-%d %H:%M:%S} UTC") from None
-        if backoff.failures >= ATTEMPTS:
+        if backoff.failures >= (ATTEMPTS_AT_KNOWN if error.known else ATTEMPTS):
             raise RegistryFailed(f"{error}; tried {backoff.failures} times") from None
+        if self._report is not None:
+            self._report(Progress(message=f"{error}; trying again"))
         await self._sleep(max(delay, error.pause))
 
 

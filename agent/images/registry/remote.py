@@ -39,12 +39,13 @@ class Remote:
         request = _from(request, url, ":".join(digest))
         async with self._turns.take(request.origin.manifest):
             known = await self._known(request)
-            return known or await pull_url(self._store, self._client, url, digest, request)
+            client = self._client.reporting(request.report)
+            return known or await pull_url(self._store, client, url, digest, request)
 
     async def pull_reference(self, reference: Reference, request: ImportRequest) -> Image:
         """The image of that name or digest at its registry. Raises: ImageNotFound, InvalidRequest if it is no disk."""
         repository = Repository.of(reference.registry, reference.name)
-        client = self._client.acting_for(request.origin.requester)
+        client = self._client.acting_for(request.origin.requester).reporting(request.report)
         found = await client.manifest(repository, reference.digest or reference.tag)
         request = _from(request, str(reference), found.digest)
         async with self._turns.take(found.digest):
@@ -57,7 +58,8 @@ class Remote:
 
     async def push(self, image: Image, target: Reference, report: Report, requester: Requester) -> str:
         """Send an image; the digest of its manifest. Raises: ImageDamaged."""
-        return await push_image(self._store, self._client.acting_for(requester, push=True), image, target, report)
+        client = self._client.acting_for(requester, push=True).reporting(report)
+        return await push_image(self._store, client, image, target, report)
 
     async def try_login(self, target: Reference, requester: Requester) -> None:
         """Ask for something that is not there, as one who may write."""

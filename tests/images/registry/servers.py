@@ -118,7 +118,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 @asynccontextmanager
-async def scripted(handler: Handler) -> AsyncIterator[Settings]:
+async def scripted(handler: Handler, port: int = 0) -> AsyncIterator[Settings]:
     """Serve `handler`, one request a connection, over plain http on loopback."""
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -133,7 +133,7 @@ async def scripted(handler: Handler) -> AsyncIterator[Settings]:
                 await handler(Exchange(stream, head.partition(b"\r\n\r\n")[0]))
 
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, port, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
         yield Settings(f"127.0.0.1:{port}")
         nursery.cancel_scope.cancel()

@@ -2,18 +2,21 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.images.registry.servers import Exchange, no_pause, scripted
+from tests.images.registry.servers import Exchange, Settings, free_port, no_pause, scripted
 from twinshare.agent.images.registry.blob_cache import Wanted, cache_blob
 from twinshare.agent.images.registry.client import Repository, once, open_registry_client
 from twinshare.agent.images.registry.http_policy import reason_of
 from twinshare.agent.images.registry.manifest import ManifestList, choose_platform, decode_manifest
 from twinshare.protocols.errors import RegistryFailed
+from twinshare.protocols.operation import Progress
 
 BODY = bytes(range(256)) * 20
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -108,6 +111,77 @@ async def test_uploads_follow_redirects_and_a_refused_mount_is_no_failure() -> N
         repository = Repository(server.host, "a")
         assert await client.put_blob(repository, f"sha256:{DIGEST}", len(BODY), once(BODY), ["other"])
     assert seen[-4:] == ["POST /v2/a/blobs/uploads/", "POST /far/uploads", "PUT /far/session", "PUT /far/store"]
+
+
+class Restarting:
+    """A server that ends in its first GET and its first PUT, and is there again after nine pauses."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._pauses = 0
+        self.reports: list[str] = []
+        self.port = free_port()
+
+    async def start(self) -> None:
+        await self._nursery.start(self._serve, [False])
+
+    async def sleep(self, seconds: float) -> None:
+        assert seconds < 8
+        self._pauses += 1
+        if self._pauses == 9:
+            await self._nursery.start(self._serve, [True])
+
+    async def _serve(self, is_new: list[bool], task_status: trio.TaskStatus[None]) -> None:
+        ended = trio.Event()
+
+        async def handler(exchange: Exchange) -> None:
+            if exchange.method in {"GET", "PUT"} and not is_new[0]:
+                if exchange.method == "GET":
+                    await exchange.answer(200, BODY[:1000], content_length=str(len(BODY)))
+                ended.set()
+            elif exchange.method == "GET":
+                start = int(exchange.headers["range"].removeprefix("bytes=").partition("-")[0])
+                await exchange.answer(206, BODY[start:], content_range=f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+            else:
+                status = {"HEAD": 404, "POST": 202}.get(exchange.method, 201)
+                await exchange.answer(status, location="/session")
+
+        async with scripted(handler, self.port):
+            task_status.started()
+            await ended.wait()
+
+    def report(self, progress: Progress) -> None:
+        self.reports.append(progress.message)
+
+
+@pytest.mark.parametrize("way", ["download", "upload"])
+async def test_a_server_that_restarts_is_waited_for(way: str) -> None:
+    async with trio.open_nursery() as nursery:
+        server = Restarting(nursery)
+        await server.start()
+        host = f"127.0.0.1:{server.port}"
+        async with open_registry_client([Settings(host)], server.sleep) as plain:
+            client = plain.reporting(server.report)
+            if way == "download":
+                async with aclosing(client.web.stream(f"http://{host}/x", 0, len(BODY))) as parts:
+                    assert b"".join([part async for part in parts]) == BODY
+            else:
+                assert await client.put_blob(Repository(host, "a"), f"sha256:{DIGEST}", len(BODY), once(BODY))
+        nursery.cancel_scope.cancel()
+    assert any("trying again" in message for message in server.reports)
+
+
+async def test_a_server_that_never_answered_is_given_up_soon() -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    host = f"127.0.0.1:{free_port()}"
+    async with open_registry_client([Settings(host)], sleep) as client:
+        with pytest.raises(RegistryFailed, match="tried 5 times"):
+            await client.manifest(Repository(host, "a"), "v1")
+    assert len(pauses) == 4
 
 
 async def test_the_reason_of_a_refusal_reaches_the_user() -> None:
