@@ -69,7 +69,7 @@ class RegistryClient:
         return RegistryClient(self.web.acting_for(requester, push=push))
 
     def reporting(self, report: Report) -> RegistryClient:
-        """Return this client for an operation, which is told why it has to wait."""
+        """Return this client for an operation, whose progress says why it has to wait."""
         return RegistryClient(self.web.reporting(report))
 
     async def manifest(self, repository: Repository, reference: str, architecture: str = HOST_ARCHITECTURE) -> Found:

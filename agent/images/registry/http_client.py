@@ -91,7 +91,7 @@ class HttpClient:
         return client
 
     def reporting(self, report: Report) -> HttpClient:
-        """Return this client for an operation, which is told why it has to wait."""
+        """Return this client for an operation, whose progress says why it has to wait."""
         client = copy(self)
         client.policy = self.policy.reporting(report)
         return client

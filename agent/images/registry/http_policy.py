@@ -51,7 +51,7 @@ class PassingError(Exception):
 
 
 class Retry:
-    """Runs attempts under the policy. `sleep` waits between them, `report` is told why."""
+    """Runs attempts under the policy. `sleep` waits between them, `report` shows why."""
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]], report: Report | None = None) -> None:
         self._sleep, self._report = sleep, report
