@@ -25,7 +25,7 @@ export function view({ vm }) {
   const [rows, error, again] = useLoaded(() => list("list_forwards", "forwards", { vm: vm.id }, peer), [vm.id, vm.status]);
   const add = async (/** @type {FormData} */ form) => {
     const number = (/** @type {string} */ key) => Number(form.get(key));
-    await run("add_forward", { vm: vm.id, host_port: number("host_port"), guest_port: number("guest_port"), protocol: form.get("protocol"), bind: form.get("bind") }, peer);
+    await run("add_forward", { vm: vm.id, host_port: number("host_port"), guest_port: number("guest_port"), bind: form.get("bind") }, peer);
     await again();
   };
   const able = may("operator", vm.owner, vm.node);
@@ -41,7 +41,6 @@ export function view({ vm }) {
       ${able && html`<${Form} id="forward" operation="add_forward" label=${t.add} submit=${add}><div class="row">
         <${Field} label=${t.host}><input name="host_port" type="number" min="0" max="65535" defaultValue="0" required /><//>
         <${Field} label=${t.guest}><input name="guest_port" type="number" min="1" max="65535" defaultValue="80" required /><//>
-        <${Field} label=${t.protocol}><select name="protocol"><option>tcp</option><option>udp</option></select><//>
         <${Field} label=${t.bind}><input name="bind" defaultValue="127.0.0.1" required maxlength="45" /><//></div><//>`}
     </section>`;
 }

@@ -1,16 +1,16 @@
 // The dialog for a new VM: image, size, node; everything else has a good default.
 import { call, list } from "./api.js";
 import { natural, size } from "./format.js";
-import { labelsFrom } from "./labels.js";
 import { html, useEffect, useState } from "./html.js";
 import { Dialog, Field, Form, report } from "./parts.js";
 import { peerOf, run, set, state } from "./store.js";
 import { text } from "./text.js";
+import { PERIODS, forwardsFrom, labelsFrom } from "./vm_fields.js";
 
 const t = text.create;
 const AUTO = "*";
 const TINY = "tiny";
-const PERIODS = /** @type {[number | string, string][]} */ ([["", text.access.never], [3600, text.peers.hours(1)], [28800, text.peers.hours(8)], [86400, text.peers.days(1)], [604800, text.peers.days(7)]]);
+const MAC = "([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}";
 const NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
 
 /** The first of `vm-1`, `vm-2`… that no VM of the fleet has. */
@@ -31,12 +31,13 @@ function specFrom(form) {
   if (said("user_data")) cloud.user_data = `${form.get("user_data")}`.replaceAll("\r\n", "\n");
   if (keys.length) cloud.ssh_authorized_keys = keys;
   if (said("hostname")) cloud.hostname = said("hostname");
-  const labels = labelsFrom(said("labels"));
+  const [labels, forwards] = [labelsFrom(said("labels")), forwardsFrom(said("forwards"))];
   return {
     name: said("name"), image: said("image"), cpu_cores: Number(said("cpu_cores")), memory, disk_size: disk,
     network: said("network") || "default", start: form.has("start"),
     ...(said("ttl") ? { ttl: Number(said("ttl")) } : {}),
-    ...(form.has("autostart") ? { autostart: true } : {}),
+    ...(said("firmware") ? { firmware: said("firmware") } : {}), ...(said("mac") ? { mac: said("mac").toLowerCase() } : {}),
+    ...(forwards.length ? { forwards } : {}), ...(form.has("autostart") ? { autostart: true } : {}),
     ...(Object.keys(labels).length ? { labels } : {}), ...(Object.keys(cloud).length ? { cloud_init: cloud } : {}),
   };
 }
@@ -51,13 +52,17 @@ async function roomiest(spec) {
   return able[0].peer;
 }
 
-/** On a first run `tiny` is built on the spot. @param {any} spec @param {string | null} peer */
-async function create(spec, peer) {
+/** On a first run `tiny` is built on the spot. @param {any} spec @param {string | null} peer @param {() => void} accepted */
+async function create(spec, peer, accepted) {
   if (spec.image === TINY || spec.image === `${TINY}:latest`) {
     const images = await list("list_images", "images", {}, peer);
-    if (!images.some((image) => image.name === TINY)) await run("build_tiny", {}, peer);
+    if (!images.some((image) => image.name === TINY)) await run("build_tiny", {}, peer, accepted);
   }
-  await run("create_vm", spec, peer);
+  if (peer === null) return void (await run("create_vm", spec, peer, accepted));
+  // Ports of the asked node, as those that are added later: those of the peer's own would be of use on its machine alone.
+  const { forwards = [], ...rest } = spec;
+  await run("create_vm", rest, peer, accepted);
+  for (const forward of forwards) await run("add_forward", { vm: spec.name, ...forward }, peer);
 }
 
 /** @param {string} node */
@@ -88,8 +93,16 @@ export function view() {
   const submit = async (form) => {
     const spec = specFrom(form);
     const peer = node === AUTO ? await roomiest(spec) : peerOf(node);
-    close();
-    void create(spec, peer).catch(report);
+    // What is refused stays to be corrected; what fails later is a note.
+    let open = true;
+    await new Promise((resolve, reject) => {
+      const accepted = () => {
+        if (open) close();
+        open = false;
+        resolve(null);
+      };
+      create(spec, peer, accepted).catch((error) => (open ? reject(error) : report(error)));
+    });
   };
   const tiny = isTiny(image);
   return html`
@@ -117,6 +130,9 @@ export function view() {
           <div class="row"><${Field} label=${t.hostname}><input name="hostname" maxlength="253" /><//>
             <${Field} label=${t.network}><input name="network" maxlength="64" placeholder="default" list="networks" /><//></div>
           <datalist id="networks"><option value="default"></option><option value="isolated"></option></datalist>
+          <div class="row"><${Field} label=${t.mac} hint=${t.macHint}><input name="mac" pattern=${MAC} maxlength="17" spellcheck="false" /><//>
+            <${Field} label=${t.firmware}><select name="firmware"><option value="">${t.firmwareAny}</option><option value="bios">BIOS</option><option value="uefi">UEFI</option></select><//></div>
+          <${Field} label=${t.forwards} hint=${t.forwardsHint}><textarea name="forwards" rows="2" spellcheck="false"></textarea><//>
           <${Field} label=${t.ttl}><select name="ttl">${PERIODS.map(([seconds, label]) => html`<option key=${label} value=${seconds}>${label}</option>`)}</select><//>
           <${Field} label=${t.labels} hint=${t.labelsHint}><textarea name="labels" rows="2" spellcheck="false"></textarea><//>
           <label class="check"><input name="autostart" type="checkbox" /> ${t.autostart}</label>

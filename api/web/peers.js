@@ -10,6 +10,7 @@ import { text } from "./text.js";
 const t = text.peers;
 const PERIODS = /** @type {[number, string][]} */ ([[600, t.minutes(10)], [3600, t.hours(1)], [86400, t.days(1)], [604800, t.days(7)]]);
 const QUIET_ZONE = 4;
+const DEFAULT_PAGE = Object.assign(new URL(location.origin), { protocol: "http:", host: "127.0.0.1:8080" }).origin;
 
 /** The modules of a QR code as one path of squares. @param {{value: string}} properties */
 function QrCode({ value }) {
@@ -38,6 +39,8 @@ function Invite({ close }) {
     <${Dialog} title=${t.inviteTitle} onClose=${close}>${ticket ? html`
       ${(ticket.warnings ?? []).map((/** @type {string} */ one) => html`<p class="bad" role="alert" key=${one}>${one}</p>`)}
       <p>${t.ticketHint}</p><${Copyable} value="twinshare peer join ${ticket.ticket}" label=${t.ticketHint} />
+      <p>${t.linkHint}</p><${Copyable} value=${joinLink(ticket.ticket)} label=${t.linkHint} />
+      ${(ticket.warnings ?? []).map((/** @type {string} */ line) => html`<p class="banner warn" key=${line}>${line}</p>`)}
       <${QrCode} value=${ticket.ticket} /><p class="quiet">${t.until(clock(ticket.expires))} ${t.secret}</p>` : html`
       <${Form} id="invite" operation="invite_peer" label=${t.make} submit=${submit} cancel=${close}><div class="row">
         <${Field} label=${t.role}><select name="role"><option>viewer</option><option selected>operator</option><option>admin</option></select><//>
@@ -46,7 +49,17 @@ function Invite({ close }) {
     <//>`;
 }
 
-function Join({ close }) {
+const LOCAL = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
+
+/**
+ * The page of the machine on which it is clicked, at the address that a node has without a configuration of its own.
+ * The ticket is in the fragment, which no browser sends anywhere.
+ * @param {string} ticket
+ */
+const joinLink = (ticket) => `${LOCAL.test(location.hostname) ? location.origin : DEFAULT_PAGE}/#/peers/join/${encodeURIComponent(ticket)}`;
+
+/** @param {{close: () => void, ticket: string}} properties */
+function Join({ close, ticket: given }) {
   const submit = async (/** @type {FormData} */ form) => {
     const ticket = String(form.get("ticket")).trim().split(/\s+/).pop();
     const peer = await call("join_fleet", { ticket });
@@ -56,7 +69,7 @@ function Join({ close }) {
   };
   return html`
     <${Dialog} title=${t.joinTitle} onClose=${close}><${Form} id="join" operation="join_fleet" label=${t.joinDo} submit=${submit} cancel=${close}>
-      <${Field} label=${t.ticket} hint=${t.joinHint}><textarea name="ticket" rows="4" required autofocus spellcheck="false"></textarea><//><//><//>`;
+      <${Field} label=${t.ticket} hint=${t.joinHint}><textarea name="ticket" rows="4" required autofocus spellcheck="false">${given}</textarea><//><//><//>`;
 }
 
 /** @param {import("./types.js").Peer} peer */
@@ -91,10 +104,21 @@ function Self() {
         ${state.peers.length > 0 && html`<${Action} operation="leave_fleet" label=${t.leave} kind="danger" question=${{ title: t.leave, body: t.leaveBody, yes: t.leave, danger: true }} then=${refresh} />`}</div></section>`;
 }
 
-export function view() {
+/** `#/peers/join/TICKET` asks whether to join, and leaves the ticket out of the history. @param {{path: string[]}} properties */
+export function view({ path }) {
   const [dialog, setDialog] = useState("");
+  const [ticket, setTicket] = useState("");
+  useEffect(() => {
+    if (path[0] !== "join") return;
+    history.replaceState(null, "", "#/peers");
+    setTicket(path[1] ?? "");
+    setDialog("join");
+  }, [path.join("/")]);
   if (!state.loaded) return html`<div class="view"><h1>${text.views.peers}</h1><${Loading} /></div>`;
-  const close = () => setDialog("");
+  const close = () => {
+    setDialog("");
+    setTicket("");
+  };
   return html`
     <div class="view">
       <div class="head"><h1>${text.views.peers}</h1><span class="gap"></span>${may("admin") && html`<div class="actions">
@@ -103,6 +127,6 @@ export function view() {
       ${state.peers.length ? html`<div class="table" tabindex="0" role="region" aria-label=${t.table}><table id="peers-table"><thead><tr><th scope="col">${t.columns.name}</th><th scope="col">${t.columns.status}</th><th scope="col" class="wide">${t.columns.path}</th><th scope="col">${t.columns.role}</th><th scope="col" class="wide">${t.columns.membership}</th><th scope="col" class="wider">${t.columns.seen}</th><th class="does"><span class="unseen">${text.vms.actions}</span></th></tr></thead>
         <tbody>${state.peers.map((peer) => html`<${Row} key=${peer.id} peer=${peer} />`)}</tbody></table></div>` : html`<${Empty} icon="peers" title=${t.empty}><p class="quiet">${t.emptyHint}</p><//>`}
       <${Self} />
-      ${dialog === "invite" && html`<${Invite} close=${close} />`}${dialog === "join" && html`<${Join} close=${close} />`}
+      ${dialog === "invite" && html`<${Invite} close=${close} />`}${dialog === "join" && html`<${Join} close=${close} ticket=${ticket} />`}
     </div>`;
 }

@@ -149,12 +149,13 @@ async function look(operation) {
 }
 
 /**
- * Change something, and wait for its end; the drawer shows how far it is.
- * @param {string} operation @param {Record<string, unknown>} params @param {string | null} peer
+ * Change something, and wait for its end; the drawer shows how far it is. `accepted` is called once it was not refused.
+ * @param {string} operation @param {Record<string, unknown>} params @param {string | null} peer @param {() => void} accepted
  * @returns {Promise<any>}
  */
-export async function run(operation, params = {}, peer = null) {
+export async function run(operation, params = {}, peer = null, accepted = () => {}) {
   const answer = await call(operation, params, peer);
+  accepted();
   if (!answer?.idempotency_key) return answer;
   const begun = { ...answer, peer };
   const end = new Promise((resolve, reject) => waiting.set(begun.id, { resolve, reject }));

@@ -9,7 +9,8 @@ export {};
  * @property {string | null} ip @property {string | null} image @property {string} owner @property {string | null} node
  * @property {string | null} observed_at @property {boolean} reachable @property {string | null} reason
  * @property {string[]} warnings @property {Record<string, string>} labels @property {boolean} autostart
- * @property {string | null} [expires_at] @property {string | null} [guest_ip]
+ * @property {string | null} [expires_at] @property {string | null} [guest_ip] @property {number[]} [ports]
+ * @property {string | null} [mac] @property {string} [firmware]
  */
 /**
  * @typedef {object} Peer

@@ -4,6 +4,7 @@ import { clock, disk, duration, memory } from "./format.js";
 import { html, useEffect, useEvery, useLayoutEffect, useRef, useState } from "./html.js";
 import { peerOf, state } from "./store.js";
 import { text } from "./text.js";
+import { Address } from "./vm_address.js";
 
 const t = text.vm;
 const EVERY = 2;
@@ -103,9 +104,9 @@ export function view({ vm }) {
   const runs = vm.status === "running";
   const labels = Object.entries(vm.labels);
   const facts = [
-    [t.size, `${vm.cpu_cores} × CPU · ${memory(vm.memory)} · ${disk(vm.disk_size)}`], [t.image, vm.image ?? ""], [t.address, vm.ip ?? t.noAddress],
-    [t.up, vm.uptime === null ? "" : duration(vm.uptime)], [t.node, vm.node], [t.owner, vm.owner], [t.network, vm.network],
-    [t.accelerator, vm.hypervisor], [t.created, clock(vm.created_at)], [t.expires, clock(vm.expires_at)], [t.observed, vm.reachable ? "" : clock(vm.observed_at)], [t.id, vm.id],
+    [t.size, `${vm.cpu_cores} × CPU · ${memory(vm.memory)} · ${disk(vm.disk_size)}`], [t.image, vm.image ?? ""], [t.address, html`<${Address} vm=${vm} />`],
+    [t.up, vm.uptime === null ? "" : duration(vm.uptime)], [t.node, vm.node], [t.owner, vm.owner], [t.network, vm.network], [t.mac, vm.mac && html`<span class="mono">${vm.mac}</span>`],
+    [t.accelerator, vm.hypervisor], [t.firmware, vm.firmware?.toUpperCase()], [t.created, clock(vm.created_at)], [t.expires, clock(vm.expires_at)], [t.observed, vm.reachable ? "" : clock(vm.observed_at)], [t.id, vm.id],
   ].filter(([, value]) => value);
   return html`
     ${vm.warnings.map((line) => html`<p class="banner warn" key=${line}>${line}</p>`)}

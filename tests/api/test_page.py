@@ -165,6 +165,13 @@ async def test_a_terminal_and_a_screen_of_a_peer(tmp_path: Path) -> None:
         at_peace(page, at.api)
 
 
+async def read_page(host: str, port: int | str) -> bytes:
+    with trio.fail_after(5):
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+            return b"".join([part async for part in stream])
+
+
 async def test_create_on_another_node_forward_capture_and_delete(tmp_path: Path) -> None:
     async with opened(tmp_path) as at:
         page = at.page
@@ -173,31 +180,54 @@ async def test_create_on_another_node_forward_capture_and_delete(tmp_path: Path)
             "image": "disk",
             "node": "far",
             "name": "new",
-            "memory": "64M",
+            "memory": "900T",
             "disk_size": "1G",
-            "labels": "a=b",
+            "labels": "a=b\nports=80",
             "ttl": "3600",
+            "mac": "52:54:00:AB:CD:01",
+            "firmware": "uefi",
+            "forwards": "http\n5353/udp",
         }
         for name, value in fields.items():
             await page.fill(f"#create [name={name}]", value)
         # What happens in the fleet meanwhile draws the page again, and leaves alone what is typed.
         await page.run("import('/web/store.js').then(store => new Promise(done => setTimeout(done, 100, store.set())))")
         assert await page.run("document.querySelector('#create [name=name]').value") == "new"
+        alert = "document.querySelector('#create [role=alert]')"
+        await page.click("#create button.primary", f"{alert}?.innerText.includes('HOST:GUEST')")
+        await page.fill("#create [name=forwards]", "80\n5353")
+        await page.click("#create button.primary", f"{alert}?.innerText.includes('memory')")
+        [refused] = page.complaints
+        assert "Failed to load resource" in refused
+        page.complaints.clear()
+        await page.fill("#create [name=memory]", "64M")
         await page.click("#create button.primary", row("new", "running"))
         [made] = [vm for vm in (await at.api.get("/api/remote/far/vm"))["vms"] if vm["name"] == "new"]
-        assert (made["status"], made["labels"], made["ttl"]) == ("running", {"a": "b"}, 3600)
+        assert (made["status"], made["labels"], made["ttl"]) == ("running", {"a": "b", "ports": "80"}, 3600)
+        assert (made["mac"], made["firmware"]) == ("52:54:00:ab:cd:01", "uefi")
+        added = (await at.api.get(f"/api/remote/far/vm/{made['id']}/port-forward"))["forwards"]
+        assert [one["guest_port"] for one in added] == [80, 5353]
+        opens = "document.querySelector('.facts a.tag')"
+        await at.go(f"#/vm/far/{made['id']}", f"{opens} && {has('52:54:00:ab:cd:01')}")
+        assert b"new" in await read_page(await page.run(f"{opens}.hostname"), 80)
+        await at.go(f"#/vm/far/{made['id']}/settings", "document.querySelector('#settings')")
+        await page.fill("#settings [name=ttl]", "0")
+        await page.click("#settings button.primary", "document.querySelector('.note.good')")
+        [changed] = [vm for vm in (await at.api.get("/api/remote/far/vm"))["vms"] if vm["name"] == "new"]
+        assert (changed["ttl"], changed["labels"]) == (None, {"a": "b", "ports": "80"})
+        for one in added:
+            await at.api.client.delete(f"/api/remote/far/vm/{made['id']}/port-forward/{one['host_port']}")
 
         await at.go(f"#/vm/far/{made['id']}/forwards", "document.querySelector('#forward')")
         await page.click("#forward button.primary", "document.querySelector('main table a')")
         port = int((await page.run("document.querySelector('main table a').href")).rstrip("/").rpartition(":")[2])
-        with trio.fail_after(5):
-            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
-                assert b"new" in b"".join([part async for part in stream])
+        assert b"new" in await read_page("127.0.0.1", port)
         await page.click("[data-operation=remove_forward]", has("No port is forwarded."))
 
         await page.click("main [data-operation=capture_image]", "document.querySelector('dialog form')")
-        await page.click("dialog button[data-operation]", "document.querySelector('.note.good')")
+        await page.click(
+            "dialog button[data-operation]", "document.getElementById('notes').innerText.includes('new-image')"
+        )
         assert [one["name"] for one in (await at.api.get("/api/remote/far/image"))["images"]] == ["disk", "new-image"]
 
         await page.click("main [data-operation=delete_vm]", "document.querySelector('[data-answer=yes]')")
@@ -243,10 +273,16 @@ async def test_an_invitation_by_qr_code_lets_a_node_in_and_a_revocation_out(tmp_
         await page.click("#invite button.primary", "document.querySelector('.qr path')")
         ticket = read(await page.run(MODULES))
         assert ticket in await page.run("document.querySelector('dialog code').innerText")
+        link = await page.run("document.querySelectorAll('dialog code')[1].innerText")
         await page.click("dialog header button", "!document.querySelector('dialog')")
         async with served(tmp_path / "other", network, name="other") as other, open_page(tmp_path / "second") as guest:
-            await guest.open(other.url + "/#/peers")
+            await guest.open(link.replace(api.url, other.url))
+            await guest.until("document.querySelector('#join')")
+            assert await guest.run("location.hash") == "#/peers", "the ticket is not kept in the history"
+            assert await guest.run("document.querySelector('#join textarea').value") == ticket
+            await guest.click("dialog header button", "!document.querySelector('dialog')")
             await guest.click("main [data-operation=join_fleet]", "document.querySelector('#join')")
+            assert await guest.run("document.querySelector('#join textarea').value") == ""
             await guest.fill("#join textarea", f"twinshare peer join {ticket}")
             await guest.click("#join button.primary", "document.querySelector('#peers-table tbody tr')")
             at_peace(guest, other)
