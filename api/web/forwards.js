@@ -22,7 +22,9 @@ function endpoint(host, port) {
 /** @param {{vm: import("./types.js").Vm}} properties */
 export function view({ vm }) {
   const peer = peerOf(vm.node);
-  const [rows, error, again] = useLoaded(() => list("list_forwards", "forwards", { vm: vm.id }, peer), [vm.id, vm.status]);
+  // A VM that is being deleted is not asked once more: it may be gone by then.
+  const open = ["running", "deleting"].includes(vm.status);
+  const [rows, error, again] = useLoaded(() => list("list_forwards", "forwards", { vm: vm.id }, peer), [vm.id, open]);
   const add = async (/** @type {FormData} */ form) => {
     const number = (/** @type {string} */ key) => Number(form.get(key));
     await run("add_forward", { vm: vm.id, host_port: number("host_port"), guest_port: number("guest_port"), bind: form.get("bind") }, peer);
