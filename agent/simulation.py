@@ -41,9 +41,9 @@ from .p2p.context import Served
 from .p2p.membership import Override
 from .p2p.memory import MemoryNetwork, open_memory_host
 from .p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
+from .p2p.offload import in_place
 from .p2p.signing import Signer
 from .p2p.store import MemoryKeyValueStore
-from .p2p.verification import in_place
 
 START = datetime(2025, 5, 10, 12, tzinfo=UTC)
 """The time of day when a simulation begins."""

@@ -35,6 +35,7 @@ class CallerSession(Session):
         self._credit: dict[int, int] = {}
         # The calls that somebody awaits; a stream of events may be idle for longer.
         self._awaited: set[int] = set()
+        self._detachable: set[int] = set()
         self._last_id = 0
         self._send(Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(hello)))
 
@@ -58,6 +59,8 @@ class CallerSession(Session):
         self._send(frame)
         self._last_id = frame.id
         self._credit[frame.id] = request.credit
+        if request.detach:
+            self._detachable.add(frame.id)
         if method != FOLLOW_EVENTS:
             self._awaiting_since = self._awaiting_since if self._awaited else now
             self._awaited.add(frame.id)
@@ -89,6 +92,9 @@ class CallerSession(Session):
             yield Received(frame.id, frame.method, frame.body)
             return
         del self._credit[frame.id]
+        if frame.kind is Kind.DETACHED and frame.id not in self._detachable:
+            raise PeerMisbehaved(f"the peer detached call {frame.id}, which was to be answered")
+        self._detachable.discard(frame.id)
         self._awaited.discard(frame.id)
         if frame.kind is Kind.RESULT:
             yield Answered(frame.id, frame.body)

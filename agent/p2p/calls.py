@@ -74,10 +74,10 @@ class PeerCalls:
 
 async def _ask(session: PeerSession, method: Method, request: Request) -> Any:
     if not method.lists:
-        return method.unpack_result(await session.call(method.name, request))
+        return await session.decoder.decode(await session.call(method.name, request), method.unpack_result)
     rows: list[Any] = []
     for page in await session.call_list(method.name, request):
-        rows += method.unpack_result(page)
+        rows += await session.decoder.decode(page, method.unpack_result)
         if len(rows) > MAX_ROWS:
             raise TooLarge(f"the peer's list has more than {MAX_ROWS} rows", limit=MAX_ROWS)
         await trio.lowlevel.checkpoint()

@@ -20,6 +20,7 @@ from .discovery import OpenDiscovery
 from .host import Admission, Direction, Gate, Host, PeerId, Stream
 from .instances import Instances
 from .membership import Membership
+from .offload import Offload
 from .records import OwnRecord
 from .rpc import EventSource
 from .tickets import TicketBook
@@ -66,6 +67,7 @@ class MeshContext:
     tickets: TicketBook
     own_record: OwnRecord
     verifier: Verifier
+    offload: Offload
     meter: Meter
     vm_lists: VmLists
     audit_sink: AuditSink = no_audit

@@ -31,13 +31,14 @@ from .local_peers import LocalPeers
 from .membership import Override, open_membership
 from .mesh_client import MeshClient
 from .mesh_services import MeshServices, open_mesh_services
+from .offload import Offload, Threads
 from .problems import mesh_problems
 from .records import open_own_record
 from .rpc import EventSource
 from .signing import Signer
 from .store import KeyValueStore
 from .tickets import open_tickets
-from .verification import Offload, Verifier, in_thread
+from .verification import Verifier
 from .vm_lists import open_vm_lists
 
 REVOKE_TIMEOUT = 0.5
@@ -197,7 +198,7 @@ class MeshSettings:
     peer_timeout: float = 15.0
     audit_sink: AuditSink = no_audit
     rng: random.Random = field(default_factory=random.Random)
-    offload: Offload = in_thread
+    offload: Offload = field(default_factory=Threads)
 
 
 async def make_mesh_client(settings: MeshSettings) -> MeshClient:
@@ -221,6 +222,7 @@ async def make_mesh_client(settings: MeshSettings) -> MeshClient:
             tickets=await open_tickets(store, signer.peer_id, now),
             own_record=await open_own_record(signer, store, now),
             verifier=verifier,
+            offload=settings.offload,
             vm_lists=await open_vm_lists(store, now),
             meter=meter,
         )

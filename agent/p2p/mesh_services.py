@@ -60,6 +60,7 @@ class MeshServices:
             context.events,
             context.session_timeout,
             context.audit_sink,
+            context.offload,
         )
 
     def serve(self) -> None:

@@ -32,6 +32,7 @@ from ...protocols.pages import MAX_LIST, PAGES_AHEAD
 from ...protocols.session import MAX_TIMEOUT
 from ..background import open_background
 from .host import DIAL_DEADLINE, Host, PeerId, Stream
+from .offload import Decoder, Offload, in_place
 from .session_driver import SessionDriver
 
 PROTOCOL = "/twinshare/rpc/1.0.0"
@@ -61,10 +62,11 @@ class _Outcome:
 class PeerSession:
     """Made by `open_peer_session`."""
 
-    def __init__(self, stream: Stream, hello: Hello, peer_timeout: float) -> None:
+    def __init__(self, stream: Stream, hello: Hello, peer_timeout: float, offload: Offload) -> None:
         self.peer_id = stream.peer_id
         self._session = CallerSession(hello, trio.current_time(), peer_timeout)
         self._driver = SessionDriver(stream, self._session, self._take)
+        self.decoder = Decoder(offload)
         self._outcomes: dict[int, _Outcome] = {}
         self._feeds: dict[int, Feed] = {}
         self._room = trio.lowlevel.ParkingLot()
@@ -243,18 +245,27 @@ class Feed:
         if self._taken == FEED_CREDIT // 2:
             self._line.grant(self._number, self._taken)
             self._taken = 0
-        return decode(self._items.popleft(), NodeEvent)
+        return await self._line.decoder.decode(self._items.popleft(), _read_event)
+
+
+def _read_event(item: bytes) -> NodeEvent:
+    return decode(item, NodeEvent)
 
 
 @asynccontextmanager
 async def open_peer_session(
-    host: Host, peer_id: PeerId, hello: Hello, peer_timeout: float, protocol: str = PROTOCOL
+    host: Host,
+    peer_id: PeerId,
+    hello: Hello,
+    peer_timeout: float,
+    protocol: str = PROTOCOL,
+    offload: Offload = in_place,
 ) -> AsyncIterator[PeerSession]:
     """Open the control stream to a connected peer and work it. `peer_timeout` is in seconds.
 
     Raises: PeerUnreachable, Unsupported, and what the peer answers to our HELLO.
     """
-    session = PeerSession(await host.open_stream(peer_id, protocol), hello, peer_timeout)
+    session = PeerSession(await host.open_stream(peer_id, protocol), hello, peer_timeout, offload)
     async with open_background() as nursery:
         nursery.start_soon(session.run)
         await session.greet()

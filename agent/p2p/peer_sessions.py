@@ -171,7 +171,10 @@ class PeerSessions:
         addresses = self._context.dial_policy.choose(known, self._host.addresses, trio.current_time())
         connection = await self._host.connect(peer, addresses)
         relayed = self._host.path(peer) is PathKind.RELAYED
-        async with open_peer_session(self._host, peer, self._hello(), self._context.session_timeout) as session:
+        context = self._context
+        async with open_peer_session(
+            self._host, peer, self._hello(), context.session_timeout, offload=context.offload
+        ) as session:
             reached = connection.address if connection.direction is Direction.OUTBOUND else None
             await self._context.address_book.reached(peer, reached)
             self._by_peer[peer] = session

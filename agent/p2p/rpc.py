@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -36,6 +36,7 @@ from ...protocols.reading import decode_msgpack
 from ...protocols.secrets import has_secrets
 from ...protocols.table import Dispatcher
 from .host import PeerId, Stream
+from .offload import Decoder, Offload, in_place
 from .session_driver import SessionDriver
 
 log = structlog.get_logger(__name__)
@@ -76,8 +77,10 @@ class PeerServer:
         events: EventSource | None,
         peer_timeout: float,
         audit_sink: AuditSink = no_audit,
+        offload: Offload = in_place,
     ) -> None:
         self.dispatcher, self.neighbours, self.events, self.audit_sink = dispatcher, neighbours, events, audit_sink
+        self.offload = offload
         self._timeout = peer_timeout
         self._sessions: dict[PeerId, _Serving] = {}
         self.in_flight = 0
@@ -103,6 +106,7 @@ class _Serving:
         self._server, self._session = server, session
         self._peer_id = stream.peer_id
         self._driver = SessionDriver(stream, session, self._take)
+        self._decoder = Decoder(server.offload)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._granted = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery
@@ -178,16 +182,50 @@ class _Serving:
                 method=name[:64], agent=agent,
             )  # fmt: skip
         packed = bytes(request.arguments)
-        async with self._audited(caller, method, packed):
+        arguments = await self._read(caller, method, packed)
+        async with self._audited(caller, method, packed, arguments):
             if method.local:
                 raise Forbidden(f"{name} is for the node's own users; no peer can call it")
             caller.require(method.role, method.name)  # before the arguments: who may not call learns nothing of them
-            result = await self._server.dispatcher.call(caller, method, method.unpack(packed))
+            if not isinstance(arguments, dict):
+                raise arguments
+            result = await self._server.dispatcher.call(caller, method, arguments)
         await self._driver.wait_until_sent()
-        return (
-            await self._send_pages(number, result)
-            if method.lists and request.credit
-            else msgspec.msgpack.encode(result)
+        if method.lists and request.credit:
+            return await self._send_pages(number, result)
+        return msgspec.msgpack.encode(result)
+
+    async def _read(self, caller: Caller, method: Method, packed: bytes) -> dict[str, Any] | TwinshareError:
+        """Return the arguments, or why they are none.
+
+        A large call that will be refused is not looked into, unless it must be kept without its secrets.
+        """
+        looked_into = _allowed(caller, method) or (method.mutates and has_secrets(method.args))
+        if len(packed) > MAX_REFUSED_KEPT and not looked_into:
+            return TooLarge("the arguments of a refused call were not read")
+        try:
+            return await self._decoder.decode(packed, method.unpack)
+        except (InvalidRequest, TooLarge) as error:
+            return error
+
+    def _audited(
+        self, caller: Caller, method: Method, packed: bytes, arguments: dict[str, Any] | TwinshareError
+    ) -> AbstractAsyncContextManager[None]:
+        """Write down a change without its secrets; of a call that will be refused little is kept.
+
+        Nothing is kept of a method that can have secrets when nobody knows what is in its arguments.
+        """
+        if not method.mutates:
+            return nullcontext()
+        on, kept, secret = "", packed, has_secrets(method.args)
+        if isinstance(arguments, dict):
+            on = method.about(arguments)
+            kept = method.pack_without_secrets(arguments) if secret else packed
+        elif secret:
+            kept = b""
+        limit = method.max_arguments if _allowed(caller, method) else MAX_REFUSED_KEPT
+        return self._server.audit_sink(
+            caller, method.name, on, request=kept if len(kept) <= limit else kept[:MAX_REFUSED_KEPT]
         )
 
     async def _send_pages(self, number: int, rows: Iterable[Any]) -> bytes:
@@ -207,29 +245,19 @@ class _Serving:
         self._session.item(number, kind, body)
         self._driver.flush()
 
-    def _audited(self, caller: Caller, method: Method, packed: bytes) -> AbstractAsyncContextManager[None]:
-        """Write down a change without its secrets; of a call that will be refused little is kept.
-
-        A method that can have secrets is decoded first: nobody knows what is in arguments that are no such thing.
-        """
-        if not method.mutates:
-            return nullcontext()
-        allowed, secret = not method.local and caller.role.includes(method.role), has_secrets(method.args)
-        limit = method.max_arguments if allowed else MAX_REFUSED_KEPT
-        on, kept = "", b"" if secret else packed
-        if len(packed) <= (method.max_arguments if secret else limit):
-            with suppress(InvalidRequest, TooLarge):
-                arguments = method.unpack(packed)
-                on = method.about(arguments)
-                kept = method.pack_without_secrets(arguments) if secret else packed
-        return self._server.audit_sink(
-            caller, method.name, on, request=kept if len(kept) <= limit else kept[:MAX_REFUSED_KEPT]
-        )
-
     async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
-        follow: Follow = decode_msgpack(bytes(request.arguments), Follow)
+        follow = await self._decoder.decode(bytes(request.arguments), _read_follow)
         async with source(follow.after) as events:
             async for event in events:
                 if follow.types and not event.type.startswith((EventKind.RESET, *follow.types)):
                     continue
                 await self._send_item(number, event.type, msgspec.msgpack.encode(event))
+
+
+def _read_follow(packed: bytes) -> Follow:
+    found: Follow = decode_msgpack(packed, Follow)
+    return found
+
+
+def _allowed(caller: Caller, method: Method) -> bool:
+    return not method.local and caller.role.includes(method.role)

@@ -15,6 +15,8 @@ from .host import Stream
 
 MAX_PENDING = 1 << 20
 """Unsent bytes above which nothing more is read, and no answer is packed."""
+READ_PIECE = 8 << 10
+"""Bytes that are taken in between two turns of the event loop: more than 1,500 frames of the smallest kind."""
 LAST_FLUSH_TIMEOUT = 1.0
 """Seconds for sending the last frame of a session that this end closes."""
 
@@ -64,7 +66,7 @@ class SessionDriver:
         while not self._session.closed:
             await self.wait_until_sent()
             try:
-                data = await self._stream.receive_some(READ_SIZE)
+                data = await self._stream.receive_some(READ_PIECE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             self._on_data(data)

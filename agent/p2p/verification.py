@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Collection, Iterable
 
 import structlog
-import trio
 
 from ...protocols.errors import Forbidden
 from ...protocols.membership.statements import Statement, read_certificate, read_revocation
 from ...protocols.mesh import GossipUpdate, PeerRecord
 from ..limits import LIMITS, Budget, Meter
 from .host import PeerId
+from .offload import Offload, Threads
 from .records import verified
 from .signing import open_token
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
-
-
-class Offload(Protocol):
-    """Runs a function that takes long."""
-
-    async def __call__(self, read: Callable[[], T]) -> T: ...
-
-
-async def in_thread(read: Callable[[], T]) -> T:
-    """Run in a worker thread."""
-    return await trio.to_thread.run_sync(read)
-
-
-async def in_place(read: Callable[[], T]) -> T:
-    """Run here: for a virtual clock, which must not run ahead of a thread."""
-    await trio.lowlevel.checkpoint()
-    return read()
 
 
 class Verifier:
     """Read the statements of gossip updates, each source within its budget of `meter`."""
 
-    def __init__(self, offload: Offload = in_thread, meter: Meter | None = None) -> None:
-        self._offload, self._meter = offload, meter or Meter()
+    def __init__(self, offload: Offload | None = None, meter: Meter | None = None) -> None:
+        self._offload, self._meter = offload or Threads(), meter or Meter()
 
     async def read(self, update: GossipUpdate, known: Iterable[str], source: PeerId | None) -> list[Statement]:
         """Return the statements of an update that verify, but for the tokens that are known.

@@ -7,8 +7,10 @@ write carries any number of messages.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _TAG: Final = 16
 _LENGTH: Final = 2
 MAX_PLAINTEXT: Final = 65535 - _TAG
+MAX_AT_ONCE: Final = 1024
+"""Messages that are opened between two turns of the event loop: they may be of no byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class Opener:
         self._cipher = ChaCha20Poly1305(key)
         self._nonce = 0
         self._held = b""
+        self.more = False
 
     @property
     def midway(self) -> bool:
@@ -75,11 +80,15 @@ class Opener:
         return bool(self._held)
 
     def open(self, data: bytes) -> bytes | bytearray:
-        """The plaintext of all complete messages. Raises: PipeBroken when the far side did not seal one."""
+        """The plaintext of complete messages, `MAX_AT_ONCE` at most; `more` says whether there may be others.
+
+        Raises: PipeBroken when the far side did not seal one.
+        """
         if self._held:
             data = self._held + data
         with memoryview(data) as view:
-            messages = list(_messages(view))
+            messages = list(islice(_messages(view), MAX_AT_ONCE))
+            self.more = len(messages) == MAX_AT_ONCE
             self._held = bytes(view[messages[-1][1] if messages else 0 :])
             try:
                 if len(messages) == 1:
@@ -136,7 +145,9 @@ class SecureChannel:
             return plain
         while True:
             data, self._sealed = self._sealed, b""
-            if not data:
+            if self._opener.more:
+                await trio.lowlevel.checkpoint()
+            elif not data:
                 data = await self._pipe.receive()
                 if not data:
                     if self._opener.midway:

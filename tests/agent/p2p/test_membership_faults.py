@@ -14,8 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from twinshare.agent.limits import Meter
+from twinshare.agent.p2p.offload import in_place
 from twinshare.agent.p2p.signing import Signer, open_token
-from twinshare.agent.p2p.verification import Verifier, in_place
+from twinshare.agent.p2p.verification import Verifier
 from twinshare.agent.simulation import Cluster, SimulatedNode, now, open_cluster
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import Conflict, Forbidden, InvalidRequest, RateLimited

@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.p2p.workshop import Pair, Piece, open_pair
+from tests.agent.p2p.workshop import Pair, Piece, open_pair, operation
 from tests.agent.probe import probe
 from twinshare.agent.p2p import peer_session
 from twinshare.agent.p2p.host import Stream
@@ -364,3 +365,20 @@ async def test_a_hostile_owner_is_peer_misbehaved() -> None:
                 await pair.call("echo", text="x")
             with pytest.raises(PeerMisbehaved):
                 await pair.call("echo", text="x")
+
+
+async def test_a_peer_that_detaches_a_call_which_waits_for_its_result_is_hung_up_on() -> None:
+    """The operation was raised where a list was awaited, and ended the agent."""
+    async with open_pair() as pair:
+        serving = pair.server._sessions["a"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serving, "_dispatch", partial(detach, serving))
+            with pytest.raises(PeerMisbehaved, match="detached"):
+                await pair.call("pieces", count=1, size=1)
+        await settle()
+        assert pair.session is not None
+        assert pair.session.over.is_set()
+
+
+async def detach(serving: Any, number: int, _method: str, _request: Request) -> None:
+    serving._session.detach(number, operation("cog"))

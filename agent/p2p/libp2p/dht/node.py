@@ -121,7 +121,7 @@ class Dht:
                 self._table.remove(contact.peer_id)
             else:
                 take(answer)
-                lookup.answered(contact.peer_id, [each for each in map(_contact, answer.closerPeers) if each])
+                lookup.answered(contact.peer_id, [each for each in map(_contact, answer.closerPeers[:NEAREST]) if each])
             answered.set()
 
         async with trio.open_nursery() as nursery:

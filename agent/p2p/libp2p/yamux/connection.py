@@ -21,6 +21,9 @@ from .stream import YamuxStream
 
 _TICKS: Final = 5
 """The watcher looks this often within the time after which a silent far side counts as dead."""
+_PIECE: Final = 8 << 10
+_TURN: Final = 0.004
+"""Bytes that are taken in before the clock is looked at, and seconds after which other tasks have their turn."""
 _GOODBYE: Final = 1.0
 """Seconds for the last frames to leave."""
 
@@ -159,7 +162,12 @@ class YamuxConnection:
     async def _read(self, accept: Accept) -> None:
         try:
             while data := await self._channel.receive():
-                self._dispatch(self.session.receive(data), accept)
+                turn_ends = trio.current_time() + _TURN
+                for start in range(0, len(data), _PIECE):
+                    if trio.current_time() > turn_ends:
+                        await trio.lowlevel.checkpoint()
+                        turn_ends = trio.current_time() + _TURN
+                    self._dispatch(self.session.receive(data[start : start + _PIECE]), accept)
             self._end("the peer closed it")
         except PipeBroken as error:
             self._end(str(error))
