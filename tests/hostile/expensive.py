@@ -175,7 +175,7 @@ async def messages_of_noise(attacker: Attacker) -> None:
     channel = connection(attacker)._channel
     data = encode_yamux(PING, ACK, 0, 1) * 2000
     for parts in ([data[at : at + 1] for at in range(len(data))], [b""] * 30_000):
-        await channel._pipe.send(b"".join(channel._sealer.seal(part) for part in parts))  # type: ignore[attr-defined]
+        await channel._pipe.send(b"".join(channel._sealer.seal(part) for part in parts))  # type: ignore[attr-defined]  # the attack
         await trio.sleep(0.3)
 
 
