@@ -20,6 +20,7 @@ from twinshare.agent.background import open_background
 from twinshare.agent.p2p.calls import PeerCalls
 from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.host import Stream
+from twinshare.agent.p2p.offload import in_place
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
 from twinshare.protocols.messages import Hello
@@ -135,7 +136,7 @@ async def _tls() -> AsyncIterator[tuple[Call, Callable[[], Awaitable[float]]]]:
         async def bulk() -> float:
             return await _send_bulk(await dial(b"b"))
 
-        line = PeerSession(await dial(b"r"), Hello(name="bench"), 60.0)
+        line = PeerSession(await dial(b"r"), Hello(name="bench"), 60.0, in_place)
         nursery.start_soon(line.run)
         await line.greet()
         yield _echo_on(line), bulk
