@@ -20,8 +20,8 @@ from twinshare.agent.background import open_background
 from twinshare.agent.p2p.calls import PeerCalls
 from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.host import Stream
-from twinshare.agent.p2p.offload import in_place
 from twinshare.agent.p2p.libp2p import open_libp2p_host
+from twinshare.agent.p2p.offload import in_place
 from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
 from twinshare.protocols.messages import Hello
 
