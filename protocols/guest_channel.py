@@ -101,6 +101,8 @@ class FrameReader:
         self._data += data
         found = []
         while (one := self._next()) is not None:
+            if one.kind == PART and len(one.body) != MAX_BODY:
+                raise GuestMisbehaved("a part of a control message is not full")
             if one.kind == PART or (one.kind == MESSAGE and self._parts):
                 self._parts.append(one.body)
                 if sum(map(len, self._parts)) > MAX_MESSAGE:

@@ -166,6 +166,7 @@ class GuestAccess:
             if stream.end is not None and stream.end.errno is not None:
                 raise _refused(request, stream.end, what, guest.name)
             reply = await stream.wait_opened()
+            _check_received(request, reply.received)
             opened = Opened(
                 offset=request.offset if isinstance(request, ReadFile) else 0,
                 input_offset=reply.received,
@@ -197,6 +198,13 @@ def _fields(request: StreamRequest) -> tuple[dict[str, object], str]:
             return {"kind": "dial", "port": request.port}, f"port {request.port}"
         case _:
             return {"kind": "ssh"}, "ssh"
+
+
+def _check_received(request: StreamRequest, received: int) -> None:
+    """Only of an upload a guest can have something already. Raises: GuestRefused."""
+    most = request.size if isinstance(request, WriteFile) and request.upload else 0
+    if most is not None and received > most:
+        raise GuestRefused(f"the guest says that it has {received} bytes of what was never sent")
 
 
 def _refused(request: StreamRequest, end: EndReply, what: str, vm: str) -> TwinshareError:

@@ -15,6 +15,7 @@ import trio
 
 from ...protocols.errors import GuestUnreachable, TwinshareError, Unsupported
 from ...protocols.guest_channel import (
+    ACK,
     DATA,
     MAX_STREAMS,
     MESSAGE,
@@ -36,6 +37,7 @@ from ...protocols.guest_channel import (
 )
 from ..background import open_background
 from ..backoff import Backoff
+from .allowance import PER_STREAM, Allowance
 from .stream import ChannelStream
 
 log = structlog.get_logger(__name__)
@@ -44,6 +46,8 @@ READ_SIZE = 256 << 10
 BATCH = 256 << 10
 """Bytes that are handed to the socket at once."""
 RETRY_FIRST, RETRY_LONGEST = 0.05, 10.0
+GREETING_LIMIT = 4 << 20
+"""Bytes that may come before the answer to HELLO: of a former connection, and of programs that have started."""
 HELLO_AGAIN = 1.0
 """Seconds between two HELLOs to programs that say that they have started."""
 DROP: dict[str, object] = {"op": "drop"}
@@ -59,6 +63,7 @@ class GuestChannel:
         self._dial, self._on_report = dial, on_report
         self._streams: dict[int, ChannelStream] = {}
         self._drops: list[int] = []
+        self._allowance = Allowance()
         self._next_number = first_number
         self._work = trio.Event()
         self._ready = trio.Event()
@@ -99,6 +104,7 @@ class GuestChannel:
             raise self.over
         self._streams[stream.number] = stream
         self._next_number = max(self._next_number, stream.number + 1)
+        self._allowance.earn(PER_STREAM)
         self.flush()
         return stream
 
@@ -170,12 +176,15 @@ class GuestChannel:
         Raises: GuestMisbehaved when the channel is closed before, trio.BrokenResourceError.
         """
         hunter = Hunter(nonce := secrets.token_bytes(NONCE))
-        said = trio.current_time()
+        said, received = trio.current_time(), 0
         await stream.send_all(hello(nonce))
         while data := await stream.receive_some(READ_SIZE):
             rest = hunter.feed(data)
             if rest is not None:
                 return rest
+            received += len(data)
+            if received > GREETING_LIMIT:
+                raise GuestMisbehaved("the guest sends something else than the answer to HELLO")
             if hunter.announced:
                 # A program that has just started may not have seen the HELLO; a hostile one says so all the time.
                 await trio.sleep_until(said + HELLO_AGAIN)
@@ -193,13 +202,17 @@ class GuestChannel:
                 for data in self._frames():
                     batch += data
                     if len(batch) >= BATCH:
-                        await stream.send_all(batch)
+                        await self._send(stream, batch)
                         batch = bytearray()
                 if batch:
-                    await stream.send_all(batch)
+                    await self._send(stream, batch)
                 await self._work.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             scope.cancel()
+
+    async def _send(self, stream: trio.SocketStream, batch: bytearray) -> None:
+        self._allowance.earn(len(batch))
+        await stream.send_all(batch)
 
     def _frames(self) -> Iterator[bytes]:
         """What all streams have to send now, a piece of each in turn."""
@@ -221,12 +234,15 @@ class GuestChannel:
     def _take(self, one: Frame, connection: _Connection) -> None:
         """Raises: GuestMisbehaved."""
         stream = self._streams.get(one.stream)
+        if not connection.answered.is_set() and one.kind != MESSAGE:
+            raise GuestMisbehaved("content comes before the answer to `resume`")
+        if stream is not None and one.kind == DATA and stream.on_data(one.body):
+            return
+        self._allowance.spend(len(one.body))
         if one.kind == MESSAGE:
             self._take_reply(read_reply(one.body), stream, connection)
-        elif not connection.answered.is_set():
-            raise GuestMisbehaved("content comes before the answer to `resume`")
-        elif stream is not None:
-            (stream.on_data if one.kind == DATA else stream.on_ack)(one.body)
+        elif stream is not None and one.kind == ACK:
+            stream.on_ack(one.body)
 
     def _take_reply(self, reply: Reply, stream: ChannelStream | None, connection: _Connection) -> None:
         """Raises: GuestMisbehaved."""

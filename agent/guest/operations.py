@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64decode, b64encode
 
+import trio
+
 from ...protocols.access import Caller, account_of
-from ...protocols.errors import GuestRefused, InvalidRequest, Overloaded
+from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, Overloaded
 from ...protocols.guest import (
     MAX_COLLECTED,
     DirectoryRequest,
@@ -26,11 +29,15 @@ from .guests import Guests
 from .replies import file_entry, refusal
 from .session import HostedSession
 from .signals import send_signal
-from .vm_guest import VmGuest
+from .vm_guest import OPEN_WITHIN, VmGuest
 
 MAX_SESSIONS = 256
 """Sessions of one account that run at once on this node."""
 READ_SIZE = 256 << 10
+CALL_WITHIN = 300.0
+"""Seconds for a guest to list, make or remove files."""
+END_WITHIN = 30.0
+"""Seconds after a command's timeout within which the guest has to say that it has ended."""
 
 
 class GuestOperations:
@@ -43,7 +50,20 @@ class GuestOperations:
         session = await start_session(self._guests, self._caller, self._owned(vm), request)
         if request.detach:
             return ExecResult(session=session.record.id)
-        return await _collect(session)
+        await self._require_started(session, vm)
+        limit = None if request.timeout is None else request.timeout + END_WITHIN
+        with trio.move_on_after(limit or math.inf):
+            return await _collect(session)
+        why = f"the guest of VM '{vm}' does not say how the command ended"
+        raise GuestUnreachable(why, vm=vm, session=session.record.id)
+
+    async def _require_started(self, session: HostedSession, vm: str) -> None:
+        """Raises: GuestUnreachable; the session is there all the same."""
+        with trio.move_on_after(OPEN_WITHIN) as scope:
+            await session.wait_started()
+        if scope.cancelled_caught:
+            why = f"the guest of VM '{vm}' did not start the command within {OPEN_WITHIN:g} s"
+            raise GuestUnreachable(why, vm=vm, session=session.record.id)
 
     async def list_vm_sessions(self, vm: str) -> list[GuestSession]:
         guest = self._guest(vm)
@@ -110,8 +130,11 @@ class GuestOperations:
         guest = self._guests.running(self._owned(vm))
         stream = await guest.open({"kind": "call", "do": do, "path": path, **fields})
         try:
-            while await stream.receive() is not None:
-                pass
+            with trio.fail_after(CALL_WITHIN):
+                while await stream.receive() is not None:
+                    pass
+        except trio.TooSlowError:
+            raise GuestUnreachable(f"the guest of VM '{vm}' did not answer within {CALL_WITHIN:g} s", vm=vm) from None
         finally:
             guest.close(stream)
         if stream.end is None or stream.end.errno is not None:

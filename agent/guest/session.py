@@ -150,6 +150,7 @@ class HostedSession:
         await stream.wait_opened()
         if self.record.request is not None:
             self.record.request = None
+            self._wake()
             await self._save_again()
         while (piece := await stream.receive()) is not None:
             pieces = [piece, *stream.take_arrived(BATCH)]
@@ -225,6 +226,12 @@ class HostedSession:
             self._consumed = max(self._consumed, reader.offset)
             self._reader_left = trio.current_time()
             self._wake()
+
+    async def wait_started(self) -> None:
+        """Wait until the guest has answered that it runs, or it has ended."""
+        while self.record.request is not None and not self.ended:
+            changed = self._changed
+            await changed.wait()
 
     async def wait_for_output(self, reader: Reader, input_wanted: int | None = None) -> None:
         """Wait until there is output for a reader, or its end, or the guest has input up to `input_wanted`."""

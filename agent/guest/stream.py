@@ -214,8 +214,8 @@ class ChannelStream:
     def on_done(self, reply: DoneReply) -> None:
         self._take_controls(reply.n)
 
-    def on_data(self, body: bytes) -> None:
-        """Raises: GuestMisbehaved."""
+    def on_data(self, body: bytes) -> bool:
+        """Return whether it was output, and not what is known already. Raises: GuestMisbehaved."""
         if len(body) < DATA_HEAD.size:
             raise GuestMisbehaved("a data frame is too short")
         offset, channel = DATA_HEAD.unpack_from(body)
@@ -224,15 +224,16 @@ class ChannelStream:
         if channel == END:
             self._output_closed = True
             self._wake()
-            return
+            return False
         fresh = body[DATA_HEAD.size + self.arrived - offset :]
         if not fresh:
-            return
+            return False
         if self.arrived + len(fresh) > self.acknowledged + WINDOW or len(self._pieces) >= MAX_PIECES:
             raise GuestMisbehaved("more output than was allowed")
         self._pieces.append((self.arrived, channel, fresh))
         self.arrived += len(fresh)
         self._wake()
+        return True
 
     def on_ack(self, body: bytes) -> None:
         """Raises: GuestMisbehaved."""

@@ -44,7 +44,9 @@ class Failure(click.ClickException):
     """An expected error, shown in one line."""
 
     def __init__(self, error: TwinshareError) -> None:
-        super().__init__(" ".join(error.message.split()))
+        from .output import printable
+
+        super().__init__(printable(" ".join(error.message.split())))
 
 
 class Unreachable(Failure):

@@ -9,7 +9,7 @@ import click
 
 from ...protocols.errors import TwinshareError
 from ..exchange import is_unreachable
-from .output import print_json
+from .output import print_json, say
 
 
 def do_each(names: Sequence[str], act: Callable[[str], Any], line: Callable[[Any], str], *, as_json: bool) -> None:
@@ -30,7 +30,7 @@ def do_each(names: Sequence[str], act: Callable[[str], Any], line: Callable[[Any
             failures.append(error)
             body = error.to_wire()
             results.append({"name": name, "error": body.error, "code": body.code, "details": body.details})
-            click.echo(f"Error: {name}: {' '.join(error.message.split())}", err=True)
+            say(f"Error: {name}: {' '.join(error.message.split())}")
         else:
             if not as_json:
                 click.echo(line(results[-1]))

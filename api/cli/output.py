@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -12,13 +13,20 @@ import click
 import msgspec
 
 Column = tuple[str, Callable[[Any], Any]]
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of text, and bytes that are not UTF-8."""
 _MIN_WIDTH = 4
 _GAP = "  "
 
 
+def printable(text: str) -> str:
+    """Return text in which nothing moves the cursor: guests and peers choose names, and a terminal obeys them."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def say(message: str) -> None:
     """Print a message for the person at the terminal."""
-    click.echo(message, err=True)
+    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
 
 
 def on_terminal() -> bool:
@@ -31,7 +39,10 @@ def print_json(value: Any) -> None:
 
 def print_table(rows: Iterable[Any], columns: Sequence[Column]) -> None:
     """Print one line a row under one line of headings, cut to the terminal's width where there is one."""
-    lines = [[heading for heading, _ in columns], *([cell(show(row)) for _, show in columns] for row in rows)]
+    lines = [
+        [heading for heading, _ in columns],
+        *([printable(cell(show(row))) for _, show in columns] for row in rows),
+    ]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     if sys.stdout.isatty():
         widths = fit(widths, os.get_terminal_size(sys.stdout.fileno()).columns)
@@ -60,7 +71,7 @@ def print_fields(value: Any, fields: Sequence[Column], *, as_json: bool) -> None
     """Print one line a field; those without a value are left out."""
     if as_json:
         return print_json(value)
-    shown = [(name, cell(show(value))) for name, show in fields]
+    shown = [(name, printable(cell(show(value)))) for name, show in fields]
     width = max(len(name) for name, _ in shown) + 1
     for name, text in shown:
         if text != "-":

@@ -13,7 +13,7 @@ from ...protocols.operation import Operation, Progress
 from ..exchange import outcome
 from ..sparse import disk_parts
 from .node import NodeClient
-from .output import on_terminal, say, size
+from .output import on_terminal, printable, say, size
 
 # Seconds between two requests for an operation: often where somebody watches, else as long as a request may take.
 _POLL, _STEP = 0.4, 20.0
@@ -58,7 +58,7 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 
     def show(text: str) -> None:
         if watched:
-            click.echo(f"\r\x1b[2K{text}", err=True, nl=False)
+            click.echo(f"\r\x1b[2K{printable(text)}", err=True, nl=False)
 
     try:
         yield show

@@ -177,6 +177,28 @@ async def test_files_are_copied_both_ways(tmp_path: Path) -> None:
         assert both.returncode == 2
 
 
+async def test_names_of_a_guest_move_no_cursor(tmp_path: Path) -> None:
+    """A guest chooses them: what a terminal would obey is printed as an escape; the names stay whole on the disk."""
+    names = [b"a\x1b[2Jb", b"\xc2\x9b31m", b"new\nline", b"\xe2\x80\xaefdp.exe", b"\xff\xfe"]
+    guest, here = tmp_path / "guest", tmp_path / "here"
+    guest.mkdir()
+    for name in names:
+        (guest / os.fsdecode(name)).mkdir()
+        (guest / os.fsdecode(name) / "link").symlink_to("/")
+    async with running(tmp_path / "node") as api:
+        done = await twinshare(api.url, "vm", "cp", "-r", f"one:{guest}", str(here))
+        assert (done.returncode, done.stderr.count(b"left out")) == (1, len(names))
+        missing = await twinshare(api.url, "vm", "cp", b"one:/\x1b[2J\xff".decode(errors="surrogateescape"), str(here))
+        assert missing.returncode == 1
+        started = await twinshare(api.url, "vm", "exec", "one", "--", "sh", "-c", "exit 0 # \x1b[2J")
+        listed = await twinshare(api.url, "vm", "sessions", "one")
+        assert (started.returncode, listed.returncode) == (0, 0)
+    said = done.stderr + missing.stderr + listed.stdout
+    assert not any(sign in said for sign in (b"\x1b", b"\xc2\x9b", b"\xe2\x80\xae", b"\xff"))
+    assert rb"\x1b[2J" in listed.stdout
+    assert sorted(os.listdir(os.fsencode(here))) == sorted(names)  # noqa: PTH208 - as bytes
+
+
 async def test_a_copy_that_is_cut_goes_on(tmp_path: Path) -> None:
     content = random.Random(3).randbytes(3 << 20)
     (tmp_path / "big").write_bytes(content)
