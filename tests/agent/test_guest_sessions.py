@@ -6,7 +6,7 @@ The guest is the guest program as a process of this machine, behind the in-memor
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -184,8 +184,9 @@ async def test_a_session_is_killed_and_forgotten(tmp_path: Path) -> None:
             with trio.fail_after(5), pytest.raises(GuestUnreachable):
                 await stream.receive()
         with trio.fail_after(5):
-            while await trio.Path(f"/proc/{pid}").exists() and await trio.Path(f"/proc/{pid}/cmdline").read_bytes():
-                await trio.sleep(0.01)
+            with suppress(FileNotFoundError, ProcessLookupError):
+                while await trio.Path(f"/proc/{pid}/cmdline").read_bytes():
+                    await trio.sleep(0.01)
         with pytest.raises(SessionNotFound):
             await guests.get_session("one", started.session)
         assert not list((tmp_path / "sessions").glob("*/*"))
