@@ -7,6 +7,7 @@ that cannot be written or read to `Unavailable`. Both pass, and nothing was writ
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ..protocols.errors import InsufficientResources, Unavailable
+from .files import DISK_CURE
 
 Result = TypeVar("Result")
 
@@ -25,15 +27,15 @@ BUSY_TIMEOUT = 5.0
 
 PASSING_FAULTS = (InsufficientResources, Unavailable)
 
-_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "another process holds the database",
     sqlite3.SQLITE_LOCKED: "another process holds the database",
-    sqlite3.SQLITE_READONLY: "the database cannot be written",
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
-    sqlite3.SQLITE_PERM: "the database may not be written",
     sqlite3.SQLITE_PROTOCOL: "another process holds the database",
 }
+_UNWRITABLE = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+_FULL_BELOW = 1 << 20
+"""Free bytes of a disk below which an input or output error of SQLite means that it is full: the error has no cause."""
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -70,10 +72,11 @@ class Schema:
 
 
 class Database:
-    """An open file. Made by `open_database`."""
+    """An open file. Made by `open_database`. `problem` says why nothing could be written last, empty if it could."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, file: Path, connection: sqlite3.Connection) -> None:
+        self._file, self._connection = file, connection
+        self.problem = ""
         self._one_thread = trio.CapacityLimiter(1)
 
     async def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -84,11 +87,17 @@ class Database:
         """
 
         def run() -> Result:
-            with _renamed_errors(), self._connection:
+            with _renamed_errors(self._file), self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 return work(self._connection)
 
-        return await trio.to_thread.run_sync(run, limiter=self._one_thread)
+        try:
+            result = await trio.to_thread.run_sync(run, limiter=self._one_thread)
+        except PASSING_FAULTS as error:
+            self.problem = error.message
+            raise
+        self.problem = ""
+        return result
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
         """Run one durable statement. Raises: InsufficientResources when the disk is full, Unavailable."""
@@ -98,7 +107,7 @@ class Database:
         """Return all rows of a SELECT. Raises: Unavailable."""
 
         def run() -> list[tuple[Any, ...]]:
-            with _renamed_errors():
+            with _renamed_errors(self._file):
                 return self._connection.execute(statement, values).fetchall()
 
         return await trio.to_thread.run_sync(run, limiter=self._one_thread)
@@ -123,7 +132,7 @@ async def open_database(file: Path, schema: Schema, *, check: bool = False) -> A
     `check` reads every page of the file first. Raises: DatabaseNewer, DatabaseDamaged, InsufficientResources,
     Unavailable.
     """
-    database = Database(await trio.to_thread.run_sync(_connect, file, schema, check))
+    database = Database(file, await trio.to_thread.run_sync(_connect, file, schema, check))
     try:
         yield database
     finally:
@@ -132,7 +141,7 @@ async def open_database(file: Path, schema: Schema, *, check: bool = False) -> A
 
 def _connect(file: Path, schema: Schema, check: bool) -> sqlite3.Connection:
     """Blocking. Raises: as `open_database`."""
-    with _renamed_errors(str(file)):
+    with _renamed_errors(file):
         _create(file)
         connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
@@ -175,15 +184,24 @@ def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) ->
 
 
 @contextmanager
-def _renamed_errors(where: str = "") -> Iterator[None]:
+def _renamed_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _FULL:
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(file.parent)):
             raise InsufficientResources(f"the disk of the node is full: {error}") from None
         if code in _UNAVAILABLE:
             raise Unavailable(f"{_UNAVAILABLE[code]} ({error}); try again in a moment") from None
+        if code in _UNWRITABLE:
+            raise Unavailable(f"the database cannot be written ({error}); {DISK_CURE}") from None
         if code in _DAMAGED:
-            raise DatabaseDamaged(f"{where or 'the database'} is damaged: {error}; {CURE}") from None
+            raise DatabaseDamaged(f"{file} is damaged: {error}; {CURE}") from None
         raise
+
+
+def _is_full(directory: Path) -> bool:
+    try:
+        return shutil.disk_usage(directory).free < _FULL_BELOW
+    except OSError:
+        return False

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..protocols.errors import InsufficientResources
+from ..protocols.errors import InsufficientResources, Unavailable
 
 Own = Callable[[int], None]
 """Gives an open file to the user that is to read it."""
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BROKEN_DISK = {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV}
+DISK_CURE = "look at the disk of the node and the kernel's messages about it (dmesg)"
 
 
 @contextmanager
@@ -86,8 +88,11 @@ def discard(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_named(what: str) -> Iterator[None]:
-    """Rename the kernel's errors for a full disk. Raises: InsufficientResources."""
+def disk_errors_named(what: str) -> Iterator[None]:
+    """Rename the kernel's errors for a disk that is full or cannot be written.
+
+    Raises: InsufficientResources, Unavailable, and OSError for what is no fault of the disk.
+    """
     try:
         yield
     except OSError as error:
@@ -95,4 +100,6 @@ def full_disk_named(what: str) -> Iterator[None]:
             raise InsufficientResources(
                 f"the disk of the node is full: no room for {what}; free some and try again"
             ) from None
+        if error.errno in BROKEN_DISK:
+            raise Unavailable(f"cannot write {what}: {error.strerror}; {DISK_CURE}") from None
         raise

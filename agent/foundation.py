@@ -29,4 +29,4 @@ class Foundation:
 
     def problems(self) -> list[str]:
         """What the machine under the node lacks, in sentences."""
-        return [*self.backends.problems(), *self.reserve.problems()]
+        return [*self.backends.problems(), *self.reserve.problems(), *filter(None, [self.state.problem])]

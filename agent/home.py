@@ -7,12 +7,12 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_write, full_disk_named
+from .files import atomic_write, disk_errors_named
 
 
 class HomeError(Exception):
@@ -46,6 +46,11 @@ class Home:
         """Tell how the running agent is reached: whole or not at all."""
         atomic_write(self.card, json.dumps(card, indent=2).encode() + b"\n", mode=0o644)
 
+    def remove_card(self) -> None:
+        """Remove `agent.json`. Where the disk cannot be written it stays: who reads it finds no such process."""
+        with suppress(OSError):
+            self.card.unlink(missing_ok=True)
+
     def ensure_admin_token(self) -> str:
         """The token of this node's own command line, made on the first start; mode 0600.
 
@@ -54,7 +59,7 @@ class Home:
         if self.admin_token.is_file():
             return self.admin_token.read_text().strip()
         token = secrets.token_urlsafe(32)
-        with full_disk_named("the token of the command line"):
+        with disk_errors_named("the token of the command line"):
             atomic_write(self.admin_token, token.encode() + b"\n")
         return token
 
@@ -66,11 +71,9 @@ def locked_home(path: Path) -> Iterator[Home]:
     The lock is the kernel's, so a killed agent leaves none behind.
     Raises: HomeError, naming the process that holds it.
     """
-    try:
+    with _named_errors(path):
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise HomeError(f"the data directory {path} cannot be used: {error.strerror}") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,13 +82,22 @@ def locked_home(path: Path) -> Iterator[Home]:
             raise HomeError(
                 f"another agent (pid {holder}) runs on {path}; stop it or choose another --data-dir"
             ) from None
-        # Of one length, and in the place of the former one: on a full disk nothing could be added.
-        os.pwrite(lock, f"{os.getpid():<10}\n".encode(), 0)
         home = Home(path.resolve())
-        home.card.unlink(missing_ok=True)
+        with _named_errors(path):
+            # Of one length, and in the place of the former one: on a full disk nothing could be added.
+            os.pwrite(lock, f"{os.getpid():<10}\n".encode(), 0)
+            home.card.unlink(missing_ok=True)
         try:
             yield home
         finally:
-            home.card.unlink(missing_ok=True)
+            home.remove_card()
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HomeError(f"the data directory {path} cannot be used: {error.strerror}") from None

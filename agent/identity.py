@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..protocols.base58 import peer_id_of
-from .files import atomic_write, full_disk_named
+from .files import atomic_write, disk_errors_named
 
 SEED_SIZE = 32
 
@@ -48,6 +48,6 @@ def load_identity(file: Path) -> Identity:
 
 def _create(file: Path) -> Identity:
     identity = Identity(Ed25519PrivateKey.generate().private_bytes_raw())
-    with full_disk_named("the key of the node"):
+    with disk_errors_named("the key of the node"):
         atomic_write(file, identity.seed)
     return identity

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -49,6 +49,8 @@ class TokenStore:
         self._rows = {row.name: row for row in rows}
         self._own = hashlib.sha256(own_secret.encode()).digest()
         self._unwritten: set[str] = set()
+        # Those whose rows could not be deleted yet.
+        self._revoked: dict[str, _Row] = {}
         self._opened: defaultdict[str, dict[trio.CancelScope, trio.lowlevel.Task]] = defaultdict(dict)
 
     def authenticate(self, secret: str) -> Caller | None:
@@ -107,7 +109,13 @@ class TokenStore:
             self._unwritten.add(row.name)
 
     async def flush(self) -> None:
-        """Write down when tokens were last used; tried again at the next call while the database cannot be written."""
+        """Write down revocations that could not be written, and when tokens were last used.
+
+        It is tried again at the next call while the database cannot be written.
+        """
+        with suppress(*PASSING_FAULTS):
+            for name in list(self._revoked):
+                await self._delete(name)
         uses = {name: self._rows[name].last_used_at for name in self._unwritten if name in self._rows}
         self._unwritten.clear()
         rows = [(at, name) for name, at in uses.items()]
@@ -128,25 +136,32 @@ class TokenStore:
         now = time.time()
         ends = now + request.expires_in if request.expires_in else None
         row = _Row(request.name, hashlib.sha256(secret.encode()).digest(), request.role, now, ends, None)
-        self._rows[row.name] = row
         await self._state.execute(
-            "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, NULL)", (row.name, row.hash, str(row.role), now, ends)
+            "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, NULL)", (row.name, row.hash, str(row.role), now, ends)
         )
+        self._rows[row.name] = row
+        self._revoked.pop(row.name, None)
         return _view(row, secret)
 
     async def revoke(self, name: str) -> Token:
-        """Revoke a token: no request with it succeeds once this returns, and what it opened ends.
+        """Revoke a token: no request with it succeeds once this is called, and what it opened ends.
 
-        Raises: TokenNotFound.
+        Raises: TokenNotFound; InsufficientResources, Unavailable while that cannot be written, which is tried again
+        by `flush` and by the next call.
         """
-        row = self._rows.pop(name, None)
+        row = self._rows.pop(name, None) or self._revoked.get(name)
         if row is None:
             raise TokenNotFound(f"no token named '{name}'", token=name)
+        self._revoked[name] = row
         for scope, task in self._opened.get(name, {}).items():
             if task is not trio.lowlevel.current_task():
                 scope.cancel()
-        await self._state.execute("DELETE FROM tokens WHERE name = ?", (name,))
+        await self._delete(name)
         return _view(row)
+
+    async def _delete(self, name: str) -> None:
+        await self._state.execute("DELETE FROM tokens WHERE name = ?", (name,))
+        self._revoked.pop(name, None)
 
     def list(self) -> Sequence[Token]:
         return [_view(row) for row in sorted(self._rows.values(), key=lambda row: row.name)]

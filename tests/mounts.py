@@ -25,15 +25,15 @@ def mounted(place: Path, mebibytes: int) -> Iterator[Path]:
 
 @contextmanager
 def mounted_disk(place: Path, mebibytes: int) -> Iterator[Path]:
-    """The same as ext4 in a file with holes: it may be of any size, and fills as a disk does."""
+    """The same as ext4 in a file with holes: it may be of any size, fills and breaks as a disk does."""
     image = place.with_suffix(".ext4")
     with image.open("wb") as file:
         file.truncate(mebibytes << 20)
     try:
         # Without blocks for root alone and without lazily written tables, which would take room behind our back.
-        options = ["-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+        options = ["-m", "0", "-E", "lazy_itable_init=0", "-O", "^has_journal"]
         subprocess.run(["mkfs.ext4", "-q", *options, str(image)], check=True)
-        with _mount(place, ["-o", "loop", str(image)]):
+        with _mount(place, ["-o", "loop,errors=remount-ro", str(image)]):
             yield place
     finally:
         image.unlink()
@@ -51,9 +51,16 @@ def _mount(place: Path, arguments: list[str]) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def remount(place: Path, mode: str) -> None:
-    """Make a mounted file system `ro` or `rw`."""
-    subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
+def break_disk(place: Path) -> None:
+    """Let the kernel find an error on a `mounted_disk`: from now on nothing can be written, open files included."""
+    source = subprocess.run(["findmnt", "-no", "SOURCE", str(place)], check=True, capture_output=True, text=True).stdout
+    Path(f"/sys/fs/ext4/{Path(source.strip()).name}/trigger_fs_error").write_text("a test")
+
+
+def mend_disk(place: Path) -> None:
+    """Mount a `mounted_disk` anew, as after a repair. Nobody may have a file of it open."""
+    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(place.with_suffix(".ext4")), str(place)], check=True)
 
 
 def free(place: Path) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import discard, full_disk_named
+from ..files import discard, disk_errors_named
 
 KEPT = 4 << 20
 """Bytes of output that are kept at least."""
@@ -66,7 +66,7 @@ class OutputLog:
         if segment.end - segment.start >= KEPT:
             segment = self._begin(segment.end)
         content = b"".join(_HEAD.pack(channel, len(data)) + data for channel, data in records)
-        with full_disk_named("a session's output"):
+        with disk_errors_named("a session's output"):
             fd = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _write(fd, content, segment.size)

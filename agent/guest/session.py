@@ -22,7 +22,7 @@ from ...protocols.errors import InsufficientResources, TwinshareError
 from ...protocols.guest import GuestSession, SessionState
 from ...protocols.guest_channel import EndReply
 from ..backoff import Backoff
-from ..files import atomic_write, discard, full_disk_named
+from ..files import atomic_write, discard, disk_errors_named
 from .output_log import KEPT, OutputLog, open_output_log
 from .stream import ChannelStream
 
@@ -112,7 +112,7 @@ class HostedSession:
 
     def save(self) -> None:
         """Blocking. Raises: InsufficientResources."""
-        with full_disk_named("a session"):
+        with disk_errors_named("a session"):
             atomic_write(self._path, msgspec.msgpack.encode(self.record), durable=False)
 
     async def _save_again(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable
 from ...protocols.access import Caller, Role
 from ...protocols.image import CatalogueEntry, Image
 from ...protocols.operation import Progress
+from ..files import disk_errors_named
 from ..images.port import Origin, Requester
 from .context import ImageContext
 
@@ -33,10 +34,11 @@ async def import_image(
     """Add an image from a stream. Not journalled: when this returns it is there whole, or not at all.
 
     `raw` takes what cannot be recognised as a disk for a raw one.
-    Raises: Forbidden, and what `ImageStore.add_image` raises.
+    Raises: Forbidden, InsufficientResources, Unavailable, and what `ImageStore.add_image` raises.
     """
     caller.require(Role.OPERATOR, "import_image")
-    return await images.add(ref, content, _no_report, Origin(requester=Requester(caller), raw=raw))
+    with disk_errors_named("the image"):
+        return await images.add(ref, content, _no_report, Origin(requester=Requester(caller), raw=raw))
 
 
 def _no_report(progress: Progress) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import full_disk_named
+from ..files import disk_errors_named
 from .chunker import chunks
 from .index import ChunkIndex, index_chunks
 
@@ -45,7 +45,7 @@ def scan_disk(path: Path, on_bytes: OnBytes, folder: Path | None = None) -> Disk
     try:
         seen = os.fstat(fd)
         index = None
-        with suppress(OSError, EOFError), full_disk_named("an index"):
+        with suppress(OSError, EOFError), disk_errors_named("an index"):
             if stat.S_ISREG(seen.st_mode):
                 index = index_chunks(seen.st_size, _counted(chunks(fd, seen.st_size), on_bytes), folder)
         return DiskScan(_stamp(seen), seen.st_size, seen.st_blocks * 512, seen.st_mtime, index)

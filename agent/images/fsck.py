@@ -19,7 +19,7 @@ import trio
 
 from ...protocols.image import Fault, Finding, ImageCheck
 from ...protocols.operation import Progress
-from ..files import discard, full_disk_named
+from ..files import discard, disk_errors_named
 from .disk_scan import DiskScan, mend_permissions, scan_disk, stamp_of
 from .index import BadIndexError, ChunkIndex
 from .metadata import SUFFIX as METADATA_SUFFIX
@@ -58,7 +58,7 @@ class Fsck:
         for digest in digests:
             look = await trio.to_thread.run_sync(self._read, digest)
             async with self._repository.changing:
-                with trio.CancelScope(shield=True), full_disk_named("what is kept beside the images"):
+                with trio.CancelScope(shield=True), disk_errors_named("what is kept beside the images"):
                     await self._settle(digest, look)
         await self._sweep()
         self._repository.unlisted = 0

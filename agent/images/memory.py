@@ -16,7 +16,7 @@ from ...protocols.errors import ImageNotFound, InvalidRequest, Unsupported
 from ...protocols.image import CatalogueEntry, Fault, Finding, Image, ImageCheck, Pushed
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, parse_reference
-from ..files import full_disk_named
+from ..files import disk_errors_named
 from .boot import BootNeeds
 from .disks import (
     MAX_SIZE,
@@ -155,7 +155,7 @@ class MemoryImageStore:
             raise base_missing(digest)
         check_overlay_size(size, base.size)
         # In the loop's own thread: a virtual clock would jump ahead while another thread works.
-        with full_disk_named("the VM's disk"):
+        with disk_errors_named("the VM's disk"):
             write_overlay(path, f"/memory/{digest}", size, own=lambda _fd: None, durable=False)
 
     def contents_of(self, digest: str) -> bytes:

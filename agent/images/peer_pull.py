@@ -22,7 +22,7 @@ from ...protocols.image import Image
 from ...protocols.operation import Progress
 from ...protocols.tunnel import encode
 from ..backoff import Backoff
-from ..files import full_disk_named
+from ..files import disk_errors_named
 from .index import HEADER, BadIndexError, ChunkIndex, read_header
 from .partial import Partial
 from .peer_serve import STEP, Reader
@@ -67,7 +67,7 @@ async def pull_from_peers(
     """
     titles = ", ".join(source.title for source in sources)
     request.report(Progress(message=f"asking {titles}"))
-    with full_disk_named("the index of the image"):
+    with disk_errors_named("the index of the image"):
         index = await _index(sources, digest, store.max_size, store.partials)
     request = replace(request, origin=replace(request.origin, source=f"fleet: {titles}"))
     fetch = _PeerPull(index, sources[:SOURCES], request.report)

@@ -15,7 +15,7 @@ from ...protocols.access import Caller
 from ...protocols.image import Image
 from ...protocols.reference import Reference
 from ..database import PASSING_FAULTS
-from ..files import atomic_file, discard, durable_rename, full_disk_named, write_all
+from ..files import atomic_file, discard, disk_errors_named, durable_rename, write_all
 from .database import ImageDatabase
 from .index import BadIndexError, ChunkIndex
 from .metadata import SUFFIX as METADATA_SUFFIX
@@ -222,7 +222,7 @@ class DiskRepository:
             write_index(self.index_path(base.digest), index)
             durable_rename(scratch, self.path(base.digest))
 
-        with full_disk_named("the image"):
+        with disk_errors_named("the image"):
             await trio.to_thread.run_sync(work)
         if not is_new:
             await self.database.restore(base, {})

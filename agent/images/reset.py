@@ -19,7 +19,7 @@ from typing import Protocol
 import trio
 
 from ...protocols.errors import InvalidRequest, Unsupported
-from ..files import Own, full_disk_named, write_all
+from ..files import Own, disk_errors_named, write_all
 from .chunker import extents
 from .convert import RunTool
 from .partitions import Part, parts_of
@@ -94,7 +94,7 @@ class _Reset:
 
     async def run(self) -> bool:
         """Whether it was a system's root."""
-        with full_disk_named("the image"):
+        with disk_errors_named("the image"):
             await trio.to_thread.run_sync(self._take)
         self._own(self._copy.fd)
         self._own(self._script.fd)
@@ -109,7 +109,7 @@ class _Reset:
             await self._debugfs("-w", "-f", str(self._script.path))
             if await self._commands():
                 raise _unchanged("it stays as it was")
-        with full_disk_named("the image"):
+        with disk_errors_named("the image"):
             await trio.to_thread.run_sync(self._give_back)
         return True
 

@@ -22,7 +22,7 @@ from ...protocols.access import LOCAL_ADMIN, Caller, Role
 from ...protocols.errors import InsufficientResources, InvalidRequest
 from ...protocols.image import Image, ImageCheck
 from ...protocols.operation import Progress
-from ..files import Own, discard, full_disk_named
+from ..files import Own, discard, disk_errors_named
 from .boot import BootNeeds, read_boot_needs
 from .chunker import chunks
 from .convert import (
@@ -149,7 +149,7 @@ class DiskImageStore:
     async def add_content(self, content: AsyncIterable[bytes], request: ImportRequest, *, replace: bool) -> Image:
         """`add_image` for a name that was read."""
         async with self._scratch() as incoming, self._scratch() as flat:
-            with full_disk_named("the image"):
+            with disk_errors_named("the image"):
                 received = await receive(
                     content, incoming.fd, max_size=self.max_size, report=request.report, raw=request.origin.raw
                 )
@@ -189,7 +189,7 @@ class DiskImageStore:
     async def _keep(self, disk: _Scratch, size: int, request: ImportRequest, *, replace: bool, like: str = "") -> Image:
         """Hash a raw disk, and give it its place and its name. `like` is the digest of the base it was made from."""
         request.report(Progress(done=0, total=size, unit="bytes", message="hashing"))
-        with full_disk_named("the image"):
+        with disk_errors_named("the image"):
             index, allocated = await trio.to_thread.run_sync(self._seal, disk.fd, size, like)
         recognised = await trio.to_thread.run_sync(_is_recognised, disk.path)
         labels = {} if recognised else {RAW: "true"}
@@ -237,7 +237,7 @@ class DiskImageStore:
                 return known
             path = self.partials / f"{index.digest.partition(':')[2]}{SUFFIX}"
             try:
-                with full_disk_named("the image"):
+                with disk_errors_named("the image"):
                     allocated = await self._fill(path, index, fetch, request)
                 return await self._give(path, index, allocated, request, replace=True)
             except (InsufficientResources, InvalidRequest):
@@ -282,7 +282,7 @@ class DiskImageStore:
                 raise base_missing(digest)
             write_overlay(path, str(base_path), size, own=self._own)
 
-        with full_disk_named("the VM's disk"):
+        with disk_errors_named("the VM's disk"):
             await trio.to_thread.run_sync(work)
         if self.repository.tags.whole(digest) is None:
             raise base_missing(digest)

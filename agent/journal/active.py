@@ -12,6 +12,7 @@ import trio
 
 from ...protocols.access import Caller, is_peer
 from ...protocols.errors import ErrorBody
+from ...protocols.events import OperationEvent
 from ...protocols.operation import Operation, OperationState, Progress
 from .keys import plain_key
 
@@ -82,6 +83,17 @@ class ActiveOperation:
         if now - self._published_at >= PROGRESS_INTERVAL:
             self._published_at = now
             self._publish(self)
+
+    def event(self, kind: type[OperationEvent]) -> OperationEvent:
+        """What listeners get of the operation as it is now."""
+        return kind(
+            id=self.id,
+            kind=self.kind,
+            target=self.target,
+            state=self.state,
+            progress=self.progress,
+            error=self.error,
+        )
 
     def view(self, node: str) -> Operation:
         """The operation as callers see it; `node` is the name of this node."""

@@ -23,18 +23,19 @@ from ...protocols.errors import (
     DeadlineExceeded,
     ErrorBody,
     IdempotencyMismatch,
-    InsufficientResources,
     OperationCancelled,
     OperationNotFound,
     Overloaded,
     TwinshareError,
     Unavailable,
 )
-from ...protocols.events import OperationDone, OperationEvent, OperationProgress
+from ...protocols.events import OperationDone, OperationProgress
 from ...protocols.method import Method
 from ...protocols.operation import Detached, Operation, OperationState, Progress
 from ...protocols.tolerant import known_part
+from ..database import PASSING_FAULTS
 from ..events import EventLog
+from ..files import disk_errors_named
 from .active import UNDO, ActiveOperation, Asked
 from .decode import decode_request, decode_stored, former_caller
 from .keys import plain_key, scoped_key
@@ -129,7 +130,7 @@ class Journal:
             await self._save(active, best_effort=kind.runs_on_full_disk)
 
         def publish(active: ActiveOperation) -> None:
-            self._events.publish(_payload(OperationProgress, active), active.principal)
+            self._events.publish(active.event(OperationProgress), active.principal)
 
         return ActiveOperation(id, kind.kind, asked, save=save, publish=publish)
 
@@ -152,10 +153,10 @@ class Journal:
     async def _insert(self, kind: Kind, active: ActiveOperation) -> None:
         try:
             await self._store.insert(active, makes_room=kind.runs_on_full_disk)
-        except InsufficientResources as error:
+        except PASSING_FAULTS as error:
             if not kind.runs_on_full_disk:
                 raise
-            log.warning("the disk is full: an operation runs without the journal", kind=kind.kind, error=error.message)
+            log.warning("an operation runs without the journal", kind=kind.kind, error=error.message)
 
     def _launch(self, kind: Kind, active: ActiveOperation, release: Release) -> None:
         self._active[active.id] = active
@@ -190,7 +191,8 @@ class Journal:
 
     async def _do(self, kind: Kind, active: ActiveOperation) -> None:
         try:
-            active.result = await kind.do(active)
+            with disk_errors_named(f"what {kind.kind} needs"):
+                active.result = await kind.do(active)
         except TwinshareError as error:
             active.error = error.to_wire()
         except Exception:
@@ -208,7 +210,7 @@ class Journal:
         with trio.CancelScope(shield=True):
             await self._unwritten.write(active)
         self._ended(active.view(self._node))
-        self._events.publish(_payload(OperationDone, active), active.principal)
+        self._events.publish(active.event(OperationDone), active.principal)
 
     async def _undo(self, kind: Kind, active: ActiveOperation) -> bool:
         """Return whether all was taken back. Waits for a hypervisor that is away; the caller waits `UNDO_TIMEOUT`.
@@ -221,7 +223,8 @@ class Journal:
         deadline = trio.current_time() + UNDO_TIMEOUT
         while True:
             try:
-                await kind.undo(active)
+                with disk_errors_named(f"the undo of {kind.kind}"):
+                    await kind.undo(active)
                 return True
             except (Unavailable, DeadlineExceeded) as error:
                 if trio.current_time() >= deadline and not active.answered.is_set():
@@ -281,7 +284,7 @@ class Journal:
         ).to_wire()
         await self._unwritten.write(active)
         self._ended(active.view(self._node))
-        self._events.publish(_payload(OperationDone, active), active.principal)
+        self._events.publish(active.event(OperationDone), active.principal)
 
     def _request_of(self, row: Row) -> Any:
         """What was asked; None when this version does not understand it."""
@@ -360,17 +363,6 @@ class Journal:
             for active in list(self._active.values()):
                 await active.ended.wait()
         await self._unwritten.write_all()
-
-
-def _payload(kind: type[OperationEvent], active: ActiveOperation) -> OperationEvent:
-    return kind(
-        id=active.id,
-        kind=active.kind,
-        target=active.target,
-        state=active.state,
-        progress=active.progress,
-        error=active.error,
-    )
 
 
 def _outcome(operation: Operation) -> Any:

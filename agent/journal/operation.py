@@ -34,8 +34,8 @@ class JournalledOperation(ABC, Generic[Services]):
 
     `through_peer` marks the class that carries out, on the node that is asked, a method on a peer's VM (a method that
     the table marks `by_asked_node` has one class for this node's VMs and one for its peers').
-    `runs_on_full_disk`: it makes room, so it goes on although the journal cannot be written; else a VM on a full disk
-    could never be deleted.
+    `runs_on_full_disk`: it ends something or makes room, so it goes on although the journal cannot be written; else a
+    VM on a full disk could never be deleted.
     """
 
     method: ClassVar[Callable[..., Any]]

@@ -122,7 +122,7 @@ async def _serve(config: Config, stop: _Stop) -> None:
                 nursery.start_soon(notifier.keep_alive)
                 await stop.asked.wait()
                 nursery.cancel_scope.cancel()
-            node.home.card.unlink(missing_ok=True)
+            node.home.remove_card()
             notifier.stopping()
             log.info("stopping")
     log.info("stopped")

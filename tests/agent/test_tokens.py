@@ -13,7 +13,7 @@ import trio
 from twinshare.agent.state import open_state
 from twinshare.agent.tokens import TokenStore, open_tokens
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
-from twinshare.protocols.errors import Unauthenticated
+from twinshare.protocols.errors import TokenNotFound, Unauthenticated, Unavailable
 from twinshare.protocols.node import TokenRequest
 
 CI = Caller(principal="token:ci", role=Role.OPERATOR)
@@ -68,3 +68,31 @@ async def test_a_revoked_token_opens_nothing_and_others_are_not_bound(tmp_path: 
         with tokens.bound(LOCAL_ADMIN):
             assert tokens.holds("local")
         assert not tokens._opened
+
+
+async def test_what_cannot_be_written_is_not_given_out_and_stays_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_state(tmp_path / "db") as state:
+        tokens = await open_tokens(state, "own")
+        old = await tokens.create(TokenRequest(name="old", role=Role.VIEWER))
+        with monkeypatch.context() as broken:
+
+            async def execute(*_: object) -> None:
+                raise Unavailable("the database cannot be written")
+
+            broken.setattr(state, "execute", execute)
+            with pytest.raises(Unavailable):
+                await tokens.create(TokenRequest(name="new", role=Role.VIEWER))
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await tokens.revoke("old")
+            assert tokens.list() == []
+            assert tokens.authenticate(str(old.secret)) is None
+            await tokens.flush()
+        assert len(await state.query("SELECT * FROM tokens")) == 1
+        await tokens.flush()
+        assert await state.query("SELECT * FROM tokens") == []
+        with pytest.raises(TokenNotFound):
+            await tokens.revoke("old")
+        await tokens.create(TokenRequest(name="new", role=Role.VIEWER))

@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -85,7 +86,8 @@ def release(record: Record, data_dir: Path) -> None:
             path.unlink(missing_ok=True)
     record.supervisor = record.egress = None
     record.network, record.blocked = 0, ()
-    record.save(data_dir)
+    with suppress(OSError):  # a disk that cannot be written; the next start finds no such processes
+        record.save(data_dir)
 
 
 def restore_link(record: Record, data_dir: Path) -> bool:

@@ -12,7 +12,7 @@ import trio
 from ....protocols.errors import InsufficientResources, RegistryFailed
 from ....protocols.image import Image
 from ....protocols.operation import Progress
-from ...files import discard, full_disk_named
+from ...files import discard, disk_errors_named
 from ..parallel import each
 from ..port import ImportRequest, Report
 from ..store import DiskImageStore
@@ -99,7 +99,7 @@ async def _spool(
     # A part that stands twice in a manifest is fetched once.
     first = {part.path(store.partials): number for number, part in reversed(list(enumerate(wanted)))}
     paths = [part.path(store.partials) for part in wanted]
-    with _gone_when_full(paths), full_disk_named("the image"):
+    with _gone_when_full(paths), disk_errors_named("the image"):
         await each(sorted(first.values()), work, at_once=AT_ONCE)
     return paths
 

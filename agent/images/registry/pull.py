@@ -13,7 +13,7 @@ import zstandard
 from ....protocols.errors import RegistryFailed
 from ....protocols.image import Image
 from ....protocols.operation import Progress
-from ...files import full_disk_named
+from ...files import disk_errors_named
 from ..index import BadIndexError
 from ..parallel import each
 from ..partial import Partial
@@ -44,7 +44,7 @@ async def pull_chunks(
     index_layer, packs = twinshare_layers(found.manifest)
     sizes = [pack.size for pack in packs]
     try:
-        with full_disk_named("the index of the image"):
+        with disk_errors_named("the index of the image"):
             data = await _spooled(client, repository, index_layer, store.partials)
             layout = await trio.to_thread.run_sync(decode_layout, data, sizes, store.max_size, store.partials)
     except BadIndexError as error:

@@ -14,7 +14,7 @@ from ....protocols.errors import ImageDamaged
 from ....protocols.image import Image
 from ....protocols.operation import Progress
 from ....protocols.reference import Reference
-from ...files import discard, full_disk_named
+from ...files import discard, disk_errors_named
 from ..index import BadIndexError, ChunkIndex
 from ..parallel import each
 from ..port import Report
@@ -52,7 +52,7 @@ async def push_image(
     repository = Repository.of(target.registry, target.name)
     index = await trio.to_thread.run_sync(_read_index, store, image)
     push = _Push(client, repository, _neighbours(store, target), index, report)
-    with full_disk_named("the packs of the image"):
+    with disk_errors_named("the packs of the image"):
         layers = await push.write_layers(store.base_path(image.digest), store.partials)
     manifest = Manifest(
         artifact_type=ARTIFACT,

@@ -14,7 +14,7 @@ import trio
 
 from ....protocols.errors import Unsupported
 from ....protocols.operation import Progress
-from ...files import atomic_write, discard, full_disk_named
+from ...files import atomic_write, discard, disk_errors_named
 from ...guest_program.bundle import program_zip
 from ..port import Report
 from . import guest
@@ -40,7 +40,7 @@ async def build_tiny(scratch: Path, report: Report) -> Path:
     if platform.machine() != "x86_64":
         raise Unsupported(f"tiny is built for x86_64, and this machine is {platform.machine()}")
     archive = Packages(scratch)
-    with full_disk_named("building tiny"):
+    with disk_errors_named("building tiny"):
         await archive.open()
         report(Progress(message="asking for packages"))
         kernels, others = await _choose(archive)
