@@ -30,16 +30,21 @@ class Listener:
     async def head(self) -> bytes:
         while b"\r\n\r\n" not in self.text:
             self.text += await self.stream.receive_some()
+            self._take(self.text.partition(b"\r\n\r\n")[2])
         return self.text.partition(b"\r\n\r\n")[0]
 
+    def _take(self, data: bytes) -> None:
+        """Chunk sizes look like fields without a name to the reader, which passes over them."""
+        self._events += self._reader.feed(data.replace(b"\r\n", b"\n:"))
+
     async def next(self) -> Event:
-        """The next event; chunk sizes look like fields without a name to the reader, which passes over them."""
+        """The next event."""
         with trio.fail_after(60):
             while not self._events:
                 data = await self.stream.receive_some()
                 assert data, "the stream has ended"
                 self.text += data
-                self._events += self._reader.feed(data.replace(b"\r\n", b"\n:"))
+                self._take(data)
         return self._events.pop(0)
 
 
