@@ -148,6 +148,12 @@ class DnsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             loopback_endpoint(self.listen)
 
 
+class GuestsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`ssh_key`: the seed of a new VM lets the node's own SSH key log in."""
+
+    ssh_key: bool = True
+
+
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -161,6 +167,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hypervisor: HypervisorConfig = HypervisorConfig()
     p2p: P2pConfig = P2pConfig()
     images: ImagesConfig = ImagesConfig()
+    guests: GuestsConfig = GuestsConfig()
     dns: DnsConfig = DnsConfig()
     log: LogConfig = LogConfig()
     peers: dict[str, PeerConfig] = {}

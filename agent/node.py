@@ -70,6 +70,7 @@ from .reach.screens import Screens
 from .reach.tunnel import TunnelServer
 from .reach.tunnels import Tunnels
 from .relays import open_relays
+from .ssh_key import ensure_ssh_key
 from .state import open_state
 from .tokens import TokenStore, open_tokens
 from .vm.addresses import GuestAddresses
@@ -361,6 +362,7 @@ def _vm_context(
         admission=Admission(base.config.hypervisor, partial(read_host, base.home.path)),
         files=VmFiles(backends.vms, backends.chown),
         limits=base.config.hypervisor,
+        node_key=partial(_node_key, base.config, base.home.path),
     )
 
 
@@ -376,6 +378,10 @@ def _services(
         NodeService: partial(LocalNode, health),
         TokenService: lambda caller: LocalTokens(tokens),
     }
+
+
+def _node_key(config: Config, data_dir: Path) -> str:
+    return ensure_ssh_key(data_dir, f"twinshare node {node_name(config)}") if config.guests.ssh_key else ""
 
 
 async def _start(dispatcher: Dispatcher, vm: str) -> None:

@@ -32,6 +32,7 @@ MAX_UNDEFINE_ATTEMPTS = 2
 class VmContext:
     """What the VMs of a node are made with, and the steps that several operations share.
 
+    `node_key` is a blocking call: the SSH key that new guests let in, empty for none.
     By a VM's ID: `forced` counts the operations with force that are waiting or at work, `guest_waits` are the waits for
     a guest's shutdown that they end.
     """
@@ -45,6 +46,7 @@ class VmContext:
     admission: Admission
     files: VmFiles
     limits: HypervisorConfig
+    node_key: Callable[[], str]
     locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
     metadata_locks: WeakValueDictionary[str, trio.Lock] = field(default_factory=WeakValueDictionary)
     forced: Counter[str] = field(default_factory=Counter)

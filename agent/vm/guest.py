@@ -34,12 +34,19 @@ def check_cloud_init(cloud_init: CloudInit) -> None:
         _load(cloud_init.network_config, "network_config")
 
 
-def build_seed(vm_id: str, name: str, cloud_init: CloudInit) -> bytes:
-    """The seed's ISO image. The instance id is the VM's, so a guest configures itself once."""
+def build_seed(vm_id: str, name: str, cloud_init: CloudInit, node_key: str = "") -> bytes:
+    """Return the seed's ISO image. The instance id is the VM's, so a guest configures itself once.
+
+    `node_key`, a line of authorized_keys, may log in too.
+    """
     hostname = cloud_init.hostname or name
     # JSON is YAML, and no string in it can become a key.
     meta_data = json.dumps({"instance-id": vm_id, "local-hostname": hostname}, indent=1) + "\n"
-    documents = {"meta-data": meta_data, "user-data": user_data(hostname, cloud_init), "vendor-data": vendor_data()}
+    documents = {
+        "meta-data": meta_data,
+        "user-data": user_data(hostname, cloud_init),
+        "vendor-data": vendor_data(node_key),
+    }
     if cloud_init.network_config:
         documents["network-config"] = cloud_init.network_config
     return _iso(documents)

@@ -1,5 +1,6 @@
 """The vendor data of our seed: a script of cloud-init's that installs the guest program and starts it at each boot.
 
+It also lets the node's SSH key log in.
 A script, not a `#cloud-config`: the lists in a caller's user data would take the place of ours. Systems with systemd,
 with OpenRC, and with neither are served; an image without python3 is left as it is.
 Format: cloud-init documentation, "Vendor data" and "User data scripts".
@@ -18,6 +19,19 @@ ARCHIVE = f"{FOLDER}/guest.zip"
 RUN = f"{FOLDER}/run-guest"
 
 _SCRIPT = """#!/bin/sh
+# Lets the key of the VM's node log in, as root and as the users that the image or cloud-init made.
+KEY={key}
+authorize() {{
+    [ -d "$2" ] || return
+    mkdir -p -m 700 "$2/.ssh"
+    grep -qxF -- "$KEY" "$2/.ssh/authorized_keys" 2>/dev/null || printf '%s\\n' "$KEY" >>"$2/.ssh/authorized_keys"
+    chmod 600 "$2/.ssh/authorized_keys"
+    chown -R "$1" "$2/.ssh"
+}}
+[ -z "$KEY" ] || while IFS=: read -r name _ id _ _ home _; do
+    if [ "$id" = 0 ] || {{ [ "$id" -ge 1000 ] && [ "$id" -lt 60000 ]; }}; then authorize "$name" "$home"; fi
+done </etc/passwd
+
 # Serves commands, files and connections on the guest channel of this VM.
 command -v python3 >/dev/null || exit 0
 mkdir -p {folder}
@@ -64,9 +78,10 @@ fi
 
 
 @functools.cache
-def vendor_data() -> str:
-    """The script. The same program gives the same bytes."""
+def vendor_data(node_key: str = "") -> str:
+    """Return the script. The same program and the same key give the same bytes."""
     return _SCRIPT.format(
+        key=shlex.quote(node_key),
         folder=FOLDER,
         archive=ARCHIVE,
         run=RUN,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import re
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import click
-
 from ...agent.config import default_data_dir
 from ...agent.files import atomic_write
+from ...agent.ssh_key import ensure_ssh_key, private_key_file
 from ...protocols.errors import InvalidRequest
 
 _KEY = re.compile(r"[a-z0-9@.-]{1,64} [A-Za-z0-9+/]{16,8192}={0,2}")
@@ -19,8 +17,8 @@ _HOST = re.compile(r"[A-Za-z0-9.-]{1,255}")
 
 
 def ssh_directory() -> Path:
-    """Return the directory of this user's key and known hosts. Raises: InvalidRequest."""
-    found = default_data_dir() / "ssh"
+    """Return the directory of the key and of the known hosts. Raises: InvalidRequest."""
+    found = private_key_file(default_data_dir()).parent
     try:
         found.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -29,17 +27,9 @@ def ssh_directory() -> Path:
 
 
 def user_key() -> str:
-    """Return the public key that guests get, made at first use. Raises: ClickException without ssh-keygen."""
-    private = ssh_directory() / "id_ed25519"
-    if not private.exists():
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "twinshare", "-f", str(private)]
-        try:
-            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            # Another command may have made it meanwhile.
-            if not private.exists():
-                raise click.ClickException("ssh-keygen cannot make a key; install openssh-client") from None
-    return private.with_suffix(".pub").read_text().strip()
+    """Return the public key that guests get, made at first use: the node's own, when this is its data directory."""
+    ssh_directory()
+    return ensure_ssh_key(default_data_dir(), "twinshare")
 
 
 def ssh_options(proxy_command: str) -> Sequence[tuple[str, str]]:
@@ -49,7 +39,7 @@ def ssh_options(proxy_command: str) -> Sequence[tuple[str, str]]:
     return [
         ("User", "root"),
         ("ProxyCommand", proxy_command),
-        ("IdentityFile", str(directory / "id_ed25519")),
+        ("IdentityFile", str(private_key_file(default_data_dir()))),
         ("UserKnownHostsFile", str(directory / "known_hosts")),
         # Keys that came through the channel are in the file already, and another one is refused.
         ("StrictHostKeyChecking", "accept-new"),

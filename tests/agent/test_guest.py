@@ -37,6 +37,12 @@ def test_a_seed_names_the_guest_and_carries_its_documents() -> None:
     assert yaml.safe_load(files["user-data"]) == {"hostname": "web"}
 
 
+def test_the_key_of_the_node_leaves_user_data_as_they_are() -> None:
+    files = read(build_seed("an-id", "web", CloudInit(user_data="#!/bin/sh\n"), "ssh-ed25519 AAAA twinshare node a"))
+    assert files["user-data"] == "#!/bin/sh\n"
+    assert "KEY='ssh-ed25519 AAAA twinshare node a'\n" in files["vendor-data"]
+
+
 def test_keys_are_merged_and_the_callers_words_win() -> None:
     text = "#cloud-config\nhostname: mine\nssh_authorized_keys: [a]\npackages: ['x: y']\n"
     merged = yaml.safe_load(user_data("web", CloudInit(user_data=text, ssh_authorized_keys=["b"])))

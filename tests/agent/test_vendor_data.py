@@ -35,6 +35,36 @@ def test_the_script_installs_the_program_and_it_starts(tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
+def test_the_key_of_the_node_is_let_in_once(tmp_path: Path) -> None:
+    """The script's first part, with this test's users and homes."""
+    key = "ssh-ed25519 AAAA twinshare node a'b"
+    script = vendor_data(key)
+    ours = script[: script.index("# Serves commands")].replace("/etc/passwd", str(tmp_path / "passwd"))
+    users = [("root", 0, "root"), ("daemon", 1, "daemon"), ("debian", 1000, "debian"), ("nobody", 65534, "nobody")]
+    (tmp_path / "passwd").write_text(
+        "".join(f"{name}:x:{id}:{id}::{tmp_path}/{home}:/bin/sh\n" for name, id, home in users)
+    )
+    for name in ("root", "daemon", "debian", "nobody"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "root/.ssh").mkdir()
+    (tmp_path / "root/.ssh/authorized_keys").write_text("another\n")
+    for _ in range(2):
+        ours = ours.replace("    chown", "    : chown")  # the users are not this machine's
+        subprocess.run(["sh", "-ec", ours], check=True, timeout=30)
+    found = {file.parts[-3]: file.read_text() for file in tmp_path.glob("*/.ssh/authorized_keys")}
+    assert found == {"root": f"another\n{key}\n", "debian": f"{key}\n"}
+    assert (tmp_path / "debian/.ssh").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "debian/.ssh/authorized_keys").stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_key_nobody_is_let_in(tmp_path: Path) -> None:
+    script = vendor_data()
+    (tmp_path / "passwd").write_text(f"root:x:0:0::{tmp_path}:/bin/sh\n")
+    ours = script[: script.index("# Serves commands")].replace("/etc/passwd", str(tmp_path / "passwd"))
+    subprocess.run(["sh", "-ec", ours], check=True, timeout=30)
+    assert not (tmp_path / ".ssh").exists()
+
+
 def test_every_way_to_start_it_is_well_formed(tmp_path: Path) -> None:
     script = vendor_data()
     assert script.startswith("#!/bin/sh\n")

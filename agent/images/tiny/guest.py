@@ -134,8 +134,8 @@ exec /usr/lib/dropbear/dropbear "$@"
 """
 
 SSH_SETUP = r"""#!/bin/sh
-# Unpacks the SSH server from the disk's second partition, makes the host key of this boot, and lets in the keys of the
-# seed's user data. The first caller does it, others wait.
+# Unpacks the SSH server from the disk's second partition, makes the host key of this boot, and lets in the node's key,
+# which is in the seed's vendor data, and those of the user data. The first caller does it, others wait.
 until mkdir /run/ssh.lock 2>/dev/null; do
     [ -f /run/ssh.ready ] && exit 0
     sleep 0.1
@@ -147,6 +147,7 @@ done
 mkdir -p /etc/dropbear /etc/ssh /root/.ssh
 /usr/lib/dropbear/dropbearkey -t ed25519 -f /etc/dropbear/dropbear_ed25519_host_key |
     grep ^ssh- >/etc/ssh/ssh_host_ed25519_key.pub || { rmdir /run/ssh.lock; exit 1; }
+sed -n "s/^KEY='\(.*\)'\$/\1/p" /seed/vendor-data >>/root/.ssh/authorized_keys
 if [ -f /seed/user-data ]; then
     # YAML folds long keys into lines.
     awk '/^ *- / { print key; sub(/^ *- */, ""); key = $0; next }

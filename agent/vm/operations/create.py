@@ -156,7 +156,8 @@ class CreateVm(VmOperation):
         await trio.to_thread.run_sync(vms.files.make_directory, id)
         await vms.images.make_overlay(metadata.digest, vms.files.directory(id) / "disk.qcow2", spec.disk_size << 30)
         await active.step("seed")
-        content = await trio.to_thread.run_sync(build_seed, id, spec.name, spec.cloud_init or CloudInit())
+        key = await trio.to_thread.run_sync(vms.node_key)
+        content = await trio.to_thread.run_sync(build_seed, id, spec.name, spec.cloud_init or CloudInit(), key)
         await trio.to_thread.run_sync(vms.files.write_seed, id, content)
 
     def _plan(self, active: ActiveOperation, id: str, metadata: VmMetadata) -> DomainPlan:
