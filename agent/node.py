@@ -16,12 +16,11 @@ import structlog
 import trio
 
 from .. import __version__
-from ..protocols.access import LOCAL_ADMIN, Caller, Role
+from ..protocols.access import LOCAL_ADMIN, Caller
 from ..protocols.blob import PROTOCOL as BLOB
 from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import SCREEN_PROTOCOL as SCREEN
-from ..protocols.console import ConsoleRequest
-from ..protocols.errors import TwinshareError, VmNotFound
+from ..protocols.errors import TwinshareError
 from ..protocols.guest_service import GuestService
 from ..protocols.guest_stream import PROTOCOL as GUEST
 from ..protocols.guest_stream import StreamRequest
@@ -56,7 +55,7 @@ from .loopback import LoopbackAddresses, open_loopback_addresses
 from .mesh import HostFactory, NodeParts, make_node_mesh_client, open_node_mesh
 from .node_services import LocalNode, LocalOperations, LocalTokens
 from .operations import open_operations
-from .p2p.context import Served
+from .p2p.context import Serve, Served
 from .p2p.mesh import Mesh
 from .p2p.mesh_client import MeshClient
 from .p2p.store import SCHEMA as MESH_SCHEMA
@@ -64,11 +63,13 @@ from .p2p.store import DatabaseKeyValueStore
 from .reach.addresses import PeerAddresses
 from .reach.consoles import Console, Consoles, open_consoles
 from .reach.fleet_images import BlobServer, FleetImages
-from .reach.remote_console import Attach, ConsoleServer, open_remote_console
-from .reach.remote_guest import GuestStreamServer, open_remote_guest_stream
+from .reach.remote_console import ConsoleServer
+from .reach.remote_guest import GuestStreamServer
 from .reach.screens import Screens
 from .reach.tunnel import TunnelServer
 from .reach.tunnels import Tunnels
+from .reach.vm_places import VmPlaces
+from .reach.vm_streams import VmStreams
 from .relays import open_relays
 from .ssh_key import ensure_ssh_key
 from .state import open_state
@@ -86,14 +87,8 @@ from .vm.watch import Watch, start_after_boot
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A stream of a VM: its name in the audit log, its protocol between peers, and how it is opened here."""
-
-    name: str
-    protocol: str
-    attach: Attach
+# What destroys a VM, or makes something of it at its node: on another node the VM must be called NAME@NODE.
+_EXPLICIT = frozenset({VmService.delete_vm.__name__, ImageService.capture_image.__name__})
 
 
 @dataclass(kw_only=True, eq=False)
@@ -116,8 +111,9 @@ class Node:
     tunnels: Tunnels
     consoles: Consoles
     screens: Screens
-    guest_access: GuestAccess
+    streams: VmStreams
     peer_addresses: PeerAddresses
+    places: VmPlaces
     health: NodeHealth
 
     @property
@@ -128,8 +124,20 @@ class Node:
     async def call(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None = None) -> Any:
         """Any operation, here or on a peer (an ID, a prefix, a name). The role is checked where the operation is done.
 
-        Raises: what the operation raises; Detached when the caller does not wait for its end.
+        Without a peer, a VM is looked for in the fleet. Raises: what the operation raises, and `VmPlaces`; Detached
+        when the caller does not wait for its end.
         """
+        vm = arguments.get("vm")
+        if not isinstance(vm, str):
+            return await self._record(caller, method, arguments, peer)
+
+        async def do(name: str, at: str | None) -> Any:
+            return await self._record(caller, method, {**arguments, "vm": name}, at)
+
+        explicit = caller.detach or method.name in _EXPLICIT
+        return await self.places.at_its_node(caller, vm, peer, do, explicit=explicit)
+
+    async def _record(self, caller: Caller, method: Method, arguments: Mapping[str, Any], peer: str | None) -> Any:
         if not method.mutates:
             return await self._call(caller, method, arguments, peer)
         there = "" if self.is_here(peer) else str(peer)
@@ -160,48 +168,19 @@ class Node:
             msgspec.structs.replace(caller, detach=False), method, asked, through_peer=True
         )
 
-    @asynccontextmanager
-    async def console(self, caller: Caller, vm: str, peer: str | None = None) -> AsyncIterator[Console]:
-        """The serial console of a VM, here or on a peer, until the block is left.
+    def console(self, caller: Caller, vm: str, peer: str | None = None) -> AbstractAsyncContextManager[Console]:
+        """As `VmStreams.console`."""
+        return self.streams.console(caller, vm, peer)
 
-        Raises: what `Consoles.attach` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
-        """
-        asked = _Asked("open_console", CONSOLE, self.consoles.attach)
-        async with self._attached(asked, caller, vm, peer) as console:
-            yield console
-
-    @asynccontextmanager
-    async def screen(self, caller: Caller, vm: str, peer: str | None = None) -> AsyncIterator[Console]:
-        """The screen of a VM, here or on a peer, as bytes of RFB until the block is left.
-
-        Raises: what `Screens.attach` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
-        """
-        asked = _Asked("open_screen", SCREEN, self.screens.attach)
-        async with self._attached(asked, caller, vm, peer) as screen:
-            yield screen
-
-    @asynccontextmanager
-    async def _attached(self, asked: _Asked, caller: Caller, vm: str, peer: str | None) -> AsyncIterator[Console]:
-        if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(str(peer))):
-            async with asked.attach(caller, vm) as stream:
-                yield stream
-            return
-        request = ConsoleRequest(vm=vm, role=caller.role, principal=caller.delegate)
-        async with self.audit.record(caller, asked.name, vm, at_peer=peer_id):
-            caller.require(Role.OPERATOR, asked.name)
-            async with open_remote_console(self.mesh.client, peer_id, request, asked.protocol) as stream:
-                yield stream
+    def screen(self, caller: Caller, vm: str, peer: str | None = None) -> AbstractAsyncContextManager[Console]:
+        """As `VmStreams.screen`."""
+        return self.streams.screen(caller, vm, peer)
 
     def guest_stream(
-        self, caller: Caller, vm: str, request: StreamRequest, peer: str = "local"
+        self, caller: Caller, vm: str, request: StreamRequest, peer: str | None = None
     ) -> AbstractAsyncContextManager[GuestStream]:
-        """A stream into the guest of a VM, here or on a peer, until the block is left.
-
-        Raises: what `GuestAccess.open` raises; P2pStopped, PeerNotFound, AmbiguousName, PeerUnreachable.
-        """
-        if self.is_here(peer) or self.is_here(peer_id := self.mesh.resolve(peer)):
-            return self.guest_access.open(caller, vm, request)
-        return open_remote_guest_stream(self.mesh.client, self.audit.record, caller, peer_id, vm, request)
+        """As `VmStreams.guest`."""
+        return self.streams.guest(caller, vm, request, peer)
 
     def is_here(self, peer: str | None) -> bool:
         return peer in {None, "local", self.peer_id, self.name}
@@ -220,15 +199,7 @@ class Node:
 
         Raises: VmNotFound, PeerNotFound, AmbiguousName, and what the peer raises.
         """
-        get_vm = method_of(VmService.get_vm)
-        try:
-            found: Vm = await self.call(LOCAL_ADMIN, get_vm, {"vm": vm}, peer)
-        except VmNotFound:
-            fleet = (await self.fleet_vms(LOCAL_ADMIN)).vms if peer is None else []
-            rows = [row for row in fleet if row.name == vm]
-            if len(rows) != 1:
-                raise
-            return rows[0].ip
+        found: Vm = await self.call(LOCAL_ADMIN, method_of(VmService.get_vm), {"vm": vm}, peer)
         return found.ip
 
     async def _localized(self, vm: Vm) -> Vm:
@@ -321,23 +292,19 @@ async def _open_parts(base: Foundation, peers: MeshClient) -> AsyncIterator[Node
             nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), base.state)
             nursery.start_soon(Expirer(vms, events, partial(_delete, dispatcher)).run)
             nursery.start_soon(_flush_tokens, tokens)
-            streams = {
-                TUNNEL: TunnelServer(vms).serve,
-                CONSOLE: ConsoleServer(consoles.attach).serve,
-                SCREEN: ConsoleServer(screens.attach).serve,
-                GUEST: GuestStreamServer(access).serve,
-                BLOB: BlobServer(backends.images).serve,
-            }
-            async with open_node_mesh(peers, Served(dispatcher, streams), start=config.p2p.enabled) as mesh:
+            served = _served_streams(vms, backends, consoles, screens, access)
+            async with open_node_mesh(peers, Served(dispatcher, served), start=config.p2p.enabled) as mesh:
                 await tunnels.open_kept()
                 nursery.start_soon(tunnels.tend)
                 nursery.start_soon(tunnels.end_with_principals, tokens.holds)
                 nursery.start_soon(peers.context.tickets.end_with_principals, tokens.holds)
+                places = VmPlaces(mesh, name, inventory)
+                streams = VmStreams(places, peers, audit.record, consoles, screens, access)
                 node = Node(
                     config=config, home=base.home, name=name, peer_id=base.identity.peer_id, version=__version__,
                     events=events, audit=audit, operations=operations, tokens=tokens, backends=backends, vms=vms,
-                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, screens=screens,
-                    guest_access=access, peer_addresses=PeerAddresses(loopback, peers), health=health,
+                    images=images, mesh=mesh, tunnels=tunnels, consoles=consoles, screens=screens, streams=streams,
+                    peer_addresses=PeerAddresses(loopback, peers), places=places, health=health,
                 )  # fmt: skip
                 if config.dns.listen:
                     await nursery.start(serve_names, config.dns.listen, node.address_of)
@@ -364,6 +331,19 @@ def _vm_context(
         limits=base.config.hypervisor,
         node_key=partial(_node_key, base.config, base.home.path),
     )
+
+
+def _served_streams(
+    vms: VmContext, backends: Backends, consoles: Consoles, screens: Screens, guests: GuestAccess
+) -> dict[str, Serve]:
+    """What peers may open, by its protocol."""
+    return {
+        TUNNEL: TunnelServer(vms).serve,
+        CONSOLE: ConsoleServer(consoles.attach).serve,
+        SCREEN: ConsoleServer(screens.attach).serve,
+        GUEST: GuestStreamServer(guests).serve,
+        BLOB: BlobServer(backends.images).serve,
+    }
 
 
 def _services(

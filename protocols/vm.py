@@ -23,7 +23,7 @@ _MAC = re.compile(MAC_PATTERN)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 VmName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=63, description="a DNS label in lower case")]
-VmRef = Annotated[str, Meta(min_length=1, max_length=255, description="name or id of the VM")]
+VmRef = Annotated[str, Meta(min_length=1, max_length=255, description="name or id of the VM, or NAME@NODE")]
 MAX_FORWARDS = 64
 """Of one VM."""
 MAX_TTL = 10 * 365 * 86400

@@ -20,4 +20,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click knows the three that the choice allows
     made = kind(ctx.find_root().command, {}, "twinshare", "_TWINSHARE_COMPLETE")
-    click.echo(made.source())
+    # NAME@NODE is one word: by default bash breaks words at @.
+    click.echo(("COMP_WORDBREAKS=${COMP_WORDBREAKS//@}\n" if shell == "bash" else "") + made.source())

@@ -21,6 +21,7 @@ from ...protocols.errors import (
     VmNotFound,
 )
 from ...protocols.operation import Operation
+from ...protocols.vm import Vm
 from ..blocking_client import ApiClient
 from ..exchange import NodeUnreachable, compose, method_named, plain
 from .output import say
@@ -129,6 +130,11 @@ class NodeClient(ApiClient):
             peer,
         )
 
+    def fleet_vms(self) -> list[Vm]:
+        """Return the VMs of all nodes; of one that is away, those it listed last. Raises: what the node raises."""
+        found: VmList = self.send(plain("GET", "/fleet/vm", VmList))
+        return found.vms
+
     def locate(self, vm: str, peer: str | None) -> tuple[str, str | None]:
         """Return the name and the peer that a VM's reference stands for: NAME@NODE, or what was found before."""
         if peer is None and vm in self._located:
@@ -165,10 +171,9 @@ class NodeClient(ApiClient):
     def _find_in_fleet(self, vm: str) -> bool:
         """Find the node of a VM that this node does not have. Raises: AmbiguousName when several have one."""
         try:
-            rows = self.send(plain("GET", "/fleet/vm", VmList)).vms
+            nodes = [row.node for row in self.fleet_vms() if row.node and vm in {row.name, row.id}]
         except TwinshareError:
             return False
-        nodes = [row.node for row in rows if row.node and vm in {row.name, row.id}]
         if len(nodes) > 1:
             choices = " or ".join(f"{vm}@{node}" for node in nodes)
             raise AmbiguousName(f"several nodes have a VM '{vm}'; say which: {choices}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,15 @@ def _listed(operation: str, key: str = "name", *, local: bool = False) -> NamesO
     return lambda client, peer: (
         str(getattr(row, key)) for row in client.call(operation, {}, None if local else peer) if getattr(row, key)
     )
+
+
+def _vm_names(client: NodeClient, peer: str | None) -> Iterable[str]:
+    """The VMs of the node, and those of all others as NAME@NODE."""
+    local = {(vm.name, vm.node) for vm in client.call("list_vms", {}, peer)}
+    yield from (name for name, _ in local)
+    if peer is None:
+        with suppress(TwinshareError):  # the names of this node are worth showing alone
+            yield from (f"{vm.name}@{vm.node}" for vm in client.fleet_vms() if (vm.name, vm.node) not in local)
 
 
 def _image_names(client: NodeClient, peer: str | None) -> Iterable[str]:
@@ -143,7 +153,7 @@ class Size(click.ParamType[int]):
         return amount
 
 
-VM_NAME = Named("name", _listed("list_vms"))
+VM_NAME = Named("name", _vm_names)
 IMAGE_NAME = Named("image", _listed("list_images"))
 IMAGE_SOURCE = Named("image", _image_names)
 NETWORK_NAME = Named("network", _network_names)

@@ -83,7 +83,7 @@ class MedaVms:
         """Delete the VM that has the name, unless this very request has made it, or its successor could not be made."""
         key = self._caller.idempotency_key
         try:
-            there = await self._do("get_vm", vm=spec.name)
+            there: Vm = await self._node.call(self._caller, TABLE["get_vm"], {"vm": spec.name}, "local")
         except VmNotFound:
             return
         if key is not None and there.id == vm_id(key):
@@ -92,7 +92,7 @@ class MedaVms:
         alone = msgspec.structs.replace(self._caller, idempotency_key=None, detach=False)
         if not await size_of(self._node, alone, spec.image):
             await self._node.call(alone, TABLE["pull_image"], {"request": PullRequest(image=spec.image)})
-        await self._node.call(alone, TABLE["delete_vm"], {"vm": there.id, "force": True})
+        await self._node.call(alone, TABLE["delete_vm"], {"vm": there.id, "force": True}, "local")
 
     @rest("GET", "/vms/<name>", Role.VIEWER)
     async def get_vm(self, name: VmRef) -> VmDetail:

@@ -64,7 +64,7 @@ async def sample(node: Node) -> NodeSample:
     async def read_stats(vm: Vm) -> None:
         async with limiter:
             try:
-                stats[vm.name] = await node.call(LOCAL_ADMIN, TABLE["vm_stats"], {"vm": vm.id})
+                stats[vm.name] = await node.call(LOCAL_ADMIN, TABLE["vm_stats"], {"vm": vm.id}, "local")
             except TwinshareError:
                 return  # it has stopped meanwhile, or its QEMU does not answer
 

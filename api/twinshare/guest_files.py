@@ -92,7 +92,7 @@ async def _read(node: Node, request: RestRequest, vm: str, peer: str | None) -> 
     asked = ReadFile(path=path_bytes(query.path, query.path_base64), offset=first, length=length)
     stack = AsyncExitStack()
     try:
-        stream = await stack.enter_async_context(node.guest_stream(request.caller, vm, asked, peer or "local"))
+        stream = await stack.enter_async_context(node.guest_stream(request.caller, vm, asked, peer))
         size = stream.opened.file.size if stream.opened.file else 0
         if first and first >= size:
             raise RangeNotSatisfiable(f"the file has {size} bytes", size=size)
@@ -152,7 +152,7 @@ async def _write(node: Node, request: RestRequest, vm: str, peer: str | None) ->
         path=path_bytes(query.path, query.path_base64), size=query.size, mode=query.mode,
         modified=query.modified, user=query.user, upload=query.upload,
     )  # fmt: skip
-    async with node.guest_stream(request.caller, vm, asked, peer or "local") as stream:
+    async with node.guest_stream(request.caller, vm, asked, peer) as stream:
         there = stream.opened.input_offset
         if query.offset > there:
             raise InvalidRequest(

@@ -108,7 +108,7 @@ def _routes(node: Node, kind: _Kind) -> Iterator[Route]:
         websocket = current_websocket()
         check_path(given, kinds)
         asked = kind.ask(websocket, given)
-        async with node.guest_stream(websocket.caller, given["vm"], asked, given.get("peer", "local")) as stream:
+        async with node.guest_stream(websocket.caller, given["vm"], asked, given.get("peer")) as stream:
             await websocket.accept()
             websocket.connection.endless = True
             await _GuestRelay(websocket, stream).run()

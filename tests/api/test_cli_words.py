@@ -197,6 +197,9 @@ def test_what_force_would_do_is_said_as_the_option(command: str, verb: str, path
         (["vm", "create", "a", "--image"], "deb", ["debian-12"]),
         (["vm", "create", "a", "--network"], "", ["default", "isolated", "lab"]),
         (["vm", "ls", "--on"], "al", ["alice"]),
+        (["vm", "show"], "", ["example-vm", "far@node-2"]),
+        (["vm", "show"], "far@", ["far@node-2"]),
+        (["vm", "show", "--on", "alice"], "", ["other"]),
         (["image", "pull"], "deb", ["debian-12"]),
         (["op", "show"], "op", ["op-1"]),
         (["peer", "ping"], "a", ["alice"]),
@@ -207,7 +210,9 @@ def test_what_is_named_completes_from_the_node(
 ) -> None:
     image = {"name": "tiny", "tag": "latest", "digest": "d", "size": 1, "allocated": 1, "created_at": VM["created_at"]}
     routes = {
-        "GET /api/vm": [Answer({"vms": [VM | {"network": "lab"}]})],
+        "GET /api/vm": [Answer({"vms": [VM | {"network": "lab", "node": "node-1"}]})],
+        "GET /api/remote/alice/vm": [Answer({"vms": [VM | {"name": "other"}]})],
+        "GET /api/fleet/vm": [Answer({"vms": [VM | {"node": "node-1"}, FAR], "unreachable": []})],
         "GET /api/image": [Answer({"images": [image]})],
         "GET /api/catalogue": [Answer({"entries": [{"name": "debian-12", "source": "s", "user": "u", "about": ""}]})],
         "GET /api/p2p/peers": [Answer({"peers": [ALICE]})],
