@@ -10,8 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -20,26 +19,23 @@ import trio
 
 from ...protocols.access import Caller, Limits, account_of
 from ...protocols.errors import (
-    DeadlineExceeded,
     ErrorBody,
     IdempotencyMismatch,
-    OperationCancelled,
-    OperationNotFound,
     Overloaded,
     TwinshareError,
     Unavailable,
 )
-from ...protocols.events import OperationDone, OperationProgress
+from ...protocols.events import OperationProgress
 from ...protocols.method import Method
-from ...protocols.operation import Detached, Operation, OperationState, Progress
-from ...protocols.tolerant import known_part
+from ...protocols.operation import Detached, Operation, OperationState
 from ..database import PASSING_FAULTS
 from ..events import EventLog
-from ..files import disk_errors_named
-from .active import UNDO, ActiveOperation, Asked
+from .active import ActiveOperation, Asked
 from .decode import decode_request, decode_stored, former_caller
+from .execution import Execution, Kind
 from .keys import plain_key, scoped_key
-from .operation import JournalledOperation, Release
+from .listing import Listing
+from .operation import Release
 from .pace import Pace
 from .recovery import find_outdated
 from .store import ROLE, SECRETS, JournalStore, Row
@@ -47,12 +43,7 @@ from .unwritten import UnwrittenEnds
 
 log = structlog.get_logger(__name__)
 
-Kind: TypeAlias = JournalledOperation[Any]
-
 MAX_RUNNING = 256
-UNDO_TIMEOUT = 60.0
-"""Seconds that a caller waits for an undo that cannot reach the hypervisor."""
-UNDO_RETRY = 0.5
 CLOSE_TIMEOUT = 8.0
 
 
@@ -70,16 +61,15 @@ class Journal:
     ) -> None:
         self.close_timeout = CLOSE_TIMEOUT
         self._store, self._events, self._node, self._nursery = store, events, node, nursery
-        self._ended = ended
         self._kinds = {kind.kind: kind for kind in kinds}
         self._of_method = {(kind.call.name, kind.through_peer): kind for kind in self._kinds.values()}
         self._active: dict[str, ActiveOperation] = {}
-        # What the last list has read, with its last change: the same objects again, whose JSON is encoded once.
-        self._listed: dict[str, tuple[float, Operation]] = {}
         self._keys: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
         self._pace = Pace()
         self._unwritten = UnwrittenEnds(store)
         nursery.start_soon(self._unwritten.run)
+        self._execution = Execution(store, self._unwritten, events, node, ended)
+        self._listing = Listing(store, self._unwritten, node, self._active, self._kinds)
         self._closing = False
 
     async def run(
@@ -127,7 +117,7 @@ class Journal:
 
     def _make(self, kind: Kind, id: str, asked: Asked) -> ActiveOperation:
         async def save(active: ActiveOperation) -> None:
-            await self._save(active, best_effort=kind.runs_on_full_disk)
+            await self._execution.save(active, best_effort=kind.runs_on_full_disk)
 
         def publish(active: ActiveOperation) -> None:
             self._events.publish(active.event(OperationProgress), active.principal)
@@ -173,80 +163,14 @@ class Journal:
         return _outcome(active.view(self._node))
 
     async def _execute(self, kind: Kind, active: ActiveOperation, release: Release) -> None:
-        """Run one operation to its end. Nothing is raised here but the cancellation of the whole node."""
-        active.state = OperationState.RUNNING
         try:
-            if active.step_name != UNDO:
-                with active.scope:
-                    await self._do(kind, active)
-            # Neither done nor failed nor cancelled by a caller: the node is stopping, and the next start goes on.
-            if active.result is not None or active.error is not None or active.cancel_asked:
-                await self._finish(kind, active)
+            await self._execution.run(kind, active)
         finally:
             release()
             self._pace.end(account_of(active.principal))
             self._active.pop(active.id, None)
             active.answered.set()
             active.ended.set()
-
-    async def _do(self, kind: Kind, active: ActiveOperation) -> None:
-        try:
-            with disk_errors_named(f"what {kind.kind} needs"):
-                active.result = await kind.do(active)
-        except TwinshareError as error:
-            active.error = error.to_wire()
-        except Exception:
-            log.exception("operation failed by a bug", operation=active.id, kind=active.kind)
-            active.error = TwinshareError(f"internal error; the node's log tells more under {active.id}").to_wire()
-
-    async def _finish(self, kind: Kind, active: ActiveOperation) -> None:
-        outcome = OperationState.DONE
-        if active.result is None:
-            outcome = OperationState.CANCELLED if active.error is None else OperationState.FAILED
-            active.error = active.error or OperationCancelled(f"operation {active.id} was cancelled").to_wire()
-            if kind.has_undo() and not await self._undo(kind, active):
-                return
-        active.state = outcome
-        with trio.CancelScope(shield=True):
-            await self._unwritten.write(active)
-        self._ended(active.view(self._node))
-        self._events.publish(active.event(OperationDone), active.principal)
-
-    async def _undo(self, kind: Kind, active: ActiveOperation) -> bool:
-        """Return whether all was taken back. Waits for a hypervisor that is away; the caller waits `UNDO_TIMEOUT`.
-
-        Not shielded: what the stop of the node interrupts, or a bug, stays in the journal for the next start.
-        """
-        active.step_name = UNDO
-        with trio.CancelScope(shield=True):
-            await self._save(active, best_effort=True)
-        deadline = trio.current_time() + UNDO_TIMEOUT
-        while True:
-            try:
-                with disk_errors_named(f"the undo of {kind.kind}"):
-                    await kind.undo(active)
-                return True
-            except (Unavailable, DeadlineExceeded) as error:
-                if trio.current_time() >= deadline and not active.answered.is_set():
-                    log.warning("cannot undo it yet", operation=active.id, kind=active.kind, error=error.message)
-                    active.answered.set()
-            except TwinshareError as error:
-                log.warning("could not undo all", operation=active.id, kind=active.kind, error=error.message)
-                break
-            except Exception:
-                log.exception("undo failed by a bug", operation=active.id, kind=active.kind)
-                break
-            await trio.sleep(UNDO_RETRY)
-        log.error("an operation is left half undone until the next start", operation=active.id, kind=active.kind)
-        return False
-
-    async def _save(self, active: ActiveOperation, *, best_effort: bool = False) -> None:
-        try:
-            await self._store.update(active)
-        except TwinshareError as failure:
-            if not best_effort:
-                raise
-            log.warning("cannot write an operation down", operation=active.id, error=failure.message)
 
     async def recover(self) -> None:
         """Go on with what a former life of the agent left under way. Claims are taken before this returns.
@@ -267,24 +191,13 @@ class Journal:
             active.step_name, active.created_at, active.notes = row.step, row.created_at, notes
             active.error, active.is_recovered = decode_stored(row.error, ErrorBody), True
             if row.id in outdated:
-                await self._give_up(active)
+                await self._execution.give_up(active)
                 continue
             log.info("an operation goes on", operation=row.id, kind=row.kind, target=row.target, step=row.step)
             self._pace.begin(row.principal, Limits(), time.monotonic())
             self._launch(kind, active, kind.claim(active))
         await self._store.forget_old()
         await self._store.erase_former_secrets(self._request_of)
-
-    async def _give_up(self, active: ActiveOperation) -> None:
-        """End an operation of a former life as it is: not done again, and not undone."""
-        log.warning("an outdated operation is not done again", operation=active.id, kind=active.kind)
-        active.state = OperationState.FAILED
-        active.error = OperationCancelled(
-            "how it ended could not be written, and a later operation has followed; not done again"
-        ).to_wire()
-        await self._unwritten.write(active)
-        self._ended(active.view(self._node))
-        self._events.publish(active.event(OperationDone), active.principal)
 
     def _request_of(self, row: Row) -> Any:
         """What was asked; None when this version does not understand it."""
@@ -293,31 +206,11 @@ class Journal:
 
     async def list(self, state: OperationState | None = None) -> list[Operation]:
         """The newest thousand, newest first."""
-        if state in {OperationState.PENDING, OperationState.RUNNING}:
-            rows = await self._store.newest(state)
-            live = [active.view(self._node) for active in self._active.values() if active.state is state]
-            # What this version leaves alone: of an unknown kind, or with a request that it cannot read.
-            left = [self._view(row) for row in rows if self._live(row.id) is None]
-            return sorted([*live, *left], key=lambda operation: operation.created_at, reverse=True)
-        rows = await self._store.newest(state)
-        known = self._listed
-        self._listed = {
-            row.id: kept
-            if (kept := known.get(row.id)) and kept[0] == row.updated_at
-            else (row.updated_at, self._view(row))
-            for row in rows
-        }
-        listed = [(self._live(id), ended) for id, (_, ended) in self._listed.items()]
-        return [active.view(self._node) if active else ended for active, ended in listed]
+        return await self._listing.list(state)
 
     async def get(self, id: str) -> Operation:
         """Raises: OperationNotFound."""
-        if active := self._live(id):
-            return active.view(self._node)
-        row = await self._store.get(id)
-        if row is None:
-            raise OperationNotFound(f"no operation '{id}' on this node", operation=id)
-        return self._view(row)
+        return await self._listing.get(id)
 
     async def wait(self, id: str, timeout: float) -> Operation:
         """The operation when it has ended, or after `timeout` seconds. Raises: OperationNotFound."""
@@ -334,27 +227,6 @@ class Journal:
             active.scope.cancel()
             await active.answered.wait()
         return await self.get(id)
-
-    def _live(self, id: str) -> ActiveOperation | None:
-        """An operation that is newer than its row."""
-        return self._active.get(id) or self._unwritten.get(id)
-
-    def _view(self, row: Row) -> Operation:
-        kind = self._kinds.get(row.kind)
-        return Operation(
-            id=row.id,
-            kind=row.kind,
-            target=row.target,
-            node=self._node,
-            state=OperationState(known_part(row.state, OperationState)),
-            progress=Progress(message=row.step),
-            result=decode_stored(row.result, kind.call.result if kind else Any),
-            error=decode_stored(row.error, ErrorBody),
-            created_at=datetime.fromtimestamp(row.created_at, UTC),
-            updated_at=datetime.fromtimestamp(row.updated_at, UTC),
-            idempotency_key=plain_key(row.key),
-            principal=row.principal,
-        )
 
     async def close(self) -> None:
         """Refuse new operations, wait for those under way for `close_timeout`, leave the rest to the next start."""

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.journal import journal
+from twinshare.agent.journal import execution
 from twinshare.agent.node import Node
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 from twinshare.protocols.operation import OperationState
@@ -43,7 +43,7 @@ async def only(node: Node) -> OperationState:
 async def test_it_is_taken_back_when_the_hypervisor_is_there_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "UNDO_TIMEOUT", 0.1)
+    monkeypatch.setattr(execution, "UNDO_TIMEOUT", 0.1)
     async with a_node(tmp_path) as (node, vms, hypervisor):
         with trio.fail_after(10), pytest.raises(HypervisorDown):
             await vms.create_vm(spec(start=True))
@@ -56,7 +56,7 @@ async def test_it_is_taken_back_when_the_hypervisor_is_there_again(
 
 
 async def test_a_node_that_stops_leaves_it_to_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "UNDO_TIMEOUT", 12.0)
+    monkeypatch.setattr(execution, "UNDO_TIMEOUT", 12.0)
     with trio.fail_after(10):
         async with a_node(tmp_path) as (node, vms, _):
             with trio.move_on_after(1):

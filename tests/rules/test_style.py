@@ -13,7 +13,7 @@ MAX_FUNCTION = 60
 
 # Where an unexpected exception may be caught, and why. Everywhere else a bug must reach its nursery.
 BORDERS = {
-    "agent/journal/journal.py": "the operation runner: a bug in one operation is recorded in its row",
+    "agent/journal/execution.py": "the operation runner: a bug in one operation is recorded in its row",
     "agent/p2p/rpc.py": "the RPC dispatch: a bug in one call is answered `internal`",
     "api/server/connection.py": "whatever a stranger's bytes do to the parser ends their connection and nothing else",
     "agent/p2p/memory/host.py": "what a stream's handler raises is logged and ends that stream alone, as the port says",
