@@ -30,6 +30,8 @@ OPERATIONS = 1000
 LISTS = 30
 LISTENERS = 100
 EVENTS = 100
+CONNECTIONS = 300
+PROCESSES = 1000
 ROUNDS = 9
 IDLE = 10.0
 
@@ -57,6 +59,7 @@ async def _rest(data_dir: Path) -> list[Row]:
             rows.append(_list_of(agent, count, limit, times))
             if count == VMS:
                 rows.append(_p50(agent))
+                rows.append(_connection(agent))
         for number in range(OPERATIONS - made):
             await client.vms().update_vm("vm-0", change=VmChange(labels={"n": str(number)}))
         spent = _cpu_of(agent.pid, lambda: ask(_port(agent), "/api/operations", LISTS)) / LISTS
@@ -64,6 +67,33 @@ async def _rest(data_dir: Path) -> list[Row]:
         rows.append(Row(name=name, value=spent * 1e3, unit="ms", limit=15.0))
         rows.append(await _events(agent, client))
     return rows
+
+
+def _connection(agent: AgentProcess) -> Row:
+    """What a connection costs more than a request on one that is open, while many processes run."""
+
+    def connect() -> None:
+        for _ in range(CONNECTIONS):
+            ask(_port(agent), "/api/whoami", 1)
+
+    with _processes(PROCESSES):
+        alone = _cpu_of(agent.pid, lambda: ask(_port(agent), "/api/whoami", CONNECTIONS))
+        spent = (_cpu_of(agent.pid, connect) - alone) / CONNECTIONS
+    name = f"a connection, {PROCESSES} processes: CPU"
+    return Row(name=name, value=spent * 1e3, unit="ms", limit=1.0)
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[None]:
+    """So many processes that sleep, not our own children."""
+    command = ["sh", "-c", f"for _ in $(seq {count}); do sleep 600 & done; echo; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as shell:
+        try:
+            if shell.stdout is not None:
+                shell.stdout.readline()
+            yield
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
 
 
 def _port(agent: AgentProcess) -> int:

@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,6 +125,63 @@ def test_only_new_processes_are_read_for_the_next_visitor(monkeypatch: pytest.Mo
             assert os.getpid() not in read
         finally:
             process.kill()
+
+
+def test_a_visitor_that_came_before_and_a_young_one_cost_no_look_at_all_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Names are read anew every two seconds: 20 ms with a thousand processes, for who comes now and then."""
+    monkeypatch.setattr(sockets, "_processes", sockets._Processes())
+    with connected() as (client, _):
+        assert not held_by_guest(os.fstat(client.fileno()).st_ino)
+    read: list[int] = []
+    plain = sockets._name
+    monkeypatch.setattr(sockets, "_name", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
+    monkeypatch.setattr(sockets, "_sockets", lambda pid: pytest.fail(f"the open files of {pid} are read"))
+    sockets._processes._read_at = 0.0
+    with connected() as (client, _):
+        assert not held_by_guest(os.fstat(client.fileno()).st_ino)
+    assert 0 < len(read) <= sockets._Processes.RELATIVES
+    program = (
+        "import os, socket, time; s = socket.socket(); print(os.fstat(s.fileno()).st_ino, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as young:
+        try:
+            assert young.stdout is not None
+            assert not held_by_guest(int(young.stdout.readline()))
+            assert sockets._processes._owners[0] == young.pid
+        finally:
+            young.kill()
+
+
+def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_processes", sockets._Processes())
+    with connected() as (client, _):
+        inode = os.fstat(client.fileno()).st_ino
+        with subprocess.Popen(["/bin/sleep", "60"], pass_fds=[client.fileno()]) as child:
+            try:
+                assert held_by_guest(inode, known=[os.getpid()])
+            finally:
+                child.kill()
+        asked, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            asked.set()
+            go_on.wait(60)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        asked.wait(60)
+        try:
+            # The youngest number is this thread's, whose open files are its process's.
+            assert thread.native_id is not None
+            monkeypatch.setattr(sockets, "_youngest", lambda _: range(thread.native_id or 0, 0, -1)[:1])
+            assert held_by_guest(inode, known=[os.getpid()])
+            assert not held_by_guest(inode)
+            assert list(sockets._processes._owners)[:1] == [os.getpid()]
+        finally:
+            go_on.set()
+            thread.join()
 
 
 def test_a_process_that_becomes_a_guest_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
