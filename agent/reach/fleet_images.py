@@ -84,8 +84,10 @@ class FleetImages:
         who has the image. None when no member has it.
         Raises: PeerUnreachable, PeerMisbehaved and what peers say, when it cannot be brought; InsufficientResources.
         """
+        failure: PeerUnreachable | None = None
+        absent: Sequence[PeerId] = ()
         for _ in range(ABSENCES):
-            failure: PeerUnreachable | None = None
+            failure = None
             offer, silent = await self._find(ref)
             if offer is not None:
                 try:
