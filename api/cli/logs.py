@@ -11,7 +11,12 @@ from structlog.dev import plain_traceback
 from ...agent.config import LogConfig
 
 # Libraries that say too much at their own level, and from where on they are heard.
-_QUIET = {"libp2p.kad_dht": logging.ERROR, "hypercorn.error": logging.WARNING, "httpx": logging.WARNING}
+_QUIET = {
+    "libp2p.kad_dht": logging.ERROR,
+    "hypercorn.error": logging.WARNING,
+    "httpx": logging.WARNING,
+    "zeroconf": logging.ERROR,  # warns, with a traceback, of each address that has no multicast: ::1 has none on Linux
+}
 
 
 def configure_logs(config: LogConfig) -> None:
