@@ -34,7 +34,7 @@ class Home:
         return self.path / "twinshare.db"
 
     @property
-    def card(self) -> Path:
+    def agent_file(self) -> Path:
         """`agent.json`: there while the agent is ready."""
         return self.path / "agent.json"
 
@@ -42,14 +42,14 @@ class Home:
     def admin_token(self) -> Path:
         return self.path / "admin.token"
 
-    def write_card(self, card: Mapping[str, Any]) -> None:
+    def write_agent_file(self, running: Mapping[str, Any]) -> None:
         """Tell how the running agent is reached: whole or not at all."""
-        atomic_write(self.card, json.dumps(card, indent=2).encode() + b"\n", mode=0o644)
+        atomic_write(self.agent_file, json.dumps(running, indent=2).encode() + b"\n", mode=0o644)
 
-    def remove_card(self) -> None:
+    def remove_agent_file(self) -> None:
         """Remove `agent.json`. Where the disk cannot be written it stays: who reads it finds no such process."""
         with suppress(OSError):
-            self.card.unlink(missing_ok=True)
+            self.agent_file.unlink(missing_ok=True)
 
     def ensure_admin_token(self) -> str:
         """The token of this node's own command line, made on the first start; mode 0600.
@@ -86,11 +86,11 @@ def locked_home(path: Path) -> Iterator[Home]:
         with _named_errors(path):
             # Of one length, and in the place of the former one: on a full disk nothing could be added.
             os.pwrite(lock, f"{os.getpid():<10}\n".encode(), 0)
-            home.card.unlink(missing_ok=True)
+            home.agent_file.unlink(missing_ok=True)
         try:
             yield home
         finally:
-            home.remove_card()
+            home.remove_agent_file()
     finally:
         os.close(lock)
 

@@ -62,12 +62,12 @@ class AgentProcess:
         # Alone unless a test asks for peers: most need none, and the default port would be everybody's.
         self._environment = {**os.environ, "TWINSHARE_P2P_ENABLED": "false", **environment}
         self._process: trio.Process | None = None
-        self.card: dict[str, Any] = {}
+        self.agent_file: dict[str, Any] = {}
 
     @property
     def url(self) -> str:
         """The base of its REST API. A restarted agent may have another."""
-        return str(self.card["api_url"])
+        return str(self.agent_file["api_url"])
 
     @property
     def pid(self) -> int:
@@ -96,11 +96,11 @@ class AgentProcess:
 
     def _is_ready(self) -> bool:
         try:
-            card = json.loads((self.data_dir / "agent.json").read_text())
+            agent_file = json.loads((self.data_dir / "agent.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return False
-        self.card = card
-        return bool(card["pid"] == self.pid)
+        self.agent_file = agent_file
+        return bool(agent_file["pid"] == self.pid)
 
     async def kill(self) -> None:
         """SIGKILL, as a crash would."""

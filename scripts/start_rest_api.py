@@ -71,7 +71,7 @@ def start(options: argparse.Namespace) -> int:
 
 def await_ready(agent: subprocess.Popen[bytes], home: Path, log_file: Path) -> int:
     deadline = time.monotonic() + READY_WITHIN
-    while card(home).get("pid") != agent.pid:
+    while agent_file(home).get("pid") != agent.pid:
         if agent.poll() is not None:
             say(f"the node did not start; {log_file} ends with:\n{last_line(log_file)}")
             return agent.returncode or 1
@@ -173,7 +173,7 @@ def running(home: Path) -> int:
     return 0
 
 
-def card(home: Path) -> dict[str, object]:
+def agent_file(home: Path) -> dict[str, object]:
     try:
         return dict(json.loads((home / "agent.json").read_text()))
     except (OSError, ValueError):
@@ -181,7 +181,7 @@ def card(home: Path) -> dict[str, object]:
 
 
 def describe(home: Path, pid: int) -> str:
-    found = card(home)
+    found = agent_file(home)
     return f"{found.get('name', 'a node')} at {found.get('api_url', 'an address that it will tell soon')} (pid {pid})"
 
 

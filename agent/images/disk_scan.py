@@ -36,7 +36,7 @@ class DiskScan:
 def scan_disk(path: Path, on_bytes: OnBytes, folder: Path | None = None) -> DiskScan:
     """`on_bytes` is called with the number of bytes read, often, and raises when nobody waits any more.
 
-    `folder` is as of `Spool`. Raises: InsufficientResources.
+    `folder` is as of `SpooledFile`. Raises: InsufficientResources.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -16,7 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from .chunker import BLOCK, MAX_CHUNK, chunks, cut
-from .spool import Bytes, Spool, open_bytes, part_of
+from .spooled_file import Bytes, SpooledFile, open_bytes, part_of
 
 MAGIC = b"twinidx1"
 HEADER = struct.Struct("<8sQQ")
@@ -86,8 +86,8 @@ class ChunkIndex:
 
     @classmethod
     def of(cls, size: int, chunks: Chunks, folder: Path | None = None) -> ChunkIndex:
-        """The index of a disk of `size` bytes with these chunks, in order; `folder` is as of `Spool`."""
-        table = Spool(folder)
+        """The index of a disk of `size` bytes with these chunks, in order; `folder` is as of `SpooledFile`."""
+        table = SpooledFile(folder)
         for chunk in chunks:
             table.write(ENTRY.pack(*chunk))
         return cls(size, table.finish())

@@ -28,7 +28,7 @@ from .partial import Partial
 from .peer_serve import STEP, Reader
 from .port import ImportRequest, Report
 from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
-from .spool import Bytes, Spool
+from .spooled_file import Bytes, SpooledFile
 from .store import DiskImageStore
 
 log = structlog.get_logger(__name__)
@@ -112,17 +112,17 @@ async def _ask_index(source: Source, digest: str, max_size: int, folder: Path) -
 
 async def _receive_index(reader: Reader, left: int, max_size: int, folder: Path) -> Bytes:
     """The index as it comes, of which each part must come within `STALL` seconds."""
-    spool = Spool(folder)
+    spooled = SpooledFile(folder)
     part = HEADER.size
     while left:
         with trio.fail_after(STALL):
             data = await reader.exactly(part)
         if part == HEADER.size and (size := read_header(data)[0]) > max_size:
             raise PeerMisbehaved(f"the disk of {size} bytes is larger than the {max_size} that this node takes")
-        await trio.to_thread.run_sync(spool.write, data)
+        await trio.to_thread.run_sync(spooled.write, data)
         left -= part
         part = min(left, STEP)
-    return await trio.to_thread.run_sync(spool.finish)
+    return await trio.to_thread.run_sync(spooled.finish)
 
 
 def _decoded(data: Bytes) -> ChunkIndex:

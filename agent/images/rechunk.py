@@ -21,7 +21,7 @@ from .index import ChunkIndex, Chunks, hashed
 def index_like(fd: int, size: int, known: ChunkIndex, check: Check, folder: Path | None = None) -> ChunkIndex:
     """The index of the first `size` bytes of a file, which is as long. Blocking; for a worker thread.
 
-    `check` raises when nobody waits any more; `folder` is as of `Spool`. Raises: OSError, EOFError.
+    `check` raises when nobody waits any more; `folder` is as of `SpooledFile`. Raises: OSError, EOFError.
     """
     return ChunkIndex.of(size, _chunks(fd, size, known, check), folder)
 

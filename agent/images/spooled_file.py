@@ -62,8 +62,8 @@ def open_bytes(path: Path) -> Bytes:
         os.close(fd)
 
 
-class Spool:
-    """Takes bytes in pieces. `folder` is where the file is made, if it comes to that; None for the system's own."""
+class SpooledFile:
+    """Take bytes in pieces. `folder` is where the file is made, if it comes to that; None for the system's own."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder

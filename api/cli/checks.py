@@ -15,7 +15,7 @@ import msgspec
 
 from ...agent.config import Config
 from ...agent.hypervisor.cpu import cpu_can_virtualize
-from .node import running_card
+from .node import read_running_agent
 
 # Daemons live in sbin, which is not on an ordinary user's PATH.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
@@ -181,7 +181,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _agent(data_dir: Path) -> Check:
-    card = running_card(data_dir)
-    if card is None:
+    agent = read_running_agent(data_dir)
+    if agent is None:
         return Check("agent", State.NOTE, "not running", cure="twinshare agent")
-    return Check("agent", State.OK, f"{card.name} runs at {card.api_url}")
+    return Check("agent", State.OK, f"{agent.name} runs at {agent.api_url}")

@@ -122,14 +122,14 @@ async def _serve(config: Config, stop: _Stop) -> None:
                 nursery.start_soon(notifier.keep_alive)
                 await stop.asked.wait()
                 nursery.cancel_scope.cancel()
-            node.home.remove_card()
+            node.home.remove_agent_file()
             notifier.stopping()
             log.info("stopping")
     log.info("stopped")
 
 
 def _announce_ready(node: Node, url: str, notifier: SystemdNotifier) -> None:
-    node.home.write_card(
+    node.home.write_agent_file(
         {
             "pid": os.getpid(),
             "version": node.version,

@@ -17,7 +17,7 @@ import msgspec
 
 from ...protocols.access import Role
 from ...protocols.peer import InviteRequest
-from .node import Card, NodeClient, running_card
+from .node import NodeClient, RunningAgent, read_running_agent
 from .output import Column, print_json, print_table, say
 
 READY_WITHIN = 60.0
@@ -26,9 +26,9 @@ DEFAULT_DIR = "twinshare-lab"
 FLEET_WITHIN = 20.0
 TICKET_LIFE = 600
 COLUMNS: list[Column] = [
-    ("NAME", lambda card: card.name),
-    ("URL", lambda card: card.api_url),
-    ("DATA", lambda card: card.data_dir),
+    ("NAME", lambda agent: agent.name),
+    ("URL", lambda agent: agent.api_url),
+    ("DATA", lambda agent: agent.data_dir),
 ]
 
 
@@ -54,19 +54,19 @@ def up(count: int, folder: Path, hypervisor: str | None, as_json: bool) -> None:
     stop = _Stop()
     with _lab_file(folder, hypervisor), contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(_node(folder, 1, hypervisor, []))]
-        cards = [_ready(*nodes[0], stop)]
+        agents = [_ready(*nodes[0], stop)]
         # On new ports each time: a member that comes back asks the first, as one asks its configured peers.
-        first = cards[0].addresses
+        first = agents[0].addresses
         nodes += [stack.enter_context(_node(folder, number, hypervisor, first)) for number in range(2, count + 1)]
-        cards += [_ready(process, place, stop) for process, place in nodes[1:]]
+        agents += [_ready(process, place, stop) for process, place in nodes[1:]]
         if stop.asked:
             return
-        _join(cards)
-        _wait_for_fleet(cards, stop)
+        _join(agents)
+        _wait_for_fleet(agents, stop)
         if as_json:
-            print_json(cards)
+            print_json(agents)
         else:
-            print_table(cards, COLUMNS)
+            print_table(agents, COLUMNS)
             say("Ctrl-C ends them; their VMs run on.")
         sys.stdout.flush()
         _watch(nodes, stop)
@@ -99,11 +99,11 @@ def down(folder: Path) -> None:
         os.kill(state.pid, signal.SIGTERM)
         _wait_for_end(state.pid, READY_WITHIN + END_WITHIN)
     for place in sorted(folder.glob("node-*/")):
-        card = running_card(place)
-        if card is not None and _is_command(card.pid, "agent", place.name):
+        agent = read_running_agent(place)
+        if agent is not None and _is_command(agent.pid, "agent", place.name):
             found = True
-            os.kill(card.pid, signal.SIGTERM)
-            _wait_for_end(card.pid, END_WITHIN)
+            os.kill(agent.pid, signal.SIGTERM)
+            _wait_for_end(agent.pid, END_WITHIN)
         if (place / "agent.json").exists():
             found = True
             _clean_up(place, state.hypervisor if state is not None else None)
@@ -204,7 +204,7 @@ def _clean_up(place: Path, hypervisor: str | None) -> None:
     process = _start(place, hypervisor, [])
     ends = time.monotonic() + READY_WITHIN
     while process.poll() is None and time.monotonic() < ends:
-        if (card := running_card(place)) is not None and card.pid == process.pid:
+        if (agent := read_running_agent(place)) is not None and agent.pid == process.pid:
             break
         time.sleep(0.02)
     _end(process)
@@ -225,47 +225,47 @@ def _node(
             _clean_up(place, hypervisor)
 
 
-def _ready(process: subprocess.Popen[bytes], place: Path, stop: _Stop) -> Card:
+def _ready(process: subprocess.Popen[bytes], place: Path, stop: _Stop) -> RunningAgent:
     ends = time.monotonic() + READY_WITHIN
     while not stop.asked:
-        if (card := running_card(place)) is not None and card.pid == process.pid:
-            return card
+        if (agent := read_running_agent(place)) is not None and agent.pid == process.pid:
+            return agent
         if process.poll() is not None or time.monotonic() > ends:
             raise click.ClickException(f"{place.name} did not start; see {place}.log")
         time.sleep(0.02)
     raise click.Abort
 
 
-def _client(card: Card) -> NodeClient:
-    token = (Path(card.data_dir) / "admin.token").read_text().strip()
-    return NodeClient(card.api_url, token)
+def _client(agent: RunningAgent) -> NodeClient:
+    token = (Path(agent.data_dir) / "admin.token").read_text().strip()
+    return NodeClient(agent.api_url, token)
 
 
-def _join(cards: Sequence[Card]) -> None:
+def _join(agents: Sequence[RunningAgent]) -> None:
     """The first invites, the others join; who is a member already stays what it is."""
-    first = _client(cards[0])
+    first = _client(agents[0])
     known = {peer.id for peer in first.call("list_peers")}
-    for card in cards[1:]:
-        if card.peer_id in known:
+    for agent in agents[1:]:
+        if agent.peer_id in known:
             continue
         request = InviteRequest(role=Role.ADMIN, expires=TICKET_LIFE, uses=1)
         ticket = first.call("invite_peer", {"invite": request})
-        client = _client(card)
+        client = _client(agent)
         client.call("join_fleet", {"ticket": ticket.ticket})
         client.close()
     first.close()
 
 
-def _wait_for_fleet(cards: Sequence[Card], stop: _Stop) -> None:
+def _wait_for_fleet(agents: Sequence[RunningAgent], stop: _Stop) -> None:
     """Until every node lists every other one as online."""
-    clients = {card.peer_id: _client(card) for card in cards}
+    clients = {agent.peer_id: _client(agent) for agent in agents}
     ends = time.monotonic() + FLEET_WITHIN
     while not stop.asked:
         missing = {
-            f"{card.name} does not see {other.name}"
-            for card in cards
-            for other in cards
-            if other is not card and other.peer_id not in _online(clients[card.peer_id])
+            f"{agent.name} does not see {other.name}"
+            for agent in agents
+            for other in agents
+            if other is not agent and other.peer_id not in _online(clients[agent.peer_id])
         }
         if not missing:
             break

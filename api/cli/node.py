@@ -37,7 +37,7 @@ _LISTINGS: dict[type[NotFound], tuple[str, str]] = {
 }
 
 
-class Card(msgspec.Struct, frozen=True):
+class RunningAgent(msgspec.Struct, frozen=True):
     """What a running agent writes about itself into `agent.json`."""
 
     pid: int
@@ -69,17 +69,17 @@ def data_dirs() -> list[Path]:
     return [Path(configured)] if configured else [default_data_dir(), SERVICE_DATA_DIR]
 
 
-def running_card(data_dir: Path) -> Card | None:
-    """Return the card of the agent that runs on `data_dir`; the file of one that was killed does not count."""
+def read_running_agent(data_dir: Path) -> RunningAgent | None:
+    """Return the agent that runs on `data_dir`; the file of one that was killed does not count."""
     try:
-        card = msgspec.json.decode((data_dir / "agent.json").read_bytes(), type=Card)
-        os.kill(card.pid, 0)
+        agent = msgspec.json.decode((data_dir / "agent.json").read_bytes(), type=RunningAgent)
+        os.kill(agent.pid, 0)
     except PermissionError as error:
         # A process of another user is there all the same; an unreadable file is no node of ours.
-        return None if error.filename else card
+        return None if error.filename else agent
     except (OSError, msgspec.MsgspecError):
         return None
-    return card
+    return agent
 
 
 def find_node() -> NodeAddress:
@@ -88,7 +88,7 @@ def find_node() -> NodeAddress:
     if url := os.environ.get("TWINSHARE_API"):
         return NodeAddress(url, token)
     dirs = data_dirs()
-    running = [(path, card) for path in dirs if (card := running_card(path)) is not None]
+    running = [(path, agent) for path in dirs if (agent := read_running_agent(path)) is not None]
     if not running:
         looked = " and ".join(map(str, dirs))
         raise NodeUnreachable(
@@ -96,10 +96,10 @@ def find_node() -> NodeAddress:
             "in $TWINSHARE_API"
         )
     if len(running) > 1:
-        found = ", ".join(f"{card.name} ({path})" for path, card in running)
+        found = ", ".join(f"{agent.name} ({path})" for path, agent in running)
         raise InvalidRequest(f"several nodes run here: {found}; choose one with $TWINSHARE_DATA_DIR")
-    path, card = running[0]
-    return NodeAddress(card.api_url, token or _read_token(path))
+    path, agent = running[0]
+    return NodeAddress(agent.api_url, token or _read_token(path))
 
 
 def _read_token(data_dir: Path) -> str | None:

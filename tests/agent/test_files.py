@@ -22,7 +22,7 @@ def test_the_mode_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     for mode in (0o600, 0o644, 0o444):
         atomic_write(tmp_path / "file", b"content", mode=mode)
         assert (tmp_path / "file").stat().st_mode & 0o7777 == mode
-    Home(tmp_path).write_card({"pid": 1})
+    Home(tmp_path).write_agent_file({"pid": 1})
     assert (tmp_path / "agent.json").stat().st_mode & 0o7777 == 0o644
 
 

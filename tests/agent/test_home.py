@@ -24,7 +24,7 @@ def test_a_second_agent_is_refused_by_the_first_ones_pid(tmp_path: Path) -> None
 
 def _hold_and_die(path: Path) -> None:
     with locked_home(path) as home:
-        home.write_card({"pid": os.getpid()})
+        home.write_agent_file({"pid": os.getpid()})
         os._exit(9)
 
 
@@ -34,7 +34,7 @@ def test_a_killed_agent_leaves_no_lock(tmp_path: Path) -> None:
     process.join(10)
     assert (tmp_path / "agent.json").exists()
     with locked_home(tmp_path) as home:
-        assert not home.card.exists()
+        assert not home.agent_file.exists()
 
 
 def test_the_identity_stays_and_is_secret(tmp_path: Path) -> None:

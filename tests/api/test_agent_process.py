@@ -45,10 +45,10 @@ async def start(*options: str, **environment: str) -> subprocess.CompletedProces
 
 async def test_the_card_tells_where_it_is_and_goes_when_it_stops(tmp_path: Path) -> None:
     async with open_agent(tmp_path / "a", *FAKE) as agent:
-        assert set(agent.card) == {
+        assert set(agent.agent_file) == {
             "pid", "version", "name", "peer_id", "api_url", "addresses", "data_dir", "hypervisor",
         }  # fmt: skip
-        assert (agent.card["name"], agent.card["data_dir"]) == ("node-1", str(tmp_path / "a"))
+        assert (agent.agent_file["name"], agent.agent_file["data_dir"]) == ("node-1", str(tmp_path / "a"))
         assert (tmp_path / "a" / "admin.token").stat().st_mode & 0o777 == 0o600
         assert await agent.stop() == 0
     assert not (tmp_path / "a" / "agent.json").exists()

@@ -23,7 +23,7 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=kept | environment)
 
 
-def card(data_dir: Path, url: str, pid: int) -> None:
+def agent_file(data_dir: Path, url: str, pid: int) -> None:
     data_dir.mkdir(exist_ok=True)
     (data_dir / "agent.json").write_text(json.dumps({"pid": pid, "name": data_dir.name, "api_url": url}))
     (data_dir / "admin.token").write_text("from-file\n")
@@ -31,7 +31,7 @@ def card(data_dir: Path, url: str, pid: int) -> None:
 
 def test_the_node_is_found_by_its_data_directory(tmp_path: Path) -> None:
     with recorded_node(ROUTES) as node:
-        card(tmp_path / "a", node.url, os.getpid())
+        agent_file(tmp_path / "a", node.url, os.getpid())
         result = run([*COMMAND, "vm", "ls"], TWINSHARE_DATA_DIR=str(tmp_path / "a"))
     assert (result.returncode, result.stderr) == (0, "")
     assert node.seen[0].headers["authorization"] == "Bearer from-file"
@@ -39,7 +39,7 @@ def test_the_node_is_found_by_its_data_directory(tmp_path: Path) -> None:
 
 def test_a_token_in_the_environment_wins(tmp_path: Path) -> None:
     with recorded_node(ROUTES) as node:
-        card(tmp_path / "a", node.url, os.getpid())
+        agent_file(tmp_path / "a", node.url, os.getpid())
         run([*COMMAND, "vm", "ls"], TWINSHARE_DATA_DIR=str(tmp_path / "a"), TWINSHARE_TOKEN="mine")
     assert node.seen[0].headers["authorization"] == "Bearer mine"
 
@@ -47,7 +47,7 @@ def test_a_token_in_the_environment_wins(tmp_path: Path) -> None:
 def test_no_node_runs_here(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    card(tmp_path / "killed", "http://127.0.0.1:1", dead.pid)
+    agent_file(tmp_path / "killed", "http://127.0.0.1:1", dead.pid)
     for data_dir in ("killed", "never"):
         result = run([*COMMAND, "vm", "ls"], TWINSHARE_DATA_DIR=str(tmp_path / data_dir))
         assert (result.returncode, result.stdout) == (4, "")

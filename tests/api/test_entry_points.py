@@ -92,8 +92,8 @@ def test_a_killed_agent_is_not_taken_for_a_running_one(checkout: Path, tmp_path:
     """Its agent.json is still there, and its pid may be somebody else's by now."""
     home = tmp_path / "home"
     home.mkdir()
-    card = {"pid": os.getpid(), "name": "x", "api_url": "http://127.0.0.1:1"}
-    (home / "agent.json").write_text(json.dumps(card))
+    agent_file = {"pid": os.getpid(), "name": "x", "api_url": "http://127.0.0.1:1"}
+    (home / "agent.json").write_text(json.dumps(agent_file))
     (home / "lock").write_text(f"{os.getpid()}\n")
     assert script(checkout, home, "status").returncode == 4
     assert script(checkout, home, "stop").stdout == "twinshare: not running\n"

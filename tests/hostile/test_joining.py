@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from tests.agent.p2p.test_mesh_libp2p import fresh, open_real
-from tests.nodes.fleet import ask, card, online, start
+from tests.nodes.fleet import agent_file, ask, online, start
 from twinshare.agent.p2p.contract import admit_all
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.protocols.errors import TwinshareError
@@ -34,7 +34,7 @@ async def test_a14_forty_strangers_keep_nobody_from_joining(tmp_path: Path) -> N
     agent = await start(tmp_path / "node", hypervisor="fake://")
     try:
         ticket = await ask(agent, "POST", "/api/p2p/invite", {"role": "viewer", "uses": 5})
-        own = card(agent)["peer_id"]
+        own = agent_file(agent)["peer_id"]
         addresses = (await ask(agent, "GET", "/api/p2p/info"))["addresses"]
         send, receive = trio.open_memory_channel[None](1000)
         async with trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ import trio
 
 from tests.hostile.member import resident
 from tests.hostile.party import JOINED, Result, Task
-from tests.nodes.fleet import ask, card, fleet, online
+from tests.nodes.fleet import agent_file, ask, fleet, online
 from twinshare.agent.audit.chain import Broken
 from twinshare.agent.audit.reading import newest, verify
 from twinshare.agent.home import Home
@@ -113,14 +113,14 @@ async def prepare(nodes: Sequence[AgentProcess]) -> None:
 
 async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outcome, only: str) -> None:
     founder = nodes[0]
-    cards = [card(node) for node in nodes]
-    ports = [int(address.split("/")[4]) for one in cards for address in one["addresses"][:1]]
+    written = [agent_file(node) for node in nodes]
+    ports = [int(address.split("/")[4]) for one in written for address in one["addresses"][:1]]
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         processes = []
         for number, role in enumerate(HOSTILE):
             ticket = (await ask(founder, "POST", "/api/p2p/invite", {"role": str(role)}))["ticket"]
             task = Task(
-                ticket=ticket, role=role, number=number + 10, targets=[one["peer_id"] for one in cards], ports=ports,
+                ticket=ticket, role=role, number=number + 10, targets=[one["peer_id"] for one in written], ports=ports,
                 seconds=seconds, seed=number, only=only,
             )  # fmt: skip
             processes.append(await stack.enter_async_context(party(task)))
@@ -161,7 +161,7 @@ async def look_into_the_audit_log(node: AgentProcess, outcome: Outcome) -> None:
     database = Home(node.data_dir).database
     await trio.sleep(1)  # rows are written together, within a second
     try:
-        await trio.to_thread.run_sync(verify, database, card(node)["peer_id"])
+        await trio.to_thread.run_sync(verify, database, agent_file(node)["peer_id"])
     except Broken as error:
         outcome.wrong.append(f"the audit log of {node.data_dir.name} is broken: {error}")
     rows = [entry for _, entry in await trio.to_thread.run_sync(newest, database, 1_000_000)]

@@ -13,7 +13,7 @@ import trio
 
 from tests.images.registry.servers import docker_registry, needs_registry, no_pause
 from tests.images.stores import disk_store
-from twinshare.agent.images import spool
+from twinshare.agent.images import spooled_file
 from twinshare.agent.images.contract import quiet, with_boot_sector
 from twinshare.agent.images.peer_pull import Source, pull_from_peers
 from twinshare.agent.images.port import ImportRequest, Origin
@@ -42,8 +42,8 @@ Way = Callable[[DiskImageStore, DiskImageStore, Image], Awaitable[None]]
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is at work at a time is small, so that a small image is above it."""
     for module, name, value in (
-        (spool, "IN_MEMORY", 64 << 10),
-        (spool, "STEP", 64 << 10),
+        (spooled_file, "IN_MEMORY", 64 << 10),
+        (spooled_file, "STEP", 64 << 10),
         (packs, "PACK_SIZE", 1 << 20),
         (ranges, "MAX_RUN", 256 << 10),
         (ranges, "AT_A_TIME", 256),

@@ -86,6 +86,6 @@ async def fleet(
         yield nodes
 
 
-def card(node: AgentProcess) -> dict[str, Any]:
+def agent_file(node: AgentProcess) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((node.data_dir / "agent.json").read_text())
     return found

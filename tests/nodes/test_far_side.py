@@ -17,7 +17,7 @@ import httpx
 import pytest
 import trio
 
-from tests.nodes.fleet import ask, card, join, start, until_online
+from tests.nodes.fleet import agent_file, ask, join, start, until_online
 from twinshare.agent.images.contract import raw_disk, with_boot_sector
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
@@ -259,7 +259,7 @@ async def test_every_kind_of_call_when_the_far_node_stops_and_when_it_dies(tmp_p
         for name in ("web", "slow"):
             await ask(far, "POST", "/api/vm", {"name": name, **SPEC, "start": True})
         port = (await ask(near, "POST", f"{FAR}/vm/web/port-forward", {"host_port": 0, "guest_port": 80}))["host_port"]
-        identity = card(far)["peer_id"]
+        identity = agent_file(far)["peer_id"]
         for mark in ("stopped", "killed"):
             hold = (handles(near), handles(far))
             async with httpx.AsyncClient(base_url=near.url, timeout=60) as http:
@@ -276,6 +276,6 @@ async def test_every_kind_of_call_when_the_far_node_stops_and_when_it_dies(tmp_p
                         far.thaw()
                 if mark == "killed":
                     await far.start()
-                assert card(far)["peer_id"] == identity
+                assert agent_file(far)["peer_id"] == identity
                 await check_all_is_well(scene)
             await clear(scene, hold)

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.guest.disks import tick_disk, tiny_disk
-from tests.nodes.fleet import PEER_TIMEOUT, ask, card, fleet, join, online, start, until_online
+from tests.nodes.fleet import PEER_TIMEOUT, agent_file, ask, fleet, join, online, start, until_online
 from twinshare.agent.testing import AgentProcess
 
 pytestmark = pytest.mark.system
@@ -28,7 +28,7 @@ async def test_a_vm_of_another_node_as_if_it_were_here(tmp_path: Path) -> None:
     tiny = await tiny_disk()
     async with fleet(tmp_path, 3, hypervisor=None) as (one, two, three):
         await upload(three, "tiny", tiny.read_bytes())
-        peer = card(three)["peer_id"]
+        peer = agent_file(three)["peer_id"]
         made = await ask(one, "POST", f"/api/remote/{peer}/vm", {"name": "far", "image": "tiny", **SMALL})
         assert (made["success"], made["peer_id"], made["name"], made["status"]) == (True, peer, "far", "stopped")
         id = made["vm_id"]
@@ -72,8 +72,8 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         await upload(three, "tick", tick_disk())
         spec = {"name": "far", "image": "tick", "memory": 64, "disk_size": 1, "cpu_cores": 1, "start": True}
         made = await ask(one, "POST", "/api/remote/node-3/vm", spec)
-        assert made["peer_id"] == card(three)["peer_id"]
-        before = card(three)["addresses"]
+        assert made["peer_id"] == agent_file(three)["peer_id"]
+        before = agent_file(three)["addresses"]
         await ask(two, "GET", "/api/fleet/vm")
         await three.kill()
         for node, other in ((one, "node-2"), (two, "node-1")):
@@ -85,7 +85,7 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         refused = await ask(one, "GET", "/api/remote/node-3/vm", status=502)
         assert refused["code"] == "peer_unreachable"
         await three.start()
-        assert card(three)["addresses"] != before
+        assert agent_file(three)["addresses"] != before
         for node, other in ((one, "node-2"), (two, "node-1")):
             await until_online(node, other, "node-3", within=10)
         [row] = (await ask(two, "GET", "/api/remote/node-3/vm"))["vms"]
@@ -95,7 +95,11 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
 
 async def test_a_message_is_answered_and_published(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as (one, two):
-        hello = {"peer_id": card(two)["peer_id"], "message_type": "HELLO", "data": {"message": "Hello from REST API!"}}
+        hello = {
+            "peer_id": agent_file(two)["peer_id"],
+            "message_type": "HELLO",
+            "data": {"message": "Hello from REST API!"},
+        }
         answer = await ask(one, "POST", "/api/p2p/message", hello)
         assert answer == {"response": {"status": "ok", "message": "Hello received"}}
         await ask(one, "POST", "/api/p2p/stop")
@@ -103,6 +107,6 @@ async def test_a_message_is_answered_and_published(tmp_path: Path) -> None:
         assert stopped["error"] == "P2P services are not running"
         assert (await ask(one, "GET", "/api/vm"))["vms"] == []
         again = await ask(one, "POST", "/api/p2p/start")
-        assert (again["status"], again["id"]) == ("started", card(one)["peer_id"])
+        assert (again["status"], again["id"]) == ("started", agent_file(one)["peer_id"])
         await until_online(one, "node-2")
         assert await online(two) == {"node-1"}

@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TOP)}
 
 @contextmanager
 def lab(folder: Path, count: int, *, killed: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """The cards of the nodes, once every node sees every other."""
+    """The agents of the nodes, once every node sees every other."""
     command = [*TWINSHARE, "lab", "up", str(count), "--dir", str(folder), "--hypervisor", "fake://", "--json"]
     with (folder.parent / "lab.err").open("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT)
@@ -45,12 +45,12 @@ def lab(folder: Path, count: int, *, killed: bool = False) -> Iterator[list[dict
 
 def test_three_nodes_see_each_other_and_end_together(tmp_path: Path) -> None:
     began = time.monotonic()
-    with lab(tmp_path / "lab", 3) as cards:
+    with lab(tmp_path / "lab", 3) as agents:
         print(f"\nthree nodes see each other after {time.monotonic() - began:.1f} s")
-        assert [card["name"] for card in cards] == ["node-1", "node-2", "node-3"]
-        for card in cards:
-            peers = httpx.get(f"{card['api_url']}/api/p2p/peers").json()["peers"]
-            assert {peer["name"] for peer in peers if peer["status"] == "online"} | {card["name"]} == {
+        assert [agent["name"] for agent in agents] == ["node-1", "node-2", "node-3"]
+        for agent in agents:
+            peers = httpx.get(f"{agent['api_url']}/api/p2p/peers").json()["peers"]
+            assert {peer["name"] for peer in peers if peer["status"] == "online"} | {agent["name"]} == {
                 "node-1", "node-2", "node-3",
             }  # fmt: skip
         command = [*TWINSHARE, "lab", "up", "1", "--dir", str(tmp_path / "lab")]
@@ -63,7 +63,7 @@ def test_a_lab_that_comes_back_is_the_same_fleet(tmp_path: Path) -> None:
     with lab(tmp_path / "lab", 2) as first:
         pass
     with lab(tmp_path / "lab", 2) as second:
-        assert [card["peer_id"] for card in second] == [card["peer_id"] for card in first]
+        assert [agent["peer_id"] for agent in second] == [agent["peer_id"] for agent in first]
 
 
 def test_the_others_live_when_one_node_is_killed(tmp_path: Path) -> None:
@@ -99,6 +99,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_ten_nodes_converge(tmp_path: Path) -> None:
     began = time.monotonic()
-    with lab(tmp_path / "lab", 10) as cards:
+    with lab(tmp_path / "lab", 10) as agents:
         print(f"\nten processes see each other after {time.monotonic() - began:.1f} s")
-        assert len({card["peer_id"] for card in cards}) == 10
+        assert len({agent["peer_id"] for agent in agents}) == 10

@@ -142,7 +142,7 @@ async def test_a_damaged_database_is_named_and_repaired_under_a_running_vm(tmp_p
     async with started(tmp_path) as agent:
         async with RESTClient(agent.url) as client:
             vm = (await client.start_vm("one")).vm
-        before = agent.card
+        before = agent.agent_file
         await agent.kill()
         damage(agent.data_dir / "twinshare.db", "operations")
         with pytest.raises(AgentDied, match=r"is damaged.*twinshare repair"):
@@ -151,7 +151,7 @@ async def test_a_damaged_database_is_named_and_repaired_under_a_running_vm(tmp_p
         done = await trio.run_process(command, capture_stdout=True)
         assert b"lost: operations\n" in done.stdout
         await agent.start()
-        assert agent.card["peer_id"] == before["peer_id"]
+        assert agent.agent_file["peer_id"] == before["peer_id"]
         async with RESTClient(agent.url) as client:
             (found,) = await client.list_vms()
             assert (found.id, found.status, found.owner) == (vm.id, VmStatus.RUNNING, vm.owner)

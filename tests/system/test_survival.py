@@ -84,7 +84,7 @@ async def test_a_guest_outlives_the_agent_and_the_daemon(tmp_path: Path) -> None
             again = await until_reachable(client, "one")
             assert (again.id, again.created_at) == (made.id, made.created_at)
             assert again.uptime is not None
-            assert agent.card["peer_id"] == before["peer_id"]
+            assert agent.agent_file["peer_id"] == before["peer_id"]
             missed = await events_after(client, seen[0].id, 2)
             assert [event.id for event in missed] == [event.id for event in seen[1:]]
             os.kill(daemon_pid(agent), signal.SIGKILL)

@@ -1,6 +1,6 @@
 """Blobs kept whole on disk until they are used: for images of others, whose parts cannot be distinguished by chunks.
 
-A spool file may be left at any instant and be taken up again: what is there is hashed, and the rest is asked for.
+A temporary file may be left at any instant and be taken up again: what is there is hashed, and the rest is asked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fetches the images of others: every part whole into a spool file, then all of them as one stream into the store."""
+"""Fetches the images of others: each part into a temporary file, then all of them as one stream into the store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def pull_foreign(
         raise RegistryFailed(f"the image's parts are larger than the {store.max_size} bytes that this node takes")
     wanted = [Wanted("sha256", layer.digest.partition(":")[2], layer.size, repository.host) for layer in layers]
     streams = [partial(_blob, client, repository, layer) for layer in layers]
-    files = await _spool(store, wanted, streams, request.report)
+    files = await _fetch_all(store, wanted, streams, request.report)
     return await _take_in(store, assemble(files), files, request)
 
 
@@ -57,7 +57,7 @@ async def pull_url(
     def stream(start: int) -> AsyncGenerator[bytes, None]:
         return client.web.stream(url, start, None)
 
-    files = await _spool(store, [wanted], [stream], request.report)
+    files = await _fetch_all(store, [wanted], [stream], request.report)
     return await _take_in(store, joined(files), files, request)
 
 
@@ -77,7 +77,7 @@ def _blob(client: RegistryClient, repository: Repository, blob: Descriptor, star
     return client.range(repository, blob, start, blob.size)
 
 
-async def _spool(
+async def _fetch_all(
     store: DiskImageStore,
     wanted: Sequence[Wanted],
     streams: Sequence[Callable[[int], AsyncGenerator[bytes, None]]],

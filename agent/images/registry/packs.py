@@ -20,7 +20,7 @@ from blake3 import blake3
 from ...files import write_all
 from ..chunker import MAX_CHUNK
 from ..index import ENTRY, HEADER, BadIndexError, ChunkIndex, read_header
-from ..spool import Bytes, Spool, part_of
+from ..spooled_file import Bytes, SpooledFile, part_of
 
 PACK_SIZE = 64 << 20
 LEVEL = 3
@@ -83,7 +83,7 @@ def packed_range(frame: FrameRange) -> bytes:
 
 
 def decode_layout(data: Bytes, pack_sizes: Sequence[int], max_size: int, folder: Path | None = None) -> Layout:
-    """Read an index layer; `max_size` bounds the disk, `folder` is as of `Spool`. Blocking.
+    """Read an index layer; `max_size` bounds the disk, `folder` is as of `SpooledFile`. Blocking.
 
     Raises: BadIndexError for one that lies or is too large, OSError.
     """
@@ -103,7 +103,7 @@ def decode_layout(data: Bytes, pack_sizes: Sequence[int], max_size: int, folder:
 
 def _plain(data: Bytes, max_size: int, folder: Path | None) -> tuple[Bytes, int]:
     """The layer uncompressed, and how many chunks it has. What is too large is refused by its first bytes."""
-    plain, done = Spool(folder), 0
+    plain, done = SpooledFile(folder), 0
     try:
         size = zstandard.frame_content_size(data[:_FRAME_HEADER])
         if not 0 < size <= MAX_INDEX:
@@ -161,7 +161,7 @@ class Pack:
 class Packer:
     """Writes a disk as packs, one file after another, and remembers where each chunk went. Blocking.
 
-    `new_file` gives an empty file for a pack; `folder` is as of `Spool`. A chunk that comes twice is written twice.
+    `new_file` gives an empty file for a pack; `folder` as of `SpooledFile`. A chunk that comes twice is written twice.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Packer:
         self._pack_size = pack_size or PACK_SIZE
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
         self._zero_run = b""
-        self._ranges = Spool(folder)
+        self._ranges = SpooledFile(folder)
 
     def layout(self) -> Layout:
         """Complete when all packs were taken. Raises: OSError."""

@@ -18,7 +18,7 @@ from ..index import BadIndexError
 from ..parallel import each
 from ..partial import Partial
 from ..port import ImportRequest, Report
-from ..spool import Bytes, Spool
+from ..spooled_file import Bytes, SpooledFile
 from ..store import DiskImageStore
 from .blob_cache import lots
 from .client import Found, RegistryClient, Repository
@@ -45,7 +45,7 @@ async def pull_chunks(
     sizes = [pack.size for pack in packs]
     try:
         with disk_errors_named("the index of the image"):
-            data = await _spooled(client, repository, index_layer, store.partials)
+            data = await _fetch_spooled(client, repository, index_layer, store.partials)
             layout = await trio.to_thread.run_sync(decode_layout, data, sizes, store.max_size, store.partials)
     except BadIndexError as error:
         raise RegistryFailed(f"the image's index at {repository.host} is wrong: {error}") from None
@@ -53,14 +53,14 @@ async def pull_chunks(
     return await store.add_chunks(layout.index, fetch, request)
 
 
-async def _spooled(client: RegistryClient, repository: Repository, blob: Descriptor, folder: Path) -> Bytes:
+async def _fetch_spooled(client: RegistryClient, repository: Repository, blob: Descriptor, folder: Path) -> Bytes:
     if blob.size > MAX_INDEX:
         raise RegistryFailed(f"the image has an index of {blob.size} bytes where at most {MAX_INDEX} are expected")
-    spool = Spool(folder)
+    spooled = SpooledFile(folder)
     async with aclosing(client.read(repository, blob)) as parts, aclosing(lots(parts)) as joined:
         async for lot in joined:
-            await trio.to_thread.run_sync(spool.write, lot)
-    return await trio.to_thread.run_sync(spool.finish)
+            await trio.to_thread.run_sync(spooled.write, lot)
+    return await trio.to_thread.run_sync(spooled.finish)
 
 
 class _Fetch:

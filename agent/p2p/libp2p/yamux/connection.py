@@ -96,14 +96,14 @@ class YamuxConnection:
         """Raises: SessionOver, TooManyStreams."""
         state = self.session.open()
         stream = self._streams[state.id] = YamuxStream(self, state)
-        self.kick()
+        self.wake_writer()
         return stream
 
     async def ping(self) -> float:
         """The round trip in seconds; there may be no answer, so put a deadline around it. Raises: SessionOver."""
         start = trio.current_time()
         self.session.ping()
-        self.kick()
+        self.wake_writer()
         await self._pongs.park()
         if self.session.over:
             raise SessionOver
@@ -126,7 +126,7 @@ class YamuxConnection:
 
     # -- for the streams
 
-    def kick(self) -> None:
+    def wake_writer(self) -> None:
         """There is something to write."""
         self._writer.unpark()
 
@@ -178,7 +178,7 @@ class YamuxConnection:
 
     async def _watch(self) -> None:
         while self.session.tick() < _TICKS - 1:
-            self.kick()
+            self.wake_writer()
             await trio.sleep(self._peer_timeout / _TICKS)
         self._end(f"the peer was silent for {self._peer_timeout:g} s")
         self._scope.cancel()
@@ -197,7 +197,7 @@ class YamuxConnection:
             elif (known := self._streams.get(state.id)) is not None:
                 known.wake()
         if self.session.outbox.size:
-            self.kick()
+            self.wake_writer()
 
     def _take(self, bulk: int) -> bytes:
         """What is to be written next, with at most `bulk` bytes of bulk. Whoever waited for room has it now."""
@@ -210,7 +210,7 @@ class YamuxConnection:
     def _wake_all(self) -> None:
         for stream in list(self._streams.values()):
             stream.wake()
-        self.kick()
+        self.wake_writer()
 
     def _end(self, reason: str) -> None:
         """Break every stream. The first reason stands."""

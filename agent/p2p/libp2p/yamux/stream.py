@@ -42,7 +42,7 @@ class Carrier(Protocol):
     @property
     def reason(self) -> str | None: ...
 
-    def kick(self) -> None: ...
+    def wake_writer(self) -> None: ...
 
     def wait_for_room(self, stream: YamuxStream) -> None: ...
 
@@ -98,7 +98,7 @@ class YamuxStream(Stream):
                     self._check_sendable()
                     accepted = self._session.write(self._state, view[at:])
                     at += accepted
-                    self._connection.kick()
+                    self._connection.wake_writer()
                     if at == len(view):
                         return
                     if not accepted:
@@ -163,7 +163,7 @@ class YamuxStream(Stream):
         if state.unread:
             data = self._session.read(state, most)
             if self._session.outbox.size:
-                self._connection.kick()
+                self._connection.wake_writer()
             return data
         if state.read_ended:
             return b""
@@ -186,4 +186,4 @@ class YamuxStream(Stream):
     def _settle(self) -> None:
         """What we did to the state concerns the other tasks of the stream and the wire."""
         self.wake()
-        self._connection.kick()
+        self._connection.wake_writer()
