@@ -11,6 +11,7 @@ from ...agent.config import ConfigError, load_config
 from ...protocols.errors import TwinshareError
 from .checks import Check, State, check_machine
 from .node import data_dirs, open_client
+from .orphans import find_orphans
 from .output import print_json, say
 from .parameters import json_option
 
@@ -26,8 +27,9 @@ def doctor(as_json: bool) -> None:
         config = load_config()
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
-    checks = list(check_machine(config, Path(data_dirs()[0])))
-    checks += _reported_by_node(checks)
+    data_dir = data_dirs()[0]
+    checks = list(check_machine(config, data_dir))
+    checks += _reported_by_node(checks, data_dir)
     if as_json:
         print_json(checks)
     else:
@@ -44,13 +46,14 @@ def doctor(as_json: bool) -> None:
         raise click.exceptions.Exit(3 if State.MISSING in states else 1)
 
 
-def _reported_by_node(checks: list[Check]) -> list[Check]:
-    """Return the problems that the running node reports; it sees things as the user it runs as."""
+def _reported_by_node(checks: list[Check], data_dir: Path) -> list[Check]:
+    """Return the problems that the running node reports, and what lies in its directory and belongs to no VM of it."""
     if not any(check.name == "agent" and check.state is State.OK for check in checks):
         return []
     try:
         with open_client() as client:
-            health = client.call("health")
+            health, vms = client.call("health"), client.call("list_vms")
     except TwinshareError as error:
         return [Check("agent", State.BROKEN, error.message)]
-    return [Check("agent", State.NOTE, problem) for problem in health.problems]
+    orphans = find_orphans(data_dir, {vm.id for vm in vms})
+    return [*(Check("agent", State.NOTE, problem) for problem in health.problems), *orphans]

@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 from click.testing import CliRunner, Result
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig
+from twinshare.agent.testing import open_agent
 from twinshare.api.cli import checks, main
 from twinshare.api.cli.checks import Check, State, check_machine
+from twinshare.api.cli.orphans import LIBVIRT, find_orphans
 
 
 def found(config: Config, data_dir: Path) -> dict[str, Check]:
@@ -76,3 +79,34 @@ def test_what_the_api_is_open_to(api: ApiConfig, state: State, tmp_path: Path) -
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_of_somebody_else() -> None:
     assert found(Config(), Path("/proc/nowhere"))["data directory"].state is State.BROKEN
+
+
+def test_what_belongs_to_nothing_is_listed_with_what_removes_it(tmp_path: Path) -> None:
+    kept, lost, used = (tmp_path / "vms" / name for name in ("kept", "lost", "used"))
+    for directory in (kept, lost, used, tmp_path / "images" / "partial", tmp_path / LIBVIRT):
+        directory.mkdir(parents=True)
+    (kept / "disk.qcow2").write_bytes(bytes(3 << 20))
+    (kept / "kept.json").write_text('{"vm": {"name": "web"}, "digest": "blake3:00"}')
+    for id in ("used", "foreign"):
+        (tmp_path / LIBVIRT / f"{id}.xml").write_text(f"<domain><name>{id}-name</name><uuid>{id}</uuid></domain>")
+    (tmp_path / LIBVIRT / "broken.xml").write_text("<domain>")
+    new, old = (tmp_path / "images" / "partial" / f"{name}.pull" for name in ("new", "old"))
+    for download in (new, old):
+        download.touch()
+    os.utime(old, (1, 1))
+    (tmp_path / "twinshare.db.damaged-20260101T000000Z").touch()
+    found = {check.cure: check.found for check in find_orphans(tmp_path, {"used"})}
+    removed = {cure.removeprefix(f"rm -r {tmp_path}/"): text for cure, text in found.items() if cure.startswith("rm")}
+    assert list(removed) == ["vms/kept", "vms/lost", "images/partial/old.pull", "twinshare.db.damaged-20260101T000000Z"]
+    assert "the kept disk of the deleted VM 'web' (3.0 MiB)" in removed["vms/kept"]
+    (domain,) = found.keys() - {f"rm -r {tmp_path}/{name}" for name in removed}
+    assert domain.endswith(f"socket={tmp_path}/hypervisor/r/libvirt/libvirt-sock' undefine foreign")
+    assert all(path.exists() for path in (kept, lost, old))
+
+
+async def test_a_running_nodes_orphans_are_found(tmp_path: Path) -> None:
+    async with open_agent(tmp_path / "node", "--hypervisor", "fake://") as agent:
+        (agent.data_dir / "vms" / "lost").mkdir()
+        result = await trio.to_thread.run_sync(doctor, agent.data_dir)
+    assert "files of a VM that the node does not have" in result.stdout
+    assert f"-> rm -r {agent.data_dir}/vms/lost" in result.stdout
