@@ -25,6 +25,11 @@ Result = TypeVar("Result")
 BUSY_TIMEOUT = 5.0
 """Seconds in which a statement waits for a lock of another process."""
 
+MAX_LOG = 4 << 20
+"""Bytes that the write-ahead log keeps on the disk after a transaction that was larger."""
+COMPACTED_FROM = 8 << 20
+"""Free bytes in a file, at least, for which it is compacted when it is opened and half of it is free."""
+
 PASSING_FAULTS = (InsufficientResources, Unavailable)
 
 _UNAVAILABLE = {
@@ -169,6 +174,7 @@ def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) ->
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
+    db.execute(f"PRAGMA journal_size_limit={MAX_LOG}")
     if check and (said := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         raise DatabaseDamaged(f"{file} is damaged: {said}; {CURE}")
     # An empty file needs no migration: its tables are made in the present form.
@@ -181,6 +187,19 @@ def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) ->
         if db.in_transaction:
             db.rollback()
     db.execute("PRAGMA foreign_keys=ON")
+    _compact(db, file)
+
+
+def _compact(db: sqlite3.Connection, file: Path) -> None:
+    """Give back what a larger database has left free. It is written anew for that, so there must be room for it."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    if free * size < COMPACTED_FROM or free * 2 < pages:
+        return
+    if shutil.disk_usage(file.parent).free > 2 * (pages - free) * size + COMPACTED_FROM:
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @contextmanager

@@ -106,3 +106,22 @@ async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         await db.query("PRAGMA query_only = 1")  # SQLite then answers as for a read-only file
         with pytest.raises(Unavailable, match="cannot be written"):
             await db.execute("INSERT INTO things VALUES ('one')")
+
+
+async def test_what_is_free_is_given_back_at_the_next_start(tmp_path: Path) -> None:
+    file = tmp_path / "db"
+    log = file.with_name("db-wal")
+    rows = [(f"{number:04} " + "x" * 10_000,) for number in range(1200)]
+    async with open_database(file, FIRST) as db:
+        await db.transact(lambda raw: raw.executemany("INSERT INTO things VALUES (?)", rows) and None)
+        assert log.stat().st_size > shell.MAX_LOG
+        await db.query("PRAGMA wal_checkpoint(RESTART)")
+        await db.execute("INSERT INTO things VALUES ('small')")
+        assert log.stat().st_size <= shell.MAX_LOG
+        assert file.stat().st_size > shell.COMPACTED_FROM
+        await db.execute("DELETE FROM things WHERE name >= '0020' AND name < 'a'")
+    assert file.stat().st_size > shell.COMPACTED_FROM
+    async with open_database(file, FIRST) as db:
+        assert len(await db.query("SELECT * FROM things")) == 21
+        assert file.stat().st_size < 1 << 20
+    assert version_of(file) == 1

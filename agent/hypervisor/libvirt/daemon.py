@@ -49,6 +49,7 @@ class PrivateDaemon:
         self._sandbox = sandbox
         self._root = sandbox.path / "hypervisor"
         self._socket = self._root / "r/libvirt/libvirt-sock"
+        self.log = self._root / "daemon.log"
         self._process: ProcessHandle | None = None
         self.is_new = False  # started by us, not connected to yet
 
@@ -172,7 +173,7 @@ class PrivateDaemon:
         ]
         with as_fs_user(self.user, self._root) as root:
             (root / "daemon.log").write_bytes(b"")
-        self._process = await self._sandbox.spawn(argv, env=environment, stderr=self._root / "daemon.log")
+        self._process = await self._sandbox.spawn(argv, env=environment, stderr=self.log)
         self.is_new = True
 
     def _last_output(self) -> str:

@@ -23,7 +23,7 @@ from ..sandbox.port import SandboxPort
 from .adapter import AdapterParts, LibvirtHypervisor
 from .capabilities import Accelerator, read_capabilities, unknown_capabilities
 from .connection import EventHandler, LibvirtConnection
-from .console_log import limit_console_logs
+from .console_log import limit_logs
 from .daemon import QEMU_CONF, PrivateDaemon
 from .domain_cache import DomainCache
 from .guest_streams import GuestDialer
@@ -125,6 +125,10 @@ async def _open(target: _Target, lanes: Lanes) -> AsyncIterator[LibvirtHyperviso
         cache.forget_all()
         feed.publish(Change(kind=ChangeKind.RESYNC))
 
+    def logs() -> list[Path]:
+        consoles = [path.with_name("tty.log") for path in cache.consoles()]
+        return [*consoles, daemon.log] if daemon else consoles
+
     with reap_guests():
         try:
             try:
@@ -136,7 +140,7 @@ async def _open(target: _Target, lanes: Lanes) -> AsyncIterator[LibvirtHyperviso
                 connection.fail(error.message)
             async with open_background() as nursery:
                 nursery.start_soon(connection.run, on_down, on_up)
-                nursery.start_soon(limit_console_logs, cache.consoles, daemon.user if daemon else None)
+                nursery.start_soon(limit_logs, logs, daemon.user if daemon else None)
                 yield hypervisor
         finally:
             with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):

@@ -13,14 +13,14 @@ import trio
 import trio.testing
 
 from twinshare.agent.hypervisor.domain_xml import DomainDefinition
-from twinshare.agent.hypervisor.libvirt import domain_ops
+from twinshare.agent.hypervisor.libvirt import console_log, domain_ops
 from twinshare.agent.hypervisor.libvirt.capabilities import choose_accelerator
-from twinshare.agent.hypervisor.libvirt.console_log import KEPT_SIZE, MAX_LOG_SIZE, truncate
 from twinshare.agent.hypervisor.libvirt.domain_cache import CACHED_FOR, DomainCache
 from twinshare.agent.hypervisor.libvirt.errors import map_error
 from twinshare.agent.hypervisor.libvirt.guest_streams import HostForward, parse_forwards
 from twinshare.agent.hypervisor.libvirt.inspection import usable_addresses
 from twinshare.agent.hypervisor.libvirt.lanes import Lane, Lanes
+from twinshare.agent.hypervisor.log_size import KEPT_SIZE, MAX_LOG_SIZE, truncate
 from twinshare.protocols import errors
 
 # What libvirt 9.0 and QEMU 7.2 were heard to say.
@@ -198,6 +198,19 @@ def test_a_long_log_is_cut_while_it_is_written(tmp_path: Path) -> None:
         qemu.flush()
     assert log.stat().st_size == KEPT_SIZE + len(b" and on")
     assert log.read_bytes().endswith(b"xend and on")
+
+
+async def test_logs_that_grow_are_cut_while_others_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_log, "INTERVAL", 0.01)
+    logs = [tmp_path / name for name in ("missing.log", "daemon.log", "tty.log")]
+    for log in logs[1:]:
+        log.write_bytes(b"x" * (MAX_LOG_SIZE + 1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(console_log.limit_logs, lambda: logs, None)
+        with trio.fail_after(10):
+            while any(log.stat().st_size > KEPT_SIZE for log in logs[1:]):
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
