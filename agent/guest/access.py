@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from ...protocols.access import AuditSink, Caller, Role
-from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError
+from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError, Unsupported
 from ...protocols.guest import SessionState
 from ...protocols.guest_channel import END, ERR, EndReply
 from ...protocols.guest_stream import (
@@ -34,7 +34,9 @@ from ...protocols.guest_stream import (
     WriteFile,
 )
 from ..vm.context import VmContext
+from ..vm.record import Record
 from .guests import Guests
+from .network import NetworkStream
 from .port import GuestStream
 from .replies import file_entry, refusal
 from .session import HostedSession, Reader
@@ -89,7 +91,9 @@ class _SessionStream:
         if isinstance(message, SendSignal):
             send_signal(self._session, message.signal)
         elif stream is None:
-            return  # it has ended: nobody reads it
+            # It has ended, and nobody reads it; or the guest agent runs it.
+            if isinstance(message, Input) and not self._session.ended:
+                raise GuestUnreachable("the QEMU guest agent gives a command no input", session=self._session.record.id)
         elif isinstance(message, Input):
             await send_input(stream, message)
         elif isinstance(message, InputEnd):
@@ -102,26 +106,26 @@ class _ContentStream:
     """A file or a connection. Output is acknowledged to the guest when it is received here."""
 
     def __init__(self, stream: ChannelStream, opened: Opened, what: str) -> None:
-        self._stream, self._what = stream, what
+        self.stream, self._what = stream, what
         self.opened = opened
 
     async def receive(self) -> FromGuest:
         await trio.lowlevel.checkpoint()
-        piece = await self._stream.receive()
+        piece = await self.stream.receive()
         if piece is not None:
             offset, channel, data = piece
-            self._stream.acknowledge(offset + len(data))
+            self.stream.acknowledge(offset + len(data))
             return OutputEnd() if channel == END else Output(offset=self.opened.offset + offset, data=data)
-        end = self._stream.end or EndReply(offset=0)
+        end = self.stream.end or EndReply(offset=0)
         if end.errno is not None:
             raise refusal(end, self._what)
         return Finished(file=None if end.file is None else file_entry(end.file), digest=end.digest)
 
     async def send(self, message: ToGuest) -> None:
         if isinstance(message, Input):
-            await send_input(self._stream, message)
+            await send_input(self.stream, message)
         elif isinstance(message, InputEnd):
-            self._stream.close_input()
+            self.stream.close_input()
         elif isinstance(message, Resize | SendSignal):
             raise InvalidRequest("only a session has a window and takes signals")
 
@@ -147,7 +151,7 @@ class GuestAccess:
                 async with self._attach(self._guests.of(record), request) as attached:
                     yield attached
             else:
-                async with self._open(self._guests.running(record), request) as content:
+                async with self._open(self._guests.running(record), record, request) as content:
                     yield content
 
     @asynccontextmanager
@@ -159,7 +163,33 @@ class GuestAccess:
             yield _SessionStream(guest, session, reader)
 
     @asynccontextmanager
-    async def _open(self, guest: VmGuest, request: StreamRequest) -> AsyncIterator[GuestStream]:
+    async def _open(self, guest: VmGuest, record: Record, request: StreamRequest) -> AsyncIterator[GuestStream]:
+        try:
+            stream = await self._open_channel(guest, request)
+        except (GuestUnreachable, GuestRefused) as error:
+            connection = await self._dial_network(guest, record, request, error)
+        else:
+            try:
+                yield stream
+            finally:
+                guest.close(stream.stream)
+            return
+        async with connection:
+            yield NetworkStream(connection)
+
+    async def _dial_network(
+        self, guest: VmGuest, record: Record, request: StreamRequest, why: TwinshareError
+    ) -> trio.SocketStream:
+        """Connect to a port that is not served on the guest's loopback. Raises: `why`."""
+        if not isinstance(request, DialPort) or (isinstance(why, GuestRefused) and not guest.listens(request.port)):
+            raise why
+        try:
+            return await self._vms.forwards.dial(record, request.port)
+        except (Unsupported, OSError):
+            raise why from None
+
+    async def _open_channel(self, guest: VmGuest, request: StreamRequest) -> _ContentStream:
+        """Raises: GuestUnreachable, GuestRefused, FileNotFound."""
         fields, what = _fields(request)
         stream = await guest.open(fields)
         try:
@@ -172,9 +202,10 @@ class GuestAccess:
                 input_offset=reply.received,
                 file=None if reply.file is None else file_entry(reply.file),
             )
-            yield _ContentStream(stream, opened, what)
-        finally:
+            return _ContentStream(stream, opened, what)
+        except BaseException:
             guest.close(stream)
+            raise
 
 
 def _fields(request: StreamRequest) -> tuple[dict[str, object], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import trio
 from ...protocols.access import account_of
 from ...protocols.errors import GuestUnreachable, WrongState
 from ..background import open_background
-from ..hypervisor.port import DomainState, GuestStreams
+from ..hypervisor.port import DomainState, GuestAgent, GuestStreams
 from ..vm.context import VmContext
 from ..vm.lifecycle import require_active
 from ..vm.record import Record
@@ -22,6 +23,8 @@ from .vm_guest import VmGuest
 log = structlog.get_logger(__name__)
 
 EXPIRE_EVERY = 30.0
+BOOTS_WITHIN = 90.0
+"""Seconds from its start in which a guest should have booted; in emulation a distribution takes most of it."""
 REPORTS_EVERY = 1.0
 """Seconds between two looks at what a guest says about itself."""
 _GONE = (DomainState.SHUTOFF, DomainState.CRASHED)
@@ -39,9 +42,14 @@ class Guests:
         """The guest of a VM, whether it runs or not."""
         guest = self._guests.get(record.domain.id)
         if guest is None:
-            guest = self._guests[record.domain.id] = VmGuest(record.domain.id, self._root / record.domain.id)
+            guest = self._guests[record.domain.id] = self._new_guest(record.domain.id)
         guest.name = record.domain.name
         return guest
+
+    def _new_guest(self, id: str) -> VmGuest:
+        hypervisor = self._vms.hypervisor
+        ask = partial(hypervisor.ask_guest_agent, id) if isinstance(hypervisor, GuestAgent) else None
+        return VmGuest(id, self._root / id, ask)
 
     def sessions_of(self, account: str) -> int:
         """How many sessions of an account run on this node."""
@@ -87,7 +95,7 @@ class Guests:
                     nursery.start_soon(self._follow_reports, record.domain.id, self.of(record))
                     if isinstance(hypervisor, GuestStreams):
                         dial = partial(hypervisor.dial_channel, record.domain.id)
-                        await self.of(record).run(dial, record.domain.name)
+                        await self.of(record).run(dial, record.domain.name, boots_within(record))
                     await trio.sleep_forever()
         finally:
             del self._runs[record.domain.id]
@@ -123,8 +131,14 @@ class Guests:
         """Read the sessions that a former life of the agent has left. Blocking."""
         if self._root.is_dir():
             for directory in self._root.iterdir():
-                guest = self._guests[directory.name] = VmGuest(directory.name, directory)
+                guest = self._guests[directory.name] = self._new_guest(directory.name)
                 guest.load()
+
+
+def boots_within(record: Record) -> float:
+    """Seconds that the guest of a VM may still take to boot."""
+    started = record.domain.started_at
+    return 0.0 if started is None else min(BOOTS_WITHIN - (datetime.now(UTC) - started).total_seconds(), BOOTS_WITHIN)
 
 
 @asynccontextmanager

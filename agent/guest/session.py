@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,6 +186,11 @@ class HostedSession:
             changed = self._changed
             with trio.move_on_at(until):
                 await changed.wait()
+
+    async def complete(self, pieces: Sequence[tuple[int, bytes]], end: EndReply) -> None:
+        """Write down all output and the end of a command that has no stream."""
+        await self._append(list(pieces))
+        await self.finish(end)
 
     async def finish(self, end: EndReply) -> None:
         record = self.record

@@ -11,9 +11,19 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.errors import GuestUnreachable, Overloaded, SessionNotFound, TwinshareError, WrongState
+from ...protocols.errors import (
+    DeadlineExceeded,
+    GuestRefused,
+    GuestUnreachable,
+    Overloaded,
+    SessionNotFound,
+    TwinshareError,
+    Unsupported,
+    WrongState,
+)
 from ...protocols.guest import ExecRequest, GuestReport, ListeningPort
 from ...protocols.guest_channel import ReportMessage
+from .agent_exec import AgentCommand, Ask, start_by_agent
 from .channel import Dial, GuestChannel
 from .output_log import open_output_log
 from .session import HostedSession, SessionRecord, load_sessions, shown_command
@@ -28,7 +38,11 @@ MAX_KEPT = 512
 KEPT_FOR = 600.0
 """Seconds for which a session is kept after its end."""
 READY_WITHIN = 10.0
-"""Seconds for which a guest that boots is waited for."""
+"""Seconds for which a guest is waited for that has booted."""
+AGENT_AFTER = 1.0
+"""The same, where the guest agent can be asked instead."""
+BY_AGENT = 0
+"""The number of a session that has no stream of the channel."""
 OPEN_WITHIN = 30.0
 """Seconds for a guest to open a stream."""
 MISSING = (
@@ -40,15 +54,16 @@ MISSING = (
 class VmGuest:
     """One VM's guest. `run` serves it for one run of the VM, from its start to its end."""
 
-    def __init__(self, id: str, directory: Path) -> None:
+    def __init__(self, id: str, directory: Path, ask_agent: Ask | None = None) -> None:
         self.id = id
-        self._directory = directory
+        self._directory, self._ask_agent = directory, ask_agent
         self.sessions: dict[str, HostedSession] = {}
         self.channel: GuestChannel | None = None
         self.name = ""
         self.report: ReportMessage | None = None
         self.on_report = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._boots_until = 0.0
 
     def load(self) -> None:
         """Read what a former life of the agent has left. Blocking."""
@@ -56,15 +71,24 @@ class VmGuest:
 
     # --- the run of the VM ---
 
-    async def run(self, dial: Dial, name: str) -> None:
-        """Keep the channel, and every session on it, until it is cancelled."""
+    async def run(self, dial: Dial, name: str, boots_within: float = 0.0) -> None:
+        """Keep the channel, and every session on it, until it is cancelled.
+
+        The guest may take `boots_within` seconds from now to answer.
+        """
         self.name = name
+        self._boots_until = trio.current_time() + boots_within
         channel = GuestChannel(name, dial, self._reported)
         try:
             async with trio.open_nursery() as nursery:
                 self.channel, self._nursery = channel, nursery
                 for session in self.running():
-                    self._serve(session, channel, nursery)
+                    if session.record.number == BY_AGENT:
+                        await session.lose(
+                            GuestUnreachable("the node was restarted before the guest agent had answered")
+                        )
+                    else:
+                        self._serve(session, channel, nursery)
                 await channel.run()
                 await trio.sleep_forever()
         finally:
@@ -96,6 +120,10 @@ class VmGuest:
         changed, self.on_report = self.on_report, trio.Event()
         changed.set()
 
+    def listens(self, port: int) -> bool:
+        """Whether the guest reports that something listens on a port, be it on one of its addresses only."""
+        return self.report is not None and any(port == found for found, _ in self.report.listening)
+
     def view_report(self) -> GuestReport:
         ready = self.channel is not None and self.channel.ready
         missing = None if ready else self._missing()
@@ -122,10 +150,18 @@ class VmGuest:
         channel = self.channel
         if channel is None:
             raise WrongState("the VM does not run; start it first", vm=self.name)
-        with trio.move_on_after(READY_WITHIN):
+        with trio.move_on_after(self._ready_within(channel)):
             await channel.wait_ready()
             return channel
         raise GuestUnreachable(self._missing(), vm=self.name)
+
+    def _ready_within(self, channel: GuestChannel) -> float:
+        """Seconds to wait for the guest: while it boots, until that should be over."""
+        left = self._boots_until - trio.current_time()
+        if channel.instance is None and left > 0:
+            return max(left, READY_WITHIN)
+        # A guest that has never answered will hardly do so now, and its agent can be asked.
+        return AGENT_AFTER if channel.instance is None and self._ask_agent else READY_WITHIN
 
     async def open(self, request: dict[str, object]) -> ChannelStream:
         """Open a stream that ends with this agent; the caller drops it. Raises: GuestUnreachable, WrongState."""
@@ -148,19 +184,55 @@ class VmGuest:
             self.channel.drop(stream)
 
     async def start_session(self, request: ExecRequest, owner: str) -> HostedSession:
-        """Start a command. Raises: GuestUnreachable, WrongState, Overloaded, InsufficientResources."""
-        channel = await self.ready_channel()
+        """Start a command, by the QEMU guest agent if no program in the guest serves the channel.
+
+        Raises: GuestUnreachable, WrongState, Overloaded, InsufficientResources.
+        """
+        try:
+            channel = await self.ready_channel()
+        except GuestUnreachable as error:
+            return await self._start_by_agent(request, owner, error)
+        session = await self._new_session(request, owner, channel.new_number(), channel.instance or b"")
+        if self._nursery is None or self.channel is not channel:
+            await session.lose(WrongState("the VM has stopped", vm=self.name))
+        else:
+            self._serve(session, channel, self._nursery)
+        await self.expire()
+        return session
+
+    async def _start_by_agent(self, request: ExecRequest, owner: str, why: GuestUnreachable) -> HostedSession:
+        """Raises: GuestUnreachable, `why` when no agent runs commands; Overloaded, InsufficientResources."""
+        if self._ask_agent is None or self._nursery is None:
+            raise why
+        try:
+            command = await start_by_agent(self._ask_agent, request)
+        except (Unsupported, GuestRefused, DeadlineExceeded):
+            raise why from None
+        session = await self._new_session(request, owner, BY_AGENT, b"")
+        self._nursery.start_soon(self._wait_for_agent, session, command)
+        return session
+
+    async def _wait_for_agent(self, session: HostedSession, command: AgentCommand) -> None:
+        try:
+            pieces, end = await command.wait()
+        except TwinshareError as error:
+            await session.lose(error)
+        else:
+            await session.complete(pieces, end)
+
+    async def _new_session(self, request: ExecRequest, owner: str, number: int, instance: bytes) -> HostedSession:
+        """Write down what is known of a session. Raises: Overloaded, InsufficientResources."""
         if len(self.running()) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} sessions of one VM at once are allowed; end some", retry_after=5)
         id = secrets.token_hex(8)
         record = SessionRecord(
             id=id,
-            number=channel.new_number(),
-            instance=channel.instance or b"",
+            number=number,
+            instance=instance,
             owner=owner,
             command=shown_command(request.argv()),
             started_at=time.time(),
-            request=msgspec.msgpack.encode(exec_fields(request)),
+            request=None if number == BY_AGENT else msgspec.msgpack.encode(exec_fields(request)),
             user=request.user,
             terminal=request.terminal,
             detached=request.detach,
@@ -172,11 +244,6 @@ class VmGuest:
         except BaseException:
             del self.sessions[id]
             raise
-        if self._nursery is None or self.channel is not channel:
-            await session.lose(WrongState("the VM has stopped", vm=self.name))
-        else:
-            self._serve(session, channel, self._nursery)
-        await self.expire()
         return session
 
     def _save_first(self, session: HostedSession) -> None:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import trio
 
-from ...protocols.errors import TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
+from ...protocols.errors import GuestRefused, TwinshareError, Unsupported, VmExists, VmNotFound, WrongState
 from .contract_streams import STREAM_CHECKS, refused
 from .port import (
     ChangeKind,
@@ -20,6 +20,7 @@ from .port import (
     Domain,
     DomainPlan,
     DomainState,
+    GuestAgent,
     GuestClock,
     GuestInspection,
     Hypervisor,
@@ -233,6 +234,22 @@ async def _clock_is_set(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan)
         await hypervisor.set_guest_time(plan.id)
 
 
+async def _agent_is_asked(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
+    if not isinstance(hypervisor, GuestAgent):
+        return
+    await hypervisor.define(plan)
+    with refused(WrongState):
+        await hypervisor.ask_guest_agent(plan.id, "guest-ping", {})
+    await hypervisor.start(plan.id)
+    with suppress(Unsupported):  # a guest without an agent
+        assert await hypervisor.ask_guest_agent(plan.id, "guest-ping", {}) == {}
+    with refused(Unsupported, GuestRefused):
+        await hypervisor.ask_guest_agent(plan.id, "no-such-command", {})
+    await hypervisor.pause(plan.id)
+    with refused(Unsupported):  # nobody answers in a paused guest
+        await hypervisor.ask_guest_agent(plan.id, "guest-ping", {})
+
+
 async def _disk_is_exported(hypervisor: Hypervisor, plan: DomainPlan, _: DomainPlan) -> None:
     if not isinstance(hypervisor, DiskExport):
         return
@@ -269,6 +286,7 @@ _CHECKS = (
     _cancelled_calls,
     _inspection,
     _clock_is_set,
+    _agent_is_asked,
     *STREAM_CHECKS,
     _disk_is_exported,
 )

@@ -62,12 +62,13 @@ def parse_memory_uri(uri: str) -> tuple[Behaviour, Path | None]:
     parts = urlsplit(uri)
     behaviour = Behaviour()
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
-        if key not in ("shutdown_after", "boots_in", "delay", "guest_program"):
+        if key not in ("shutdown_after", "boots_in", "delay", "guest_program", "guest_agent"):
             raise ValueError(
-                f"a fake hypervisor has no setting {key!r}; it has shutdown_after, boots_in, delay, guest_program"
+                f"a fake hypervisor has no setting {key!r};"
+                " it has shutdown_after, boots_in, delay, guest_program, guest_agent"
             )
-        if key == "guest_program":
-            behaviour.guest_program = value == "1"
+        if key in ("guest_program", "guest_agent"):
+            setattr(behaviour, key, value == "1")
         elif value == "never" and key != "delay":
             setattr(behaviour, key, None)
         else:

@@ -8,7 +8,7 @@ Raises, where nothing else is said: `HypervisorDown` when the hypervisor cannot 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -226,6 +226,18 @@ class GuestClock(Protocol):
         """Set the guest's clock to the host's, by the guest agent.
 
         Raises: WrongState when it is not running, Unsupported when no agent answers.
+        """
+        ...
+
+
+@runtime_checkable
+class GuestAgent(Protocol):
+    """Optional power: ask the QEMU guest agent."""
+
+    async def ask_guest_agent(self, id: str, command: str, arguments: Mapping[str, object]) -> object:
+        """Send one command, such as `guest-exec`; what it returns is the guest's word.
+
+        Raises: WrongState when it is not running, Unsupported when no agent answers, GuestRefused what it refuses.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +47,7 @@ class AdapterParts:
 
 
 class LibvirtHypervisor:
-    """Implements Hypervisor, GuestInspection, GuestClock, GuestStreams and DiskExport."""
+    """Implements Hypervisor, GuestInspection, GuestClock, GuestAgent, GuestStreams and DiskExport."""
 
     def __init__(self, parts: AdapterParts) -> None:
         self._connection, self._lanes, self._cache = parts.connection, parts.lanes, parts.cache
@@ -136,6 +137,10 @@ class LibvirtHypervisor:
 
     async def set_guest_time(self, id: str) -> None:
         await self._ask_qemu(id, "set the VM's clock", domain_ops.set_guest_time)
+
+    async def ask_guest_agent(self, id: str, command: str, arguments: Mapping[str, object]) -> object:
+        request = json.dumps({"execute": command, "arguments": arguments})
+        return await self._ask_qemu(id, "ask the guest agent", partial(domain_ops.ask_guest_agent, request=request))
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
         quick = partial(self._on_domain, Lane.QUICK, id, "reach into the VM")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import libvirt
+import libvirt_qemu
 
-from ....protocols.errors import Unsupported, WrongState
+from ....protocols.errors import GuestRefused, Unsupported, WrongState
 from ..domain_xml import METADATA_PREFIX, METADATA_URI, has_agent, metadata_element, parse_disk
 from .errors import ignoring, qemu_ended
 
@@ -92,6 +94,25 @@ def set_guest_time(domain: libvirt.virDomain) -> None:
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     now = {"seconds": seconds, "nseconds": nanoseconds}
     domain.setTime(now, 0)  # type: ignore[arg-type]  # the binding's types say int, and it takes this
+
+
+def ask_guest_agent(domain: libvirt.virDomain, *, request: str) -> object:
+    """Send one command in JSON. Raises: Unsupported without an agent, GuestRefused what it refuses."""
+    if running_state(domain) != libvirt.VIR_DOMAIN_RUNNING or not has_agent(domain.XMLDesc(0)):
+        raise Unsupported("no guest agent answers in the VM")
+    try:
+        answer = libvirt_qemu.qemuAgentCommand(domain, request, AGENT_TIMEOUT, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+            raise Unsupported("no guest agent answers in the VM") from None
+        if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "guest agent command" in str(error):
+            raise GuestRefused("the guest agent refuses the command") from None
+        raise
+    try:
+        found: object = json.loads(answer)["return"]
+    except (ValueError, TypeError, KeyError):
+        raise GuestRefused("the guest agent's answer is malformed") from None
+    return found
 
 
 def read_disk_path(domain: libvirt.virDomain) -> str:

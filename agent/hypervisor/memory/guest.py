@@ -10,6 +10,7 @@ from typing import TypeVarTuple, Unpack
 
 import trio
 
+from .agent_process import AgentProcesses
 from .guest_process import GuestProcess
 
 GuestServer = Callable[[trio.SocketStream], Awaitable[None]]
@@ -23,6 +24,7 @@ class GuestRun:
         # Each has one connection at a time.
         self.console, self.channel = trio.Lock(), trio.Lock()
         self.program: GuestProcess | None = None
+        self.agent = AgentProcesses()
         self._ended = False
         self._scopes: set[trio.CancelScope] = set()
 

@@ -6,13 +6,13 @@ alone: with a virtual clock a day passes at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
 
-from ....protocols.errors import ImageDamaged, Unsupported, VmExists, WrongState
+from ....protocols.errors import GuestRefused, ImageDamaged, Unsupported, VmExists, WrongState
 from ...background import open_background
 from ..png import png
 from ..port import Addresses, Change, ChangeKind, Domain, DomainPlan, DomainState, DomainStats, ExportedDisk, Features
@@ -193,6 +193,23 @@ class MemoryHypervisor(Simulation):
         if self.behaviour.boots_in is None or record.state is not DomainState.RUNNING:
             raise Unsupported("no guest agent answers in the VM, by which its clock could be set")
         record.clock_behind = 0.0
+
+    async def ask_guest_agent(self, id: str, command: str, arguments: Mapping[str, object]) -> object:
+        await self._call()
+        record = await self._running(id)
+        if self.behaviour.boots_in is None or record.state is not DomainState.RUNNING:
+            raise Unsupported("no guest agent answers in the VM")
+        if command == "guest-ping":
+            return {}
+        run = self._runs[id]
+        match command, arguments:
+            case "guest-exec", {"path": str(path), "arg": list(words)} if self.behaviour.guest_agent:
+                number = run.agent.add()
+                self._nursery.start_soon(run.run, run.agent.run, number, [path, *words])
+                return {"pid": number}
+            case "guest-exec-status", {"pid": int(number)} if self.behaviour.guest_agent:
+                return run.agent.status(number)
+        raise GuestRefused("the guest agent refuses the command")
 
     async def dial_guest(self, id: str, port: int) -> trio.SocketStream:
         await self._call()

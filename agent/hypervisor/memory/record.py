@@ -27,7 +27,8 @@ class Behaviour:
     `delay` is what every call takes, `timeout` how long a call waits for a hung guest, `shutdown_after` how long a
     guest takes to power off (None: it never does), `boots_in` how long until its agent answers (None: it has none).
     With `check_files` a domain whose disk is missing does not start. With `guest_program` each guest runs the guest
-    program, as a process of this machine (guest_process.py).
+    program, as a process of this machine (guest_process.py), with `guest_agent` its agent runs commands
+    (agent_process.py).
     """
 
     delay: float = 0.0
@@ -36,6 +37,7 @@ class Behaviour:
     boots_in: float | None = 0.0
     check_files: bool = False
     guest_program: bool = False
+    guest_agent: bool = False
     now: Callable[[], datetime] = _utc_now
 
 
