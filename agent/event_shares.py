@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from typing import Any
 
 from ..protocols.events import Event
 from .limits import limits_of
@@ -11,10 +12,28 @@ from .limits import limits_of
 MAX_ROWS = 16_384
 MAX_SIZE = 8 << 20
 """Rows and bytes of all accounts together; beyond them whoever has most loses its oldest."""
+VALUE_SIZE = 64
+"""Bytes of memory that a value takes, however short it is: an empty map of one byte becomes an object."""
+
+
+def count_values(data: Any) -> int:
+    """Return how many values are in plain data, itself not counted."""
+    count, left = 0, [data]
+    while left:
+        value = left.pop()
+        inside = value.values() if isinstance(value, dict) else value
+        count += len(value)
+        left += [each for each in inside if isinstance(each, dict | list)]
+    return count
+
+
+def memory_of(event: Event, packed: bytes) -> int:
+    """Return about how many bytes an event takes in memory."""
+    return len(packed) + VALUE_SIZE * count_values(event.data)
 
 
 class KeptEvents:
-    """Events by their numbers, in order. Sizes are in bytes as they are stored."""
+    """Events by their numbers, in order. Sizes are in bytes of memory."""
 
     def __init__(self) -> None:
         self._events: dict[int, Event] = {}

@@ -20,11 +20,13 @@ import trio
 from ..protocols.access import LOCAL, account_of
 from ..protocols.events import Event, EventPayload, reset_event
 from .database import PASSING_FAULTS
-from .event_shares import KeptEvents
+from .event_shares import KeptEvents, memory_of
 from .limits import limits_of
 from .state import State
 
 LISTENER_BUFFER = 1024
+MAX_UNREAD = 8 << 20
+"""Events, and bytes of memory, that a listener may leave unread."""
 HEARTBEAT = 15.0
 """Seconds between two heartbeats."""
 HEARTBEAT_EVENT = Event(id=0, type="heartbeat", at=datetime.fromtimestamp(0, UTC))
@@ -35,11 +37,29 @@ _LOAD = "SELECT event, account FROM events LEFT JOIN event_accounts USING (id) O
 
 
 class _Waiting(NamedTuple):
-    """An event that is to be written, packed."""
+    """An event that is to be written, packed; `size` is in memory."""
 
     event: Event
     account: str
     packed: bytes
+    size: int
+
+
+class _Unread:
+    """What a listener has not read: its events begin at the number `first`."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self._sizes: deque[int] = deque()
+        self._size = 0
+
+    def add(self, size: int, unread: int) -> bool:
+        """Add an event to the `unread` ones before it; return whether the listener lags too far behind."""
+        while len(self._sizes) > unread:
+            self._size -= self._sizes.popleft()
+        self._sizes.append(size)
+        self._size += size
+        return self._size > MAX_UNREAD
 
 
 class EventLog:
@@ -49,8 +69,7 @@ class EventLog:
         self._kept = KeptEvents()
         self._dropped: list[int] = []
         self._next = 1
-        # Each listener with the number that its events begin at.
-        self._listeners: dict[trio.MemorySendChannel[Event], int] = {}
+        self._listeners: dict[trio.MemorySendChannel[Event], _Unread] = {}
         self._with_heartbeat: set[trio.MemorySendChannel[Event]] = set()
         # Bounded for each account: if the disk stalls, its newer events give way rather than the node's memory.
         self._unwritten: deque[_Waiting] = deque()
@@ -73,7 +92,8 @@ class EventLog:
             return
         data = msgspec.to_builtins(payload, builtin_types=(bytes,))
         event = Event(id=self._next, type=str(payload.event), at=datetime.now(UTC), data=data)
-        self._unwritten.append(_Waiting(event, account, msgspec.msgpack.encode(event)))
+        packed = msgspec.msgpack.encode(event)
+        self._unwritten.append(_Waiting(event, account, packed, memory_of(event, packed)))
         self._waiting[account] += 1
         self._next += 1
         self._wake.set()
@@ -100,7 +120,7 @@ class EventLog:
         send, receive = trio.open_memory_channel[Event](LISTENER_BUFFER + len(missed))
         for event in missed:
             send.send_nowait(event)
-        self._listeners[send] = self._next if after is None else after + 1
+        self._listeners[send] = _Unread(self._next if after is None else after + 1)
         if heartbeat:
             self._with_heartbeat.add(send)
         try:
@@ -124,8 +144,10 @@ class EventLog:
         dropped = [(number,) for number in self._dropped]
 
         def write(db: sqlite3.Connection) -> None:
-            db.executemany("INSERT OR REPLACE INTO events VALUES (?, ?)", [(e.id, packed) for e, _, packed in batch])
-            accounts = [(event.id, account) for event, account, _ in batch if account != LOCAL]
+            db.executemany(
+                "INSERT OR REPLACE INTO events VALUES (?, ?)", [(each.event.id, each.packed) for each in batch]
+            )
+            accounts = [(each.event.id, each.account) for each in batch if each.account != LOCAL]
             db.executemany("INSERT OR REPLACE INTO event_accounts VALUES (?, ?)", accounts)
             for table in ("events", "event_accounts"):
                 db.executemany(f"DELETE FROM {table} WHERE id = ?", dropped)  # noqa: S608 - of two constants
@@ -137,10 +159,10 @@ class EventLog:
         for waiting in batch:
             if not self._unwritten or self._unwritten[0] is not waiting:
                 continue  # announced by the flush at the end of the node
-            event, account, packed = self._unwritten.popleft()
+            event, account, _, size = self._unwritten.popleft()
             self._waiting[account] -= 1
-            self._dropped += self._kept.add(event, account, len(packed))
-            self._announce(event)
+            self._dropped += self._kept.add(event, account, size)
+            self._announce(event, size)
         self._waiting = +self._waiting
 
     async def _beat(self) -> None:
@@ -149,18 +171,22 @@ class EventLog:
             for listener in self._with_heartbeat & self._listeners.keys():
                 self._send(listener, HEARTBEAT_EVENT)
 
-    def _announce(self, event: Event) -> None:
-        for listener, first in list(self._listeners.items()):
-            if event.id >= first:
-                self._send(listener, event)
+    def _announce(self, event: Event, size: int) -> None:
+        for listener, unread in list(self._listeners.items()):
+            if event.id >= unread.first:
+                self._send(listener, event, size)
 
-    def _send(self, listener: trio.MemorySendChannel[Event], event: Event) -> None:
+    def _send(self, listener: trio.MemorySendChannel[Event], event: Event, size: int = 0) -> None:
         """Send without waiting; a listener that is full is cut off."""
+        full = self._listeners[listener].add(size, listener.statistics().current_buffer_used)
         try:
-            listener.send_nowait(event)
+            if not full:
+                listener.send_nowait(event)
+                return
         except (trio.WouldBlock, trio.BrokenResourceError):
-            del self._listeners[listener]
-            listener.close()
+            pass
+        del self._listeners[listener]
+        listener.close()
 
 
 @asynccontextmanager
@@ -168,7 +194,8 @@ async def open_events(state: State) -> AsyncIterator[EventLog]:
     """The node's event log; what is unwritten at the end is written."""
     log = EventLog()
     for packed, account in await state.query(_LOAD):
-        log.load(msgspec.msgpack.decode(packed, type=Event), account or LOCAL, len(packed))
+        event = msgspec.msgpack.decode(packed, type=Event)
+        log.load(event, account or LOCAL, memory_of(event, packed))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._write, state)
         nursery.start_soon(log._beat)

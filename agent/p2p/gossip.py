@@ -16,6 +16,8 @@ from ...protocols.membership.statements import Chain
 from ...protocols.mesh import MAX_UPDATE_ITEMS, GossipUpdate, MeshService, Message, PeerRecord
 from ...protocols.peer import MessageReply
 from ...protocols.table import methods
+from ..event_shares import VALUE_SIZE, count_values
+from ..limits import Budget
 from .calls import PeerCalls
 from .context import MeshContext
 from .host import PeerId
@@ -170,9 +172,10 @@ class BoundMesh:
 
 
 def deliver(context: MeshContext, sender: PeerId, message: Message) -> MessageReply:
-    """Answer a HELLO message; publish any other one as an event."""
+    """Answer a HELLO message; publish any other one as an event. Raises: RateLimited for many values."""
     if message.message_type == "HELLO":
         return MessageReply(status="ok", message="Hello received")
+    context.meter.charge(sender, Budget.MESSAGE_BYTES, VALUE_SIZE * count_values(message.data))
     known = context.membership.known(sender)
     context.publish(
         P2pMessage(

@@ -99,7 +99,7 @@ class MeshServices:
     # -- what the server asks
 
     def caller(self, peer_id: PeerId, method: str, request: Request) -> Caller:
-        self._charge(peer_id, method, len(bytes(request.arguments)))
+        self._charge(peer_id, method, memoryview(request.arguments).nbytes)
         certificate = self._context.membership.valid_certificate(peer_id)
         if certificate is None:
             raise no_member(peer_id)

@@ -85,7 +85,7 @@ async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 async def test_a4_an_account_that_floods_the_log_loses_only_its_own_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "LIMITS", AccountLimits(event_log=Share(20, 2000)))
+    monkeypatch.setattr(limits, "LIMITS", AccountLimits(event_log=Share(20, 2600)))
     async with open_state(tmp_path / "db") as state:
         async with open_events(state) as events, events.subscribe() as heard:
             events.publish(probe("own"))
@@ -111,6 +111,35 @@ async def test_a4_an_account_that_floods_the_log_loses_only_its_own_events(
         assert await state.query("SELECT count(*) FROM event_accounts WHERE id NOT IN (SELECT id FROM events)") == [
             (0,)
         ]
+
+
+async def test_a_share_is_of_memory_so_that_small_values_are_not_cheap(tmp_path: Path) -> None:
+    """Ten thousand empty maps are 10 KB when they are packed, and 640 KB in memory."""
+    async with open_state(tmp_path / "db") as state, open_events(state) as events:
+        for _ in range(10):
+            events.publish(probe("maps", x=[{}] * 10_000), "peer-a")
+        events.publish(probe("own"))
+        with trio.fail_after(60):
+            while not events.kept or events.kept[-1].type != "own":
+                await trio.sleep(0.01)
+        assert [event.type for event in events.kept] == ["maps", "own"]
+
+
+async def test_a_listener_that_leaves_much_memory_unread_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twinshare.agent.events, "MAX_UNREAD", 100_000)
+    async with (
+        open_state(tmp_path / "db") as state,
+        open_events(state) as events,
+        events.subscribe() as reads,
+        events.subscribe() as does_not,
+    ):
+        for number in range(20):
+            events.publish(probe("large", n=number, text="x" * 10_000), "peer-a")
+            assert (await reads.receive()).data["n"] == number
+        seen = [event.data["n"] async for event in does_not]
+        assert seen == list(range(9))
 
 
 async def test_what_waits_for_a_full_disk_is_bounded_for_each_account(
