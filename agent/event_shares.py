@@ -49,12 +49,15 @@ class KeptEvents:
         return [event for event in self._events.values() if event.id > number]
 
     def add(self, event: Event, account: str, size: int) -> list[int]:
-        """Keep a newer event; return the numbers of those that gave way."""
+        """Keep a newer event; return the numbers of those that gave way: its own, if it is larger than the share."""
+        share = limits_of(account).event_log
+        self.last_id = event.id
+        if size > share.size:
+            return [event.id]
         self._events[event.id] = event
         self._accounts.setdefault(account, deque()).append((event.id, size))
         self._sizes[account] += size
-        self.last_id = event.id
-        share, dropped = limits_of(account).event_log, []
+        dropped = []
         while len(self._accounts[account]) > share.rows or self._sizes[account] > share.size:
             dropped.append(self._drop_oldest(account))
         while len(self._events) > MAX_ROWS or self._sizes.total() > MAX_SIZE:

@@ -123,6 +123,12 @@ async def test_a_share_is_of_memory_so_that_small_values_are_not_cheap(tmp_path:
             while not events.kept or events.kept[-1].type != "own":
                 await trio.sleep(0.01)
         assert [event.type for event in events.kept] == ["maps", "own"]
+        events.publish(probe("more than its share", x=[{}] * 30_000), "peer-a")
+        events.publish(probe("later"))
+        with trio.fail_after(60):
+            while events.kept[-1].type != "later":
+                await trio.sleep(0.01)
+        assert [event.type for event in events.kept] == ["maps", "own", "later"]
 
 
 async def test_a_listener_that_leaves_much_memory_unread_is_cut_off(
