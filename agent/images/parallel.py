@@ -44,6 +44,31 @@ async def each(
         raise failures[0]
 
 
+_ENDS = (TwinshareError, OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+
+
+async def together(*works: Callable[[], Awaitable[None]]) -> None:
+    """Run all of them; the first failure cancels the others.
+
+    Raises: what a work raises, if it is a TwinshareError, an OSError or of a stream; anything else is a bug and comes
+    in its group.
+    """
+    failures: list[Exception] = []
+
+    async def run(work: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        try:
+            await work()
+        except _ENDS as error:
+            failures.append(error)
+            scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for work in works:
+            nursery.start_soon(run, work, nursery.cancel_scope)
+    if failures:
+        raise failures[0]
+
+
 class _Steps(AsyncIterator[Item]):
     """A plain iterable for `anext`. Not a generator: those want to be closed when they are left early."""
 

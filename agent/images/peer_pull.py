@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ...protocols.tunnel import encode
 from ..backoff import Backoff
 from ..files import disk_errors_named
 from .index import HEADER, BadIndexError, ChunkIndex, read_header
+from .parallel import together
 from .partial import Partial
 from .peer_serve import STEP, Reader
 from .port import ImportRequest, Report
@@ -37,6 +39,8 @@ SOURCES = 4
 """From how many peers at once."""
 DEPTH = 4
 """How many questions are under way with each."""
+READ_AHEAD = 2
+"""How many answers wait to be written, besides the one that is read and the one that is written."""
 PLANNED = 64
 """How many are planned at a time."""
 STALL = 30.0
@@ -142,13 +146,13 @@ class _PeerPull:
         self._broken: OSError | None = None
         self._message = "fetching"
 
-    async def __call__(self, partial: Partial) -> None:
-        reused = self._index.data_size - partial.left
+    async def __call__(self, disk: Partial) -> None:
+        reused = self._index.data_size - disk.left
         self._message = f"fetching from {', '.join(self._left_over)}"
         if reused:
             self._message += f"; {reused} bytes were here already"
-        self._tell(partial)
-        batches = _Batches(partial)
+        self._tell(disk)
+        batches = _Batches(disk)
         # Again with those that are left: one may have failed when the others had nothing more to do.
         while batches and self._left_over and not self._broken:
             async with trio.open_nursery() as nursery:
@@ -156,30 +160,30 @@ class _PeerPull:
                     nursery.start_soon(self._drain, batches, source, nursery.cancel_scope)
         if self._broken:
             raise self._broken
-        if partial.gaps:
+        if disk.gaps:
             raise self._error
 
-    def _tell(self, partial: Partial, message: str = "") -> None:
+    def _tell(self, disk: Partial, message: str = "") -> None:
         total = self._index.data_size
-        self._report(Progress(done=total - partial.left, total=total, unit="bytes", message=message or self._message))
+        self._report(Progress(done=total - disk.left, total=total, unit="bytes", message=message or self._message))
 
     async def _drain(self, batches: _Batches, source: Source, scope: trio.CancelScope) -> None:
         """Fetch from one peer until nothing is left to fetch, or the peer is no good any more."""
-        failures, backoff, partial = 0, Backoff(PAUSE, 8 * PAUSE, jitter=0.2), batches.partial
+        failures, backoff, disk = 0, Backoff(PAUSE, 8 * PAUSE, jitter=0.2), batches.partial
         while batches and failures < ATTEMPTS:
-            before = partial.left
+            before = disk.left
             try:
                 await self._take(batches, source)
-                if not partial.gaps:
+                if not disk.gaps:
                     scope.cancel()  # whoever is out of reach need not be waited for
             except PeerUnreachable as error:
-                if partial.left < before:
+                if disk.left < before:
                     failures = 0
                     backoff.reset()
                 failures += 1
                 self._error = error
                 if failures < ATTEMPTS:
-                    self._tell(partial, f"{error.message}; trying again")
+                    self._tell(disk, f"{error.message}; trying again")
                     await trio.sleep(backoff.next())
             except TwinshareError as error:
                 self._error = error
@@ -192,29 +196,59 @@ class _PeerPull:
             self._left_over.pop(source.title, None)
 
     async def _take(self, batches: _Batches, source: Source) -> None:
+        """Ask and read in one task, and write in another what was read."""
         request = BlobRequest(digest=self._index.digest)
-        under_way: deque[Batch] = deque()
+        asked: deque[Batch] = deque()  # and not written yet
         stream: trio.abc.Stream | None = None
+        received, to_write = trio.open_memory_channel[tuple[Batch, list[bytes]]](READ_AHEAD)
         try:
             _, stream = await source.open(request)
-            reader = Reader(stream)
-            while True:
-                while len(under_way) < DEPTH and (batch := await batches.take()):
-                    under_way.append(batch)
-                    await stream.send_all(encode(BlobWant(chunks=under_way[-1])))
-                if not under_way:
-                    return
-                await self._receive(batches.partial, reader, under_way[0], source)
-                under_way.popleft()
-                self._tell(batches.partial)
+            asking = partial(self._ask, batches, source, stream, asked, received)
+            await together(asking, partial(self._write_all, batches.partial, source, asked, to_write))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerUnreachable(f"the connection with {source.title} was lost") from None
         finally:
-            batches.give_back(under_way)
+            batches.give_back(asked)
             if stream is not None:
                 await trio.aclose_forcefully(stream)
 
-    async def _receive(self, partial: Partial, reader: Reader, batch: Batch, source: Source) -> None:
+    async def _ask(
+        self,
+        batches: _Batches,
+        source: Source,
+        stream: trio.abc.Stream,
+        asked: deque[Batch],
+        received: trio.MemorySendChannel[tuple[Batch, list[bytes]]],
+    ) -> None:
+        reader = Reader(stream)
+        under_way: deque[Batch] = deque()
+        async with received:
+            while True:
+                while len(under_way) < DEPTH and (batch := await batches.take()):
+                    asked.append(batch)
+                    under_way.append(batch)
+                    await stream.send_all(encode(BlobWant(chunks=batch)))
+                if not under_way:
+                    return
+                frames = await self._receive(reader, under_way[0], source)
+                await received.send((under_way.popleft(), frames))
+
+    async def _write_all(
+        self,
+        disk: Partial,
+        source: Source,
+        asked: deque[Batch],
+        to_write: trio.MemoryReceiveChannel[tuple[Batch, list[bytes]]],
+    ) -> None:
+        async for batch, frames in to_write:
+            try:
+                await trio.to_thread.run_sync(self._write, disk, batch, frames)
+            except BadIndexError as error:
+                raise PeerMisbehaved(f"{source.title} sends a damaged image: {error}") from None
+            asked.popleft()
+            self._tell(disk)
+
+    async def _receive(self, reader: Reader, batch: Batch, source: Source) -> list[bytes]:
         frames: list[bytes] = []
         with trio.move_on_after(STALL):
             for _ in batch:
@@ -224,15 +258,12 @@ class _PeerPull:
                 frames.append(await reader.exactly(length))
         if len(frames) < len(batch):
             raise PeerUnreachable(f"{source.title} sent nothing for {STALL:g} s")
-        try:
-            await trio.to_thread.run_sync(self._write, partial, batch, frames)
-        except BadIndexError as error:
-            raise PeerMisbehaved(f"{source.title} sends a damaged image: {error}") from None
+        return frames
 
-    def _write(self, partial: Partial, batch: Batch, frames: Sequence[bytes]) -> None:
+    def _write(self, disk: Partial, batch: Batch, frames: Sequence[bytes]) -> None:
         decompressor = zstandard.ZstdDecompressor()
         wanted = [self._index.chunk(place) for place in batch]
-        partial.fill([
+        disk.fill([
             (digest, unpack_chunk(decompressor, frame, length))
             for (_, length, digest), frame in zip(wanted, frames, strict=True)
         ])  # fmt: skip

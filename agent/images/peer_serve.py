@@ -7,19 +7,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
-import zstandard
 from blake3 import blake3
 
 from ...protocols.blob import LENGTH, MAX_BATCH, BlobWant
 from ...protocols.errors import ImageDamaged, ImageNotFound, PeerMisbehaved
 from ...protocols.tunnel import HEAD, decode, length_of
+from .compression import Compression
 from .index import BadIndexError, ChunkIndex
+from .parallel import together
 from .repository import DiskRepository
 
-LEVEL = 1
-SKIPPED = 15
-"""So many chunks after one that does not get smaller are sent as they are, before the next is tried."""
-_BLOCK = 1 << 17
+AHEAD = 1
+"""How many answers wait to be sent, besides the one that is packed and the one that is sent."""
 IDLE = 60.0
 """Seconds in which a peer must ask for more, or take what it asked for."""
 STEP = 1 << 20
@@ -38,7 +37,8 @@ class Reader:
             if not part:
                 raise PeerMisbehaved("the peer closed a stream of an image in the middle")
             self._data += part
-        data = bytes(self._data[:count])
+        with memoryview(self._data) as view:
+            data = bytes(view[:count])
         del self._data[:count]
         return data
 
@@ -54,8 +54,7 @@ class SharedDisk:
 
     def __init__(self, fd: int, index: ChunkIndex) -> None:
         self._fd, self.index = fd, index
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
-        self._as_it_is = 0
+        self.compression = Compression()
 
     def pack(self, places: Sequence[int]) -> bytes:
         """The chunks as they are sent. Blocking. Raises: PeerMisbehaved for what may not be asked."""
@@ -73,29 +72,8 @@ class SharedDisk:
             return LENGTH.pack(0)
         if blake3(data).digest() != digest:
             return LENGTH.pack(0)
-        frame = self._compressed(data)
+        frame = self.compression.frame(data)
         return LENGTH.pack(len(frame)) + frame
-
-    def _compressed(self, data: bytes) -> bytes:
-        """A zstd frame of the data; what does not get smaller is sent as it is, and so is a while what follows it."""
-        if self._as_it_is:
-            self._as_it_is -= 1
-            return plain_frame(data)
-        frame = self._compressor.compress(data)
-        if len(frame) * 10 > len(data) * 9:
-            self._as_it_is = SKIPPED
-            return plain_frame(data)
-        return frame
-
-
-def plain_frame(data: bytes) -> bytes:
-    """A zstd frame that holds the data uncompressed (RFC 8878): of one segment, its size in four bytes."""
-    blocks = []
-    for start in range(0, len(data), _BLOCK):
-        block = data[start : start + _BLOCK]
-        last = start + _BLOCK >= len(data)
-        blocks += [(len(block) << 3 | last).to_bytes(3, "little"), block]
-    return b"".join([b"\x28\xb5\x2f\xfd\xa0", len(data).to_bytes(4, "little"), *blocks])
 
 
 @asynccontextmanager
@@ -126,13 +104,27 @@ async def open_disk(repository: DiskRepository, digest: str) -> AsyncIterator[Sh
 
 
 async def serve_chunks(stream: trio.abc.Stream, disk: SharedDisk) -> None:
-    """Answer questions until the stream ends. Raises: PeerMisbehaved, trio.TooSlowError, what the stream raises."""
+    """Answer questions until the stream ends, each answer packed while the one before is sent.
+
+    Raises: PeerMisbehaved, trio.TooSlowError, what the stream raises.
+    """
     reader = Reader(stream)
-    while True:
-        with trio.fail_after(IDLE):
-            if await reader.at_end():
-                return
-            want = decode(await reader.exactly(length_of(await reader.exactly(HEAD.size))), BlobWant)
-        answer = await trio.to_thread.run_sync(disk.pack, want.chunks)
-        with trio.fail_after(IDLE):
-            await stream.send_all(answer)
+    packed, to_send = trio.open_memory_channel[bytes](AHEAD)
+
+    async def pack() -> None:
+        async with packed:
+            while True:
+                with trio.fail_after(IDLE):
+                    if await reader.at_end():
+                        return
+                    want = decode(await reader.exactly(length_of(await reader.exactly(HEAD.size))), BlobWant)
+                await packed.send(await trio.to_thread.run_sync(disk.pack, want.chunks))
+
+    async def send() -> None:
+        async for answer in to_send:
+            begun = trio.current_time()
+            with trio.fail_after(IDLE):
+                await stream.send_all(answer)
+            disk.compression.sent(len(answer), trio.current_time() - begun)
+
+    await together(pack, send)

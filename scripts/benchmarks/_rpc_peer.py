@@ -90,7 +90,7 @@ async def serve_ours() -> None:
     async with open_libp2p_host(os.urandom(32), [LOOPBACK], gate=admit_all) as host:
         host.serve(PROTOCOL, rpc_server().serve)
         host.serve(SINK, sink)
-        await _ready(peer_id=host.peer_id, addresses=list(host.addresses))
+        await ready(peer_id=host.peer_id, addresses=list(host.addresses))
 
 
 async def serve_tls() -> None:
@@ -107,7 +107,7 @@ async def serve_tls() -> None:
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, take, 0, host="127.0.0.1"))
-        await _ready(port=listeners[0].socket.getsockname()[1])
+        await ready(port=listeners[0].socket.getsockname()[1])
 
 
 async def serve_stock() -> None:
@@ -121,25 +121,33 @@ async def serve_stock() -> None:
 
     async with open_stock() as host:
         host.set_stream_handler(TProtocol(STOCK_CALL), call)
-        await _ready(addresses=[str(address) for address in host.get_addrs()])
+        await ready(addresses=[str(address) for address in host.get_addrs()])
 
 
-async def _ready(**where: Any) -> None:
+async def ready(**where: Any) -> None:
+    """Say where this process listens, and go on for ever."""
     print(json.dumps(where), flush=True)
     await trio.sleep_forever()
 
 
 @asynccontextmanager
-async def server(kind: str) -> AsyncIterator[dict[str, Any]]:
+async def server(*arguments: str, module: str = "scripts.benchmarks._rpc_peer") -> AsyncIterator[dict[str, Any]]:
     """A server in its own process, and where it listens."""
-    command = [sys.executable, "-m", "scripts.benchmarks._rpc_peer", kind]
+    async with child(module, *arguments) as line:
+        yield json.loads(line)
+
+
+@asynccontextmanager
+async def child(module: str, *arguments: str) -> AsyncIterator[bytes]:
+    """A program of ours in its own process, and the first line that it prints."""
+    command = [sys.executable, "-m", module, *arguments]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
         try:
             line = b""
             while not line.endswith(b"\n"):
                 line += await process.stdout.receive_some()
-            yield json.loads(line)
+            yield line
         finally:
             process.kill()
 

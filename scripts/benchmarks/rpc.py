@@ -1,4 +1,4 @@
-"""Calls and bulk between nodes, against the same RPC over TLS and the stock muxer; then whole agents with ten peers."""
+"""Calls and bulk between nodes against TLS and the stock muxer; images and tunnels against ssh; whole agents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from scripts.benchmarks import _agents
+from scripts.benchmarks import _agents, _transfers
 from scripts.benchmarks._rpc_peer import LOOPBACK, PIECE, SINK, STOCK_CALL, TlsStream, server
 from scripts.benchmarks.rows import Row
 from tests.agent.p2p.workshop import ADMIN, TABLE
@@ -34,8 +34,8 @@ Call = Callable[[], Awaitable[object]]
 
 
 async def measure() -> list[Row]:
-    """The transports alone, then whole agents."""
-    return [*await _transports(), *await _agents.measure()]
+    """The transports alone, then what is large, then whole agents."""
+    return [*await _transports(), *await _transfers.measure(), *await _agents.measure()]
 
 
 async def _transports() -> list[Row]:

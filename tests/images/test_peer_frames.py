@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from twinshare.agent.images.compression import plain_frame
 from twinshare.agent.images.index import index_bytes
-from twinshare.agent.images.peer_serve import SharedDisk, plain_frame
+from twinshare.agent.images.peer_serve import SharedDisk
 from twinshare.agent.images.registry.packs import MAX_FRAME, unpack_chunk
 from twinshare.protocols.blob import LENGTH
 

@@ -17,6 +17,7 @@ from tests.nodes.test_in_memory import call, join, open_fleet, open_node_on
 from twinshare.agent.images import peer_pull, peer_serve
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.host import Stream
+from twinshare.agent.reach import fleet_images
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.blob import PROTOCOL, BlobAnswer, BlobRequest, BlobWant
 from twinshare.protocols.errors import (
@@ -174,7 +175,10 @@ async def test_a_peer_reads_so_many_at_once_and_no_more(tmp_path: Path) -> None:
                     await trio.sleep(0.05)
 
 
-async def test_a_node_that_leaves_while_it_sends_is_only_out_of_reach(tmp_path: Path, sent: Sent) -> None:
+async def test_a_node_that_leaves_while_it_sends_is_only_out_of_reach(
+    tmp_path: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_images, "ABSENCE", 1.0)
     async with open_fleet(tmp_path) as (network, (a,)):
         async with open_node_on(network, tmp_path, "leaver") as leaver:
             await join(leaver, a)
@@ -183,6 +187,7 @@ async def test_a_node_that_leaves_while_it_sends_is_only_out_of_reach(tmp_path: 
 
             def harm(answer: bytes) -> bytes:
                 trio.from_thread.run_sync(leave.set)
+                trio.from_thread.run(trio.sleep, 0.2)
                 return answer
 
             sent.harm = harm
