@@ -7,7 +7,8 @@ from math import inf
 
 import trio
 
-CHUNK = 65536
+SMALLEST, CHUNK = 16 * 1024, 256 * 1024
+"""Bytes that are read at once: more while much comes. A buffer of the largest size for each small read costs more."""
 IDLE_TIMEOUT = 3600.0
 HALF_CLOSED_TIMEOUT = 300.0
 """Seconds without a byte once one direction has ended: the other end may never close its own."""
@@ -30,10 +31,14 @@ class _Pump:
 
     async def carry_one_way(self, source: trio.abc.HalfCloseableStream, sink: trio.abc.HalfCloseableStream) -> None:
         """Carry one direction to its end and pass the end on; a stream that breaks ends both directions."""
-        left = self._limit
+        left, size = self._limit, SMALLEST
         try:
-            while left > 0 and (data := await source.receive_some(CHUNK)):
+            while left > 0 and (data := await source.receive_some(size)):
                 left -= len(data)
+                if len(data) == size:
+                    size = min(size * 2, CHUNK)
+                elif len(data) < size // 4:
+                    size = max(size // 2, SMALLEST)
                 await sink.send_all(data)
                 self._postpone_end()
             self._half_close()

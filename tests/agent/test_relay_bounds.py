@@ -11,7 +11,7 @@ from trio.testing import memory_stream_pair
 
 from twinshare.agent import relays
 from twinshare.agent.relays import open_relays
-from twinshare.agent.streams import HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, carry
+from twinshare.agent.streams import CHUNK, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, SMALLEST, carry
 from twinshare.protocols.errors import PortTaken
 
 
@@ -286,3 +286,34 @@ async def test_a_direction_ends_after_its_limit(autojump_clock: trio.testing.Moc
             await server.send_all(b"yy")
             assert await client.receive_some() == b"yy"
             await server.aclose()
+
+
+class Plenty(trio.abc.HalfCloseableStream):
+    """Much, then little, then the end; notes how much is asked for at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(max_bytes or 0)
+        return bytes(self.asked[-1] if len(self.asked) < 10 else 10 if len(self.asked) < 30 else 0)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_more_is_read_at_once_while_much_comes() -> None:
+    near, far = Plenty(), Plenty()
+    await carry(near, far)
+    assert near.asked[:6] == [SMALLEST, 2 * SMALLEST, 4 * SMALLEST, 8 * SMALLEST, CHUNK, CHUNK]
+    assert near.asked[-1] == SMALLEST

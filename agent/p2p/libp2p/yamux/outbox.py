@@ -92,8 +92,8 @@ class Outbox:
             raise ProtocolError("the peer asks without reading the answers")
         self.put(frame)
 
-    def put_data(self, stream_id: int, data: bytes) -> None:
-        """Add data of a stream."""
+    def put_data(self, stream_id: int, data: bytes | memoryview) -> None:
+        """Add data of a stream, which does not change."""
         queue = self._queue(stream_id)
         queue.parts.append(memoryview(data))
         queue.size += len(data)

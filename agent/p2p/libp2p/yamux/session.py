@@ -96,7 +96,8 @@ class Session:
         if size == 0:
             return 0
         state.send_credit -= size
-        self.outbox.put_data(state.id, bytes(data[:size]))
+        # What cannot change is queued as it is, anything else is copied.
+        self.outbox.put_data(state.id, data[:size] if type(data.obj) is bytes else bytes(data[:size]))
         return size
 
     def read(self, state: StreamState, most: int | None = None) -> bytes:
