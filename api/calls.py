@@ -63,7 +63,9 @@ class ExecFields(TypedDict, total=False):
 
     command_base64: list[str]
     env: dict[str, str]
+    env_base64: list[str]
     workdir: str
+    workdir_base64: str
     user: str
     stdin: str
     stdin_base64: str

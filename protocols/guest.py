@@ -46,7 +46,8 @@ SignalName = Annotated[str, Meta(pattern=f"^({'|'.join(SIGNALS)})$")]
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A command to run in a guest. `timeout` in seconds; `workdir` is the user's home, `user` is root by default.
 
-    `command_base64` and `stdin_base64` take the place of `command` and `stdin` for what is not UTF-8. With `detach` the
+    `command_base64`, `workdir_base64` and `stdin_base64` take the place of the fields without `_base64` for what is not
+    UTF-8; `env_base64` has more of the environment, NAME=VALUE each. With `detach` the
     answer comes when the command has started; its output and stdin are reached by attaching to the session.
     `interactive` leaves stdin open for those who attach. `terminal` gives it a terminal, whose output is all stdout.
     """
@@ -56,7 +57,9 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     env: Annotated[
         dict[Annotated[str, Meta(min_length=1, max_length=4096)], Text], Meta(max_length=1024), UNTIL_END
     ] = {}
+    env_base64: Annotated[list[Base64], Meta(max_length=1024), UNTIL_END] = []
     workdir: Annotated[str, Meta(max_length=4096)] = ""
+    workdir_base64: PathBase64 | None = None
     user: UserName = ""
     stdin: Annotated[Annotated[str, Meta(max_length=512 << 10)] | None, UNTIL_END] = None
     stdin_base64: Annotated[
@@ -78,10 +81,13 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("stdin and stdin_base64 are one or the other")
         if self.interactive and not (self.detach or self.terminal):
             raise ValueError("interactive is for a session that somebody attaches to: ask for detach as well")
-        texts = [*self.command, *self.env, *self.env.values(), self.workdir]
-        if any("\0" in text for text in texts) or any("=" in name for name in self.env):
+        if self.workdir and self.workdir_base64 is not None:
+            raise ValueError("workdir and workdir_base64 are one or the other")
+        environment = self.environment()
+        parts = [*self.argv(), *environment, *environment.values(), self.workdir_bytes()]
+        if any(b"\0" in part for part in parts) or any("=" in name for name in self.env):
             raise ValueError("command, env and workdir must not contain NUL, nor a name in env '='")
-        sizes = len(self.argv_bytes()), sum(len(f"{k}={v}".encode()) + 1 for k, v in self.env.items())
+        sizes = len(self.argv_bytes()), sum(len(name) + len(value) + 2 for name, value in environment.items())
         if max(sizes) > MAX_COMMAND:
             raise ValueError(f"the command line and the environment may have {MAX_COMMAND} bytes each")
 
@@ -92,6 +98,20 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def argv_bytes(self) -> bytes:
         """The command line as the kernel counts it: each argument ends in NUL."""
         return b"".join(part + b"\0" for part in self.argv())
+
+    def environment(self) -> dict[bytes, bytes]:
+        """The variables that are given. Raises: ValueError for wrong base64, and for what is no NAME=VALUE."""
+        found = {name.encode(): value.encode() for name, value in self.env.items()}
+        for text in self.env_base64:
+            name, sign, value = b64decode(text).partition(b"=")
+            if not (name and sign):
+                raise ValueError("env_base64 must have NAME=VALUE in each")
+            found[name] = value
+        return found
+
+    def workdir_bytes(self) -> bytes:
+        """Raises: ValueError for wrong base64."""
+        return self.workdir.encode() if self.workdir_base64 is None else b64decode(self.workdir_base64)
 
     def stdin_bytes(self) -> bytes:
         """What the command reads first. Raises: ValueError for wrong base64."""

@@ -287,8 +287,8 @@ def exec_fields(request: ExecRequest) -> dict[str, object]:
     return {
         "kind": "exec",
         "argv": request.argv(),
-        "env": {name.encode(): value.encode() for name, value in request.env.items()},
-        "workdir": request.workdir.encode(),
+        "env": request.environment(),
+        "workdir": request.workdir_bytes(),
         "user": request.user,
         "timeout": request.timeout,
         "terminal": request.terminal,

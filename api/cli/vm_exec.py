@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ...protocols.errors import GuestUnreachable, HypervisorDown, TwinshareError, WrongState
-from ...protocols.guest import ExecRequest, ExecResult
+from ...protocols.guest import ExecRequest, ExecResult, text_or_base64
 from ..exchange import guest_path
 from .listing import Listing, listing_options
 from .node import NodeClient, open_client
@@ -61,7 +61,8 @@ def exec_command(
     columns, rows = shutil.get_terminal_size()
     sends_input = interactive or not sys.stdin.isatty()
     request = ExecRequest(
-        **_command(command), env=dict(env), detach=True, interactive=sends_input and not detach,
+        **_command(command), **_environment(env), **_text_or_coded("workdir", fields.pop("workdir")), detach=True,
+        interactive=sends_input and not detach,
         terminal=terminal, columns=max(columns, 1), rows=max(rows, 1),
         **{key: value for key, value in fields.items() if value is not None},
     )  # fmt: skip
@@ -131,6 +132,26 @@ def _command(command: Sequence[str]) -> dict[str, Any]:
         return {"command": [word.decode() for word in raw]}
     except UnicodeDecodeError:
         return {"command_base64": [b64encode(word).decode() for word in raw]}
+
+
+def _environment(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The variables as fields of the request: in base64 those that are not UTF-8."""
+    pairs = [(fsencode(name), fsencode(value)) for name, value in given]
+    coded = [name + b"=" + value for name, value in pairs if not _is_text(name + value)]
+    return {
+        "env": {name.decode(): value.decode() for name, value in pairs if _is_text(name + value)},
+        "env_base64": [b64encode(pair).decode() for pair in coded],
+    }
+
+
+def _is_text(data: bytes) -> bool:
+    return text_or_base64(data)[1] is None
+
+
+def _text_or_coded(name: str, given: str) -> dict[str, Any]:
+    """A field of the request, or that for base64 where it is not UTF-8."""
+    text, coded = text_or_base64(fsencode(given))
+    return {name: text} if coded is None else {f"{name}_base64": coded}
 
 
 def guest_of(client: NodeClient, name: str, peer: str | None) -> tuple[str, str | None]:

@@ -94,6 +94,21 @@ async def test_output_and_exit_code_are_the_commands_own(tmp_path: Path) -> None
         assert listed.stdout.split() == [b"EXIT", b"3", b"0", b"0", b"124", b"-"]
 
 
+async def test_words_after_the_dashes_are_the_commands_own(tmp_path: Path) -> None:
+    async with running(tmp_path) as api:
+        show = 'printf "<%s>" "$V" "$@"'
+        done = await twinshare(
+            api.url, "vm", "exec", "one", "--env", b"V=\xff=1".decode(errors="surrogateescape"), "--",
+            "sh", "-c", show, "--", "-t", "--", "--help", "", "a b", b"\xfe".decode(errors="surrogateescape"), "*",
+        )  # fmt: skip
+        assert (done.stdout, done.returncode) == (b"<\xff=1><-t><--><--help><><a b><\xfe><*>", 0), done.stderr
+        odd = await twinshare(api.url, "vm", "exec", "one", "--", "--help")
+        assert (odd.returncode, odd.stderr) == (127, b"--help: No such file or directory\n")
+        assert (await twinshare(api.url, "vm", "exec", "one", "--")).returncode == 2
+        where = await twinshare(api.url, "vm", "exec", "one", "--workdir", "-dash", "--", "true")
+        assert (where.returncode, b"-dash" in where.stderr) == (127, True)
+
+
 async def test_a_guest_that_cannot_be_asked_is_125(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         await api.node.call(LOCAL_ADMIN, TABLE["create_vm"], {"spec": spec(start=True)})

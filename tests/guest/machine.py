@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,12 @@ class Machine:
 
 @asynccontextmanager
 async def run_machine(
-    folder: Path, disk: Path, *, seed: Path | None = None, memory: int = 128
+    folder: Path, disk: Path, *, seed: Path | None = None, memory: int = 128, ports: Sequence[str] = ()
 ) -> AsyncIterator[Machine]:
-    """Boot `disk`, which is not written to. `memory` in MiB. The process is killed at the end."""
+    """Boot `disk`, which is not written to. `memory` in MiB. The process is killed at the end.
+
+    Each of `ports` is a virtio-serial port, with a socket `NAME.sock` here.
+    """
     port = free_port()
     argv = [
         QEMU, "-accel", "tcg,tb-size=64", "-machine", "q35", "-m", str(memory), "-nodefaults", "-display", "none",
@@ -94,6 +97,9 @@ async def run_machine(
         "-chardev", f"socket,id=agent,path={folder}/agent.sock,server=on,wait=off",
         "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
     ]  # fmt: skip
+    for name in ports:
+        argv += ["-chardev", f"socket,id={name},path={folder}/{name}.sock,server=on,wait=off"]
+        argv += ["-device", f"virtserialport,chardev={name},name={name}"]
     if seed is not None:
         argv += ["-drive", f"file={seed},format=raw,if=virtio,readonly=on"]
     (folder / "serial.log").touch()
