@@ -78,7 +78,7 @@ function Folder({ vm, path }) {
   const rows = [...files].sort((a, b) => isFolder(b) - isFolder(a) || natural(a.name, b.name));
   const removed = () => void again();
   return html`
-    <section class="card" aria-label=${t.table}>
+    <section class="card" aria-label=${text.vm.tabs.files}>
       <nav class="way mono" aria-label=${t.way}>${parents(path).map(([name, folder]) => html`<a href="${linkOf(vm, "files")}/${toAddress(folder)}"><bdi>${name}</bdi></a>`)}</nav>
       ${error ? html`<${Failure} error=${error} retry=${again} />` : !entry ? html`<${Loading} />` : entry.kind !== "directory" ? html`
         <${Empty} icon="file" title=${bytes(entry.size)}><a class="button" href=${contentUrl(vm, path)} download=${entry.name}><${Icon} name="download" /><span>${t.download}</span></a><//>` : html`

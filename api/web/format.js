@@ -3,6 +3,9 @@
 /** Compare names so that `vm-2` comes before `vm-10`. */
 export const natural = new Intl.Collator("en", { numeric: true, sensitivity: "base" }).compare;
 
+/** Seconds after which a date says more than how long ago it was. */
+const LONG_AGO = 30 * 86400;
+
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 
 /** @param {number} value @param {string} unit */
@@ -39,6 +42,7 @@ export function ago(at) {
   if (!at) return "";
   const seconds = (Date.now() - Date.parse(at)) / 1000;
   if (seconds < 0) return `in ${duration(-seconds)}`;
+  if (seconds > LONG_AGO) return new Date(at).toLocaleDateString("en-GB", { dateStyle: "medium" });
   return seconds < 5 ? "just now" : `${duration(seconds)} ago`;
 }
 

@@ -178,14 +178,16 @@ async function follow(operation) {
 let reading = false;
 let again = false;
 
-/** Read the fleet's VMs and the node; calls during a read make one more. */
-export async function refresh() {
+/** Read the fleet's VMs and the node. */
+export const refresh = () => readState(true);
+
+/** Read the fleet's VMs and peers, and all of the node's own when `whole`; calls during a read make one more. */
+async function readState(/** @type {boolean} */ whole) {
   if (reading) return void (again = true);
   reading = true;
   try {
-    const [vms, health, capacity, peers, self] = await Promise.all([
-      list("list_fleet_vms", "vms"), call("health"), call("capacity"), list("list_peers", "peers"), call("p2p_info"),
-    ]);
+    const node = whole ? Promise.all([call("health"), call("capacity"), call("p2p_info")]) : [state.health, state.capacity, state.self];
+    const [vms, peers, [health, capacity, self]] = await Promise.all([list("list_fleet_vms", "vms"), list("list_peers", "peers"), node]);
     // In the order in which they are shown most: sorting them again is then cheap.
     vms.sort((a, b) => natural(a.name, b.name));
     set({ vms, health, capacity, peers, self, loaded: true, error: null });
@@ -292,9 +294,10 @@ export async function start() {
   setInterval(() => {
     slow += FLEET_EVERY;
     const others = state.peers.some((peer) => peer.status === "online");
-    if (document.visibilityState !== "visible" || !(others || state.error || slow >= NODE_EVERY)) return;
-    slow = 0;
-    void refresh();
+    const whole = state.error !== null || slow >= NODE_EVERY;
+    if (document.visibilityState !== "visible" || !(others || whole)) return;
+    if (whole) slow = 0;
+    void readState(whole);
   }, FLEET_EVERY);
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && soon());
 }

@@ -87,7 +87,7 @@ export const text = {
     empty: "No port is forwarded.", hint: "A forward opens a port of the node that you are asking, and carries its connections to the guest. 0 takes any free port.",
     open: "Open", table: "Port forwards", state: "State",
   },
-  settings: { autostart: "Start with the node", labels: "Labels", labelsHint: "one `key=value` a line", ttl: "Delete after", ttlKept: "as it is", fromNow: (/** @type {string} */ period) => `${period} from now`, expires: (/** @type {string} */ at) => `It is deleted at ${at}.`, save: "Save", saved: "Saved." },
+  settings: { autostart: "Start with the node", labels: "Labels", labelsHint: "one key=value a line", ttl: "Delete after", ttlKept: "as it is", fromNow: (/** @type {string} */ period) => `${period} from now`, expires: (/** @type {string} */ at) => `It is deleted at ${at}.`, save: "Save", saved: "Saved." },
   log: { follow: "Follow", empty: "The guest has written nothing to its serial console yet.", label: "Serial console log" },
   events: { empty: "Nothing has happened to this VM since the page was opened.", operations: "Operations", live: "Events" },
   create: {

@@ -53,6 +53,15 @@ function Tab({ vm, tab, rest }) {
   return loaded?.tab === tab ? html`<${loaded.view} key="${vm.node} ${vm.id} ${tab}" vm=${vm} rest=${rest} />` : html`<${Loading} />`;
 }
 
+/** @param {{vm: Vm, tabs: string[], tab: string}} properties */
+function Tabs({ vm, tabs, tab }) {
+  // On a phone not all of them fit.
+  useEffect(() => document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [tab]);
+  return html`
+    <nav class="tabs" aria-label=${vm.name}>${tabs.map((name) => html`
+      <a key=${name} href=${linkOf(vm, name)} aria-current=${name === tab ? "page" : null}>${t.tabs[/** @type {keyof typeof t.tabs} */ (name)]}</a>`)}</nav>`;
+}
+
 /** @param {{path: string[]}} properties */
 export function view({ path }) {
   const [node, id, wanted = "overview", ...rest] = path;
@@ -68,8 +77,7 @@ export function view({ path }) {
         <${Status} status=${vm.status} stale=${!vm.reachable} /><span class="tag">${vm.node}</span><span class="gap"></span>
         <div class="actions"><${VmActions} vm=${vm} then=${() => void (location.hash = "#/vms")} />
           ${may("operator", vm.owner, vm.node) && vm.reachable && html`<button type="button" data-operation="capture_image" aria-label=${t.capture} onClick=${() => setCapturing(true)}><${Icon} name="images" /><span>${t.capture}</span></button>`}</div></div>
-      <nav class="tabs" aria-label=${vm.name}>${tabs.map((name) => html`
-        <a key=${name} href=${linkOf(vm, name)} aria-current=${name === tab ? "page" : null}>${t.tabs[/** @type {keyof typeof t.tabs} */ (name)]}</a>`)}</nav>
+      <${Tabs} vm=${vm} tabs=${tabs} tab=${tab} />
       <${Tab} vm=${vm} tab=${tab} rest=${rest} />
       ${capturing && html`<${Capture} vm=${vm} close=${() => setCapturing(false)} />`}
     </div>`;

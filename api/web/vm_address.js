@@ -4,6 +4,8 @@ import { text } from "./text.js";
 
 const SSH = 22;
 const TLS = [443, 8443];
+// A guest may listen on many ports: those that were chosen are mostly the low ones.
+const SHOWN = 6;
 const LOOPBACK = /^(127\.|localhost$|\[?::1\]?$)/;
 
 /** Whether this browser runs on the machine of the asked node, as far as the address says. */
@@ -18,7 +20,8 @@ export function Address({ vm }) {
   const ip = vm.ip;
   const opens = (isLocal() || !LOOPBACK.test(ip)) && vm.status === "running" && vm.reachable;
   const ports = (vm.ports ?? []).filter((port) => port !== SSH);
+  const shown = ports.toSorted((a, b) => a - b).slice(0, SHOWN);
   return html`
-    <span class="mono">${ip}</span>${opens && ports.map((port) => html` <a class="tag" key=${port} href=${link(ip, port)} target="_blank" rel="noreferrer" aria-label=${text.vm.opens(ip, port)}>:${port}</a>`)}
+    <span class="mono">${ip}</span>${opens && shown.map((port) => html` <a class="tag" key=${port} href=${link(ip, port)} target="_blank" rel="noreferrer" aria-label=${text.vm.opens(ip, port)}>:${port}</a>`)}${opens && ports.length > SHOWN && html` <span class="quiet">+${ports.length - SHOWN}</span>`}
     ${vm.guest_ip && vm.guest_ip !== ip && html`<small>${text.vm.guestIp(vm.guest_ip)}</small>`}`;
 }

@@ -125,7 +125,8 @@ async def violations(page: Page) -> list[str]:
 async def test_each_view(tmp_path: Path) -> None:
     pictures = Path(os.environ.get("TWINSHARE_PICTURES", tmp_path))
     wrong: list[str] = []
-    async with opened(tmp_path / "fleet") as at:
+    async with opened(tmp_path / "fleet", "?guest_program=1") as at:
+        await at.api.client.post(f"/api/vm/{at.ids['web-1']}/exec", json={"command": ["sleep", "600"], "detach": True})
         for name, (address, shown) in views(at.ids).items():
             await at.page.shape(*WIDE)
             await at.go(address, shown)
