@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import trio
 
 from ...protocols.access import Caller
-from ...protocols.errors import DeadlineExceeded, PeerUnreachable, TooLarge
+from ...protocols.errors import DeadlineExceeded, InvalidRequest, PeerUnreachable, TooLarge, Unsupported
 from ...protocols.messages import Request
 from ...protocols.method import Method
 from ...protocols.pages import MAX_ROWS
@@ -18,6 +19,8 @@ from ...protocols.session import MAX_TIMEOUT
 from .host import PeerId
 from .peer_session import PeerSession
 
+_UNKNOWN_FIELD = re.compile(r"contains unknown field `([^`]+)`")
+"""What msgspec says of one, in the answers of former versions, which read their peers strictly."""
 READ_TIMEOUT = 30.0
 MUTATION_TIMEOUT = 4 * 3600.0
 """Seconds: a mutation may fetch an image first. A peer that dies meanwhile is noticed long before."""
@@ -59,7 +62,17 @@ class PeerCalls:
                 if session.error is None:  # the owner's own error, about a third node
                     raise
                 raise self._lost(peer, method, key, error) from None
+            except InvalidRequest as error:
+                if (unknown := _UNKNOWN_FIELD.search(error.message)) is None:
+                    raise
+                raise self._too_old(peer, session.greeting.agent, unknown[1]) from None
         raise DeadlineExceeded(f"{self._title(peer)} did not answer {method.name} within {seconds:g} s", peer=peer)
+
+    def _too_old(self, peer: PeerId, agent: str, field: str) -> Unsupported:
+        """Return the error for a field that was added after the version of the peer, which refused the request."""
+        runs = agent or "an older twinshare"
+        sentence = f"{self._title(peer)} runs {runs} and does not know '{field}': leave it out, or upgrade that node"
+        return Unsupported(sentence, peer=peer, field=field, agent=agent)
 
     def _lost(self, peer: PeerId, method: Method, key: str | None, error: PeerUnreachable) -> PeerUnreachable:
         sentence = f"the connection with {self._title(peer)} was lost during {method.name}: {error.message}"
