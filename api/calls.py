@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import msgspec
 
@@ -18,13 +18,14 @@ from ..protocols.guest_service import GuestService
 from ..protocols.image import Image
 from ..protocols.method import Method
 from ..protocols.operation import Operation
-from ..protocols.peer import FleetVms, Message, MessageReply, P2pState, PeerInfo
+from ..protocols.peer import Message, MessageReply, P2pState, PeerInfo
 from ..protocols.peer_service import PeerService
 from ..protocols.reading import decode_json
 from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
 from ..protocols.table import stub
 from ..protocols.vm import Blob, CloudInit, ForwardSpec, Vm, VmSpec
-from .exchange import Request, compose, file_read, file_write, method_named, outcome, plain, upload
+from .exchange import compose, file_read, file_write, method_named, outcome, upload
+from .listings import ListingCalls
 from .sparse import disk_parts
 
 # Seconds of one request of a wait: less than every timeout on the way.
@@ -85,17 +86,8 @@ class WriteFields(TypedDict, total=False):
     user: str
 
 
-class Carrier(Protocol):
-    """Sends one request and returns the body of its response."""
-
-    async def send(self, request: Request, content: AsyncIterator[bytes] | None = None) -> Any: ...
-
-
-class Calls:
+class Calls(ListingCalls):
     """The calls that a client offers, over any carrier."""
-
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
 
     # Any operation of the table
 
@@ -168,14 +160,6 @@ class Calls:
         sent = _read_file(content) if isinstance(content, Path) else content
         return cast("Image", await self._carrier.send(upload(name, raw=raw), sent))
 
-    async def list_fleet_vms(self) -> list[Vm]:
-        """List the VMs of every known peer; `node` and `reachable` tell whose they are and how fresh."""
-        return (await self.get_fleet_vms()).vms
-
-    async def get_fleet_vms(self) -> FleetVms:
-        """List the VMs of every known peer, and the peers that could not be asked for theirs."""
-        return cast("FleetVms", await self._carrier.send(plain("GET", "/fleet/vm", FleetVms)))
-
     # Inside a guest
 
     async def exec_vm(
@@ -225,9 +209,6 @@ class Calls:
 
     # The guide: local VMs
 
-    async def list_vms(self) -> list[Vm]:
-        return await self.vms().list_vms()
-
     async def create_vm(self, name: str, image: str, **fields: Unpack[VmFields]) -> Vm:
         """Create a VM and return it when it is there. Raises: InvalidRequest naming a field that is wrong."""
         return await self.vms().create_vm(_spec(name, image, fields))
@@ -250,9 +231,6 @@ class Calls:
     async def get_local_peer_info(self) -> PeerInfo:
         return await self.peers().p2p_info()
 
-    async def get_peers(self) -> list[PeerInfo]:
-        return await self.peers().list_peers()
-
     async def start_p2p_services(self) -> P2pState:
         return await self.peers().start_p2p()
 
@@ -263,9 +241,6 @@ class Calls:
         return await self.peers().send_message(Message(peer_id=peer_id, message_type=message_type, data=data))
 
     # The guide: VMs of a peer
-
-    async def list_remote_vms(self, peer_id: str) -> list[Vm]:
-        return await self.vms(peer_id).list_vms()
 
     async def create_remote_vm(
         self, peer_id: str, name: str, image: str, **fields: Unpack[VmFields]

@@ -105,9 +105,23 @@ def compose(
     )
 
 
+def list_request(operation: str, peer: str | None = None, **arguments: Any) -> Request:
+    """Return the request for a listing of the table."""
+    return compose(method_named(operation), arguments, peer)
+
+
 def plain(verb: str, path: str, answer: Any) -> Request:
     """The request for a route that is no operation of the table and takes nothing."""
     return Request(verb, ROOT + path, {"Accept": "application/json"}, b"", answer, mutates=False)
+
+
+def with_query(request: Request, query: Mapping[str, Any]) -> Request:
+    """Return a request with further parameters; what is None is left out."""
+    given = {name: value for name, value in query.items() if value is not None}
+    if not given:
+        return request
+    joint = "&" if "?" in request.target else "?"
+    return msgspec.structs.replace(request, target=request.target + joint + urlencode(given, doseq=True))
 
 
 def upload(name: str, *, raw: bool = False) -> Request:

@@ -27,10 +27,10 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a blocking call was suspended")
 
 
-def _chunks(content: AsyncIterator[bytes]) -> Iterator[bytes]:
+def _blocking_iterator(rows: AsyncIterator[T]) -> Iterator[T]:
     while True:
         try:
-            yield _run(cast("Coroutine[Any, Any, bytes]", content.__anext__()))
+            yield _run(cast("Coroutine[Any, Any, T]", rows.__anext__()))
         except StopAsyncIteration:
             return
 
@@ -42,7 +42,7 @@ class _Carrier:
         self._client = client
 
     async def send(self, request: Request, content: AsyncIterator[bytes] | None = None) -> Any:
-        return self._client.send(request, None if content is None else _chunks(content))
+        return self._client.send(request, None if content is None else _blocking_iterator(content))
 
 
 def _blocking(
@@ -51,6 +51,16 @@ def _blocking(
     @functools.wraps(method)
     def call(self: RESTClient, /, *arguments: P.args, **options: P.kwargs) -> T:
         return _run(method(self._calls, *arguments, **options))
+
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[Calls, P], AsyncIterator[T]],
+) -> Callable[Concatenate[RESTClient, P], Iterator[T]]:
+    @functools.wraps(method)
+    def call(self: RESTClient, /, *arguments: P.args, **options: P.kwargs) -> Iterator[T]:
+        return _blocking_iterator(method(self._calls, *arguments, **options))
 
     return call
 
@@ -96,6 +106,13 @@ class RESTClient:
     list_fleet_vms = _blocking(Calls.list_fleet_vms)
     get_fleet_vms = _blocking(Calls.get_fleet_vms)
     list_vms = _blocking(Calls.list_vms)
+    list_images = _blocking(Calls.list_images)
+    list_operations = _blocking(Calls.list_operations)
+    iterate_vms = _iterating(Calls.iterate_vms)
+    iterate_fleet_vms = _iterating(Calls.iterate_fleet_vms)
+    iterate_images = _iterating(Calls.iterate_images)
+    iterate_operations = _iterating(Calls.iterate_operations)
+    iterate_peers = _iterating(Calls.iterate_peers)
     create_vm = _blocking(Calls.create_vm)
     get_vm_status = _blocking(Calls.get_vm_status)
     start_vm = _blocking(Calls.start_vm)

@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 import click
 
 from ...protocols.image import Image
-from ..exchange import upload
+from ..exchange import list_request, upload
 from .bulk import do_each
 from .image_registry import catalogue, full_name, print_image, pull, push, raw_option, run_image
 from .listing import Listing, listing_options
@@ -61,7 +61,7 @@ for _part in (pull, push, catalogue, run_image):
 def list_images(peer: str | None, listing: Listing) -> None:
     """List images."""
     with open_client() as client:
-        listing.show(client.call("list_images", {}, peer), COLUMNS)
+        listing.show(listing.fetch(client, list_request("list_images", peer), peer).images, COLUMNS)
 
 
 @image.command("show")

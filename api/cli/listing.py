@@ -1,17 +1,26 @@
-"""The options that every listing has: `--json --filter --sort --columns`."""
+"""The options that every listing has: `--json --filter --sort --columns --limit`."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
+from msgspec import UNSET
 
+from ...protocols.listing import MAX_LIMIT, ListedFields, natural
+from ..exchange import Request, with_query
 from .output import Column, cell, print_json, print_table
 
+if TYPE_CHECKING:
+    from .node import NodeClient
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+_PLAIN: Final = re.compile(r"[a-z0-9*._:/@+=-]{1,256}")
+"""What the node matches as we do, who take letters of any case for equal, and the patterns of a shell."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -21,6 +30,45 @@ class Listing(msgspec.Struct, frozen=True):
     sort: str | None = None
     columns: str | None = None
     as_json: bool = False
+    limit: int | None = None
+
+    def fetch(self, client: NodeClient, request: Request, peer: str | None = None) -> Any:
+        """Return the answer to a listing, asked for with what of this the node knows, in pages up to the limit.
+
+        What the node does not know (headings of columns, patterns of a shell) is left for `show`.
+        """
+        fields = ListedFields(request.answer)
+        query, whole = self._query(fields)
+        if self.limit is None or not whole:
+            return client.fetch(with_query(request, query), peer)
+        answer = client.fetch(with_query(request, {**query, "limit": min(self.limit, MAX_LIMIT)}), peer)
+        rows = list(getattr(answer, fields.key))
+        following = answer.next
+        while following is not UNSET and len(rows) < self.limit:
+            more = {"limit": min(self.limit - len(rows), MAX_LIMIT), "after": following}
+            page = client.fetch(with_query(request, {**query, **more}), peer)
+            rows += getattr(page, fields.key)
+            following = page.next
+        return msgspec.structs.replace(answer, **{fields.key: rows})
+
+    def _query(self, fields: ListedFields) -> tuple[dict[str, Any], bool]:
+        """Return the parameters that the node understands as we do, and whether they say all that is wanted."""
+        query: dict[str, Any] = {}
+        whole = True
+        for wanted in self.filters:
+            name, _, pattern = wanted.partition("=")
+            if name == "label" and fields.has_labels and _PLAIN.fullmatch(pattern):
+                query.setdefault("label", []).append(pattern)
+            elif name not in query and _filters(fields.filters.get(name), pattern):
+                query[name] = pattern
+            else:
+                whole = False
+        if self.sort is not None:
+            if self.sort.removeprefix("-") in fields.sorts:
+                query["sort"] = self.sort
+            else:
+                whole = False
+        return query, whole
 
     def show(self, rows: Sequence[Any], columns: Sequence[Column]) -> None:
         """Print the rows that are wanted. Raises: UsageError for a field that there is not."""
@@ -28,7 +76,10 @@ class Listing(msgspec.Struct, frozen=True):
             rows = _matching(rows, columns, wanted)
         if self.sort:
             value = _field(self.sort.removeprefix("-"), rows, columns)
-            rows = sorted(rows, key=lambda row: _sort_key(value(row)), reverse=self.sort.startswith("-"))
+            known = [row for row in rows if value(row) is not None]
+            unknown = [row for row in rows if value(row) is None]
+            rows = sorted(known, key=lambda row: _sort_key(value(row)), reverse=self.sort.startswith("-")) + unknown
+        rows = rows[: self.limit]
         if self.as_json:
             return print_json(rows)
         if self.columns:
@@ -37,11 +88,19 @@ class Listing(msgspec.Struct, frozen=True):
         return print_table(rows, columns)
 
 
+def _filters(kind: Any, pattern: str) -> bool:
+    """Return whether the node filters a field of this type by the pattern as we do."""
+    if kind is None or kind is str:
+        return kind is str and _PLAIN.fullmatch(pattern) is not None
+    return pattern in set(kind)
+
+
 def listing_options(command: Command) -> Command:
     """Give a command these options as its parameter `listing`."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     @click.option("--columns", metavar="A,B", help="Show these columns alone, in this order.")
+    @click.option("--limit", type=click.IntRange(1, 100000), metavar="N", help="Show the first N rows alone.")
     @click.option("--sort", metavar="COLUMN", help="Sort by a column; -COLUMN for the reverse.")
     @click.option(
         "--filter", "filters", multiple=True, metavar="FIELD=VALUE",
@@ -49,9 +108,15 @@ def listing_options(command: Command) -> Command:
     )  # fmt: skip
     @functools.wraps(command)
     def wrapped(
-        *arguments: Any, filters: Sequence[str], sort: str | None, columns: str | None, as_json: bool, **options: Any
+        *arguments: Any,
+        filters: Sequence[str],
+        sort: str | None,
+        columns: str | None,
+        as_json: bool,
+        limit: int | None,
+        **options: Any,
     ) -> Any:
-        return command(*arguments, listing=Listing(filters, sort, columns, as_json), **options)
+        return command(*arguments, listing=Listing(filters, sort, columns, as_json, limit), **options)
 
     return wrapped  # type: ignore[return-value]  # click calls it by name with what the options say
 
@@ -93,7 +158,7 @@ def _keys(row: Any) -> Sequence[str]:
     return list(row) if isinstance(row, dict) else row.__struct_fields__
 
 
-def _sort_key(value: Any) -> tuple[bool, bool, Any]:
-    """Order numbers and times by value, all else as text; what is not known comes last."""
+def _sort_key(value: Any) -> tuple[bool, Any]:
+    """Order numbers by value, all else as the node orders text."""
     number = isinstance(value, int | float)
-    return value is None, not number, value if number else cell(value)
+    return not number, value if number else natural(cell(value))

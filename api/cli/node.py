@@ -23,7 +23,7 @@ from ...protocols.errors import (
 from ...protocols.operation import Operation
 from ...protocols.vm import Vm
 from ..blocking_client import ApiClient
-from ..exchange import NodeUnreachable, compose, method_named, plain
+from ..exchange import NodeUnreachable, Request, compose, method_named, plain
 from .output import say
 
 SERVICE_DATA_DIR = Path("/var/lib/twinshare")
@@ -120,6 +120,13 @@ class NodeClient(ApiClient):
         """Call an operation of the table and return its result. Raises: what RESTClient raises."""
         method = method_named(name)
         return self._found(lambda given, at: restore(self.send(compose(method, given, at))), arguments or {}, peer)
+
+    def fetch(self, request: Request, peer: str | None = None) -> Any:
+        """Send a request to the node, or through it to a peer. Raises: what the node raises."""
+        try:
+            return self.send(request)
+        except NotFound as error:
+            raise self._with_suggestion(error, {}, peer) from None
 
     def begin(self, name: str, arguments: Mapping[str, Any], peer: str | None = None) -> tuple[Operation, str | None]:
         """Start a mutation; return its operation at once, and the peer that does it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ...protocols.operation import Operation, OperationState
+from ..exchange import list_request
 from .listing import Listing, listing_options
 from .node import open_client
 from .output import Column, print_fields, say
@@ -45,7 +46,9 @@ def op() -> None:
 def list_operations(state: OperationState | None, peer: str | None, listing: Listing) -> None:
     """List operations, newest first."""
     with open_client() as client:
-        listing.show(client.call("list_operations", {"state": state}, peer), COLUMNS)
+        listing.show(
+            listing.fetch(client, list_request("list_operations", peer, state=state), peer).operations, COLUMNS
+        )
 
 
 @op.command("show")

@@ -10,6 +10,7 @@ import click
 from ...protocols.access import Role
 from ...protocols.endpoint import endpoint
 from ...protocols.peer import BudgetUse, InviteRequest, Message
+from ..exchange import list_request
 from .listing import Listing, listing_options
 from .node import open_client
 from .output import Column, print_fields, print_json, print_table, say
@@ -73,7 +74,7 @@ def peer() -> None:
 def list_peers(listing: Listing) -> None:
     """List the peers of the fleet."""
     with open_client() as client:
-        listing.show(client.call("list_peers"), COLUMNS)
+        listing.show(listing.fetch(client, list_request("list_peers")).peers, COLUMNS)
 
 
 @peer.command("show")

@@ -6,7 +6,7 @@ import click
 
 from ...protocols.peer import AbsentPeer, FleetVms
 from ...protocols.vm import Vm
-from ..exchange import plain
+from ..exchange import list_request, plain
 from .listing import Listing, listing_options
 from .node import open_client
 from .output import Column, cell, duration, print_fields, say
@@ -65,12 +65,12 @@ def list_vms(fleet: bool, peer: str | None, listing: Listing) -> None:
         raise click.UsageError("--fleet already lists every peer; leave out --on")
     with open_client() as client:
         if fleet:
-            found = client.send(plain("GET", "/fleet/vm", FleetVms))
+            found = listing.fetch(client, plain("GET", "/fleet/vm", FleetVms))
             listing.show(found.vms, FLEET_COLUMNS)
             for absent in found.unreachable:
                 say(_absence(absent))
         else:
-            listing.show(client.call("list_vms", {}, peer), COLUMNS)
+            listing.show(listing.fetch(client, list_request("list_vms", peer), peer).vms, COLUMNS)
 
 
 def _absence(peer: AbsentPeer) -> str:

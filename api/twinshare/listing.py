@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import translate
-from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta
 
 from ...protocols.errors import InvalidRequest
+from ...protocols.listing import MAX_LIMIT, ListedFields, natural
 from ...protocols.reading import convert_query
 from ..rest.requests import single
 
-MAX_LIMIT = 1000
 Key = tuple[Any, ...]
 
 _Pattern: Any = Annotated[str, Meta(min_length=1, max_length=256, description="`*` stands for any text")]
@@ -30,10 +29,8 @@ _Label = Annotated[str, Meta(min_length=1, max_length=320, pattern="^[^=]")]
 _Labels = Annotated[tuple[_Label, ...], Meta(max_length=16, description="KEY or KEY=VALUE, where `*` is any text")]
 _Limit: Any = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="rows in this answer at the most")]
 _After: Any = Annotated[str, Meta(min_length=1, max_length=4096, description="`next` of the answer before")]
-_OWN = ("limit", "after", "sort", "label")
 # What tells the rows of a listing apart, where several are equal in the field that they are sorted by.
 _IDENTITY = ("id", "node", "registry", "name", "tag", "digest")
-_DIGITS = re.compile(r"([0-9]+)")
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
@@ -88,17 +85,17 @@ class Listing:
     """
 
     def __init__(self, body: type[msgspec.Struct], query: type[msgspec.Struct] | None = None) -> None:
-        self.key = body.__struct_fields__[0]
-        [row] = get_args(get_type_hints(body)[self.key])
-        kinds = {name: _kind(hint) for name, hint in get_type_hints(row).items() if name in row.__struct_fields__}
-        self.sorts = [name for name, kind in kinds.items() if _is_a(kind, str, int, float, datetime)]
-        self.default_sort = "name" if "name" in kinds else "-created_at"
-        self.identity = [name for name in _IDENTITY if name in kinds]
+        fields = ListedFields(body, query)
+        self.key, self.sorts, self.filters, self.has_labels = (
+            fields.key,
+            fields.sorts,
+            fields.filters,
+            fields.has_labels,
+        )
+        self.default_sort = "name" if "name" in fields.kinds else "-created_at"
+        self.identity = [name for name in _IDENTITY if name in fields.kinds]
         self._service_query = query
         of_service = msgspec.structs.fields(query) if query is not None else ()
-        taken = {*_OWN, *(field.name for field in of_service)}
-        self.filters = {name: kind for name, kind in kinds.items() if _is_a(kind, str) and name not in taken}
-        self.has_labels = "labels" in kinds
         self.query = self._parameters(body.__name__, of_service)
 
     def _parameters(self, name: str, of_service: Iterable[Any]) -> type[msgspec.Struct]:
@@ -148,18 +145,6 @@ class Listing:
         return cursor
 
 
-def _kind(hint: Any) -> Any:
-    """Return the type of a field, without None and what bounds it."""
-    if hasattr(hint, "__metadata__"):
-        return _kind(hint.__origin__)
-    options = [option for option in get_args(hint) if option is not NoneType]
-    return _kind(options[0]) if NoneType in get_args(hint) and len(options) == 1 else hint
-
-
-def _is_a(kind: Any, *kinds: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, kinds)
-
-
 def _matching(name: str, pattern: str) -> Callable[[Any], bool]:
     match = _pattern(pattern)
     return lambda row: (value := getattr(row, name)) is not None and match(str(value)) is not None
@@ -185,10 +170,4 @@ def _place(cursor: Cursor) -> Key:
     value = cursor.value
     if value is None:
         return (-1 if cursor.sort.startswith("-") else 2, (), cursor.identity)
-    return (1, _natural(value), cursor.identity) if isinstance(value, str) else (0, (value,), cursor.identity)
-
-
-def _natural(text: str) -> tuple[Any, ...]:
-    """Order text without regard to case, and the numbers in it by value: `vm-9` before `vm-10`."""
-    parts = _DIGITS.split(text.casefold())
-    return tuple((len(part.lstrip("0")), part.lstrip("0")) if n % 2 else part for n, part in enumerate(parts))
+    return (1, natural(value), cursor.identity) if isinstance(value, str) else (0, (value,), cursor.identity)

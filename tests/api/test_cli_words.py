@@ -254,6 +254,39 @@ def test_listings_are_filtered_and_sorted(options: str, names: list[str]) -> Non
     assert [row["name"] for row in json.loads(document.stdout)] == names
 
 
+@pytest.mark.parametrize(
+    ("options", "targets"),
+    [
+        ("", [""]),
+        ("--filter status=running --sort -memory", ["?status=running&sort=-memory"]),
+        ("--filter label=env=prod --filter label=a", ["?label=env%3Dprod&label=a"]),
+        ("--filter name=[ab] --limit 1", [""]),
+        ("--filter status=stop* --filter name=b*", ["?name=b%2A"]),
+        ("--sort cpu --limit 1", [""]),
+        ("--limit 3", ["?limit=3", "?limit=1&after=more"]),
+    ],
+)
+def test_the_node_does_what_it_understands_of_a_listing(options: str, targets: list[str]) -> None:
+    pages = [Answer({"vms": ROWS[:2], **({"next": "more"} if options else {})}), Answer({"vms": ROWS[2:]})]
+    with recorded_node({"GET /api/vm": pages}) as node:
+        shown = twinshare(node, "vm", "ls", *options.split())
+    assert [seen.target.removeprefix("/api/vm") for seen in node.seen] == targets
+    assert shown.exit_code == 0
+    if options == "--limit 3":
+        assert [line.split()[0] for line in shown.stdout.splitlines()[1:]] == ["a", "b", "c"]
+
+
+def test_every_listing_takes_a_limit() -> None:
+    with recorded_node(
+        {
+            "GET /api/tokens": [
+                Answer({"tokens": [{"name": name, "role": "viewer", "created_at": VM["created_at"]} for name in "abc"]})
+            ]
+        }
+    ) as node:
+        assert len(twinshare(node, "token", "ls", "--limit", "2").stdout.splitlines()) == 3
+
+
 def test_columns_are_chosen_by_heading_or_field() -> None:
     with recorded_node({"GET /api/vm": [Answer({"vms": ROWS[:1]})]}) as node:
         assert twinshare(node, *["vm", "ls", "--columns", "name,network,memory"]).stdout.splitlines() == [
