@@ -6,8 +6,11 @@ A test that provokes one says `@pytest.mark.expects_errors`.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,3 +46,14 @@ def _no_unexpected_errors(request: pytest.FixtureRequest) -> Iterator[None]:
     logging.getLogger().removeHandler(errors)
     if errors.lines and not request.node.get_closest_marker("expects_errors"):
         pytest.fail("unexpected errors in the log:\n" + "\n".join(errors.lines), pytrace=False)
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder of tmpfs where the machine has room there: for thousands of writes whose fsync proves nothing."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < 8 << 30:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="twinshare-test-") as folder:
+        yield Path(folder)

@@ -35,8 +35,8 @@ def check(pair: dict[str, Any]) -> None:
 
 
 @pytest.mark.system
-def test_every_boundary_of_the_journal(tmp_path: Path) -> None:
-    pairs = run_lives("boundaries", str(tmp_path))
+def test_every_boundary_of_the_journal(memory_path: Path) -> None:
+    pairs = run_lives("boundaries", str(memory_path))
     for pair in pairs:
         check(pair)
     assert sum(pair["killed"] for pair in pairs) >= 40
@@ -47,8 +47,8 @@ def test_every_boundary_of_the_journal(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_a_hundred_random_instants(tmp_path: Path) -> None:
-    pairs = run_lives("random", str(tmp_path), "100", "7")
+def test_a_hundred_random_instants(memory_path: Path) -> None:
+    pairs = run_lives("random", str(memory_path), "100", "7")
     for pair in pairs:
         check(pair)
     assert sum(pair["killed"] for pair in pairs) >= 50

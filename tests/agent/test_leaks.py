@@ -35,8 +35,8 @@ async def at_rest() -> tuple[Held, int]:
 
 
 @pytest.mark.system
-async def test_a_thousand_lives_leave_nothing(tmp_path: Path) -> None:
-    async with open_test_node(tmp_path) as (_node, vms, _):
+async def test_a_thousand_lives_leave_nothing(memory_path: Path) -> None:
+    async with open_test_node(memory_path) as (_node, vms, _):
         await vms.create_vm(spec("warm", start=True))
         await vms.delete_vm("warm", force=True)
         before, tasks_before = await at_rest()
@@ -52,7 +52,7 @@ async def test_a_thousand_lives_leave_nothing(tmp_path: Path) -> None:
                 for lane in range(4):
                     nursery.start_soon(live, [f"vm-{number}" for number in range(lane, CYCLES, 4)])
         assert await vms.list_vms() == []
-        assert list((tmp_path / "vms").iterdir()) == []
+        assert list((memory_path / "vms").iterdir()) == []
         with trio.fail_after(60):
             after, tasks_after = await at_rest()
             while (Counter(after.files), tasks_after) != (Counter(before.files), tasks_before):
