@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ....protocols.access import Caller
 from ....protocols.errors import RegistryFailed
 from ....protocols.image import RegistryCredentials
 from ..settings import RegistrySettings
+from .docker_config import IDENTITY_TOKEN, docker_login
 
 DOCKER_HUB = "registry-1.docker.io"
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", DOCKER_HUB})
-_MAX_FILE = 1 << 20
 _SCHEME = re.compile(r"(?:^|,\s*)(Bearer|Basic)\s+", re.IGNORECASE)
 _PARAMETER = re.compile(r'(\w+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """A user's name and secret; never shown."""
+    """A user's name and secret; never shown. The name may say that the secret is an identity token."""
 
     username: str
     password: str
+
+    @property
+    def is_identity_token(self) -> bool:
+        return self.username == IDENTITY_TOKEN
 
     @property
     def basic(self) -> str:
@@ -93,16 +93,7 @@ def find_credentials(host: str, settings: Sequence[RegistrySettings]) -> Credent
 
 
 def docker_credentials(host: str) -> Credentials | None:
-    """Return what docker's configuration file of this user has for the host. Blocking."""
-    folder = os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
-    path = Path(folder) / "config.json"
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            return None
-        document: Any = json.loads(path.read_bytes())
-        names = [host] if host != DOCKER_HUB else [host, "https://index.docker.io/v1/", "docker.io"]
-        entry = next(document["auths"][name] for name in names if name in document["auths"])
-        username, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, StopIteration, binascii.Error):
-        return None
-    return Credentials(username, password)
+    """Return what docker's configuration of this user has for the host, or a credential helper of it. Blocking."""
+    names = [host] if host != DOCKER_HUB else [host, "https://index.docker.io/v1/", "docker.io"]
+    login = docker_login(names)
+    return Credentials(*login) if login else None

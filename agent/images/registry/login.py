@@ -59,6 +59,8 @@ class Logins:
         if asked.scheme == "basic":
             if credentials is None:
                 raise RegistryFailed(f"{host} wants a login; {LOGIN_CURE}")
+            if credentials.is_identity_token:
+                raise RegistryFailed(f"{host} wants a password, and its login here is an identity token")
             self._headers[host, scope] = credentials.basic
         else:
             self._headers[host, scope] = f"Bearer {await self._token(url, asked, scope, credentials)}"
@@ -68,11 +70,10 @@ class Logins:
         parameters = {"scope": _wider(asked.parameters.get("scope", scope), scope)}
         if service := asked.parameters.get("service"):
             parameters["service"] = service
-        headers = {"authorization": credentials.basic} if credentials else {}
+        request = self._token_request(realm, parameters, credentials)
 
         async def attempt() -> tuple[int, bytes]:
             try:
-                request = self._client.build_request("GET", realm.copy_merge_params(parameters), headers=headers)
                 response = await self._client.send(request, stream=True)
                 async with aclosing(response):
                     body = await read_body(response, MAX_ANSWER)
@@ -98,6 +99,16 @@ class Logins:
         if not token or not token.isascii() or not token.isprintable():
             raise RegistryFailed(f"{realm.host} gives no token")
         return token
+
+    def _token_request(
+        self, realm: httpx.URL, parameters: dict[str, str], credentials: Credentials | None
+    ) -> httpx.Request:
+        """Ask with a name and a password, or exchange an identity token (distribution's oauth.md)."""
+        if credentials is None or not credentials.is_identity_token:
+            headers = {"authorization": credentials.basic} if credentials else {}
+            return self._client.build_request("GET", realm.copy_merge_params(parameters), headers=headers)
+        grant = {"grant_type": "refresh_token", "refresh_token": credentials.password, "client_id": "twinshare"}
+        return self._client.build_request("POST", realm, data={**grant, **parameters})
 
     def _realm(self, url: httpx.URL, asked: Challenge) -> httpx.URL:
         try:

@@ -97,9 +97,10 @@ async def _listening(port: int, process: trio.Process) -> None:
 
 
 class Exchange:
-    """One request to the scripted server, and the wire to answer on."""
+    """One request to the scripted server, the part of its body that came with the head, and the wire to answer on."""
 
-    def __init__(self, stream: trio.SocketStream, head: bytes) -> None:
+    def __init__(self, stream: trio.SocketStream, head: bytes, body: bytes = b"") -> None:
+        self.body = body
         lines = head.decode().split("\r\n")
         self.method, self.target, _ = lines[0].split(" ")
         self.headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)}
@@ -130,7 +131,8 @@ async def scripted(handler: Handler, port: int = 0) -> AsyncIterator[Settings]:
                     if not data:
                         return
                     head += data
-                await handler(Exchange(stream, head.partition(b"\r\n\r\n")[0]))
+                head, _, body = head.partition(b"\r\n\r\n")
+                await handler(Exchange(stream, head, body))
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, serve, port, host="127.0.0.1"))
