@@ -112,10 +112,13 @@ def whole_disk(path: Path) -> list[str]:
     return ["-f", "qcow2", str(path)]
 
 
-def overlay_disk(overlay: Path, base: Path) -> list[str]:
-    """Arguments of qemu-img for an overlay: the base is named here, whatever the overlay's header says of it."""
-    layers = {"file.filename": overlay, "backing.driver": "raw", "backing.file.filename": base}
-    return _image_options({"driver": "qcow2", **layers})
+def overlay_disk(overlays: Sequence[Path], base: Path) -> list[str]:
+    """Arguments of qemu-img for overlays, the active one first: all are named here, whatever their headers say."""
+    layers: dict[str, object] = {}
+    for depth, file in enumerate((*overlays, base)):
+        prefix = "backing." * depth
+        layers |= {f"{prefix}driver": "raw" if file == base else "qcow2", f"{prefix}file.filename": file}
+    return _image_options(layers)
 
 
 def exported_disk(socket: Path, name: str) -> list[str]:

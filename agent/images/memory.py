@@ -28,7 +28,7 @@ from .disks import (
     whole_sectors,
 )
 from .index import index_bytes
-from .overlay import is_overlay, write_overlay
+from .overlay import overlay_chain, write_overlay
 from .port import IMPORTED, NODE, Export, Origin, Overlay, Report, Requester
 from .receive import closed_after
 from .signatures import HEAD
@@ -99,7 +99,7 @@ class MemoryImageStore:
         base = self._tags.disks.get(digest)
         if base is None or digest in self._lost:
             raise base_missing(digest)
-        if not is_overlay(disk.path, f"/memory/{digest}", size):
+        if not overlay_chain(disk.path, f"/memory/{digest}", size):
             raise foreign_overlay(disk.path)
         report(Progress(done=size, total=size, unit="bytes", message="converting"))
         if size != base.size:

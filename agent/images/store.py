@@ -48,7 +48,7 @@ from .disks import (
 )
 from .fsck import Fsck
 from .index import ChunkIndex, index_chunks
-from .overlay import is_overlay, write_overlay
+from .overlay import overlay_chain, write_overlay
 from .parallel import Turns
 from .partial import SUFFIX, Partial
 from .port import IMPORTED, Export, ImportRequest, Origin, Overlay, Report
@@ -182,9 +182,10 @@ class DiskImageStore:
         base = self.base_path(disk.digest)
         if disk.digest not in self.repository.tags.disks:
             raise base_missing(disk.digest)
-        if not await trio.to_thread.run_sync(is_overlay, disk.path, str(base), size):
+        chain = await trio.to_thread.run_sync(overlay_chain, disk.path, str(base), size)
+        if not chain:
             raise foreign_overlay(disk.path)
-        return overlay_disk(disk.path, base)
+        return overlay_disk(chain, base)
 
     async def _keep(self, disk: _Scratch, size: int, request: ImportRequest, *, replace: bool, like: str = "") -> Image:
         """Hash a raw disk, and give it its place and its name. `like` is the digest of the base it was made from."""

@@ -78,6 +78,27 @@ async def test_a_disk_that_was_moved_with_libvirt_is_the_one_captured(tmp_path: 
         command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(copied), "-F", "qcow2", str(snapshot)]
         assert (await run_tool(command, timeout=30)).returncode == 0
         hypervisor.move_disk(made.id, snapshot)
+        await write_as_a_guest(snapshot, "write -P 0x6b 20k 2k")
+        found = await content(node, await images_of(node).capture_image("one", "behind"))
+        assert found.read_bytes()[12 << 10 : 15 << 10] == b"\x5a" * (3 << 10)
+        assert found.read_bytes()[20 << 10 : 22 << 10] == b"\x6b" * (2 << 10)
+
+
+@pytest.mark.parametrize("chain", ["elsewhere", "round", "nowhere", "another base"])
+async def test_overlays_that_do_not_lead_to_the_image_are_not_captured(tmp_path: Path, chain: str) -> None:
+    async with open_test_node(tmp_path) as (node, vms, hypervisor):
+        made = await vms.create_vm(spec())
+        disk = tmp_path / "vms" / made.id / "disk.qcow2"
+        active, outside = disk.with_name("disk.active"), tmp_path / "outside.qcow2"
+        shutil.copy(disk, outside)
+        backing = {"elsewhere": outside, "nowhere": disk.with_name("gone")}.get(chain, disk)
+        if below := {"another base": outside, "round": active}.get(chain):
+            command = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", str(below), "-F", "qcow2", str(disk)]
+            assert (await run_tool(command, timeout=30)).returncode == 0
+        options = ["-f", "qcow2", "-u", "-b", str(backing), "-F", "qcow2"]
+        command = ["qemu-img", "create", "-q", *options, str(active), f"{made.disk_size}G"]
+        assert (await run_tool(command, timeout=30)).returncode == 0
+        hypervisor.move_disk(made.id, active)
         with pytest.raises(WrongState):
             await images_of(node).capture_image("one", "other")
 
