@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from blake3 import blake3
 
 from ..files import write_all
-from .compare import Check, compare
+from .chunker import extents
+from .compare import WINDOW, Check, compare
 from .gaps import Gaps
 from .index import BadIndexError, ChunkIndex
 
@@ -58,6 +60,20 @@ class Partial:
                 gaps.add(place, digest)
                 left += length
         self.gaps, self._left = gaps, left
+        if os.fstat(self.fd).st_blocks:
+            self._clear_between(check)
+
+    def _clear_between(self, check: Check) -> None:
+        """Write zeros where no chunk is and something else was left."""
+        position = 0
+        for offset, length, _ in chain(self.index, [(self.index.size, 0, b"")]):
+            for begin, end in extents(self.fd, offset, position) if offset > position else ():
+                for start in range(max(begin, position), end, WINDOW):
+                    check()
+                    data = os.pread(self.fd, min(WINDOW, end - start), start)
+                    if data.count(0) < len(data):
+                        write_all(self.fd, memoryview(bytes(len(data))), start)
+            position = offset + length
 
     def fill(self, chunks: Sequence[tuple[bytes, bytes | memoryview]]) -> None:
         """Write chunks, given with their digests, to all their places.
