@@ -257,10 +257,10 @@ async def test_the_only_holder_restarts_and_is_waited_for(
     async with open_fleet(tmp_path) as (network, (a,)), restarting_holder(network, tmp_path, a) as restart:
         if stage == "before":
             await restart()
-        plain = {"asked": (FleetImages, "_fetch"), "index": (peer_pull, "_ask_index")}.get(stage, (None, ""))
+        owner, name = {"asked": (FleetImages, "_fetch"), "index": (peer_pull, "_ask_index")}.get(stage, (None, ""))
         used: list[int] = []
-        if plain[0] is not None:
-            work = getattr(*plain)
+        if owner is not None:
+            work = getattr(owner, name)
 
             async def first_a_restart(*arguments: object) -> object:
                 if not used:
@@ -268,7 +268,7 @@ async def test_the_only_holder_restarts_and_is_waited_for(
                     await restart()
                 return await work(*arguments)
 
-            monkeypatch.setattr(*plain, first_a_restart)
+            monkeypatch.setattr(owner, name, first_a_restart)
 
         def harm(answer: bytes) -> bytes:
             if stage == "chunks" and sent.answers == 3:

@@ -163,11 +163,15 @@ class YamuxConnection:
         try:
             while data := await self._channel.receive():
                 turn_ends = trio.current_time() + _TURN
-                for start in range(0, len(data), _PIECE):
+                start = 0
+                while start < len(data):
                     if trio.current_time() > turn_ends:
                         await trio.lowlevel.checkpoint()
                         turn_ends = trio.current_time() + _TURN
-                    self._dispatch(self.session.receive(data[start : start + _PIECE]), accept)
+                    # The rest of one body costs little, however long it is.
+                    end = start + max(_PIECE, self.session.body_left)
+                    self._dispatch(self.session.receive(data[start:end]), accept)
+                    start = end
             self._end("the peer closed it")
         except PipeBroken as error:
             self._end(str(error))

@@ -170,6 +170,11 @@ class Session:
 
     # -- what the far side does
 
+    @property
+    def body_left(self) -> int:
+        """Bytes that the current data frame still lacks."""
+        return self._reader.body_left
+
     def receive(self, data: bytes | bytearray) -> Events:
         """Take in what arrived, in pieces of any size. Raises: ProtocolError, after which the session must be ended."""
         self._heard = True
