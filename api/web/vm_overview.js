@@ -48,10 +48,24 @@ function styled() {
   document.head.append(link);
 }
 
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+
+/** Whether the page is dark: a chart is drawn with the colours of when it was made. */
+function useDark() {
+  const [dark, setDark] = useState(DARK.matches);
+  useEffect(() => {
+    const changed = () => setDark(DARK.matches);
+    DARK.addEventListener("change", changed);
+    return () => DARK.removeEventListener("change", changed);
+  }, []);
+  return dark;
+}
+
 /** @param {{title: string, samples: Sample[], series: [keyof Sample, string][]}} properties */
 function Chart({ title, samples, series }) {
   const box = useRef(/** @type {HTMLElement | null} */ (null));
   const chart = useRef(/** @type {any} */ (null));
+  const dark = useDark();
   const data = [samples.map((one) => one.at), ...series.map(([key]) => samples.map((one) => one[key]))];
   useEffect(() => {
     let wanted = true;
@@ -74,8 +88,9 @@ function Chart({ title, samples, series }) {
       wanted = false;
       observer.disconnect();
       chart.current?.destroy();
+      chart.current = null;
     };
-  }, []);
+  }, [dark]);
   useLayoutEffect(() => chart.current?.setData(data), [samples]);
   const latest = samples.at(-1);
   return html`
