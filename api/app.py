@@ -11,7 +11,9 @@ import trio
 from quart import Blueprint, Response
 
 from ..agent.node import Node
+from ..agent.trace import follow_trace
 from ..protocols.access import Caller
+from ..protocols.trace import read_traceparent
 from . import meda, twinshare
 from .rest.application import RestApp
 from .rest.guard import Guard
@@ -24,7 +26,7 @@ from .twinshare import documents, pages
 from .twinshare import sessions as browser_sessions
 
 _WEB = Path(__file__).parent / "web"
-_CORS_HEADERS = "authorization, content-type, idempotency-key, last-event-id, prefer"
+_CORS_HEADERS = "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent"
 
 
 def make_app(node: Node, url: str) -> RestApp:
@@ -72,11 +74,14 @@ def _add_guard(app: RestApp, guard: Guard) -> None:
     @app.before_request
     async def check_request() -> None:
         request = current_request()
+        follow_trace(read_traceparent(request.fields.get(b"traceparent", b"").decode("latin-1")))
         guard.check(request, is_open=request.endpoint == browser_sessions.OPEN_ENDPOINT)
 
     @app.before_websocket
     async def check_websocket() -> None:
-        guard.check(current_websocket(), is_open=False)
+        websocket = current_websocket()
+        follow_trace(read_traceparent(websocket.fields.get(b"traceparent", b"").decode("latin-1")))
+        guard.check(websocket, is_open=False)
 
     @app.after_request
     async def allow_origin(response: Response) -> Response:

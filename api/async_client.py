@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 
 from ..protocols.errors import DeadlineExceeded, TwinshareError, Unavailable
-from .exchange import NodeUnreachable, Request, read
+from .exchange import NodeUnreachable, Request, read, trace_headers
 from .retry import RetryPolicy, RetryWindow
 
 CONNECT_TIMEOUT = 5.0
@@ -76,6 +76,7 @@ class AsyncApiClient:
         self._timeout = httpx.Timeout(timeout, connect=min(CONNECT_TIMEOUT, timeout))
         self._mutation_timeout = httpx.Timeout(timeout, connect=min(CONNECT_TIMEOUT, timeout), read=mutation_timeout)
         self._retry = RetryPolicy()
+        self.traceparent: str | None = None
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
             # Loading the certificate authorities takes 50 ms: not for a connection that has no certificate.
@@ -114,7 +115,7 @@ class AsyncApiClient:
         sent = self._http.build_request(
             request.verb,
             self.base_url + request.target,
-            headers=dict(request.headers),
+            headers={**request.headers, **trace_headers(self.traceparent)},
             content=body or None,
             timeout=self._mutation_timeout if request.mutates else self._timeout,
         )
@@ -131,7 +132,7 @@ class AsyncApiClient:
         request = self._http.build_request(
             "GET",
             self.base_url + target,
-            headers=headers,
+            headers={**headers, **trace_headers(self.traceparent)},
             timeout=httpx.Timeout(read_timeout, connect=self._timeout.connect),
         )
         request.stream = _Body(b"")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ..protocols.errors import DeadlineExceeded, InvalidRequest, TwinshareError, Unavailable
 from ..protocols.operation import Operation
-from .exchange import NodeUnreachable, Request, read
+from .exchange import NodeUnreachable, Request, read, trace_headers
 from .retry import RetryPolicy, RetryWindow
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class ApiClient:
         self._verify = verify
         self._retry = RetryPolicy()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.traceparent: str | None = None
         unix_path = base_url.removeprefix("unix:")
         self._http = self._over_tcp() if unix_path == base_url else _UnixConnection(unix_path)
 
@@ -111,7 +112,11 @@ class ApiClient:
         self._connect()
         self._http.sock.settimeout(self._timeout)
         try:
-            self._http.request("GET", self._prefix + target, headers={**websocket.headers, **self._headers})
+            self._http.request(
+                "GET",
+                self._prefix + target,
+                headers={**websocket.headers, **self._headers, **trace_headers(self.traceparent)},
+            )
             response = self._http.getresponse()
             if response.status != 101:
                 read(None, response.status, "", response.read())
@@ -150,7 +155,7 @@ class ApiClient:
                 request.verb,
                 self._prefix + request.target,
                 body=content if content is not None else request.body or None,
-                headers={**request.headers, **self._headers},
+                headers={**request.headers, **self._headers, **trace_headers(self.traceparent)},
             )
         except (BrokenPipeError, ConnectionResetError):
             # A node that refuses an upload answers before it has read all of it.

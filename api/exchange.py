@@ -54,6 +54,11 @@ class Request(msgspec.Struct, frozen=True):
     repeatable: bool = True
 
 
+def trace_headers(traceparent: str | None) -> dict[str, str]:
+    """Return the header that says which trace a request belongs to."""
+    return {"traceparent": traceparent} if traceparent else {}
+
+
 def is_unreachable(error: TwinshareError) -> bool:
     """Return whether an error says that the node, or the peer, cannot be reached."""
     return isinstance(error, NodeUnreachable | PeerUnreachable | P2pStopped)

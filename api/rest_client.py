@@ -56,6 +56,15 @@ class RESTClient(Calls):
     ) -> None:
         await self._client.__aexit__(kind, error, trace)
 
+    @property
+    def traceparent(self) -> str | None:
+        """What goes along with each request (W3C Trace Context): it is in the nodes' logs, operations and events."""
+        return self._client.traceparent
+
+    @traceparent.setter
+    def traceparent(self, value: str | None) -> None:
+        self._client.traceparent = value
+
     # Streams
 
     def events(self, after: int | None = None) -> EventStream:

@@ -92,6 +92,15 @@ class RESTClient:
     ) -> None:
         self.close()
 
+    @property
+    def traceparent(self) -> str | None:
+        """What goes along with each request (W3C Trace Context): it is in the nodes' logs, operations and events."""
+        return self._client.traceparent
+
+    @traceparent.setter
+    def traceparent(self, value: str | None) -> None:
+        self._client.traceparent = value
+
     def close(self) -> None:
         self._client.close()
 

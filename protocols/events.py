@@ -123,6 +123,7 @@ class OperationEvent(EventPayload, frozen=True, kw_only=True, omit_defaults=True
     state: OperationState
     progress: Progress
     error: ErrorBody | None = None
+    traceparent: str = ""
 
 
 class OperationProgress(OperationEvent, frozen=True, kw_only=True):

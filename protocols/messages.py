@@ -52,7 +52,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     """A call's body: the header, then the arguments as `Method.pack` writes them. `timeout` is in seconds from now.
 
     `role` is what the caller has on its own node: the owner allows no more than that. `credit` above 0 asks for a
-    stream of items. `principal` is whom the node asks for. Later versions append fields.
+    stream of items. `principal` is whom the node asks for, `traceparent` for which trace. Later versions append fields.
     """
 
     timeout: float
@@ -62,6 +62,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     credit: int
     arguments: msgspec.Raw
     principal: Delegate = ""
+    traceparent: str = ""
 
 
 class Follow(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from .errors import ErrorBody
 
@@ -42,7 +42,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One mutation: `kind` is the method that was called, `target` what it works on, `result` what it returned."""
+    """One mutation: `kind` is the method that was called, `target` what it works on, `result` what it returned.
+
+    `traceparent` is that of the request which began it, if it had one.
+    """
 
     id: str
     kind: str
@@ -56,6 +59,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     idempotency_key: str
     principal: str = "local"
+    traceparent: str | UnsetType = UNSET
 
 
 class Detached(Exception):

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import trio
+from msgspec import UNSET
 
 from ...protocols.access import Caller, is_peer
 from ...protocols.errors import ErrorBody
 from ...protocols.events import OperationEvent
 from ...protocols.operation import Operation, OperationState, Progress
+from ..trace import current_trace
 from .keys import plain_key
 
 PROGRESS_INTERVAL = 0.2
@@ -49,6 +51,7 @@ class ActiveOperation:
         # Of the caller no more than what is known after a crash as well.
         self.caller = Caller(principal=caller.principal, role=caller.role, from_peer=is_peer(caller.principal))
         self.kind, self.target, self.request = kind, asked.target, asked.request
+        self.traceparent = current_trace()
         self.state = OperationState.PENDING
         self.step_name = ""
         self.notes: dict[str, Any] = {}
@@ -93,6 +96,7 @@ class ActiveOperation:
             state=self.state,
             progress=self.progress,
             error=self.error,
+            traceparent=self.traceparent,
         )
 
     def view(self, node: str) -> Operation:
@@ -110,4 +114,5 @@ class ActiveOperation:
             updated_at=datetime.fromtimestamp(self.updated_at, UTC),
             idempotency_key=plain_key(self.key),
             principal=self.principal,
+            traceparent=self.traceparent or UNSET,
         )

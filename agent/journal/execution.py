@@ -13,6 +13,7 @@ from ...protocols.events import OperationDone
 from ...protocols.operation import Operation, OperationState
 from ..events import EventLog
 from ..files import disk_errors_named
+from ..trace import follow_trace
 from .active import UNDO, ActiveOperation
 from .operation import JournalledOperation
 from .store import JournalStore
@@ -43,6 +44,7 @@ class Execution:
 
     async def run(self, kind: Kind, active: ActiveOperation) -> None:
         """Do it, and end it. Nothing is raised here but the cancellation of the whole node."""
+        follow_trace(active.traceparent)
         active.state = OperationState.RUNNING
         if active.step_name != UNDO:
             with active.scope:

@@ -38,7 +38,7 @@ from .listing import Listing
 from .operation import Release
 from .pace import Pace
 from .recovery import find_outdated
-from .store import ROLE, SECRETS, JournalStore, Row
+from .store import ROLE, SECRETS, TRACE, JournalStore, Row
 from .unwritten import UnwrittenEnds
 
 log = structlog.get_logger(__name__)
@@ -186,9 +186,11 @@ class Journal:
                 continue
             notes = msgspec.msgpack.decode(row.notes)
             notes.pop(SECRETS, None)
+            traceparent = notes.pop(TRACE, "")
             caller = former_caller(row.principal, notes.pop(ROLE, None))
             active = self._make(kind, row.id, Asked(key=row.key, target=row.target, caller=caller, request=request))
             active.step_name, active.created_at, active.notes = row.step, row.created_at, notes
+            active.traceparent = traceparent
             active.error, active.is_recovered = decode_stored(row.error, ErrorBody), True
             if row.id in outdated:
                 await self._execution.give_up(active)

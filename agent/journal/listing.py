@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+from msgspec import UNSET
+
 from ...protocols.errors import ErrorBody, OperationNotFound
 from ...protocols.operation import Operation, OperationState, Progress
 from ...protocols.tolerant import known_part
@@ -13,7 +16,7 @@ from .active import ActiveOperation
 from .decode import decode_stored
 from .keys import plain_key
 from .operation import JournalledOperation
-from .store import JournalStore, Row
+from .store import TRACE, JournalStore, Row
 from .unwritten import UnwrittenEnds
 
 
@@ -61,6 +64,7 @@ class Listing:
             updated_at=datetime.fromtimestamp(row.updated_at, UTC),
             idempotency_key=plain_key(row.key),
             principal=row.principal,
+            traceparent=msgspec.msgpack.decode(row.notes).get(TRACE, UNSET),
         )
 
     async def list(self, state: OperationState | None = None) -> list[Operation]:

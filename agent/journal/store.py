@@ -26,8 +26,9 @@ FORGET_EVERY = 250
 LISTED = 1000
 MAX_LISTED_RESULT = 8 << 10
 """Bytes of a result that is shown in a list; a longer one is read with its operation alone."""
-ROLE, SECRETS = "role", "secrets"
-"""Notes of a row: the caller's role when the operation was admitted, and the keyed hash of the secrets in the request.
+ROLE, SECRETS, TRACE = "role", "secrets", "traceparent"
+"""Notes of a row: the caller's role when the operation was admitted, the keyed hash of the secrets in the request, and
+the trace that it belongs to.
 
 The secrets themselves leave the row when the operation has ended (protocols/secrets.py); the hash still tells whether a
 repeated request has the same.
@@ -117,6 +118,8 @@ class JournalStore:
         pack, ended = msgspec.msgpack.encode, active.state in _ENDED
         secrets = self._hash(active.request)
         notes = {**active.notes, ROLE: active.caller.role, **({SECRETS: secrets} if secrets else {})}
+        if active.traceparent:
+            notes[TRACE] = active.traceparent
         return Row(
             id=active.id,
             key=active.key,

@@ -16,6 +16,7 @@ from ...protocols.messages import Request
 from ...protocols.method import Method
 from ...protocols.pages import MAX_ROWS
 from ...protocols.session import MAX_TIMEOUT
+from ..trace import current_trace
 from .host import PeerId
 from .peer_session import PeerSession
 
@@ -53,7 +54,7 @@ class PeerCalls:
         key = caller.idempotency_key or (uuid.uuid4().hex if method.mutates else None)
         seconds = timeout if timeout is not None else _default_timeout(method, arguments)
         packed = msgspec.Raw(method.pack(arguments))
-        request = Request(seconds, caller.role, key, caller.detach, 0, packed, caller.delegate)
+        request = Request(seconds, caller.role, key, caller.detach, 0, packed, caller.delegate, current_trace())
         with trio.move_on_after(seconds + GRACE):
             session = await self._session_to(peer)
             try:

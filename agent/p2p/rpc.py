@@ -35,6 +35,8 @@ from ...protocols.pages import pack_pages
 from ...protocols.reading import decode_msgpack
 from ...protocols.secrets import has_secrets
 from ...protocols.table import Dispatcher
+from ...protocols.trace import read_traceparent
+from ..trace import follow_trace
 from .host import PeerId, Stream
 from .offload import Decoder, Offload, in_place
 from .session_driver import SessionDriver
@@ -157,6 +159,8 @@ class _Serving:
             self._driver.flush()
 
     async def _dispatch(self, number: int, method: str, request: Request) -> None:
+        follow_trace(read_traceparent(request.traceparent))
+        log.debug("a peer calls", method=method[:64], peer=self._peer_id)
         try:
             caller = self._server.neighbours.caller(self._peer_id, method, request)
             if method == FOLLOW_EVENTS and self._server.events is not None:

@@ -114,6 +114,7 @@ class NodeClient(ApiClient):
 
     def __init__(self, base_url: str, token: str | None) -> None:
         super().__init__(base_url, token)
+        self.traceparent = os.environ.get("TRACEPARENT")
         self._located: dict[str, tuple[str, str]] = {}
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, peer: str | None = None) -> Any:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 import trio
@@ -171,8 +172,11 @@ class RestApp(QuartTrio):
 
     async def _on_detached(self, detached: Detached) -> Response:
         """202, and where the operation can be watched: on the node that does it."""
-        segments = current_request().raw_path.decode("ascii").split("/")
-        root = "/".join(segments[:4]) if segments[2] == "remote" else "/api"
+        request = current_request()
+        segments, named = request.raw_path.decode("ascii").split("/"), request.view_args or {}
+        _, at, node = str(named.get("vm") or named.get("name") or "").rpartition("@")
+        elsewhere = f"/api/remote/{quote(node, safe='')}" if at else "/api"
+        root = "/".join(segments[:4]) if segments[2] == "remote" else elsewhere
         location = f"{root}/operations/{detached.operation.id}"
         return json_response(detached.operation, 202, {"location": location, "preference-applied": "respond-async"})
 
