@@ -17,6 +17,7 @@ from ...protocols.errors import (
     InvalidRequest,
     NotFound,
     PeerNotFound,
+    TokenNotFound,
     TwinshareError,
     VmNotFound,
 )
@@ -34,6 +35,7 @@ _LISTINGS: dict[type[NotFound], tuple[str, str]] = {
     VmNotFound: ("vm", "list_vms"),
     ImageNotFound: ("image", "list_images"),
     PeerNotFound: ("peer", "list_peers"),
+    TokenNotFound: ("name", "list_tokens"),
 }
 
 
@@ -200,7 +202,7 @@ class NodeClient(ApiClient):
         if not isinstance(asked, str):
             return error
         try:
-            names = [found.name for found in self.call(listing, {}, None if argument == "peer" else peer)]
+            names = [found.name for found in self.call(listing, {}, None if argument in {"peer", "name"} else peer)]
         except TwinshareError:
             return error
         from difflib import get_close_matches

@@ -16,6 +16,8 @@ Column = tuple[str, Callable[[Any], Any]]
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, those that turn the direction of text, and bytes that are not UTF-8."""
 _MIN_WIDTH = 4
+_READABLE = 6
+"""Characters of a column that tell something; one that would get fewer is left out."""
 _GAP = "  "
 
 
@@ -45,9 +47,26 @@ def print_table(rows: Iterable[Any], columns: Sequence[Column]) -> None:
     ]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     if sys.stdout.isatty():
-        widths = fit(widths, os.get_terminal_size(sys.stdout.fileno()).columns)
+        limit = os.get_terminal_size(sys.stdout.fileno()).columns
+        widths = fit(widths[: readable(widths, limit)], limit)
     for line in lines:
-        click.echo(_GAP.join(_cut(text, width).ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        shown = zip(line, widths, strict=False)
+        click.echo(_GAP.join(_cut(text, width).ljust(width) for text, width in shown).rstrip())
+    if left_out := ", ".join(lines[0][len(widths) :]):
+        say(f"no room for the columns {left_out}; --columns and --json show them")
+
+
+def readable(widths: Sequence[int], limit: int) -> int:
+    """Return how many of the columns fit into `limit` characters with enough of each to be read, one at least.
+
+    The first stays whole.
+    """
+    taken = widths[0]
+    for at, width in enumerate(widths[1:], 1):
+        taken += len(_GAP) + min(width, _READABLE)
+        if taken > limit:
+            return at
+    return len(widths)
 
 
 def fit(widths: Sequence[int], limit: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 Choice_ = TypeVar("Choice_", bound=StrEnum)
 Command = TypeVar("Command", bound=Callable[..., Any])
-NamesOf = Callable[["NodeClient", str | None], Iterable[str]]
+Given = Mapping[str, Any]
+"""What stands on the command line so far, by parameter; `peer` is `--on`."""
+NamesOf = Callable[["NodeClient", Given], Iterable[str]]
 _SIZE = re.compile(r"(\d{1,9})(?:([kmgt])(?:i?b)?)?", re.IGNORECASE)
 _BYTES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -41,21 +43,42 @@ class Named(click.ParamType[str]):
 
         try:
             with open_client() as client:
-                names = list(dict.fromkeys(self._names(client, ctx.params.get("peer"))))
+                names = list(dict.fromkeys(self._names(client, ctx.params)))
         except TwinshareError:
             return []
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+class NamedPort(click.IntRange):
+    """A port that the node has opened; a shell completes it from there."""
+
+    def __init__(self, name: str, names: NamesOf) -> None:
+        super().__init__(1, 65535)
+        self._named = Named(name, names)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return self._named.shell_complete(ctx, param, incomplete)
+
+
 def _listed(operation: str, key: str = "name", *, local: bool = False) -> NamesOf:
     """Return what completes from one listing; with `local`, one of the node itself whatever `--on` says."""
-    return lambda client, peer: (
-        str(getattr(row, key)) for row in client.call(operation, {}, None if local else peer) if getattr(row, key)
+    return lambda client, given: (
+        str(getattr(row, key))
+        for row in client.call(operation, {}, None if local else given.get("peer"))
+        if getattr(row, key)
     )
 
 
-def _vm_names(client: NodeClient, peer: str | None) -> Iterable[str]:
+def _of_vm(operation: str, key: str) -> NamesOf:
+    """Return what completes from a listing of the VM that is named before."""
+    return lambda client, given: (
+        str(getattr(row, key)) for row in client.call(operation, {"vm": given.get("name") or ""}, given.get("peer"))
+    )
+
+
+def _vm_names(client: NodeClient, given: Given) -> Iterable[str]:
     """The VMs of the node, and those of all others as NAME@NODE."""
+    peer = given.get("peer")
     local = {(vm.name, vm.node) for vm in client.call("list_vms", {}, peer)}
     yield from (name for name, _ in local)
     if peer is None:
@@ -63,14 +86,14 @@ def _vm_names(client: NodeClient, peer: str | None) -> Iterable[str]:
             yield from (f"{vm.name}@{vm.node}" for vm in client.fleet_vms() if (vm.name, vm.node) not in local)
 
 
-def _image_names(client: NodeClient, peer: str | None) -> Iterable[str]:
-    yield from _listed("list_images")(client, peer)
-    yield from _listed("list_catalogue")(client, peer)
+def _image_names(client: NodeClient, given: Given) -> Iterable[str]:
+    yield from _listed("list_images")(client, given)
+    yield from _listed("list_catalogue")(client, given)
 
 
-def _network_names(client: NodeClient, peer: str | None) -> Iterable[str]:
+def _network_names(client: NodeClient, given: Given) -> Iterable[str]:
     yield from ("default", "isolated")
-    yield from _listed("list_vms", "network")(client, peer)
+    yield from _listed("list_vms", "network")(client, given)
 
 
 class EnumChoice(click.ParamType[Choice_]):
@@ -159,6 +182,8 @@ IMAGE_SOURCE = Named("image", _image_names)
 NETWORK_NAME = Named("network", _network_names)
 PEER_NAME = Named("peer", _listed("list_peers", local=True))
 TOKEN_NAME = Named("name", _listed("list_tokens", local=True))
+SESSION_ID = Named("session", _of_vm("list_vm_sessions", "id"))
+FORWARDED_PORT = NamedPort("port", _of_vm("list_forwards", "host_port"))
 OPERATION_ID = Named("id", _listed("list_operations", "id"))
 KEY_VALUE = KeyValue()
 PORTS = Ports()

@@ -16,7 +16,7 @@ from ...protocols.vm import ForwardSpec
 from .listing import Listing, listing_options
 from .node import NodeClient, open_client
 from .output import Column, print_fields, print_json, say, size
-from .parameters import PORTS, VM_NAME, json_option, peer_option
+from .parameters import FORWARDED_PORT, PORTS, VM_NAME, json_option, peer_option
 
 _POLL = 0.5
 """Seconds between two questions about a guest."""
@@ -187,7 +187,7 @@ def forwards(name: str, peer: str | None, listing: Listing) -> None:
 
 @click.command("unforward")
 @click.argument("name", type=VM_NAME)
-@click.argument("port", type=click.IntRange(1, 65535))
+@click.argument("port", type=FORWARDED_PORT)
 @peer_option
 def unforward(name: str, port: int, peer: str | None) -> None:
     """End a port forward."""

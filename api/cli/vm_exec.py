@@ -18,7 +18,7 @@ from ..exchange import guest_path
 from .listing import Listing, listing_options
 from .node import NodeClient, open_client
 from .output import Column, say
-from .parameters import KEY_VALUE, VM_NAME, peer_option
+from .parameters import KEY_VALUE, SESSION_ID, VM_NAME, peer_option
 
 UNREACHABLE = 125
 COLUMNS: list[Column] = [
@@ -90,7 +90,7 @@ def sessions(name: str, peer: str | None, listing: Listing) -> None:
 
 @click.command("attach")
 @click.argument("name", type=VM_NAME)
-@click.argument("session")
+@click.argument("session", type=SESSION_ID)
 @peer_option
 def attach(name: str, session: str, peer: str | None) -> None:
     """Join a session in a VM again.

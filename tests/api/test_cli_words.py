@@ -21,10 +21,14 @@ from click.shell_completion import ShellComplete
 from tests.api.recorded import VM, Answer, RecordedNode, operation, recorded_node
 from tests.api.test_cli import failed, twinshare
 from twinshare.api.cli import main
-from twinshare.api.cli.output import fit
+from twinshare.api.cli.output import fit, readable
 
 ALICE = {"id": "p", "name": "alice", "address": "", "port": 0, "status": "online", "services": []}
 FAR = VM | {"name": "far", "node": "node-2"}
+SESSION = {
+    "id": "0123456789abcdef", "vm": "web", "command": ["sh"], "state": "running", "started_at": VM["created_at"],
+}  # fmt: skip
+FORWARD = {"host_port": 8080, "guest_port": 80, "protocol": "tcp", "bind": "127.0.0.1", "active": True}
 GONE = failed("vm_not_found", 404, "no VM 'nosuch' here")
 
 
@@ -202,6 +206,8 @@ def test_what_force_would_do_is_said_as_the_option(command: str, verb: str, path
         (["vm", "show", "--on", "alice"], "", ["other"]),
         (["image", "pull"], "deb", ["debian-12"]),
         (["op", "show"], "op", ["op-1"]),
+        (["vm", "attach", "web"], "", ["0123456789abcdef"]),
+        (["vm", "unforward", "web"], "80", ["8080"]),
         (["peer", "ping"], "a", ["alice"]),
     ],
 )
@@ -217,6 +223,8 @@ def test_what_is_named_completes_from_the_node(
         "GET /api/catalogue": [Answer({"entries": [{"name": "debian-12", "source": "s", "user": "u", "about": ""}]})],
         "GET /api/p2p/peers": [Answer({"peers": [ALICE]})],
         "GET /api/operations": [Answer({"operations": [operation("done")]})],
+        "GET /api/vm/web/sessions": [Answer({"sessions": [SESSION]})],
+        "GET /api/vm/web/port-forward": [Answer({"forwards": [FORWARD]})],
     }
     with recorded_node(routes) as node:
         monkeypatch.setenv("TWINSHARE_API", node.url)
@@ -314,6 +322,35 @@ def test_a_table_fits_the_terminal() -> None:
     assert max(map(len, lines)) <= 60
     assert "…" in lines[1]
     assert "example-vm" in lines[1]
+
+
+def test_columns_without_room_are_left_out_and_named() -> None:
+    assert readable([10, 40, 20], 24) == 2
+    assert readable([10, 40, 20], 26) == 3
+    assert readable([40, 4], 3) == 1
+    terminal, theirs = pty.openpty()
+    try:
+        ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        with recorded_node({"GET /api/vm": [Answer({"vms": [VM]})]}) as node:
+            command = [sys.executable, "-m", "twinshare", "vm", "ls"]
+            environment = {**os.environ, "TWINSHARE_API": node.url}
+            done = subprocess.run(
+                command, stdout=theirs, stderr=subprocess.PIPE, timeout=60, env=environment, check=True, text=True
+            )
+        lines = os.read(terminal, 65536).decode().splitlines()
+    finally:
+        os.close(terminal)
+        os.close(theirs)
+    assert max(map(len, lines)) <= 40
+    assert lines[0].startswith("NAME        STATUS")
+    assert done.stderr.startswith("no room for the columns ")
+
+
+def test_a_mistyped_token_gets_the_nearest() -> None:
+    missing = failed("token_not_found", 404, "no token named 'robt'")
+    tokens = Answer({"tokens": [{"name": "robot", "role": "viewer", "created_at": VM["created_at"]}]})
+    with recorded_node({"DELETE /api/tokens/robt": [missing], "GET /api/tokens": [tokens]}) as node:
+        assert "did you mean 'robot'?" in twinshare(node, "token", "revoke", "robt").stderr
 
 
 def test_widths_give_way_from_the_widest() -> None:
