@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from scripts.documents.markdown import code, sentence, table
-from twinshare.api.twinshare.listing import MAX_LIMIT, Listing
+from twinshare.api.twinshare.listing import Listing
 from twinshare.api.twinshare.operations import LISTINGS as OF_TABLE
 from twinshare.api.twinshare.operations import TABLE
+from twinshare.protocols.listing import MAX_LIMIT
 from twinshare.protocols.method import Method
 from twinshare.protocols.peer import FleetVms
 from twinshare.protocols.services import SERVICES, VmService
