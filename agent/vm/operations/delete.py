@@ -7,12 +7,17 @@ from typing import Any
 import msgspec
 import trio
 
+from ....protocols.errors import DeadlineExceeded, InsufficientResources, Unavailable
 from ....protocols.services import VmService
 from ....protocols.vm import Vm, VmStatus
+from ...files import disk_errors_named
 from ...journal.active import ActiveOperation
 from ..lifecycle import ACTIVE, ANY, require_state
 from ..record import Record
 from .base import ExistingVmOperation
+
+RETRIED_FOR, RETRY_EVERY = 30.0, 0.5
+"""Seconds in which a hypervisor that is away may come back in the middle of a deletion."""
 
 
 class DeleteVm(ExistingVmOperation):
@@ -41,9 +46,31 @@ class DeleteVm(ExistingVmOperation):
             await active.step("destroy")
             await vms.hypervisor.destroy(id)
         await active.step("files")
-        if active.request.delete_disk:
-            await trio.to_thread.run_sync(vms.files.remove, id)
-        else:
-            await trio.to_thread.run_sync(vms.files.keep_disk, id, active.notes)
-        await active.step("undefine")
-        await vms.undefine(id)
+        try:
+            with disk_errors_named("the VM's files"):
+                if active.request.delete_disk:
+                    await trio.to_thread.run_sync(vms.files.remove, id)
+                else:
+                    await trio.to_thread.run_sync(vms.files.keep_disk, id, active.notes)
+            await active.step("undefine")
+            await self._undefine(id)
+        except (Unavailable, DeadlineExceeded, InsufficientResources) as error:
+            raise type(error)(
+                f"a part of VM '{active.notes['vm']['name']}' is deleted; delete it again when this is mended: "
+                f"{error.message}", **error.details,
+            ) from None  # fmt: skip
+
+    async def _undefine(self, id: str) -> None:
+        """Undefine the domain; a hypervisor that is away for a moment is waited for, since the files are gone.
+
+        Raises: Unavailable, DeadlineExceeded.
+        """
+        deadline = trio.current_time() + RETRIED_FOR
+        while True:
+            try:
+                await self.services.undefine(id)
+                return
+            except (Unavailable, DeadlineExceeded):
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(RETRY_EVERY)
