@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from scripts.benchmarks._lives import parallel_lives
 from scripts.benchmarks._looks import ask, cpu, once, rss
 from scripts.benchmarks.rows import Row
 from tests.guest.disks import tick_disk
@@ -182,6 +183,7 @@ async def _machines(data_dir: Path, scratch: Path) -> list[Row]:
             await client.import_image("tick", once(tick_disk()))
             rows = await _create_and_start(client, data_dir)
             rows += await _many(client, data_dir)
+            rows += await parallel_lives(client, data_dir)
             ours.write_text("reset")
             alone.write_text("reset")
             await _with_a_hung_guest(client, data_dir)
