@@ -114,6 +114,7 @@ async def test_a_node_outlives_a_disk_that_becomes_read_only(disk: Path) -> None
             await client.delete_vm("one")
             await client.start_vm("two")
             assert "cannot be written" not in await problems(client)
+            await client.delete_vm("two", force=True)
 
 
 async def test_a_database_that_another_process_holds_is_waited_for_then_named(node: AgentProcess) -> None:
