@@ -22,8 +22,8 @@ from .files import DISK_CURE
 
 Result = TypeVar("Result")
 
-BUSY_TIMEOUT = 5.0
-"""Seconds in which a statement waits for a lock of another process."""
+BUSY_TIMEOUT, OPEN_TIMEOUT = 5.0, 60.0
+"""Seconds in which a statement waits for a lock of another process, and in which opening the file does."""
 
 MAX_LOG = 4 << 20
 """Bytes that the write-ahead log keeps on the disk after a transaction that was larger."""
@@ -148,9 +148,10 @@ def _connect(file: Path, schema: Schema, check: bool) -> sqlite3.Connection:
     """Blocking. Raises: as `open_database`."""
     with _renamed_errors(file):
         _create(file)
-        connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(file, timeout=OPEN_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
             _migrate(connection, file, schema, check)
+            connection.execute(f"PRAGMA busy_timeout={round(BUSY_TIMEOUT * 1000)}")
         except BaseException:
             connection.close()
             raise

@@ -22,6 +22,7 @@ from ...agent.environment import reset_environment
 from ...agent.home import HomeError
 from ...agent.identity import IdentityError
 from ...agent.node import Node, open_node
+from ...protocols.errors import TwinshareError
 from ..server.listen import CannotListen
 from ..server.serve import open_api
 from .logs import configure_logs
@@ -52,7 +53,7 @@ def run_agent(config: Config) -> None:
         for reason in _leaves(error):
             if isinstance(reason, ConfigError):
                 raise click.UsageError(str(reason)) from None
-            if isinstance(reason, DatabaseRefused | HomeError | IdentityError | CannotListen):
+            if isinstance(reason, TwinshareError | DatabaseRefused | HomeError | IdentityError | CannotListen):
                 raise click.ClickException(str(reason)) from None
         raise
 

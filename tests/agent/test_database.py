@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 
 from twinshare.agent import database as shell
 from twinshare.agent.database import DatabaseDamaged, DatabaseNewer, Schema, open_database
@@ -89,6 +90,31 @@ async def test_a_lock_of_another_process_passes(tmp_path: Path, monkeypatch: pyt
             other.execute("COMMIT")
         await db.execute("INSERT INTO things VALUES ('one')")
         assert await db.query("SELECT * FROM things") == [("one",)]
+
+
+async def test_opening_waits_longer_for_a_lock_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "BUSY_TIMEOUT", 0.01)
+    file = tmp_path / "db"
+    async with open_database(file, FIRST):
+        pass
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+
+            async def free() -> None:
+                await trio.sleep(0.3)  # thirty times as long as a statement waits
+                other.execute("COMMIT")
+
+            nursery.start_soon(free)
+            async with open_database(file, FIRST) as db:
+                assert await db.query("PRAGMA busy_timeout") == [(10,)]
+        monkeypatch.setattr(shell, "OPEN_TIMEOUT", 0.01)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="another process holds"):
+            async with open_database(file, FIRST):
+                pass
 
 
 async def test_a_full_disk_is_named_and_nothing_is_written(tmp_path: Path) -> None:
