@@ -40,7 +40,10 @@ def paper_plans(directory: Path) -> Callable[[str], Awaitable[DomainPlan]]:
     return make_plan
 
 
-@pytest.mark.parametrize("uri", ["fake://", "fake://{tmp_path}/domains.json?shutdown_after=never", "test:///default"])
+@pytest.mark.parametrize(
+    "uri",
+    ["fake://", "fake://{tmp_path}/domains.json?shutdown_after=never", "fake://?guest_program=1", "test:///default"],
+)
 async def test_without_guests(uri: str, tmp_path: Path) -> None:
     async with open_hypervisor(uri.format(tmp_path=tmp_path)) as hypervisor:
         await check_hypervisor(hypervisor, paper_plans(tmp_path))
