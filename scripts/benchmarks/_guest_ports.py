@@ -29,7 +29,7 @@ class AgentFiles:
 
 async def raw_rates(folder: Path, disk: Path) -> tuple[float, float, AgentFiles]:
     """MiB/s that the port carries into a guest and out of it, and the guest agent's."""
-    async with run_machine(folder, disk, memory=192, ports=[PORT]) as machine:
+    async with run_machine(folder, disk, memory=256, ports=[PORT]) as machine:
         await machine.wait_for("login:", within=180)
         await machine.type("root\n", expect="# ")
         out = await _out(machine)

@@ -21,7 +21,7 @@ from twinshare.api.rest_client import RESTClient
 MIB = 1 << 20
 COMMANDS = 30
 SPAWNS = 50
-COPY = 24 * MIB
+COPY = 8 * MIB
 COPIES = 3
 SESSIONS = 100
 IDLE = 20.0
@@ -55,7 +55,7 @@ async def measure() -> list[Row]:
 async def _create(owner: AgentProcess) -> None:
     async with RESTClient(owner.url) as client:
         await client.import_image("tiny", await tiny_disk())
-        await client.create_vm("one", "tiny", memory=192, disk_size=1, cpu_cores=1, network="isolated", start=True)
+        await client.create_vm("one", "tiny", memory=256, disk_size=1, cpu_cores=1, network="isolated", start=True)
         with trio.fail_after(BOOT):
             while not (await client.guests().show_guest("one")).ready:  # noqa: ASYNC110 - in another process
                 await trio.sleep(0.1)
