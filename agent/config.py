@@ -284,6 +284,6 @@ def _section(environment: Mapping[str, str], kind: type[msgspec.Struct], prefix:
 def _parse(value: str, kind: Any, variable: str) -> Any:
     listed = getattr(kind, "__origin__", None) is list
     try:
-        return msgspec.convert(value.split(",") if listed else value, kind, strict=False)
+        return msgspec.convert([part for part in value.split(",") if part] if listed else value, kind, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"${variable}: {error}") from None

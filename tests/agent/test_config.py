@@ -49,3 +49,8 @@ def test_a_wrong_variable_is_named() -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         load_config(tmp_path / "nowhere.toml", environment={})
+
+
+@pytest.mark.parametrize(("text", "listen"), [("", []), ("/ip6/::1/tcp/1", ["/ip6/::1/tcp/1"]), ("a,,b,", ["a", "b"])])
+def test_a_list_in_the_environment_may_be_empty(text: str, listen: list[str]) -> None:
+    assert load_config(None, None, {"TWINSHARE_P2P_LISTEN": text}).p2p.listen == listen
