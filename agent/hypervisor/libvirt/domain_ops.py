@@ -105,7 +105,7 @@ def ask_guest_agent(domain: libvirt.virDomain, *, request: str) -> object:
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
             raise Unsupported("no guest agent answers in the VM") from None
-        if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "guest agent command" in str(error):
+        if error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and "QEMU agent command" in str(error):
             raise GuestRefused("the guest agent refuses the command") from None
         raise
     try:

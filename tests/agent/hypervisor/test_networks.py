@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -13,8 +16,12 @@ import trio
 from tests.agent.hypervisor.lab import Lab, open_lab
 from tests.agent.hypervisor.private import needs_libvirt, new_sandbox
 from tests.guest.disks import tiny_disk
+from twinshare.agent.guest.agent_exec import MAX_OUTPUT, start_by_agent
 from twinshare.agent.hypervisor.port import DomainPlan, DomainState
 from twinshare.agent.vm.guest import build_seed
+from twinshare.protocols.errors import GuestRefused
+from twinshare.protocols.guest import ExecRequest
+from twinshare.protocols.guest_channel import ERR, OUT
 from twinshare.protocols.vm import CloudInit
 
 pytestmark = [
@@ -73,6 +80,26 @@ async def said(plan: DomainPlan, text: str) -> str:
     return log
 
 
+async def check_commands(lab: Lab, plan: DomainPlan) -> None:
+    """The guest agent runs short commands: output, exit code, and the bounds of both output and time."""
+    ask = partial(lab.hypervisor.ask_guest_agent, plan.id)
+
+    async def run(*command: str, **fields: Any) -> tuple[Sequence[tuple[int, bytes]], int | None]:
+        pieces, end = await (await start_by_agent(ask, ExecRequest(command=list(command), **fields))).wait()
+        return pieces, end.code
+
+    with trio.fail_after(90):
+        assert await run("sh", "-c", "echo x; echo y >&2; hostname; exit 3") == (
+            [(OUT, b"x\nopen\n"), (ERR, b"y\n")],
+            3,
+        )
+        [(_, zeros)], _ = await run("head", "-c", "1000000", "/dev/zero")
+        assert len(zeros) == MAX_OUTPUT
+        assert await run("sleep", "100", timeout=1) == ([(ERR, b"Terminated\n")], 124)
+        with pytest.raises(GuestRefused):
+            await ask("no-such-command", {})
+
+
 async def test_a_guest_with_an_agent_is_found_and_powers_off() -> None:
     async with new_sandbox("namespaces") as sandbox, open_lab(sandbox) as lab:
         plan = await tiny(lab, "open", "default")
@@ -81,6 +108,7 @@ async def test_a_guest_with_an_agent_is_found_and_powers_off() -> None:
             while (found := await lab.hypervisor.addresses(plan.id)).source == "none":
                 await trio.sleep(0.2)
         assert (*found.addresses[:1], found.source) == ("10.0.2.15", "agent")
+        await check_commands(lab, plan)
         stats = await lab.hypervisor.stats(plan.id)
         assert stats.cpu_time > 0
         assert stats.disk_read > 1 << 20
