@@ -40,7 +40,7 @@ def internet_namespace(name: str, scratch: Path) -> Iterator[str]:
 def test_the_tours_are_found() -> None:
     first, *rest = blocks("Five-minute tour")
     assert first == "scripts/run\n"
-    assert len(rest) == 5
+    assert len(rest) == 6
     assert len(blocks("Two nodes on one machine")) == 3
 
 

@@ -81,13 +81,15 @@ def expect(what: str, seen: object, wanted: object) -> None:
 
 
 def one_node() -> None:
-    first, path, ask, inside, also, last = blocks("Five-minute tour")
+    first, path, ask, inside, address, also, last = blocks("Five-minute tour")
     terminal = Terminal(first, INSTALLS)
     try:
         print(f"tour: the first start was ready after {terminal.took:.1f} s", flush=True)
-        _, asked, within, _ = walk([path, ask, inside, also])
+        _, asked, within, addressed, _ = walk([path, ask, inside, address, also])
         expect("the guest's web server answers", asked.splitlines()[-1], "demo")
         expect("a command in the guest knows its kernel", within.split()[:2], ["Linux", "demo"])
+        expect("ssh reaches the guest", within.splitlines()[-1], "demo")
+        expect("the address of the guest answers", addressed.splitlines()[-1], "demo")
         expect("the node, stopped by Ctrl-C, ends with", terminal.interrupt(), 0)
         terminal = Terminal(first, STARTS)
         print(f"tour: the second start was ready after {terminal.took:.1f} s", flush=True)
