@@ -34,7 +34,7 @@ from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.blob import PROTOCOL as BLOB
 from twinshare.protocols.blob import BlobAnswer, BlobRequest
 from twinshare.protocols.console import SCREEN_PROTOCOL, ConsoleRequest
-from twinshare.protocols.errors import TwinshareError, Unavailable
+from twinshare.protocols.errors import OperationCancelled, TwinshareError, Unavailable
 from twinshare.protocols.guest import DirectoryRequest, ExecRequest
 from twinshare.protocols.guest_service import GuestService
 from twinshare.protocols.image import PullRequest, PushRequest
@@ -172,8 +172,9 @@ async def open_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             owners += [peer.peer_id, f"{peer.peer_id}/{MINE}", f"{peer.peer_id}/{OTHERS}"]
         things = {owner: await make(node, owner, number) for number, owner in enumerate(owners)}
 
-        async def stop(store: JournalStore, active: object) -> None:
-            raise Unavailable("the matrix stops here")
+        async def stop(store: JournalStore, active: object, *, makes_room: bool) -> None:
+            # Not `Unavailable`: what makes room on the disk would run without the journal.
+            raise OperationCancelled("the matrix stops here")
 
         monkeypatch.setattr(JournalStore, "insert", stop)
         monkeypatch.setattr(Meter, "charge", lambda *_: None)  # thousands of calls a second, which budgets refuse
