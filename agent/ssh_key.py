@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .files import atomic_write, disk_errors_named
@@ -26,7 +29,7 @@ def ensure_ssh_key(data_dir: Path, comment: str) -> str:
     private = private_key_file(data_dir)
     public = private.with_suffix(".pub")
     private.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with disk_errors_named("the SSH key"):
+    with disk_errors_named("the SSH key"), _locked(private.parent):
         if not private.exists():
             _make(private)
         if not public.exists():
@@ -34,20 +37,24 @@ def ensure_ssh_key(data_dir: Path, comment: str) -> str:
     return public.read_text().strip()
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One thread of one process at a time is in the block. Raises: OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _make(private: Path) -> None:
     # The library is loaded by the first who needs a key.
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    new = private.with_name(f".{NAME}.{os.getpid()}")
     key = Ed25519PrivateKey.generate()
-    atomic_write(new, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    try:
-        private.hardlink_to(new)
-    except FileExistsError:
-        pass  # made by another process meanwhile
-    finally:
-        new.unlink()
+    atomic_write(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
 
 
 def _public(private: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -66,3 +67,13 @@ def vendor_data_of(seed: Path) -> str:
     image.get_file_from_iso_fp(out, joliet_path="/vendor-data")
     image.close()
     return out.getvalue().decode()
+
+
+def test_any_number_of_threads_make_one_pair(tmp_path: Path) -> None:
+    """The first VMs of a node may be created at once."""
+    for number in range(20):
+        folder = tmp_path / str(number)
+        with ThreadPoolExecutor(8) as pool:
+            made = set(pool.map(lambda _, folder=folder: ensure_ssh_key(folder, "x"), range(8)))
+        assert len(made) == 1
+        assert sorted(file.name for file in (folder / "ssh").iterdir()) == ["id_ed25519", "id_ed25519.pub"]
