@@ -74,6 +74,8 @@ def fill(place: Path, leave: int) -> Path:
     filler = place / "filler"
     with filler.open("ab") as file:
         size, step = file.tell(), free(place) - leave
+        if step < 0:
+            file.truncate(max(0, size + step))
         while step >= BLOCK:
             try:
                 os.posix_fallocate(file.fileno(), size, step)

@@ -17,6 +17,9 @@ MAX_MEMBERS = 10_000
 MAX_EXTENDED_HEADER = 64 << 10
 """Bytes of one long name or of one set of pax records."""
 
+MAX_READS_AT_END = 8
+"""`tarfile` skips what a member announces in reads of 10 KiB, also behind the end: of 1 TiB for two minutes."""
+
 _EXTENDED = frozenset(
     {
         tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -85,6 +88,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, parts: Iterator[bytes], max_size: int) -> None:
         self._parts, self._left, self._more = parts, b"", max_size
+        self._reads_at_end = 0
 
     def read(self, size: int = -1) -> bytes:
         found = bytearray(self._left)
@@ -96,6 +100,10 @@ class _Stream(io.RawIOBase):
             if self._more < 0:
                 raise tarfile.ReadError("it is larger than this node takes")
             found += part
+        if not found:
+            self._reads_at_end += 1
+            if self._reads_at_end > MAX_READS_AT_END:
+                raise tarfile.ReadError("it ends too early")
         count = len(found) if size < 0 else size
         self._left = bytes(found[count:])
         return bytes(found[:count])

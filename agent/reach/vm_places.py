@@ -53,7 +53,8 @@ class VmPlaces:
             return vm, peer
         if not name or not node:
             raise InvalidRequest(f"'{vm}' is not NAME@NODE", path="vm")
-        if peer is not None and self.far(peer) != self.far(node):
+        far = self.far(node)  # here, where it is not found: P2P services that are stopped would hide that
+        if peer is not None and self.far(peer) != far:
             raise InvalidRequest(f"'{vm}' names another node than '{peer}', which the request is for", path="vm")
         return name, node if peer is None else peer
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from twinshare.protocols.peer import InviteRequest
 
 HELD = 0.020
 """Seconds of CPU time that one step of a task may take."""
+RUNS = 3
 
 
 class Steps(trio.abc.Instrument):
@@ -78,9 +79,11 @@ async def victim(folder: Path) -> AsyncIterator[Node]:
         yield node
 
 
-async def play(ticket: str, target: str, attacks: list[expensive.Attack], steps: Steps) -> dict[str, dict[str, float]]:
-    """Attack in turn; return the longest steps of each attack."""
-    member = fresh(50)
+async def play(
+    ticket: str, target: str, attacks: Sequence[expensive.Attack], steps: Steps, number: int
+) -> dict[str, dict[str, float]]:
+    """Attack in turn as the member of this number; return the longest steps of each attack."""
+    member = fresh(50 + number)
     found: dict[str, dict[str, float]] = {}
     async with open_real(member):
         await member.call("join_fleet", ticket=ticket)
@@ -95,18 +98,30 @@ async def play(ticket: str, target: str, attacks: list[expensive.Attack], steps:
     return found
 
 
-@pytest.mark.system
-@pytest.mark.expects_errors
-async def test_no_peer_holds_the_event_loop(tmp_path: Path) -> None:
-    async with victim(tmp_path) as node:
-        invite = InviteRequest(role=Role.ADMIN)
-        ticket = await node.call(LOCAL_ADMIN, TABLE["invite_peer"], {"invite": invite})
-        with watched() as steps:
-            attack = partial(play, ticket.ticket, node.peer_id, expensive.ATTACKS, steps)
-            found = await trio.to_thread.run_sync(trio.run, attack)
+def late_in(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Milliseconds of the steps that took too long, by the attack and the task."""
     late = {
         name: {task: round(seconds * 1e3, 1) for task, seconds in longest.items() if seconds > HELD}
         for name, longest in found.items()
     }
-    assert len(found) == len(expensive.ATTACKS)
-    assert {name: tasks for name, tasks in late.items() if tasks} == {}
+    return {name: tasks for name, tasks in late.items() if tasks}
+
+
+@pytest.mark.system
+@pytest.mark.expects_errors
+async def test_no_peer_holds_the_event_loop(tmp_path: Path) -> None:
+    """What holds the loop does so each time: a step that a busy core made slow is not late in three runs."""
+    attacks = expensive.ATTACKS
+    async with victim(tmp_path) as node:
+        for number in range(RUNS):
+            invite = InviteRequest(role=Role.ADMIN)
+            ticket = await node.call(LOCAL_ADMIN, TABLE["invite_peer"], {"invite": invite})
+            with watched() as steps:
+                attack = partial(play, ticket.ticket, node.peer_id, attacks, steps, number)
+                found = await trio.to_thread.run_sync(trio.run, attack)
+            assert len(found) == len(attacks)
+            late = late_in(found)
+            attacks = [attack for attack in attacks if attack.__name__ in late]
+            if not late:
+                break
+    assert late == {}

@@ -11,7 +11,7 @@ from tests.agent.nodes import spec
 from tests.agent.test_consoles import hear
 from tests.nodes.test_in_memory import call, keyed, open_fleet
 from twinshare.protocols.access import LOCAL_ADMIN, Role
-from twinshare.protocols.errors import AmbiguousName, InvalidRequest, PeerNotFound, VmNotFound
+from twinshare.protocols.errors import AmbiguousName, InvalidRequest, P2pStopped, PeerNotFound, VmNotFound
 from twinshare.protocols.operation import Detached
 from twinshare.protocols.vm import ForwardSpec
 
@@ -91,3 +91,12 @@ async def test_what_is_wrong_is_said(tmp_path: Path, vm: str, peer: Any, error: 
         await call(b, "create_vm", spec=spec("web"))
         with pytest.raises(error):
             await call(a, "get_vm", peer, vm=vm)
+
+
+async def test_an_unknown_node_is_not_found_while_p2p_services_are_stopped(tmp_path: Path) -> None:
+    async with open_fleet(tmp_path, Role.ADMIN) as (_, (a, _b)):
+        await call(a, "stop_p2p")
+        with pytest.raises(PeerNotFound):
+            await call(a, "get_vm", vm="web@node-9")
+        with pytest.raises(P2pStopped):
+            await call(a, "get_vm", vm="web@node-1")
