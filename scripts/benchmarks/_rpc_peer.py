@@ -6,6 +6,7 @@ python -m scripts.benchmarks._rpc_peer ours|tls|stock      prints where it liste
 from __future__ import annotations
 
 import json
+import logging
 import os
 import ssl
 import subprocess
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -127,6 +129,11 @@ async def serve_stock() -> None:
 async def ready(**where: Any) -> None:
     """Say where this process listens, and go on for ever."""
     print(json.dumps(where), flush=True)
+    # Nobody reads on: a line of the log on stdout would end a session with a broken pipe.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     await trio.sleep_forever()
 
 
