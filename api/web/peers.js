@@ -37,10 +37,9 @@ function Invite({ close }) {
   };
   return html`
     <${Dialog} title=${t.inviteTitle} onClose=${close}>${ticket ? html`
-      ${(ticket.warnings ?? []).map((/** @type {string} */ one) => html`<p class="bad" role="alert" key=${one}>${one}</p>`)}
       <p>${t.ticketHint}</p><${Copyable} value="twinshare peer join ${ticket.ticket}" label=${t.ticketHint} />
       <p>${t.linkHint}</p><${Copyable} value=${joinLink(ticket.ticket)} label=${t.linkHint} />
-      ${(ticket.warnings ?? []).map((/** @type {string} */ line) => html`<p class="banner warn" key=${line}>${line}</p>`)}
+      ${(ticket.warnings ?? []).map((/** @type {string} */ line) => html`<p class="banner warn" role="alert" key=${line}>${line}</p>`)}
       <${QrCode} value=${ticket.ticket} /><p class="quiet">${t.until(clock(ticket.expires))} ${t.secret}</p>` : html`
       <${Form} id="invite" operation="invite_peer" label=${t.make} submit=${submit} cancel=${close}><div class="row">
         <${Field} label=${t.role}><select name="role"><option>viewer</option><option selected>operator</option><option>admin</option></select><//>

@@ -162,6 +162,7 @@ async def invite(at: Lab, folder: Path) -> None:
     await page.click("[data-operation=invite_peer]", "document.querySelector('#invite')")
     await page.click("#invite button.primary", "document.querySelector('.qr path')")
     ticket = read(await page.run(MODULES))
+    assert await page.run("document.querySelector('dialog').innerText.match(/this machine alone/g).length") == 1
     await page.click("dialog header button", "!document.querySelector('dialog')")
     async with open_page(folder / "second") as guest:
         await guest.open(f"{at.other.url}/#/peers")
