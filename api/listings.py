@@ -12,7 +12,7 @@ from ..protocols.image import Image
 from ..protocols.operation import Operation
 from ..protocols.peer import FleetVms, PeerInfo
 from ..protocols.vm import Vm
-from .exchange import Request, compose, method_named, plain, with_query
+from .exchange import Request, list_request, method_named, plain, with_query
 
 Row_co = TypeVar("Row_co", covariant=True)
 PAGE_SIZE = 200
@@ -92,11 +92,10 @@ class Carrier(Protocol):
 
 def listing(operation: str, query: Mapping[str, Any], peer: str | None = None) -> Request:
     """Return the request for a listing of the table with parameters of listings."""
-    method = method_named(operation)
-    own = {
-        name: value for name, value in query.items() if name in (method.query.__struct_fields__ if method.query else ())
-    }
-    return with_query(compose(method, own, peer), {name: value for name, value in query.items() if name not in own})
+    taken = method_named(operation).query
+    own = {name: query[name] for name in (taken.__struct_fields__ if taken else ()) if name in query}
+    others = {name: value for name, value in query.items() if name not in own}
+    return with_query(list_request(operation, peer, **own), others)
 
 
 def fleet_listing(query: Mapping[str, Any]) -> Request:

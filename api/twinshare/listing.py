@@ -78,22 +78,16 @@ class Page:
         return _place(one[0])
 
 
-class Listing:
+class Listing(ListedFields):
     """A listing whose answer is `body`: a Struct with its rows in the first field, and `next`.
 
     `query` holds the parameters that the service itself takes.
     """
 
     def __init__(self, body: type[msgspec.Struct], query: type[msgspec.Struct] | None = None) -> None:
-        fields = ListedFields(body, query)
-        self.key, self.sorts, self.filters, self.has_labels = (
-            fields.key,
-            fields.sorts,
-            fields.filters,
-            fields.has_labels,
-        )
-        self.default_sort = "name" if "name" in fields.kinds else "-created_at"
-        self.identity = [name for name in _IDENTITY if name in fields.kinds]
+        super().__init__(body, query)
+        self.default_sort = "name" if "name" in self.kinds else "-created_at"
+        self.identity = [name for name in _IDENTITY if name in self.kinds]
         self._service_query = query
         of_service = msgspec.structs.fields(query) if query is not None else ()
         self.query = self._parameters(body.__name__, of_service)
