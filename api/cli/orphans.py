@@ -20,6 +20,8 @@ from .checks import Check, State
 KEPT_DISK = "kept.json"
 LIBVIRT = Path("hypervisor/c/libvirt/qemu")
 SOCKET = Path("hypervisor/r/libvirt/libvirt-sock")
+MAX_XML = 1 << 20
+"""Bytes of a domain's file; the user of libvirt, whom QEMU runs as, could write more."""
 RECENT = 86400.0
 """Seconds in which an unfinished download may be under way."""
 
@@ -53,6 +55,8 @@ def _kept_disk(note: Path) -> str:
 def _domains(data_dir: Path, vms: Collection[str]) -> Iterator[Check]:
     """Domains of the node's own libvirt daemon that are no VMs of the node, made by other tools."""
     for path in sorted((data_dir / LIBVIRT).glob("*.xml")):
+        if path.stat().st_size > MAX_XML:
+            continue
         with suppress(ET.ParseError):
             domain = ET.parse(path)  # noqa: S314 - libvirt's own file
             if (id := domain.findtext("uuid", "")) and id not in vms:
