@@ -10,9 +10,12 @@ import trio
 from tests.agent.nodes import open_test_node, spec
 from twinshare.agent.database import Database
 from twinshare.agent.disk_reserve import SIZE, STEP, DiskReserve
-from twinshare.protocols.errors import InsufficientResources
+from twinshare.agent.journal import journal
+from twinshare.agent.journal.active import ActiveOperation
+from twinshare.agent.journal.store import JournalStore
+from twinshare.protocols.errors import InsufficientResources, Overloaded
 from twinshare.protocols.operation import OperationState
-from twinshare.protocols.vm import VmStatus
+from twinshare.protocols.vm import VmChange, VmStatus
 
 
 def states(file: Path, kind: str) -> list[str]:
@@ -79,6 +82,30 @@ async def test_an_end_that_could_not_be_written_is_written_later(
         with trio.fail_after(10):
             while states(file, "stop_vm") != ["done"]:
                 await trio.sleep(0.05)
+
+
+async def test_nothing_is_begun_while_many_ends_wait_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is kept in memory until then."""
+    plain = JournalStore.write_end
+
+    async def write_end(store: JournalStore, active: ActiveOperation) -> None:
+        raise InsufficientResources("the disk of the node is full")
+
+    monkeypatch.setattr(journal, "MAX_RUNNING", 3)
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec())
+        monkeypatch.setattr(JournalStore, "write_end", write_end)
+        for number in range(3):
+            await vms.update_vm("one", change=VmChange(labels={"n": str(number)}))
+        with pytest.raises(Overloaded):
+            await vms.update_vm("one", change=VmChange(labels={"n": "3"}))
+        monkeypatch.setattr(JournalStore, "write_end", plain)
+        with trio.fail_after(10):
+            while states(node.home.database, "update_vm") != ["done"] * 3:
+                await trio.sleep(0.05)
+        await vms.update_vm("one", change=VmChange(labels={"n": "3"}))
 
 
 @pytest.mark.parametrize(

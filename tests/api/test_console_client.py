@@ -9,12 +9,14 @@ import termios
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import trio
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping
 from wsproto.utilities import generate_accept_token
 
 from twinshare.api.rest_client import RESTClient
+from twinshare.api.websocket_writer import _MAX_REPLIES, open_writer
 
 
 async def serve_deafly(stream: trio.SocketStream, said: bytes) -> None:
@@ -42,6 +44,23 @@ def unread(stream: trio.SocketStream) -> int:
     count = array.array("i", [0])
     fcntl.ioctl(stream.socket.fileno(), termios.FIONREAD, count)
     return count[0]
+
+
+def test_a_node_that_only_pings_gets_a_bounded_number_of_answers() -> None:
+    class Stuck:
+        """A connection that takes nothing."""
+
+        async def write(self, data: bytes) -> None:
+            await anyio.sleep_forever()
+
+    async def main() -> None:
+        async with open_writer(Stuck()) as writer:
+            for _ in range(1000):
+                writer.reply(b"pong")
+            await anyio.lowlevel.checkpoint()
+            assert writer._to_write.statistics().current_buffer_used == _MAX_REPLIES
+
+    trio.run(main)
 
 
 def test_a_ping_does_not_hold_up_the_reader_while_the_node_reads_nothing() -> None:

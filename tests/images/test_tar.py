@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from twinshare.agent.images import tar
 from twinshare.agent.images.tar import MAX_EXTENDED_HEADER, MAX_MEMBERS, TarRefused, file_in_folder, open_tar
 
 DISK = bytes(range(256)) * 300
@@ -81,6 +82,22 @@ def length(name: str, value: str) -> int:
 def test_what_would_take_memory_or_time_is_refused(content: bytes, why: str) -> None:
     with pytest.raises(TarRefused, match=why):
         disk_in(content)
+
+
+def test_behind_the_end_of_an_archive_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of 1 TiB that is not there was skipped in a hundred million reads, for two minutes."""
+    reads, plain = 0, tar._Stream.read
+
+    def read(stream: tar._Stream, size: int = -1) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads > 1000:
+            pytest.fail("it reads on behind the end")
+        return plain(stream, size)
+
+    monkeypatch.setattr(tar._Stream, "read", read)
+    with pytest.raises(TarRefused, match="early"):
+        disk_in(header(tarfile.REGTYPE, 1 << 40), max_size=1 << 50)
 
 
 def test_an_archive_has_a_bound_in_all() -> None:

@@ -13,7 +13,7 @@ import trio
 from tests.images.registry.servers import Exchange, Settings, free_port, no_pause, scripted
 from twinshare.agent.images.registry.blob_cache import Wanted, cache_blob
 from twinshare.agent.images.registry.client import Repository, once, open_registry_client
-from twinshare.agent.images.registry.http_policy import reason_of
+from twinshare.agent.images.registry.http_policy import PassingError, Retry, reason_of
 from twinshare.agent.images.registry.manifest import ManifestList, choose_platform, decode_manifest
 from twinshare.protocols.errors import RegistryFailed
 from twinshare.protocols.operation import Progress
@@ -169,6 +169,21 @@ async def test_a_server_that_restarts_is_waited_for(way: str) -> None:
                 assert await client.put_blob(Repository(host, "a"), f"sha256:{DIGEST}", len(BODY), once(BODY))
         nursery.cancel_scope.cancel()
     assert any("trying again" in message for message in server.reports)
+
+
+async def test_a_known_server_that_stays_away_is_given_up_after_a_minute() -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        assert sum(pauses) < 120
+
+    async def attempt() -> None:
+        raise PassingError("away", known=True)
+
+    with pytest.raises(RegistryFailed, match="away; tried"):
+        await Retry(sleep).run(attempt)
+    assert 40 < sum(pauses) < 90
 
 
 async def test_a_server_that_never_answered_is_given_up_soon() -> None:
