@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -173,39 +174,46 @@ async def read_page(host: str, port: int | str) -> bytes:
             return b"".join([part async for part in stream])
 
 
+async def create_on_far(at: Opened) -> dict[str, Any]:
+    """Fill in the dialog, correct what is refused, and return the VM that is made."""
+    page = at.page
+    await page.click("#new", "document.querySelector('#create [name=node]')")
+    fields = {
+        "image": "disk",
+        "node": "far",
+        "name": "new",
+        "memory": "900T",
+        "disk_size": "1G",
+        "labels": "a=b\nports=80",
+        "ttl": "3600",
+        "mac": "52:54:00:AB:CD:01",
+        "firmware": "uefi",
+        "forwards": "http\n5353/udp",
+    }
+    for name, value in fields.items():
+        await page.fill(f"#create [name={name}]", value)
+    # What happens in the fleet meanwhile draws the page again, and leaves alone what is typed.
+    await page.run("import('/web/store.js').then(store => new Promise(done => setTimeout(done, 100, store.set())))")
+    assert await page.run("document.querySelector('#create [name=name]').value") == "new"
+    alert = "document.querySelector('#create [role=alert]')"
+    await page.click("#create button.primary", f"{alert}?.innerText.includes('HOST:GUEST')")
+    await page.fill("#create [name=forwards]", "80\n5353")
+    await page.click("#create button.primary", f"{alert}?.innerText.includes('memory')")
+    [refused] = page.complaints
+    assert "Failed to load resource" in refused
+    page.complaints.clear()
+    await page.fill("#create [name=memory]", "64M")
+    await page.click("#create button.primary", row("new", "running"))
+    made: dict[str, Any]
+    [made] = [vm for vm in (await at.api.get("/api/remote/far/vm"))["vms"] if vm["name"] == "new"]
+    assert (made["status"], made["labels"], made["ttl"]) == ("running", {"a": "b", "ports": "80"}, 3600)
+    assert (made["mac"], made["firmware"]) == ("52:54:00:ab:cd:01", "uefi")
+    return made
+
+
 async def test_create_on_another_node_forward_capture_and_delete(tmp_path: Path) -> None:
     async with opened(tmp_path) as at:
-        page = at.page
-        await page.click("#new", "document.querySelector('#create [name=node]')")
-        fields = {
-            "image": "disk",
-            "node": "far",
-            "name": "new",
-            "memory": "900T",
-            "disk_size": "1G",
-            "labels": "a=b\nports=80",
-            "ttl": "3600",
-            "mac": "52:54:00:AB:CD:01",
-            "firmware": "uefi",
-            "forwards": "http\n5353/udp",
-        }
-        for name, value in fields.items():
-            await page.fill(f"#create [name={name}]", value)
-        # What happens in the fleet meanwhile draws the page again, and leaves alone what is typed.
-        await page.run("import('/web/store.js').then(store => new Promise(done => setTimeout(done, 100, store.set())))")
-        assert await page.run("document.querySelector('#create [name=name]').value") == "new"
-        alert = "document.querySelector('#create [role=alert]')"
-        await page.click("#create button.primary", f"{alert}?.innerText.includes('HOST:GUEST')")
-        await page.fill("#create [name=forwards]", "80\n5353")
-        await page.click("#create button.primary", f"{alert}?.innerText.includes('memory')")
-        [refused] = page.complaints
-        assert "Failed to load resource" in refused
-        page.complaints.clear()
-        await page.fill("#create [name=memory]", "64M")
-        await page.click("#create button.primary", row("new", "running"))
-        [made] = [vm for vm in (await at.api.get("/api/remote/far/vm"))["vms"] if vm["name"] == "new"]
-        assert (made["status"], made["labels"], made["ttl"]) == ("running", {"a": "b", "ports": "80"}, 3600)
-        assert (made["mac"], made["firmware"]) == ("52:54:00:ab:cd:01", "uefi")
+        page, made = at.page, await create_on_far(at)
         added = (await at.api.get(f"/api/remote/far/vm/{made['id']}/port-forward"))["forwards"]
         assert [one["guest_port"] for one in added] == [80, 5353]
         opens = "document.querySelector('.facts a.tag')"
