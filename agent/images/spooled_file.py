@@ -1,5 +1,6 @@
 """Bytes that may be too many for memory: those of more than a few MiB stay in a file without a name.
 
+`tempfile.SpooledTemporaryFile` has one position: here several threads read parts of one file, each where it is.
 All of it is blocking, for worker threads.
 """
 
