@@ -44,9 +44,9 @@ def run_console(client: ApiClient, vm: Vm, peer: str | None, seconds: float | No
     on_terminal = sys.stdin.isatty()
     # A raw terminal does not begin its lines by itself.
     how = "; Ctrl-] leaves, Enter may show a prompt\r" if on_terminal else ""
-    with raw_terminal(on_terminal):
+    with raw_terminal(on_terminal), woken_by_signals() as signals:
         say(f"console of VM '{vm.name}' on node '{vm.node}'{how}")
-        ended = _ConsoleSession(connection, websocket, seconds, on_terminal=on_terminal).run(opening)
+        ended = _ConsoleSession(connection, websocket, seconds, signals, on_terminal=on_terminal).run(opening)
     say(("\n" if on_terminal else "") + (ended or f"left the console of VM '{vm.name}'"))
 
 
@@ -67,6 +67,20 @@ def raw_terminal(on_terminal: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def woken_by_signals() -> Iterator[int]:
+    """A pipe that is readable after a signal: select does not see one that came just before it began to wait."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
@@ -75,9 +89,9 @@ class _ConsoleSession:
     """Carries bytes between the terminal, or pipes, and the websocket; no side blocks another."""
 
     def __init__(
-        self, connection: socket.socket, peer: ClientSocket, seconds: float | None, *, on_terminal: bool
+        self, connection: socket.socket, peer: ClientSocket, seconds: float | None, signals: int, *, on_terminal: bool
     ) -> None:
-        self._connection, self._peer = connection, peer
+        self._connection, self._peer, self._signals = connection, peer, signals
         self._seconds, self._on_terminal = seconds, on_terminal
         self._input = sys.stdin.fileno()
         self._input_open = True
@@ -106,11 +120,13 @@ class _ConsoleSession:
         until = min(self._received_at + SILENCE, self._leave_at or now + SILENCE)
         # A terminal is always read: Ctrl-] must leave whatever the guest does.
         reads = self._input_open and (self._on_terminal or len(self._unsent) < AHEAD)
-        inputs = [self._connection, *([self._input] if reads else [])]
+        inputs = [self._connection, self._signals, *([self._input] if reads else [])]
         # select does not see what TLS has read already.
         held = isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
         wait = 0.0 if held else max(0.0, until - now)
         readable, writable, _ = select.select(inputs, [self._connection] if self._unsent else [], [], wait)
+        if self._signals in readable:
+            os.read(self._signals, 1 << 12)
         if held or self._connection in readable:
             self._receive()
         if self._input in readable:

@@ -21,7 +21,7 @@ from ...protocols.guest_stream import Channel, Finished, InputEnd, Output, Resiz
 from ..blocking_client import ApiClient
 from ..exchange import NodeUnreachable
 from ..websocket import ClientSocket
-from .console import raw_terminal
+from .console import raw_terminal, woken_by_signals
 from .output import say
 
 RECONNECT_WITHIN = 60.0
@@ -51,13 +51,14 @@ class SessionRun:
         self._input, self._input_start, self._sent = bytearray(), 0, 0
         self._ended = False
         self._pending: list[str] = []
-        self._wake = os.pipe()
+        self._wake = -1
 
     def run(self) -> Finished:
         """Return how the command ended. Raises: what the node raises; NodeUnreachable when it stays away."""
         if not self._input_open:
             self._ended = True
-        with raw_terminal(self._terminal and sys.stdin.isatty()), self._handlers():
+        on_terminal = self._terminal and sys.stdin.isatty()
+        with raw_terminal(on_terminal), woken_by_signals() as self._wake, self._handlers():
             lost_at: float | None = None
             while True:
                 connected_at = time.monotonic()
@@ -76,16 +77,11 @@ class SessionRun:
         """Pass signals and the window's size on to the guest."""
         numbers = {*(_SIGNALS if self._resumable else ()), *([signal.SIGWINCH] if self._terminal else [])}
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
-        os.set_blocking(self._wake[1], False)
-        before_wake = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         try:
             yield
         finally:
-            signal.set_wakeup_fd(before_wake)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for descriptor in self._wake:
-                os.close(descriptor)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGWINCH:
@@ -120,8 +116,8 @@ class SessionRun:
                 finished = None if data is None else self._take(websocket, end, data, unsent)
             elif time.monotonic() - heard_at > SILENCE:
                 websocket.feed_messages(b"")
-            if self._wake[0] in readable:
-                os.read(self._wake[0], 4096)
+            if self._wake in readable:
+                os.read(self._wake, 4096)
             if sys.stdin.fileno() in readable:
                 self._read_input()
         with suppress(OSError, TwinshareError):
@@ -133,7 +129,7 @@ class SessionRun:
     ) -> tuple[list[socket.socket | int], bool]:
         if isinstance(connection, ssl.SSLSocket) and connection.pending():
             return [connection], bool(unsent)
-        inputs: list[socket.socket | int] = [connection, self._wake[0]]
+        inputs: list[socket.socket | int] = [connection, self._wake]
         if self._input_open and len(unsent) < AHEAD and len(self._input) < KEPT_INPUT:
             inputs.append(sys.stdin.fileno())
         timeout = max(0.0, heard_at + SILENCE + 1 - time.monotonic())

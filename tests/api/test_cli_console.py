@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -115,14 +115,20 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(url: str, *arguments: str, killed: bool = False) -> AsyncIterator[Terminal]:
+async def terminal(
+    url: str,
+    *arguments: str,
+    killed: bool = False,
+    command: Sequence[str] = COMMAND,
+    pass_fds: Sequence[int] = (),
+) -> AsyncIterator[Terminal]:
     """The command in a terminal, whose modes must be as they were when it ends, unless it is `killed`."""
     master, slave = pty.openpty()
     before = termios.tcgetattr(slave)
-    command = [*COMMAND, *arguments]
     process = await trio.lowlevel.open_process(
-        command, stdin=slave, stdout=slave, stderr=slave, env=environment(url), start_new_session=True
-    )
+        [*command, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment(url), start_new_session=True,
+        pass_fds=pass_fds,
+    )  # fmt: skip
     shown = Terminal(master, slave, process)
     try:
         yield shown
@@ -168,6 +174,33 @@ async def test_a_terminal_is_given_back_when_it_ends_badly(tmp_path: Path) -> No
         async with terminal(api.url, "one", "--for", "0.5") as shown:
             assert await shown.end() == 0
         await nobody_listens(api)
+
+
+# The command, with a thread that takes the signal: the main thread's select is not cut short, as when a signal comes
+# in the moment before it.
+SIGNALLED = """
+import os, signal, sys, threading
+def take():
+    os.read(int(sys.argv.pop()), 1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+thread = threading.Thread(target=take, daemon=True)
+thread.start()
+from twinshare.api.cli import main
+sys.argv[:1] = ["twinshare", "vm", "console"]
+main()
+"""
+
+
+async def test_a_signal_that_does_not_interrupt_the_wait_ends_it(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    async with running(tmp_path) as (api, _, _id):
+        command = [sys.executable, "-c", SIGNALLED, "one", str(reader)]
+        async with terminal(api.url, command=command, pass_fds=[reader]) as shown:
+            await shown.see(b"prompt")
+            os.write(writer, b"x")
+            assert await shown.end() == 128 + signal.SIGTERM
+    os.close(reader)
+    os.close(writer)
 
 
 async def test_a_guest_that_does_not_read_keeps_nobody(tmp_path: Path) -> None:

@@ -127,31 +127,63 @@ def test_only_new_processes_are_read_for_the_next_visitor(monkeypatch: pytest.Mo
             process.kill()
 
 
+@contextmanager
+def visitor() -> Iterator[tuple[int, Callable[[], int]]]:
+    """A client in a process of its own, and what gives the inode of a new socket of it.
+
+    This process has too much open, and too many children, for what is said of a client.
+    """
+    program = (
+        "import os, socket, sys\nkept = []\nfor _ in sys.stdin:\n"
+        "    kept.append(socket.socket()); print(os.fstat(kept[-1].fileno()).st_ino, flush=True)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+        def connect() -> int:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        try:
+            yield process.pid, connect
+        finally:
+            process.kill()
+
+
 def test_a_visitor_that_came_before_and_a_young_one_cost_no_look_at_all_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Names are read anew every two seconds: 20 ms with a thousand processes, for who comes now and then."""
-    monkeypatch.setattr(sockets, "_processes", sockets._Processes())
-    with connected() as (client, _):
-        assert not held_by_guest(os.fstat(client.fileno()).st_ino)
-    read: list[int] = []
-    plain = sockets._name
-    monkeypatch.setattr(sockets, "_name", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
-    monkeypatch.setattr(sockets, "_sockets", lambda pid: pytest.fail(f"the open files of {pid} are read"))
-    sockets._processes._read_at = 0.0
-    with connected() as (client, _):
-        assert not held_by_guest(os.fstat(client.fileno()).st_ino)
-    assert 0 < len(read) <= sockets._Processes.RELATIVES
-    program = (
-        "import os, socket, time; s = socket.socket(); print(os.fstat(s.fileno()).st_ino, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as young:
-        try:
-            assert young.stdout is not None
-            assert not held_by_guest(int(young.stdout.readline()))
-            assert sockets._processes._owners[0] == young.pid
-        finally:
-            young.kill()
+    processes = sockets._Processes()
+    monkeypatch.setattr(sockets, "_processes", processes)
+    youngest: list[int] = []
+    # What else this machine starts meanwhile must not decide.
+    monkeypatch.setattr(sockets, "_youngest", lambda _: youngest)
+    with visitor() as (known, connect), visitor() as (young, connect_young):
+        assert not held_by_guest(connect())
+        assert processes._owners[0] == known
+        read: list[int] = []
+        plain = sockets._name
+        monkeypatch.setattr(sockets, "_name", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
+        monkeypatch.setattr(sockets, "_sockets", lambda pid: pytest.fail(f"the open files of {pid} are read"))
+        processes._read_at = processes._searched_at = 0.0
+        assert not held_by_guest(connect())
+        youngest.append(young)
+        assert not held_by_guest(connect_young())
+        assert processes._owners[0] == young
+    assert 0 < len(read) <= 2 * sockets._Processes.RELATIVES
+
+
+def test_the_youngest_process_is_among_the_last_numbers() -> None:
+    for _ in range(20):  # a busy machine may start as many others in the same moment
+        with subprocess.Popen(["/bin/true"]) as process:
+            found = sockets._youngest(sockets._Processes.YOUNGEST)
+        if process.pid in found:
+            return
+    pytest.fail(f"{process.pid} is not among {found}")
 
 
 def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
