@@ -1,8 +1,6 @@
-"""Who is at the far end of a loopback connection, by the kernel's own tables: its user, and whether it is a guest's.
+"""Who is at the far end of a loopback connection, by the kernel's own tables: its user and its socket.
 
-A guest in user-mode networking reaches the host's loopback through its QEMU or passt, as the user that runs them; so
-the user alone proves nothing while the socket may belong to such a process.
-What blocks in here does so for a few milliseconds at most; `held_by_guest` belongs into a worker thread.
+The user alone proves nothing while the socket may belong to a process that carries a guest's traffic.
 """
 
 from __future__ import annotations
@@ -12,21 +10,19 @@ import ipaddress
 import os
 import socket
 import struct
-import threading
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from .guest_sockets import held_by_guest
+
 Address = tuple[str, int]
 
 # The user that the kernel shows for users outside this user namespace: it may be anybody.
 OVERFLOW_UID = 65534
-GUEST_PROCESSES = ("qemu", "kvm", "passt", "pasta", "slirp4netns", "cloud-hyp", "firecracker", "crosvm")
 
 _scans = trio.CapacityLimiter(4)
 _NETLINK_SOCK_DIAG = 4
@@ -134,189 +130,3 @@ def unix_peer(sock: trio.socket.SocketType) -> int:
     """The user at the far end of a unix socket."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int(struct.unpack("=iii", credentials)[1])
-
-
-def held_by_guest(inode: int, known: Iterable[int] = ()) -> bool:
-    """Return whether the socket belongs to a process that carries a guest's traffic.
-
-    `known` are such processes whatever their name. passt hides its open files: while one runs, a socket that no
-    other process shows counts as its own.
-    """
-    known = frozenset(known)
-    if _processes.is_visitor(inode, known):
-        return False
-    guests = _processes.guests() | known
-    hidden = False
-    for pid in guests:
-        try:
-            if inode in _sockets(pid):
-                return True
-        except PermissionError:
-            hidden = True
-    if hidden:
-        return not _processes.shown(inode, besides=guests)
-    _processes.find_visitor(inode, besides=guests)
-    return False
-
-
-class _Processes:
-    """What is remembered of the machine's processes, so that a new connection does not read all of them.
-
-    A process can become a QEMU by exec: names are read again after `NAMES_KEPT`, which no guest boots in.
-    """
-
-    NAMES_KEPT = 2.0
-    VISITORS, YOUNGEST, FILES = 4, 16, 64
-    """Whose open files, the newest of each, are looked at before those of all guests."""
-    SEARCHED_EVERY = 10.0
-    RELATIVES = 32
-
-    def __init__(self) -> None:
-        self._guests: frozenset[int] = frozenset()
-        self._seen: frozenset[str] = frozenset()
-        self._read_at = self._searched_at = 0.0
-        self._owners: deque[int] = deque(maxlen=8)
-        self._lock = threading.Lock()
-
-    def is_visitor(self, inode: int, known: frozenset[int]) -> bool:
-        """Return whether a recent visitor or one of the youngest processes has the socket, and no guest is near it.
-
-        False means that this does not know. A process carries no guest's traffic if neither it nor its ancestors and
-        children do: who holds such a socket has made it itself.
-        """
-        with self._lock:
-            visitors = list(self._owners)[: self.VISITORS]
-        for number in [*visitors, *_youngest(self.YOUNGEST)]:
-            if inode in _newest_sockets(number, self.FILES):
-                # A number may be a thread's, which has a name of its own.
-                pid = _status(number)[0]
-                family = {pid, *_ancestors(pid), *_children(pid)}
-                if not pid or len(family) > self.RELATIVES or family & known or any(_is_guest(one) for one in family):
-                    return False
-                self._remember(pid)
-                return True
-        return False
-
-    def _remember(self, pid: int) -> None:
-        with self._lock:
-            if pid in self._owners:
-                self._owners.remove(pid)
-            self._owners.appendleft(pid)
-
-    def guests(self) -> frozenset[int]:
-        """Return the processes that are guests' by their names."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._read_at > self.NAMES_KEPT:
-                self._seen, self._guests, self._read_at = frozenset(), frozenset(), now
-            there = frozenset(os.listdir("/proc"))  # noqa: PTH208 - for each new connection
-            new = {int(name) for name in there - self._seen if name.isdigit()}
-            gone = {int(name) for name in self._seen - there}
-            self._guests = (self._guests - gone) | {pid for pid in new if _is_guest(pid)}
-            self._seen = there
-            return self._guests
-
-    def find_visitor(self, inode: int, besides: frozenset[int]) -> None:
-        """Remember who has the socket, so that its next one costs less. Not more often than `SEARCHED_EVERY`."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._searched_at < self.SEARCHED_EVERY:
-                return
-            self._searched_at = now
-        self.shown(inode, besides)
-
-    def shown(self, inode: int, besides: frozenset[int]) -> bool:
-        """Return whether another process shows the socket: the last visitors are asked first, then the youngest."""
-        with self._lock:
-            others = {int(name) for name in self._seen if name.isdigit()} - besides
-            likely = [pid for pid in self._owners if pid in others]
-        for pid in [*likely, *sorted(others, reverse=True)]:
-            if _shows(pid, inode):
-                self._remember(pid)
-                return True
-        return False
-
-
-_processes = _Processes()
-
-
-def _is_guest(pid: int) -> bool:
-    return _name(pid).startswith(GUEST_PROCESSES)
-
-
-def _name(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as comm:  # noqa: PTH123 - hundreds of these for one connection
-            return comm.read(16).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _status(pid: int) -> tuple[int, int]:
-    """The process that a number belongs to, and its parent; 0 for what is not there."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123 - for each new connection
-            lines = dict(line.split(b":", 1) for line in status.read().splitlines())
-        return int(lines[b"Tgid"]), int(lines[b"PPid"])
-    except (OSError, KeyError, ValueError):
-        return 0, 0
-
-
-def _ancestors(pid: int) -> list[int]:
-    found = []
-    while (pid := _status(pid)[1]) > 1:
-        found.append(pid)
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    """The children that its first thread has made; none where the kernel does not say."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb") as children:  # noqa: PTH123 - as above
-            return [int(child) for child in children.read().split()]
-    except OSError:
-        return []
-
-
-def _youngest(count: int) -> range:
-    """The numbers that the kernel gave last to processes and threads."""
-    try:
-        with open("/proc/loadavg", "rb") as load:  # noqa: PTH123 - as above
-            last = int(load.read().split()[-1])
-    except (OSError, ValueError):
-        return range(0)
-    return range(last, max(0, last - count), -1)
-
-
-def _newest_sockets(pid: int, files: int) -> Iterator[int]:
-    """The inodes of the sockets among the files with the highest numbers; none of a process that hides them."""
-    directory = f"/proc/{pid}/fd"
-    try:
-        names = sorted(os.listdir(directory), key=int, reverse=True)  # noqa: PTH208 - as above
-    except OSError:
-        return
-    for name in names[:files]:
-        with contextlib.suppress(OSError):
-            link = os.readlink(f"{directory}/{name}")  # noqa: PTH115 - as above
-            if link.startswith("socket:["):
-                yield int(link[8:-1])
-
-
-def _sockets(pid: int) -> set[int]:
-    """The inodes of a process's sockets. Raises: PermissionError when it hides them."""
-    found: set[int] = set()
-    directory = f"/proc/{pid}/fd"
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for name in os.listdir(directory):  # noqa: PTH208 - as above
-            with contextlib.suppress(FileNotFoundError):
-                link = os.readlink(f"{directory}/{name}")  # noqa: PTH115 - as above
-                if link.startswith("socket:["):
-                    found.add(int(link[8:-1]))
-    return found
-
-
-def _shows(pid: int, inode: int) -> bool:
-    try:
-        return inode in _sockets(pid)
-    except PermissionError:
-        return False

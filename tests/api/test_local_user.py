@@ -17,9 +17,10 @@ import pytest
 import trio
 
 from tests.api.served import Served, served
-from twinshare.agent import sockets
+from twinshare.agent import guest_sockets, processes, sockets
+from twinshare.agent.guest_sockets import SocketOwners, held_by_guest
 from twinshare.agent.node import Node
-from twinshare.agent.sockets import FarSocket, far_socket, held_by_guest, is_own
+from twinshare.agent.sockets import FarSocket, far_socket, is_own
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user: needs root")
 
@@ -99,22 +100,22 @@ def test_a_guest_process_that_hides_its_files_is_assumed_to_hold_what_nobody_sho
             raise PermissionError
         return {7} if pid == os.getpid() else set()
 
-    monkeypatch.setattr(sockets, "_sockets", hidden)
+    monkeypatch.setattr(processes, "open_sockets", hidden)
     assert held_by_guest(8, known=[1])
     assert not held_by_guest(7, known=[1])
 
 
-def test_only_new_processes_are_read_for_the_next_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_processes_are_read_for_the_next_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of /proc for each connection was 15 ms with a thousand processes."""
     read: list[int] = []
-    name = sockets._name
+    name = processes.name_of
 
     def noted(pid: int) -> str:
         read.append(pid)
         return name(pid)
 
-    monkeypatch.setattr(sockets, "_name", noted)
-    monkeypatch.setattr(sockets, "_processes", sockets._Processes())
+    monkeypatch.setattr(processes, "name_of", noted)
+    monkeypatch.setattr(guest_sockets, "_owners", SocketOwners())
     assert not held_by_guest(8)
     assert len(read) > 1
     read.clear()
@@ -128,7 +129,7 @@ def test_only_new_processes_are_read_for_the_next_visitor(monkeypatch: pytest.Mo
 
 
 @contextmanager
-def visitor() -> Iterator[tuple[int, Callable[[], int]]]:
+def client_process() -> Iterator[tuple[int, Callable[[], int]]]:
     """A client in a process of its own, and what gives the inode of a new socket of it.
 
     This process has too much open, and too many children, for what is said of a client.
@@ -153,41 +154,41 @@ def visitor() -> Iterator[tuple[int, Callable[[], int]]]:
             process.kill()
 
 
-def test_a_visitor_that_came_before_and_a_young_one_cost_no_look_at_all_processes(
+def test_a_client_that_came_before_and_a_young_one_cost_no_look_at_all_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Names are read anew every two seconds: 20 ms with a thousand processes, for who comes now and then."""
-    processes = sockets._Processes()
-    monkeypatch.setattr(sockets, "_processes", processes)
+    owners = SocketOwners()
+    monkeypatch.setattr(guest_sockets, "_owners", owners)
     youngest: list[int] = []
     # What else this machine starts meanwhile must not decide.
-    monkeypatch.setattr(sockets, "_youngest", lambda _: youngest)
-    with visitor() as (known, connect), visitor() as (young, connect_young):
+    monkeypatch.setattr(processes, "youngest", lambda _: youngest)
+    with client_process() as (known, connect), client_process() as (young, connect_young):
         assert not held_by_guest(connect())
-        assert processes._owners[0] == known
+        assert owners._owners[0] == known
         read: list[int] = []
-        plain = sockets._name
-        monkeypatch.setattr(sockets, "_name", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
-        monkeypatch.setattr(sockets, "_sockets", lambda pid: pytest.fail(f"the open files of {pid} are read"))
-        processes._read_at = processes._searched_at = 0.0
+        plain = processes.name_of
+        monkeypatch.setattr(processes, "name_of", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
+        monkeypatch.setattr(processes, "open_sockets", lambda pid: pytest.fail(f"the open files of {pid} are read"))
+        owners._read_at = owners._searched_at = 0.0
         assert not held_by_guest(connect())
         youngest.append(young)
         assert not held_by_guest(connect_young())
-        assert processes._owners[0] == young
-    assert 0 < len(read) <= 2 * sockets._Processes.RELATIVES
+        assert owners._owners[0] == young
+    assert 0 < len(read) <= 2 * SocketOwners.RELATIVES
 
 
 def test_the_youngest_process_is_among_the_last_numbers() -> None:
     for _ in range(20):  # a busy machine may start as many others in the same moment
         with subprocess.Popen(["/bin/true"]) as process:
-            found = sockets._youngest(sockets._Processes.YOUNGEST)
+            found = processes.youngest(SocketOwners.YOUNGEST)
         if process.pid in found:
             return
     pytest.fail(f"{process.pid} is not among {found}")
 
 
-def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "_processes", sockets._Processes())
+def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_sockets, "_owners", SocketOwners())
     with connected() as (client, _):
         inode = os.fstat(client.fileno()).st_ino
         with subprocess.Popen(["/bin/sleep", "60"], pass_fds=[client.fileno()]) as child:
@@ -207,10 +208,10 @@ def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_visitor(monkeypatc
         try:
             # The youngest number is this thread's, whose open files are its process's.
             assert thread.native_id is not None
-            monkeypatch.setattr(sockets, "_youngest", lambda _: range(thread.native_id or 0, 0, -1)[:1])
+            monkeypatch.setattr(processes, "youngest", lambda _: range(thread.native_id or 0, 0, -1)[:1])
             assert held_by_guest(inode, known=[os.getpid()])
             assert not held_by_guest(inode)
-            assert list(sockets._processes._owners)[:1] == [os.getpid()]
+            assert list(guest_sockets._owners._owners)[:1] == [os.getpid()]
         finally:
             go_on.set()
             thread.join()
@@ -218,12 +219,12 @@ def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_visitor(monkeypatc
 
 def test_a_process_that_becomes_a_guest_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     """By exec, under the number that was read before: names are kept for a moment only."""
-    monkeypatch.setattr(sockets, "_processes", sockets._Processes())
+    monkeypatch.setattr(guest_sockets, "_owners", SocketOwners())
     with connected() as (client, _):
         inode = os.fstat(client.fileno()).st_ino
         assert not held_by_guest(inode)
-        monkeypatch.setattr(sockets, "_name", lambda pid: "qemu-system-x86" if pid == os.getpid() else "")
-        monkeypatch.setattr(time, "monotonic", lambda: sockets._processes._read_at + 2.1)
+        monkeypatch.setattr(processes, "name_of", lambda pid: "qemu-system-x86" if pid == os.getpid() else "")
+        monkeypatch.setattr(time, "monotonic", lambda: guest_sockets._owners._read_at + 2.1)
         assert held_by_guest(inode)
 
 
