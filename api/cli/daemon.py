@@ -21,7 +21,8 @@ from ...agent.database import DatabaseRefused
 from ...agent.environment import reset_environment
 from ...agent.home import HomeError
 from ...agent.identity import IdentityError
-from ...agent.node import Node, open_node
+from ...agent.node import Node
+from ...agent.open_node import open_node
 from ...protocols.errors import TwinshareError
 from ..server.listen import CannotListen
 from ..server.serve import open_api

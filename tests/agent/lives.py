@@ -29,7 +29,8 @@ import trio
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
-from twinshare.agent.node import Node, open_node
+from twinshare.agent.node import Node
+from twinshare.agent.open_node import open_node
 from twinshare.agent.p2p.libp2p import discovery  # noqa: F401 - costs each life 0.7 s of CPU if not imported before
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role

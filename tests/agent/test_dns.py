@@ -16,7 +16,7 @@ from tests.nodes.test_in_memory import call, open_fleet
 from twinshare.agent.config import ConfigError, DnsConfig, load_config
 from twinshare.agent.dns import AT_ONCE, answer_query, serve_names
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.node import open_node
+from twinshare.agent.open_node import open_node
 from twinshare.protocols.access import LOCAL_ADMIN, Role
 from twinshare.protocols.errors import VmNotFound
 

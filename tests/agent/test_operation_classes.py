@@ -14,7 +14,7 @@ from tests.agent.nodes import config, open_test_node, spec, vms_of
 from twinshare.agent.journal import operation
 from twinshare.agent.journal.former_requests import convert_former_request
 from twinshare.agent.journal.operation import require_complete
-from twinshare.agent.node import open_node
+from twinshare.agent.open_node import open_node
 from twinshare.agent.operations import OPERATIONS
 from twinshare.agent.vm.admission import Host
 from twinshare.agent.vm.operations.base import ExistingVmOperation

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent.node import Node, open_node
+from twinshare.agent.node import Node
+from twinshare.agent.open_node import open_node
 from twinshare.agent.vm import expirer, expiry
 from twinshare.agent.vm.expiry import GRACE, Expiry, expiry_after, seconds_left, shown_end
 from twinshare.protocols.errors import HypervisorDown

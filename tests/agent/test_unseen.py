@@ -9,7 +9,7 @@ import trio
 from tests.agent.nodes import images_of, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.hypervisor.port import Domain
-from twinshare.agent.node import open_node
+from twinshare.agent.open_node import open_node
 from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
 
 from .nodes import config, open_test_node, spec

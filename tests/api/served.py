@@ -15,7 +15,8 @@ import msgspec
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, ImagesConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.node import Node, open_node
+from twinshare.agent.node import Node
+from twinshare.agent.open_node import open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.api.server import open_api
 from twinshare.protocols.access import LOCAL_ADMIN, Role

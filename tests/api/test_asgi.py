@@ -15,7 +15,7 @@ from werkzeug.datastructures import Headers
 
 from tests.api.served import SPEC, config
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.node import open_node
+from twinshare.agent.open_node import open_node
 from twinshare.api.app import make_app
 from twinshare.api.rest.application import RestApp
 from twinshare.api.rest.connection_info import ConnectionInfo

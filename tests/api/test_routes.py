@@ -15,7 +15,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from tests.api.served import config
 from tests.api.test_asgi import OWNER, application, ask
-from twinshare.agent.node import open_node
+from twinshare.agent.open_node import open_node
 from twinshare.api.app import make_app
 from twinshare.api.meda.images import MedaImages
 from twinshare.api.meda.system import MedaSystem

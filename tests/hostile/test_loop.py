@@ -23,7 +23,8 @@ from tests.agent.p2p.test_mesh_libp2p import fresh, open_real
 from tests.hostile import expensive
 from tests.hostile.attacks import BROKEN, Attacker
 from twinshare.agent.config import Config, HypervisorConfig, NodeConfig, P2pConfig
-from twinshare.agent.node import Node, open_node
+from twinshare.agent.node import Node
+from twinshare.agent.open_node import open_node
 from twinshare.agent.simulation import TABLE
 from twinshare.protocols.access import LOCAL_ADMIN, Role
 from twinshare.protocols.peer import InviteRequest

@@ -17,7 +17,8 @@ from tests.agent.nodes import config, spec
 from twinshare.agent.config import P2pConfig
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.images.contract import pieces, raw_disk
-from twinshare.agent.node import Node, open_node
+from twinshare.agent.node import Node
+from twinshare.agent.open_node import open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import (
