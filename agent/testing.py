@@ -18,7 +18,8 @@ from typing import Any
 import trio
 
 from .hypervisor.contract import check_hypervisor
-from .images.contract import check_image_exchange, check_image_store
+from .images.contract import check_image_store
+from .images.contract_exchange import check_image_exchange
 from .p2p.contract import check_host
 from .p2p.memory import MemoryNetwork
 from .simulation import Cluster, SimulatedNode, open_cluster

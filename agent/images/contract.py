@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -20,51 +19,13 @@ from ...protocols.errors import (
     ImageInUse,
     ImageNotFound,
     InvalidRequest,
-    TwinshareError,
-    WrongState,
 )
 from ...protocols.operation import Progress
-from . import qcow2
-from .port import ImageExchange, ImageStore, Origin, Overlay, Requester
+from .contract_overlays import check_captures, check_overlays
+from .contract_samples import MIB, nobody, pieces, qcow2_disk, quiet, raw_disk, refused
+from .port import ImageStore, Origin, Requester
 
-MIB = 1 << 20
 OpenStore = Callable[[], AbstractAsyncContextManager[ImageStore]]
-
-
-def raw_disk(seed: int, size: int = MIB) -> bytes:
-    """A disk of `size` bytes: a boot sector, some data that depends on `seed`, holes, an end within a block."""
-    pattern = bytes((seed * 31 + place * 7 + place // 251) % 256 for place in range(4096))
-    return with_boot_sector(pattern * 20 + bytes(65536) + pattern * 5).ljust(size, b"\0")
-
-
-def with_boot_sector(disk: bytes) -> bytes:
-    """Sign the first sector of a disk, so that it can be recognised as one."""
-    return disk[:510] + b"\x55\xaa" + disk[512:]
-
-
-def qcow2_disk(size: int, backing: str = "", *, crypt: int = 0, incompatible: int = 0) -> bytes:
-    """An empty qcow2 disk, with the odd features that are to be refused."""
-    disk = bytearray(qcow2.empty_length(min(size, 1 << 40)))
-    for offset, data in qcow2.empty_disk(min(size, 1 << 40), backing):
-        disk[offset : offset + len(data)] = data
-    disk[24:32] = size.to_bytes(8, "big")
-    disk[32:36] = crypt.to_bytes(4, "big")
-    disk[72:80] = incompatible.to_bytes(8, "big")
-    return bytes(disk)
-
-
-async def pieces(content: bytes, step: int = 50_000) -> AsyncIterator[bytes]:
-    """`content` as it comes over a wire."""
-    for start in range(0, len(content), step):
-        yield content[start : start + step]
-
-
-def nobody(_digest: str) -> list[str]:
-    return []
-
-
-def quiet(_progress: Progress) -> None:
-    return
 
 
 async def check_image_store(open_store: OpenStore, folder: Path) -> None:
@@ -79,8 +40,8 @@ async def check_image_store(open_store: OpenStore, folder: Path) -> None:
             _removal,
             _pruning,
             _checking,
-            _overlays,
-            _captures,
+            check_overlays,
+            check_captures,
             _two_at_once,
         )
     ):
@@ -104,12 +65,12 @@ async def _names(store: ImageStore, _folder: Path) -> None:
     for ref in ("one", "one:latest", "ghcr.io/org/one:v1", first.digest, f"one@{first.digest}"):
         assert (await store.get_image(ref)).digest == first.digest, ref
     for ref in ("two", "one:v2", "org/one:v1", "ghcr.io/org/one", "blake3:" + "0" * 64, "one@sha256:" + "0" * 64):
-        await _refused(ImageNotFound, store.get_image(ref))
+        await refused(ImageNotFound, store.get_image(ref))
     for ref in ("../one", "/etc/passwd", "", "One", f"one@{first.digest}", first.digest):
-        await _refused(InvalidRequest, store.add_image(ref, pieces(raw_disk(1)), report=quiet))
-    await _refused(InvalidRequest, store.get_image("../one"))
+        await refused(InvalidRequest, store.add_image(ref, pieces(raw_disk(1)), report=quiet))
+    await refused(InvalidRequest, store.get_image("../one"))
     assert await store.add_image("one", pieces(raw_disk(1)), report=quiet) == first, "twice the same is no error"
-    await _refused(ImageExists, store.add_image("one", pieces(raw_disk(2)), report=quiet))
+    await refused(ImageExists, store.add_image("one", pieces(raw_disk(2)), report=quiet))
     assert (await store.get_image("one")) == first, "a refused import changes nothing"
     moved = await store.add_image("one", pieces(raw_disk(2)), report=quiet, replace=True)
     assert moved.digest != first.digest
@@ -148,7 +109,7 @@ async def _bad_content(store: ImageStore, _folder: Path) -> None:
         "another format": b"KDMV" + bytes(600),
         "nothing that is known": bytes(range(256)) * 400,
     }.items():
-        message = await _refused(InvalidRequest, store.add_image("bad", pieces(content), report=quiet))
+        message = await refused(InvalidRequest, store.add_image("bad", pieces(content), report=quiet))
         assert message, why
     assert list(await store.list_images()) == []
     taken = await store.add_image("unknown", pieces(bytes(range(256)) * 400), report=quiet, origin=Origin(raw=True))
@@ -191,11 +152,11 @@ async def _removal(store: ImageStore, folder: Path) -> None:
         return ["vm-1", "vm-2"]
 
     assert (await store.remove_image("a", used_by=two_vms)).name == "a"
-    await _refused(ImageNotFound, store.get_image("a"))
-    message = await _refused(ImageInUse, store.remove_image("b", used_by=two_vms))
+    await refused(ImageNotFound, store.get_image("a"))
+    message = await refused(ImageInUse, store.remove_image("b", used_by=two_vms))
     assert "vm-1" in message
     assert "vm-2" in message
-    await _refused(ImageInUse, store.remove_image(image.digest, used_by=two_vms))
+    await refused(ImageInUse, store.remove_image(image.digest, used_by=two_vms))
     assert (await store.get_image("b")).digest == image.digest
     await store.add_image("b", pieces(raw_disk(6)), report=quiet, replace=True)
     left = await store.get_image(image.digest)
@@ -204,7 +165,7 @@ async def _removal(store: ImageStore, folder: Path) -> None:
     await store.remove_image(image.digest, used_by=nobody)
     await store.remove_image("b", used_by=nobody)
     assert list(await store.list_images()) == []
-    await _refused(ImageDamaged, store.make_overlay(image.digest, folder / "late.qcow2", MIB))
+    await refused(ImageDamaged, store.make_overlay(image.digest, folder / "late.qcow2", MIB))
     assert (await store.add_image("a", pieces(raw_disk(5)), report=quiet)).digest == image.digest, "it can come back"
 
 
@@ -236,19 +197,19 @@ async def _owners(store: ImageStore, _folder: Path) -> None:
     assert (first.owner, same.owner) == (ann.principal, bob.principal)
     again = await store.add_image("ann", pieces(raw_disk(40)), report=quiet, origin=bobs, replace=True)
     assert again.owner == ann.principal, "a name that is there stays whose it is"
-    await _refused(Forbidden, store.add_image("ann", pieces(raw_disk(41)), report=quiet, origin=bobs, replace=True))
+    await refused(Forbidden, store.add_image("ann", pieces(raw_disk(41)), report=quiet, origin=bobs, replace=True))
     for ref in ("ann", first.digest):
-        await _refused(Forbidden, store.remove_image(ref, used_by=nobody, caller=bob))
+        await refused(Forbidden, store.remove_image(ref, used_by=nobody, caller=bob))
     assert list(await store.prune_images(used_by=nobody, everything=True, dry_run=False, caller=bob)) == []
     assert (await store.remove_image("bob", used_by=nobody, caller=bob)).owner == bob.principal
-    await _refused(Forbidden, store.remove_image(first.digest, used_by=nobody, caller=bob))
+    await refused(Forbidden, store.remove_image(first.digest, used_by=nobody, caller=bob))
     await store.add_image("ann", pieces(raw_disk(42)), report=quiet, origin=anns, replace=True)
     assert [image.owner for image in await store.list_images()] == [ann.principal] * 2, "also of the one without a name"
     assert list(await store.prune_images(used_by=nobody, everything=False, dry_run=False, caller=bob)) == []
     assert len(await store.prune_images(used_by=nobody, everything=False, dry_run=False, caller=ann)) == 1
     taken = await store.add_image("ann", pieces(raw_disk(43)), report=quiet, origin=nodes, replace=True)
     assert taken.owner == LOCAL_ADMIN.principal
-    await _refused(Forbidden, store.remove_image("ann", used_by=nobody, caller=ann))
+    await refused(Forbidden, store.remove_image("ann", used_by=nobody, caller=ann))
     assert (await store.remove_image("ann", used_by=nobody)).name == "ann"
 
 
@@ -262,62 +223,6 @@ async def _checking(store: ImageStore, _folder: Path) -> None:
     assert heard
     assert list(store.problems) == []
     assert not (await store.get_image(image.digest)).damaged
-
-
-async def _overlays(store: ImageStore, folder: Path) -> None:
-    image = await store.add_image("base", pieces(raw_disk(7)), report=quiet)
-    other = await store.add_image("other", pieces(raw_disk(8)), report=quiet)
-    path = folder / "disk.qcow2"
-    await store.make_overlay(image.digest, path, 10 * MIB)
-    header = qcow2.parse_header(path.read_bytes())
-    assert header.size == 10 * MIB
-    assert header.has_backing_file
-    assert path.stat().st_mode & 0o777 == 0o600
-    with path.open("r+b") as file:
-        file.seek(0, os.SEEK_END)
-        file.write(b"a guest's data")
-    written = path.read_bytes()
-    await store.make_overlay(image.digest, path, 10 * MIB)
-    assert path.read_bytes() == written, "what a guest wrote stays"
-    await _refused(WrongState, store.make_overlay(image.digest, path, 20 * MIB))
-    await _refused(WrongState, store.make_overlay(other.digest, path, 10 * MIB))
-    (folder / "link.qcow2").symlink_to(folder / "elsewhere")
-    await _refused(WrongState, store.make_overlay(image.digest, folder / "link.qcow2", 10 * MIB))
-    await _refused(InvalidRequest, store.make_overlay(image.digest, folder / "small.qcow2", MIB - 512))
-    await _refused(InvalidRequest, store.make_overlay(image.digest, folder / "odd.qcow2", MIB + 1))
-    await _refused(ImageDamaged, store.make_overlay("blake3:" + "0" * 64, folder / "none.qcow2", MIB))
-    await store.make_overlay(image.digest, folder / "exact.qcow2", MIB)
-    assert sorted(p.name for p in folder.iterdir()) == ["disk.qcow2", "exact.qcow2", "link.qcow2"]
-
-
-async def _captures(store: ImageStore, folder: Path) -> None:
-    image = await store.add_image("base", pieces(raw_disk(15)), report=quiet)
-    overlay, size = folder / "disk.qcow2", 2 * MIB
-    await store.make_overlay(image.digest, overlay, size)
-    seen: list[Progress] = []
-    made = await store.add_disk(
-        "made:v1", Overlay(overlay, image.digest), size, report=seen.append, origin=Origin("vm one")
-    )
-    assert (made.name, made.tag, made.size, made.source) == ("made", "v1", size, "vm one")
-    assert seen, "a capture tells how far it is"
-    again = await store.add_disk("again", Overlay(overlay, image.digest), size, report=quiet, origin=Origin("vm one"))
-    assert again.digest == made.digest, "what nobody has written to is the same image"
-
-    async def refused(kind: type[TwinshareError], disk: Path, name: str = "x", size: int = size) -> None:
-        overlay = Overlay(disk, image.digest if kind is not ImageDamaged else "blake3:" + "0" * 64)
-        await _refused(kind, store.add_disk(name, overlay, size, report=quiet, origin=Origin("")))
-
-    await refused(ImageExists, overlay, "base")
-    await refused(InvalidRequest, overlay, "../x")
-    await refused(ImageDamaged, overlay)
-    await refused(WrongState, overlay, size=MIB)
-    await refused(WrongState, folder / "none")
-    other = folder / "other.qcow2"
-    other.write_bytes(qcow2_disk(size, "/etc/passwd"))
-    await refused(WrongState, other)
-    other.write_bytes(qcow2_disk(size))
-    await refused(WrongState, other)
-    await _refused(ImageNotFound, store.get_image("x"))
 
 
 async def _two_at_once(store: ImageStore, _folder: Path) -> None:
@@ -339,45 +244,3 @@ async def _two_at_once(store: ImageStore, _folder: Path) -> None:
     images = await store.list_images()
     assert len(images) == 5
     assert len({image.digest for image in images}) == 2
-
-
-OpenExchange = Callable[[], AbstractAsyncContextManager[tuple[ImageStore, ImageExchange]]]
-
-
-async def check_image_exchange(open_exchange: OpenExchange, host: str) -> None:
-    """Two nodes and an empty registry at `host`, which takes pushes: what one sends, the other gets."""
-    async with open_exchange() as (here, ours), open_exchange() as (there, theirs):
-        image = await here.add_image("disk", pieces(raw_disk(30)), report=quiet)
-        ref = f"{host}/org/disk:v1"
-        assert ours.knows(ref)
-        assert not ours.knows("blake3:" + "0" * 64)
-        await _refused(ImageNotFound, theirs.pull_image(ref, report=quiet))
-        await _refused(ImageNotFound, ours.push_image("absent", ref, report=quiet))
-        await _refused(InvalidRequest, ours.push_image("disk", "no-registry", report=quiet))
-        await _refused(InvalidRequest, theirs.pull_image("http://127.0.0.1/x.raw", report=quiet, sha256="0" * 64))
-        await _refused(InvalidRequest, theirs.pull_image("https://127.0.0.1/x.raw", report=quiet))
-        assert (await ours.push_image("disk", ref, report=quiet, dry_run=True)).manifest == ""
-        await _refused(ImageNotFound, theirs.pull_image(ref, report=quiet))
-        pushed = await ours.push_image("disk", ref, report=quiet)
-        assert pushed.target == ref
-        assert pushed.manifest.startswith("sha256:")
-        seen: list[Progress] = []
-        got = await theirs.pull_image(ref, report=seen.append)
-        assert got.digest == image.digest
-        assert (got.registry, got.name, got.tag) == (host, "org/disk", "v1")
-        assert (await theirs.find_image(ref)).digest == image.digest
-        assert (await theirs.pull_image(ref, report=quiet, name="mine:1")).name == "mine"
-        await here.add_image("disk", pieces(raw_disk(31)), report=quiet, replace=True)
-        moved = await ours.push_image("disk", ref, report=quiet)
-        assert moved.manifest != pushed.manifest
-        await theirs.pull_image(ref, report=quiet)
-        assert (await there.get_image(ref)).digest != image.digest, "a tag that moved is followed"
-        assert (await there.get_image("mine:1")).digest == image.digest
-
-
-async def _refused(kind: type[TwinshareError], attempt: Awaitable[object]) -> str:
-    try:
-        result = await attempt
-    except kind as error:
-        return error.message
-    raise AssertionError(f"{kind.__name__} was expected, not {result!r}")

@@ -14,9 +14,9 @@ import trio
 
 from scripts.benchmarks._rpc_peer import LOOPBACK, ready, rpc_server
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import quiet
+from twinshare.agent.images.contract_samples import quiet
 from twinshare.agent.images.port import Origin
-from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.peer_session import PROTOCOL

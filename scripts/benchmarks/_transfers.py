@@ -26,11 +26,11 @@ from scripts.benchmarks._transfer_peer import TUNNEL
 from scripts.benchmarks.rows import Row, as_table
 from tests.agent.p2p.workshop import ADMIN, TABLE
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import quiet
+from twinshare.agent.images.contract_samples import quiet
 from twinshare.agent.images.peer_pull import Source, pull_from_peers
 from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.p2p.calls import PeerCalls
-from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.host import Host, Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session

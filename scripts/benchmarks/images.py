@@ -23,7 +23,7 @@ from scripts.benchmarks._disks import Disks, make_disks
 from scripts.benchmarks.rows import Row
 from tests.images.registry.servers import Settings, docker_registry
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import quiet
+from twinshare.agent.images.contract_samples import quiet
 from twinshare.agent.images.index import index_file
 from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client

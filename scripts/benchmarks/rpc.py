@@ -18,7 +18,7 @@ from scripts.benchmarks.rows import Row
 from tests.agent.p2p.workshop import ADMIN, TABLE
 from twinshare.agent.background import open_background
 from twinshare.agent.p2p.calls import PeerCalls
-from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.offload import in_place

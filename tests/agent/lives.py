@@ -27,7 +27,7 @@ import structlog
 import trio
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.node import Node
 from twinshare.agent.open_node import open_node

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.node import Node
 from twinshare.agent.open_node import open_node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller

@@ -15,7 +15,7 @@ from tests.agent.nodes import config, spec, vms_of
 from tests.nodes.test_in_memory import call, open_fleet
 from twinshare.agent.config import ConfigError, DnsConfig, load_config
 from twinshare.agent.dns import AT_ONCE, answer_query, serve_names
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.open_node import open_node
 from twinshare.protocols.access import LOCAL_ADMIN, Role
 from twinshare.protocols.errors import VmNotFound

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import images_of
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.images.port import Origin
 from twinshare.agent.node import Node
 from twinshare.protocols.errors import (

@@ -11,7 +11,7 @@ import trio
 
 from tests.agent.nodes import images_of
 from tests.images.stores import run_tool
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.images.memory import MemoryImageExchange
 from twinshare.agent.images.port import Origin
 from twinshare.agent.node import Node

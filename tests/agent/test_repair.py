@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tests.agent.nodes import config, images_of, spec, vms_of
 from twinshare.agent.database import DatabaseDamaged
 from twinshare.agent.home import locked_home
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.open_node import open_node
 from twinshare.agent.repair import repair
 from twinshare.api.cli import main

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent.lives import FORWARD, PORT, SPEC, STOPPED, Client, client_of, nodes, until_there
 from twinshare.agent.image_operations import build_tiny
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.images.memory import MemoryImageExchange
 from twinshare.agent.journal.active import ActiveOperation
 from twinshare.agent.journal.operation import JournalledOperation

@@ -15,7 +15,7 @@ import trio
 
 from tests.agent.nodes import config, spec, vms_of
 from twinshare.agent.config import GuestsConfig
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.open_node import open_node
 from twinshare.agent.ssh_key import ensure_ssh_key, private_key_file
 from twinshare.protocols.access import LOCAL_ADMIN

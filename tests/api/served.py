@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, ImagesConfig, NodeConfig, P2pConfig
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.node import Node
 from twinshare.agent.open_node import open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host

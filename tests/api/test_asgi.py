@@ -14,7 +14,7 @@ import trio
 from werkzeug.datastructures import Headers
 
 from tests.api.served import SPEC, config
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.open_node import open_node
 from twinshare.api.app import make_app
 from twinshare.api.rest.application import RestApp

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
 

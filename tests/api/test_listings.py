@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.api.served import SPEC, TABLE, Served, served, served_in_a_fleet
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.api.twinshare.listing import Listing
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.bodies import VmList, present

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tests.agent.remote import install
 from tests.api.served import served
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.api.meda import vms as meda_vms
 from twinshare.api.meda.words import WORDS
 from twinshare.protocols.errors import RegistryFailed

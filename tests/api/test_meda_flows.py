@@ -12,7 +12,7 @@ import trio
 
 from tests.agent.remote import install
 from tests.api.served import Served, served
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract_samples import raw_disk
 
 CREATE_AND_START = """
 curl -X POST http://localhost:7777/api/v1/vms -H "Content-Type: application/json" \

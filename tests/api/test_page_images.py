@@ -12,7 +12,7 @@ from tests.agent.remote import install
 from tests.api.browser import PROGRAM, Page
 from tests.api.test_browser import at_peace
 from tests.api.test_page import has, opened
-from twinshare.agent.images.contract import raw_disk, with_boot_sector
+from twinshare.agent.images.contract_samples import raw_disk, with_boot_sector
 
 pytestmark = [
     pytest.mark.system,

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.api.served import SPEC, TABLE, Served, served, served_in_a_fleet
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.images.registry import transport
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN

@@ -8,7 +8,7 @@ import httpx
 import zstandard
 
 from tests.api.served import served
-from twinshare.agent.images.contract import with_boot_sector
+from twinshare.agent.images.contract_samples import with_boot_sector
 from twinshare.agent.images.disks import Packing
 from twinshare.agent.images.unpack import ZERO_FRAME, ZEROS, unpack
 from twinshare.api.sparse import disk_parts

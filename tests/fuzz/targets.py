@@ -29,7 +29,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 
 from twinshare.agent.bounded_yaml import YamlError, load_yaml
 from twinshare.agent.hypervisor.port import Domain, DomainState
-from twinshare.agent.images.contract import qcow2_disk
+from twinshare.agent.images.contract_samples import qcow2_disk
 from twinshare.agent.images.disks import detect_packing
 from twinshare.agent.images.index import BadIndexError, index_bytes
 from twinshare.agent.images.partitions import parts_of

@@ -21,7 +21,7 @@ import httpx
 import trio
 
 from tests.golden.record_wire import record_wire
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.agent.testing import AgentProcess
 
 PLACE = Path("/tmp/twinshare-golden")  # the directory names itself in its files, so it has one place

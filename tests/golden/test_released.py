@@ -14,7 +14,7 @@ import trio
 
 from tests.golden.released import released, unpack_release
 from tests.golden.unpack import unpack
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.agent.testing import AgentProcess
 
 RELEASED = released()

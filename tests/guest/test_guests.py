@@ -13,7 +13,7 @@ import trio
 
 from tests.guest.disks import tick_disk, tiny_disk
 from tests.guest.machine import QEMU, run_machine
-from twinshare.agent.images.contract import quiet
+from twinshare.agent.images.contract_samples import quiet
 from twinshare.agent.images.tiny import guest
 from twinshare.agent.images.tiny.build import build_tiny
 from twinshare.agent.vm.guest import build_seed

@@ -10,7 +10,7 @@ import trio
 
 from tests.agent.p2p.test_mesh_libp2p import fresh, open_real
 from tests.nodes.fleet import agent_file, ask, online, start
-from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.protocols.errors import TwinshareError
 

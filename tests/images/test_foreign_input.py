@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import pieces, quiet, raw_disk
+from twinshare.agent.images.contract_samples import pieces, quiet, raw_disk
 from twinshare.agent.images.index import index_bytes
 from twinshare.agent.images.partial import Partial
 from twinshare.agent.images.port import ImportRequest, Origin

@@ -13,7 +13,7 @@ import trio
 
 from tests.images.stores import disk_store
 from tests.images.test_store import dying_at
-from twinshare.agent.images.contract import nobody, pieces, quiet, raw_disk, with_boot_sector
+from twinshare.agent.images.contract_samples import nobody, pieces, quiet, raw_disk, with_boot_sector
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.partial import Partial
 from twinshare.agent.images.port import ImportRequest, Origin

@@ -20,7 +20,7 @@ from tests.images.registry.servers import docker_registry, needs_registry
 from tests.images.registry.test_exchange import meda_parts, node, publish
 from tests.images.test_store import as_qcow2
 from tests.mounts import fill, free, mounted, needs_mounts
-from twinshare.agent.images.contract import nobody, pieces, quiet, with_boot_sector
+from twinshare.agent.images.contract_samples import nobody, pieces, quiet, with_boot_sector
 from twinshare.agent.images.exchange import DiskImageExchange
 from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.registry import packs

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import quiet, with_boot_sector
+from twinshare.agent.images.contract_samples import quiet, with_boot_sector
 from twinshare.agent.images.index import index_bytes
 from twinshare.agent.images.partial import SUFFIX, Partial
 from twinshare.agent.images.port import ImportRequest, Origin

@@ -14,7 +14,7 @@ import trio
 from tests.images.registry.servers import docker_registry, needs_registry, no_pause
 from tests.images.stores import disk_store
 from twinshare.agent.images import spooled_file
-from twinshare.agent.images.contract import quiet, with_boot_sector
+from twinshare.agent.images.contract_samples import quiet, with_boot_sector
 from twinshare.agent.images.peer_pull import Source, pull_from_peers
 from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry import packs, pull, ranges

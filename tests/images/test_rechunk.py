@@ -17,7 +17,7 @@ from tests.images.stores import disk_store
 from tests.images.test_chunker import disks
 from twinshare.agent.images import chunker, rechunk
 from twinshare.agent.images.chunker import BLOCK, MAX_CHUNK
-from twinshare.agent.images.contract import pieces, quiet, with_boot_sector
+from twinshare.agent.images.contract_samples import pieces, quiet, with_boot_sector
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.rechunk import index_like

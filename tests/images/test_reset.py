@@ -14,7 +14,7 @@ import trio
 
 from tests.images.stores import disk_store
 from twinshare.agent.images import reset
-from twinshare.agent.images.contract import pieces, quiet
+from twinshare.agent.images.contract_samples import pieces, quiet
 from twinshare.agent.images.partitions import parts_of
 from twinshare.agent.images.port import Origin, Overlay
 from twinshare.agent.images.store import DiskImageStore

@@ -21,7 +21,7 @@ import zstandard
 
 from tests.images.stores import disk_store
 from twinshare.agent.database import Database
-from twinshare.agent.images.contract import nobody, pieces, qcow2_disk, quiet, raw_disk, with_boot_sector
+from twinshare.agent.images.contract_samples import nobody, pieces, qcow2_disk, quiet, raw_disk, with_boot_sector
 from twinshare.agent.images.index import ChunkIndex, index_bytes
 from twinshare.agent.images.port import Origin
 from twinshare.agent.images.store import DiskImageStore

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from twinshare.agent.images.contract import quiet
+from twinshare.agent.images.contract_samples import quiet
 from twinshare.agent.images.tiny import build, disk, guest, initramfs, packages
 from twinshare.agent.images.tiny.cpio import Archive
 from twinshare.agent.images.tiny.elf import module_dependencies, needed_libraries

@@ -14,7 +14,7 @@ import trio
 
 from tests.agent.p2p.hosts import open_echo, open_hosts, talks, until
 from tests.agent.p2p.workshop import Neighbourhood, Workshop, WorkshopService
-from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.contract_hosts import ECHO
 from twinshare.agent.p2p.host import PathKind as Route
 from twinshare.agent.p2p.libp2p.dht import open_dht
 from twinshare.agent.p2p.libp2p.host import LibP2pHost

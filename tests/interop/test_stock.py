@@ -27,7 +27,7 @@ from multiaddr.multiaddr import Multiaddr
 
 from tests.agent.p2p.hosts import open_echo, talks
 from tests.agent.p2p.pairs import MemoryChannel, memory_channels
-from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.contract_hosts import ECHO
 from twinshare.agent.p2p.libp2p.yamux.connection import YamuxConnection
 from twinshare.agent.p2p.libp2p.yamux.stream import YamuxStream
 

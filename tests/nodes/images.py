@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodes.test_in_memory import call
-from twinshare.agent.images.contract import pieces, with_boot_sector
+from twinshare.agent.images.contract_samples import pieces, with_boot_sector
 from twinshare.agent.images.peer_serve import SharedDisk
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN

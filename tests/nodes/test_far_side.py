@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from tests.nodes.fleet import agent_file, ask, join, start, until_online
-from twinshare.agent.images.contract import raw_disk, with_boot_sector
+from twinshare.agent.images.contract_samples import raw_disk, with_boot_sector
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
 from twinshare.protocols.errors import TwinshareError

@@ -16,7 +16,7 @@ import trio.testing
 from tests.agent.nodes import config, spec
 from twinshare.agent.config import P2pConfig
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.node import Node
 from twinshare.agent.open_node import open_node
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host

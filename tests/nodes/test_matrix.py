@@ -24,7 +24,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import call, open_fleet
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.limits import Meter
 from twinshare.agent.node import Node

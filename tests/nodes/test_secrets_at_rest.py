@@ -14,7 +14,7 @@ import trio
 from tests.agent import remote as registries
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import call, open_fleet, open_node_on
-from twinshare.agent.images.contract import raw_disk
+from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role

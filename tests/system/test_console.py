@@ -12,7 +12,7 @@ import trio
 
 from tests.api.test_cli_console import piped, pipes, terminal
 from tests.nodes.fleet import fleet, until_online
-from twinshare.agent.images.contract import pieces, raw_disk
+from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.reach.consoles import BUFFER
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient

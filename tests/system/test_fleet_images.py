@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.nodes.fleet import ask, fleet
-from twinshare.agent.images.contract import with_boot_sector
+from twinshare.agent.images.contract_samples import with_boot_sector
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
 

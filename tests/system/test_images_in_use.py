@@ -15,7 +15,7 @@ from tests.images.registry.test_exchange import TAR, container_layer, meda_parts
 from tests.images.test_store import as_qcow2
 from tests.system.conftest import once
 from tests.system.test_survival import ticks, until_tick
-from twinshare.agent.images.contract import with_boot_sector
+from twinshare.agent.images.contract_samples import with_boot_sector
 from twinshare.agent.images.registry.client import Repository, open_registry_client
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient

@@ -14,7 +14,7 @@ import trio
 
 from tests.interop.peers import Peer, open_peer
 from twinshare.agent.p2p.addresses import parse
-from twinshare.agent.p2p.contract import ECHO, admit_all, echo
+from twinshare.agent.p2p.contract_hosts import ECHO, admit_all, echo
 from twinshare.agent.p2p.host import Gate
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.handshake import NOISE, NoiseIdentity, shake_hands

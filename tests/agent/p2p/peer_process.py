@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from tests.agent.p2p.talking import talks
-from twinshare.agent.p2p.contract import ECHO, admit_all, echo
+from twinshare.agent.p2p.contract_hosts import ECHO, admit_all, echo
 from twinshare.agent.p2p.host import Host
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.libp2p.settings import HostSettings

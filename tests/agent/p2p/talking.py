@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.contract_hosts import ECHO
 from twinshare.agent.p2p.host import Host, PeerId
 
 

@@ -9,7 +9,8 @@ from itertools import count
 
 import pytest
 
-from twinshare.agent.p2p.contract import CHECKS, Check
+from twinshare.agent.p2p.contract import CHECKS
+from twinshare.agent.p2p.contract_hosts import Check
 from twinshare.agent.p2p.host import Gate, Host
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host

@@ -8,7 +8,7 @@ import time
 import pytest
 import trio
 
-from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.discovery import SignedRecord
 from twinshare.agent.p2p.host import Host
 from twinshare.agent.p2p.libp2p import discovery, open_discovery

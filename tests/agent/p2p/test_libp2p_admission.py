@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from twinshare.agent.p2p.contract import ECHO, Guests
+from twinshare.agent.p2p.contract_hosts import ECHO, Guests
 from twinshare.agent.p2p.host import Admission, Direction
 from twinshare.agent.p2p.libp2p.multistream import MULTISTREAM, encode
 from twinshare.agent.p2p.libp2p.pipe import PipeBroken

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from twinshare.agent.p2p.addresses import parse
-from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.contract_hosts import ECHO
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p.handshake import NOISE
 from twinshare.agent.p2p.libp2p.listener import CannotListen

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from twinshare.agent.p2p.contract import admit_all
+from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.agent.simulation import open_cluster, simulated_vm
 from twinshare.protocols.access import Caller, Limits, Role

@@ -9,7 +9,7 @@ import pytest
 import trio
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import MALFORMED_MESSAGE, NO_RESERVATION, OK, HopMessage, StopMessage
 
-from twinshare.agent.p2p.contract import ECHO, Guests, admit_all
+from twinshare.agent.p2p.contract_hosts import ECHO, Guests, admit_all
 from twinshare.agent.p2p.host import Admission, Direction, PathKind, Stream
 from twinshare.agent.p2p.libp2p.handshake import NoiseIdentity, UpgradeFailed
 from twinshare.agent.p2p.libp2p.host import LibP2pHost

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from twinshare.agent.p2p.contract import ECHO
+from twinshare.agent.p2p.contract_hosts import ECHO
 from twinshare.agent.p2p.host import Host
 from twinshare.agent.p2p.libp2p.host import LibP2pHost
 

@@ -16,7 +16,7 @@ import trio
 
 from tests.images.registry.servers import Settings, docker_registry, needs_registry, needs_skopeo, no_pause
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import nobody, pieces, quiet, with_boot_sector
+from twinshare.agent.images.contract_samples import nobody, pieces, quiet, with_boot_sector
 from twinshare.agent.images.port import ImportRequest, Origin
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client

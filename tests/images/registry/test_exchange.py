@@ -24,7 +24,8 @@ import zstandard
 from tests.images.registry.servers import Exchange, Settings, docker_registry, needs_registry, no_pause, scripted
 from tests.images.stores import disk_store
 from tests.images.test_store import as_qcow2, random_disk
-from twinshare.agent.images.contract import check_image_exchange, pieces, quiet, with_boot_sector
+from twinshare.agent.images.contract_exchange import check_image_exchange
+from twinshare.agent.images.contract_samples import pieces, quiet, with_boot_sector
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
 from twinshare.agent.images.memory import MemoryImageExchange, MemoryImageStore
 from twinshare.agent.images.port import ImageExchange, ImageStore, Requester

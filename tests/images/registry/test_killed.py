@@ -18,7 +18,7 @@ from blake3 import blake3
 from tests.images.registry.servers import Settings, docker_registry, needs_registry
 from tests.images.registry.test_artifact import add, node, push
 from tests.images.test_store import check_sound
-from twinshare.agent.images.contract import with_boot_sector
+from twinshare.agent.images.contract_samples import with_boot_sector
 from twinshare.agent.images.registry import packs
 from twinshare.agent.images.registry.client import Repository
 from twinshare.agent.images.registry.manifest import twinshare_layers

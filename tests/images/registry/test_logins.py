@@ -15,7 +15,7 @@ from tests.images.registry.servers import PASSWORD, USER, Exchange, Settings, no
 from tests.images.registry.test_client import BLOB, MANIFEST
 from tests.images.stores import disk_store
 from tests.images.test_store import random_disk
-from twinshare.agent.images.contract import pieces, quiet
+from twinshare.agent.images.contract_samples import pieces, quiet
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
 from twinshare.agent.images.port import Requester
 from twinshare.agent.images.registry import manifest as m

@@ -13,7 +13,7 @@ import pytest
 from tests.images.registry.proxy_server import open_proxy
 from tests.images.registry.servers import Settings, docker_registry, needs_registry, no_pause
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract import pieces, quiet, raw_disk
+from twinshare.agent.images.contract_samples import pieces, quiet, raw_disk
 from twinshare.agent.images.exchange import DiskImageExchange, open_image_exchange
 from twinshare.agent.images.registry import transport
 from twinshare.agent.images.registry.proxies import ProxyRules

@@ -9,7 +9,7 @@ import pytest
 
 from tests.images.registry.servers import docker_registry, needs_registry
 from tests.images.registry.test_exchange import meda_parts, node, published
-from twinshare.agent.images.contract import pieces, quiet
+from twinshare.agent.images.contract_samples import pieces, quiet
 from twinshare.agent.images.port import Origin
 from twinshare.protocols.errors import InvalidRequest
 
