@@ -15,9 +15,10 @@ from ..protocols.access import LOCAL_ADMIN, Caller
 from ..protocols.errors import TwinshareError
 from ..protocols.guest_stream import StreamRequest
 from ..protocols.image import Image
+from ..protocols.image_service import ImageService
 from ..protocols.method import Method
 from ..protocols.peer import FleetVms
-from ..protocols.services import ImageService, VmService
+from ..protocols.services import VmService
 from ..protocols.table import Dispatcher, method_of
 from ..protocols.vm import Vm
 from .audit.log import AuditLog

@@ -17,7 +17,8 @@ from ..protocols.console import PROTOCOL as CONSOLE
 from ..protocols.console import SCREEN_PROTOCOL as SCREEN
 from ..protocols.guest_service import GuestService
 from ..protocols.guest_stream import PROTOCOL as GUEST
-from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
+from ..protocols.image_service import ImageService
+from ..protocols.services import NodeService, OperationService, TokenService, VmService
 from ..protocols.table import Dispatcher, method_of
 from ..protocols.tunnel import PROTOCOL as TUNNEL
 from .audit.log import SCHEMA as AUDIT_SCHEMA

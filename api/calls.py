@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Unpack, cast
 
 import msgspec
 
@@ -16,74 +15,22 @@ from ..protocols.errors import DeadlineExceeded, PeerMisbehaved
 from ..protocols.guest import ExecRequest, ExecResult, FileEntry, WrittenFile
 from ..protocols.guest_service import GuestService
 from ..protocols.image import Image
+from ..protocols.image_service import ImageService
 from ..protocols.method import Method
 from ..protocols.operation import Operation
 from ..protocols.peer import Message, MessageReply, P2pState, PeerInfo
 from ..protocols.peer_service import PeerService
 from ..protocols.reading import decode_json
-from ..protocols.services import ImageService, NodeService, OperationService, TokenService, VmService
+from ..protocols.services import NodeService, OperationService, TokenService, VmService
 from ..protocols.table import stub
-from ..protocols.vm import Blob, CloudInit, ForwardSpec, Vm, VmSpec
+from ..protocols.vm import Blob, Vm, VmSpec
+from .call_fields import ExecFields, VmFields, WriteFields
+from .content import Hashed, file_parts, packed_parts, single_part
 from .exchange import compose, file_read, file_write, method_named, outcome, upload
 from .listings import ListingCalls
-from .sparse import disk_parts
 
 # Seconds of one request of a wait: less than every timeout on the way.
 _WAIT_STEP = 10.0
-
-
-class CloudInitFields(TypedDict, total=False):
-    """The fields of CloudInit as keywords."""
-
-    user_data: str
-    network_config: str
-    ssh_authorized_keys: list[str]
-    hostname: str
-
-
-class VmFields(TypedDict, total=False):
-    """The fields of VmSpec beside `name` and `image`, as keywords; memory in MiB, disk_size in GiB."""
-
-    cpu_cores: int
-    memory: int
-    disk_size: int
-    network: str
-    hypervisor: str
-    firmware: str
-    mac: str
-    cloud_init: CloudInit | CloudInitFields | None
-    forwards: list[ForwardSpec]
-    start: bool
-    autostart: bool
-    labels: dict[str, str]
-    ttl: int
-
-
-class ExecFields(TypedDict, total=False):
-    """The fields of ExecRequest beside `command`, as keywords; `timeout` in seconds."""
-
-    command_base64: list[str]
-    env: dict[str, str]
-    env_base64: list[str]
-    workdir: str
-    workdir_base64: str
-    user: str
-    stdin: str
-    stdin_base64: str
-    timeout: int
-    detach: bool
-    interactive: bool
-    terminal: bool
-    columns: int
-    rows: int
-
-
-class WriteFields(TypedDict, total=False):
-    """How a file is written: permission bits, seconds since 1970, and whose it is to be."""
-
-    mode: int | None
-    modified: float | None
-    user: str
 
 
 class Calls(ListingCalls):
@@ -157,7 +104,7 @@ class Calls(ListingCalls):
 
         `raw` takes what cannot be recognised as a disk for a raw one.
         """
-        sent = _read_file(content) if isinstance(content, Path) else content
+        sent = packed_parts(content) if isinstance(content, Path) else content
         return cast("Image", await self._carrier.send(upload(name, raw=raw), sent))
 
     # Inside a guest
@@ -199,8 +146,8 @@ class Calls(ListingCalls):
 
         Raises: PeerMisbehaved when the guest has got other bytes than were sent.
         """
-        body = _Hashed(_single(content) if isinstance(content, bytes) else
-                       _read_file(content) if isinstance(content, Path) else content)  # fmt: skip
+        body = Hashed(single_part(content) if isinstance(content, bytes) else
+                       file_parts(content) if isinstance(content, Path) else content)  # fmt: skip
         answer = await self._carrier.send(file_write(vm, os.fsencode(path), peer, options), body)
         written = cast("WrittenFile", answer)
         if written.file is None or written.digest not in {None, body.digest}:
@@ -275,33 +222,3 @@ def _spec(name: str, image: str, fields: Mapping[str, Any]) -> VmSpec:
     """A spec, checked here as the node checks it. Raises: InvalidRequest naming the field."""
     found = decode_json(msgspec.json.encode({"name": name, "image": image, **fields}), VmSpec)
     return cast("VmSpec", found)
-
-
-class _Hashed:
-    """Content as it is sent, with the BLAKE2b of all of it."""
-
-    def __init__(self, content: AsyncIterator[bytes]) -> None:
-        self._content, self._hash = content, hashlib.blake2b(digest_size=32)
-
-    @property
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        part = await anext(self._content)
-        self._hash.update(part)
-        return part
-
-
-async def _single(content: bytes) -> AsyncIterator[bytes]:
-    if content:
-        yield content
-
-
-async def _read_file(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        for chunk in disk_parts(file):
-            yield chunk

@@ -1,50 +1,4 @@
-"""Every error that a peer or a REST client can see, with its code and its HTTP status.
-
-TwinshareError                  internal                500
-├── InvalidRequest              invalid_request         400
-├── Unauthenticated             unauthenticated         401
-├── Forbidden                   forbidden               403
-│   ├── AddressRefused          address_refused         403
-│   └── QuotaExceeded           quota_exceeded          403
-├── NotFound                    not_found               404
-│   ├── VmNotFound              vm_not_found            404
-│   ├── ImageNotFound           image_not_found         404
-│   ├── PeerNotFound            peer_not_found          404
-│   ├── OperationNotFound       operation_not_found     404
-│   ├── ForwardNotFound         forward_not_found       404
-│   ├── TokenNotFound           token_not_found         404
-│   ├── SessionNotFound         session_not_found       404
-│   └── FileNotFound            file_not_found          404
-├── MethodNotAllowed            method_not_allowed      405
-├── RequestTimeout              request_timeout         408
-├── Conflict                    conflict                409
-│   ├── VmExists                vm_exists               409
-│   ├── WrongState              wrong_state             409
-│   ├── ImageInUse              image_in_use            409
-│   ├── ImageExists             image_exists            409
-│   ├── ImageDamaged            image_damaged           409
-│   ├── PortTaken               port_taken              409
-│   ├── AmbiguousName           ambiguous_name          409
-│   ├── IdempotencyMismatch     idempotency_mismatch    409
-│   ├── OperationCancelled      operation_cancelled     409
-│   ├── GuestUnreachable        guest_unreachable       409
-│   └── GuestRefused            guest_refused           409
-├── TooLarge                    too_large               413
-├── UnsupportedMediaType        unsupported_media_type  415
-├── Misdirected                 misdirected             421
-├── UpgradeRequired             upgrade_required        426
-├── RateLimited                 rate_limited            429
-├── Unsupported                 unsupported             501
-├── BadGateway                  bad_gateway             502
-│   ├── PeerUnreachable         peer_unreachable        502
-│   ├── PeerMisbehaved          peer_misbehaved         502
-│   └── RegistryFailed          registry_failed         502
-├── Unavailable                 unavailable             503
-│   ├── HypervisorDown          hypervisor_down         503
-│   ├── P2pStopped              p2p_stopped             503
-│   └── Overloaded              overloaded              503
-├── DeadlineExceeded            deadline_exceeded       504
-└── InsufficientResources       insufficient_resources  507
+"""Every error that a peer or a REST client can see, with its code and its HTTP status: docs/reference/errors.md.
 
 The same class is raised on both sides of a stream: `to_wire` on the owner's node, `from_wire` on the caller's.
 """
@@ -97,6 +51,8 @@ class InvalidRequest(TwinshareError):
 
 
 class Unauthenticated(TwinshareError):
+    """The request has no token, or one that this node does not know, has revoked or has seen expire."""
+
     code, status = "unauthenticated", 401
 
 
@@ -113,34 +69,50 @@ class AddressRefused(Forbidden):
 
 
 class QuotaExceeded(Forbidden):
+    """The caller owns as many VMs, CPUs, memory or disk as its role or membership allows."""
+
     code = "quota_exceeded"
 
 
 class NotFound(TwinshareError):
+    """No such route, or nothing of that name."""
+
     code, status = "not_found", 404
 
 
 class VmNotFound(NotFound):
+    """No VM has this name or ID on the node that is asked."""
+
     code = "vm_not_found"
 
 
 class ImageNotFound(NotFound):
+    """No image of this name or digest is here, nor where it was to come from."""
+
     code = "image_not_found"
 
 
 class PeerNotFound(NotFound):
+    """No member of the fleet has this name or peer ID."""
+
     code = "peer_not_found"
 
 
 class OperationNotFound(NotFound):
+    """The journal has no operation of this ID, or not any more."""
+
     code = "operation_not_found"
 
 
 class ForwardNotFound(NotFound):
+    """The VM has no forward of this port."""
+
     code = "forward_not_found"
 
 
 class TokenNotFound(NotFound):
+    """No token has this name."""
+
     code = "token_not_found"
 
 
@@ -157,6 +129,8 @@ class FileNotFound(NotFound):
 
 
 class MethodNotAllowed(TwinshareError):
+    """The route has other methods: the header `Allow` names them."""
+
     code, status = "method_not_allowed", 405
 
 
@@ -167,22 +141,32 @@ class RequestTimeout(TwinshareError):
 
 
 class Conflict(TwinshareError):
+    """The request does not fit what is there; the message says what."""
+
     code, status = "conflict", 409
 
 
 class VmExists(Conflict):
+    """Another VM of the node has this name."""
+
     code = "vm_exists"
 
 
 class WrongState(Conflict):
+    """The VM is in a state in which this cannot be done; the message says which."""
+
     code = "wrong_state"
 
 
 class ImageInUse(Conflict):
+    """VMs stand on the image; the message names them."""
+
     code = "image_in_use"
 
 
 class ImageExists(Conflict):
+    """The name stands for another image."""
+
     code = "image_exists"
 
 
@@ -193,14 +177,20 @@ class ImageDamaged(Conflict):
 
 
 class PortTaken(Conflict):
+    """Another forward or program has this port of the node."""
+
     code = "port_taken"
 
 
 class MacTaken(Conflict):
+    """Another VM of the node has this MAC address."""
+
     code = "mac_taken"
 
 
 class AmbiguousName(Conflict):
+    """Several VMs, images or peers may be meant; the message names them."""
+
     code = "ambiguous_name"
 
 
@@ -211,6 +201,8 @@ class IdempotencyMismatch(Conflict):
 
 
 class OperationCancelled(Conflict):
+    """The operation was cancelled, and what it had done was undone."""
+
     code = "operation_cancelled"
 
 
@@ -227,6 +219,8 @@ class GuestRefused(Conflict):
 
 
 class TooLarge(TwinshareError):
+    """The body, a header or a field is larger than its limit."""
+
     code, status = "too_large", 413
 
 
@@ -237,6 +231,8 @@ class RangeNotSatisfiable(TwinshareError):
 
 
 class UnsupportedMediaType(TwinshareError):
+    """The body is in another format than the route takes; the message says which."""
+
     code, status = "unsupported_media_type", 415
 
 
@@ -253,6 +249,8 @@ class UpgradeRequired(TwinshareError):
 
 
 class RateLimited(TwinshareError):
+    """The caller has sent more requests than its share: try again later."""
+
     code, status = "rate_limited", 429
 
 
@@ -263,38 +261,56 @@ class Unsupported(TwinshareError):
 
 
 class BadGateway(TwinshareError):
+    """Another machine that the answer depends on has failed."""
+
     code, status = "bad_gateway", 502
 
 
 class PeerUnreachable(BadGateway):
+    """No connection to the peer could be made, or it broke."""
+
     code = "peer_unreachable"
 
 
 class PeerMisbehaved(BadGateway):
+    """The peer has answered what the protocol does not allow."""
+
     code = "peer_misbehaved"
 
 
 class RegistryFailed(BadGateway):
+    """A registry or package archive could not be reached, refused, or sent what is not right."""
+
     code = "registry_failed"
 
 
 class Unavailable(TwinshareError):
+    """The node cannot do this at the moment; the message says why."""
+
     code, status = "unavailable", 503
 
 
 class HypervisorDown(Unavailable):
+    """The node cannot run VMs at the moment: libvirt or its sandbox is not there."""
+
     code = "hypervisor_down"
 
 
 class P2pStopped(Unavailable):
+    """The peer-to-peer services of the node are off, or cannot listen."""
+
     code = "p2p_stopped"
 
 
 class Overloaded(Unavailable):
+    """As many do this at once as may: try again later."""
+
     code = "overloaded"
 
 
 class DeadlineExceeded(TwinshareError):
+    """It has not ended in the time that it was given."""
+
     code, status = "deadline_exceeded", 504
 
 

@@ -12,7 +12,7 @@ import trio
 from ...protocols.access import Caller
 from ...protocols.errors import ImageNotFound
 from ...protocols.image import Image
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..images.port import Origin, Requester
 from ..images.tiny.build import REF, build_tiny
 from ..journal.active import ActiveOperation

@@ -8,7 +8,7 @@ from ...protocols.access import LOCAL, Caller
 from ...protocols.errors import ImageExists, ImageNotFound, InvalidRequest, Unsupported, WrongState
 from ...protocols.events import ImageAdded
 from ...protocols.image import Image
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..hypervisor.port import DiskExport, DomainState
 from ..images.port import Export, Origin, Overlay, Requester
 from ..images.tag_index import parse_new_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...protocols.image import ImageCheck
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..journal.active import ActiveOperation
 from .context import ImageOperation
 

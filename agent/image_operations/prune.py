@@ -10,7 +10,7 @@ import msgspec
 from ...protocols.access import LOCAL
 from ...protocols.events import ImageRemoved
 from ...protocols.image import Image, Pruned
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..journal.active import ActiveOperation
 from .context import ImageOperation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...protocols.access import LOCAL
 from ...protocols.events import ImageAdded
 from ...protocols.image import Image
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..journal.active import ActiveOperation
 from .context import ImageOperation
 

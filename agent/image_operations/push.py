@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...protocols.image import Pushed, PushRequest
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..images.port import Requester
 from ..journal.active import ActiveOperation
 from .context import ImageOperation

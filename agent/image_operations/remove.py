@@ -8,7 +8,7 @@ from ...protocols.access import LOCAL, Caller
 from ...protocols.errors import ImageNotFound
 from ...protocols.events import ImageRemoved
 from ...protocols.image import Image
-from ...protocols.services import ImageService
+from ...protocols.image_service import ImageService
 from ..journal.active import ActiveOperation
 from ..journal.operation import Release, nothing_claimed
 from .context import ImageOperation

@@ -25,9 +25,9 @@ from ...protocols.errors import (
     TwinshareError,
 )
 from ...protocols.image import Image
+from ...protocols.image_service import ImageService
 from ...protocols.operation import Progress
 from ...protocols.reference import LOCAL, Reference, parse_reference
-from ...protocols.services import ImageService
 from ...protocols.table import methods
 from ...protocols.tunnel import encode
 from ..images.peer_pull import Source, pull_from_peers

@@ -35,11 +35,12 @@ from twinshare.agent.p2p.libp2p import discovery  # noqa: F401 - costs each life
 from twinshare.agent.p2p.memory import MemoryNetwork, open_memory_host
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import Conflict, TokenNotFound
+from twinshare.protocols.image_service import ImageService
 from twinshare.protocols.method import Method
 from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.peer_service import PeerService
-from twinshare.protocols.services import ImageService, TokenService, VmService
+from twinshare.protocols.services import TokenService, VmService
 from twinshare.protocols.table import stub
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 

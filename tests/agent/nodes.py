@@ -12,7 +12,8 @@ from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.node import Node
 from twinshare.agent.open_node import open_node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller
-from twinshare.protocols.services import ImageService, VmService
+from twinshare.protocols.image_service import ImageService
+from twinshare.protocols.services import VmService
 from twinshare.protocols.table import stub
 from twinshare.protocols.vm import VmSpec
 

@@ -19,8 +19,9 @@ from twinshare.agent.journal.pace import Pace
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import Forbidden, RateLimited, Unavailable, WrongState
+from twinshare.protocols.image_service import ImageService
 from twinshare.protocols.operation import Detached, OperationState
-from twinshare.protocols.services import ImageService, NodeService, VmService
+from twinshare.protocols.services import NodeService, VmService
 from twinshare.protocols.table import stub
 from twinshare.protocols.vm import MAX_FORWARDS, ForwardSpec, VmStatus
 

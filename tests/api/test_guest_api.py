@@ -174,6 +174,19 @@ async def test_files_are_written_and_read(tmp_path: Path) -> None:
         assert not (there / "a file").exists()
 
 
+async def test_a_sparse_file_is_written_as_it_reads(tmp_path: Path) -> None:
+    """Only disks that become images are sent packed: a guest would keep the packed bytes."""
+    source = tmp_path / "sparse"
+    with source.open("wb") as file:
+        file.truncate(17 << 20)
+        file.seek(0, os.SEEK_END)
+        file.write(b"end")
+    async with running(tmp_path) as api, RESTClient(api.url) as client:
+        made = await client.write_file("one", f"{tmp_path}/copy", source)
+        assert made.size == source.stat().st_size
+        assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
 async def test_an_upload_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     content = os.urandom(200_000)
     async with running(tmp_path) as api:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.api.recorded import STARTED, VM, Answer, operation, recorded_node
 from twinshare.api import rest_client
-from twinshare.api.calls import CloudInitFields, VmFields
+from twinshare.api.call_fields import CloudInitFields, VmFields
 from twinshare.api.sync import NodeUnreachable, RESTClient
 from twinshare.protocols.bodies import VmStarted
 from twinshare.protocols.errors import InvalidRequest, VmExists

@@ -10,9 +10,10 @@ import pytest
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.console import ConsoleRequest
 from twinshare.protocols.errors import InvalidRequest, PeerMisbehaved
+from twinshare.protocols.image_service import ImageService
 from twinshare.protocols.messages import Hello, Request, decode
 from twinshare.protocols.operation import Operation, OperationState
-from twinshare.protocols.services import ImageService, OperationService, VmService
+from twinshare.protocols.services import OperationService, VmService
 from twinshare.protocols.table import methods
 from twinshare.protocols.tolerant import decode_json_tolerantly, decode_tolerantly
 from twinshare.protocols.tunnel import TunnelRequest
