@@ -69,10 +69,13 @@ class TokenStore:
                 self._note_use(row, now)
         return found
 
-    def holds(self, principal: str) -> bool:
-        """Return whether a principal still exists: a token that is neither revoked nor at its end, or any other."""
+    def holds(self, principal: str, until: float | None = None) -> bool:
+        """Return whether the credential of a principal is good: neither a revoked token, nor one at its end.
+
+        `until` is that of the `Caller`.
+        """
         if not principal.startswith(PREFIX):
-            return True
+            return until is None or time.time() < until
         row = self._rows.get(principal.removeprefix(PREFIX))
         return row is not None and (row.expires_at is None or time.time() < row.expires_at)
 
@@ -84,24 +87,21 @@ class TokenStore:
         Raises: Unauthenticated then.
         """
         if not caller.principal.startswith(PREFIX):
-            yield
+            with _ending_at(caller.until):
+                yield
             return
         name = caller.principal.removeprefix(PREFIX)
         row = self._rows.get(name)
         if row is None:
             raise _ended()
-        left = float("inf") if row.expires_at is None else row.expires_at - time.time()
-        scope = trio.CancelScope(deadline=trio.current_time() + left)
-        self._opened[name][scope] = trio.lowlevel.current_task()
-        try:
-            with scope:
+        with _ending_at(row.expires_at) as scope:
+            self._opened[name][scope] = trio.lowlevel.current_task()
+            try:
                 yield
-        finally:
-            del self._opened[name][scope]
-            if not self._opened[name]:
-                del self._opened[name]
-        if scope.cancelled_caught:
-            raise _ended()
+            finally:
+                del self._opened[name][scope]
+                if not self._opened[name]:
+                    del self._opened[name]
 
     def _note_use(self, row: _Row, now: float) -> None:
         if row.last_used_at is None or now - row.last_used_at > USE_WRITTEN_EVERY:
@@ -165,6 +165,16 @@ class TokenStore:
 
     def list(self) -> Sequence[Token]:
         return [_view(row) for row in sorted(self._rows.values(), key=lambda row: row.name)]
+
+
+@contextmanager
+def _ending_at(until: float | None) -> Iterator[trio.CancelScope]:
+    """Run a block until a time of the epoch, or until its scope is cancelled. Raises: Unauthenticated then."""
+    left = float("inf") if until is None else until - time.time()
+    with trio.CancelScope(deadline=trio.current_time() + left) as scope:
+        yield scope
+    if scope.cancelled_caught:
+        raise _ended()
 
 
 def _ended() -> Unauthenticated:

@@ -41,7 +41,9 @@ def make_app(node: Node, url: str) -> RestApp:
 
     def by_session(secret: str) -> Session | None:
         session = sessions.find(secret, trio.current_time())
-        return session if session is not None and node.tokens.holds(session.caller.principal) else None
+        if session is None or not node.tokens.holds(session.caller.principal, session.caller.until):
+            return None
+        return session
 
     app = RestApp(config.max_body, Metrics(), lambda incoming: incoming.bound(node.tokens))
     app.renderers[f"{meda.ROOT}/".encode()] = meda.render_error

@@ -78,6 +78,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     `principal` is `local`, `token:<name>`, a peer ID, or `<peer ID>/token:<name>` for whom a peer asks; it becomes the
     owner of what the call creates. `limits` bound what its account may own.
+    `until`: when the credential that was shown ends, in seconds of the epoch; None where that is looked up, or never.
     `idempotency_key` makes a repeated mutation the same operation; None lets the operation make its own.
     `detach` asks for the operation instead of its result (`Prefer: respond-async`).
     `from_peer`: the call came from another node; what it opens on this machine concerns others than the caller.
@@ -86,6 +87,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     principal: str
     role: Role
     limits: Limits = UNLIMITED
+    until: float | None = None
     idempotency_key: str | None = None
     detach: bool = False
     from_peer: bool = False

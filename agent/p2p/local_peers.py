@@ -156,7 +156,7 @@ class LocalPeers:
         limits = (invite.limits or Limits()).lowered(own.limits)
         reachable = addresses.for_others(running.host.addresses)[:MAX_ADDRESSES]
         asked = msgspec.structs.replace(invite, limits=limits)
-        ticket = await self._context.tickets.make(asked, reachable, self._caller.principal)
+        ticket = await self._context.tickets.make(asked, reachable, self._caller)
         expires = datetime.fromtimestamp(ticket.expires, UTC)
         return Ticket(
             ticket=encode_ticket(ticket),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from ...protocols.access import LOCAL, Limits, Role
+from ...protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from ...protocols.errors import Forbidden, Overloaded
 from ...protocols.peer import InviteRequest
 from ...protocols.ticket import ID_SIZE, NONCE_SIZE, SECRET_SIZE, TicketContent
@@ -32,7 +32,7 @@ UNKNOWN = "the ticket is not valid here: it was never made, or is long forgotten
 
 
 class _Issued(msgspec.Struct, kw_only=True):
-    """A ticket as it is kept. Times in seconds of the epoch; `owner` is the principal that made it."""
+    """A ticket as it is kept. Times in seconds of the epoch; `owner` and `until` are of the `Caller` that made it."""
 
     id: bytes
     secret: bytes
@@ -43,6 +43,7 @@ class _Issued(msgspec.Struct, kw_only=True):
     wrong: int = 0
     barred: list[str] = []
     owner: str = ""
+    until: float | None = None
     ended: bool = False
 
     @property
@@ -72,8 +73,8 @@ class TicketBook:
         now = self._now()
         return any(t.uses > 0 and not t.burnt and not t.ended and t.expires > now for t in self._issued.values())
 
-    async def make(self, invite: InviteRequest, addresses: Sequence[str], owner: str = LOCAL) -> TicketContent:
-        """Make a ticket for the principal `owner`. Raises: Overloaded."""
+    async def make(self, invite: InviteRequest, addresses: Sequence[str], owner: Caller = LOCAL_ADMIN) -> TicketContent:
+        """Make a ticket for `owner`. Raises: Overloaded."""
         await self._forget()
         if len(self._issued) >= MAX_TICKETS:
             raise Overloaded(f"{MAX_TICKETS} tickets are out; wait until some have expired")
@@ -84,7 +85,8 @@ class TicketBook:
             limits=invite.limits or Limits(),
             expires=int(self._now()) + invite.expires,
             uses=invite.uses,
-            owner=owner,
+            owner=owner.principal,
+            until=owner.until,
         )
         await self._save(issued)
         self._issued[issued.id] = issued
@@ -118,10 +120,11 @@ class TicketBook:
                 issued.barred = [*issued.barred, *new]
                 await self._save(issued)
 
-    async def end_with_principals(self, holds: Callable[[str], bool]) -> None:
+    async def end_with_principals(self, holds: Callable[[str, float | None], bool]) -> None:
         """End the tickets of tokens that were revoked or have expired; runs until it is cancelled."""
         while True:
-            for issued in [t for t in self._issued.values() if t.owner and not t.ended and not holds(t.owner)]:
+            owned = [ticket for ticket in self._issued.values() if ticket.owner and not ticket.ended]
+            for issued in [ticket for ticket in owned if not holds(ticket.owner, ticket.until)]:
                 issued.ended = True
                 with suppress(*PASSING_FAULTS):  # it has ended all the same, and is looked at again at the next start
                     await self._save(issued)

@@ -38,7 +38,7 @@ LOOK_FOR_ENDS_EVERY = 0.5
 
 
 class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
-    """One port. `owner` is who made it on this node, `role` what they had then."""
+    """One port. `owner` is who made it on this node, `role` what they had then, `until` that of the `Caller`."""
 
     peer: PeerId
     vm_id: str
@@ -46,6 +46,7 @@ class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
     spec: ForwardSpec
     owner: str
     role: Role
+    until: float | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -130,10 +131,10 @@ class Tunnels:
             for peer in {tunnel.peer for tunnel in kept}:
                 await self._weed(peer, [tunnel for tunnel in kept if tunnel.peer == peer])
 
-    async def end_with_principals(self, holds: Callable[[str], bool]) -> None:
+    async def end_with_principals(self, holds: Callable[[str, float | None], bool]) -> None:
         """Delete the tunnels of tokens that have ended, and their connections; runs until it is cancelled."""
         while True:
-            for tunnel in [tunnel for tunnel in self.kept.values() if not holds(tunnel.owner)]:
+            for tunnel in [tunnel for tunnel in self.kept.values() if not holds(tunnel.owner, tunnel.until)]:
                 log.info("a tunnel ends with the token that opened it", vm=tunnel.vm_name, owner=tunnel.owner)
                 # The port first: a database that is slow or full must not keep it open.
                 self.relays.close(tunnel.key)

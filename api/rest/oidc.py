@@ -13,8 +13,9 @@ from ...protocols.access import Caller, Role
 from ...protocols.bounded.jws import check_jws
 
 ALGORITHMS = ["EdDSA", "Ed25519", "ES256", "ES384", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
-# Seconds by which the provider's clock and ours may differ.
+# Seconds by which the provider's clock may be ahead of ours. A token's end is taken as it stands.
 LEEWAY = 30
+_LATEST = 1 << 53
 
 
 class Authority:
@@ -51,8 +52,9 @@ class Authority:
             claims.get("iss") == self._config.issuer
             and self._config.audience in (audience if isinstance(audience, list) else [audience])
             and isinstance(expires, int | float)
+            and expires < _LATEST
             and isinstance(begins, int | float)
-            and begins - LEEWAY <= now < expires + LEEWAY
+            and begins - LEEWAY <= now < expires
         )
 
     def _caller(self, claims: dict[str, Any]) -> Caller | None:
@@ -63,7 +65,7 @@ class Authority:
         subject = claims.get("sub")
         if not roles or not isinstance(subject, str) or not subject:
             return None
-        return Caller(principal=f"oidc:{subject[:200]}", role=roles[-1])
+        return Caller(principal=f"oidc:{subject[:200]}", role=roles[-1], until=float(claims["exp"]))
 
 
 def _read(file: Path) -> Any:

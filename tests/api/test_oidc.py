@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import trio
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
 
-from tests.api.served import served
+from tests.agent.nodes import spec
+from tests.api.served import TABLE, Served, served
 from twinshare.agent.config import ConfigError, OidcConfig
 from twinshare.api.rest.oidc import Authority
-from twinshare.protocols.access import Role
+from twinshare.protocols.access import LOCAL_ADMIN, Role
 
 KEY = ECKey.generate_key("P-256", {"kid": "one"})
 OTHER = ECKey.generate_key("P-256", {"kid": "one"})
@@ -52,7 +55,8 @@ def test_the_highest_of_several_roles(config: OidcConfig) -> None:
     "wrong",
     [
         {"iss": "https://evil.example"}, {"iss": None}, {"aud": "other"}, {"aud": ["other"]}, {"aud": None},
-        {"exp": NOW - 60}, {"exp": None}, {"exp": "later"}, {"nbf": NOW + 60}, {"twinshare_role": None},
+        {"exp": NOW}, {"exp": 10**400}, {"exp": NOW - 60}, {"exp": None}, {"exp": "later"}, {"nbf": NOW + 60},
+        {"twinshare_role": None},
         {"twinshare_role": "root"}, {"twinshare_role": []}, {"sub": ""}, {"sub": None}, {"sub": 7},
     ],
 )  # fmt: skip
@@ -92,3 +96,51 @@ async def test_over_http(config: OidcConfig, tmp_path: Path) -> None:
         assert (await api.client.get("/api/tokens", headers=headers)).status_code == 403
         old = {"authorization": f"Bearer {token(claims | {'exp': time.time() - 60})}"}
         assert (await api.client.get("/api/vm", headers=old)).status_code == 401
+
+
+LIFE = 4
+WEBSOCKET = (
+    "connection: Upgrade\r\nupgrade: websocket\r\n"
+    "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="
+)
+OPENED = {"/api/events": "connection: close", "/api/vm/one/console": WEBSOCKET, "/api/vm/one/screen": WEBSOCKET}
+
+
+def bearer(life: float) -> str:
+    return f"Bearer {token(GOOD | {'exp': time.time() + life, 'twinshare_role': 'admin'})}"
+
+
+async def end_of(api: Served, path: str, credential: str, more: str) -> float:
+    """Open a stream with a header, and return when it ended (seconds since 1970)."""
+    async with await trio.open_tcp_stream(*api.address) as stream:
+        head = f"GET {path} HTTP/1.1\r\nhost: {api.address[0]}\r\n{credential}\r\n{more}\r\n\r\n"
+        await stream.send_all(head.encode())
+        assert (await stream.receive_some()).startswith((b"HTTP/1.1 200", b"HTTP/1.1 101"))
+        with trio.fail_after(30):
+            while await stream.receive_some():
+                pass
+        return time.time()
+
+
+@pytest.mark.parametrize("through_a_page", [False, True])
+async def test_what_a_jwt_opened_ends_with_it(through_a_page: bool, config: OidcConfig, tmp_path: Path) -> None:
+    """The same of the browser's session that it opened."""
+    async with served(tmp_path, auth="token", oidc=config) as api:
+        await api.node.call(LOCAL_ADMIN, TABLE["create_vm"], {"spec": spec("one", start=True)})
+        ends = time.time() + LIFE
+        headers = {"authorization": bearer(LIFE)}
+        if through_a_page:
+            link = (await api.client.post("/api/session", headers=headers)).json()["link"]
+            entered = await api.client.get(httpx.URL(link).path)
+            headers = {"cookie": entered.headers["set-cookie"].partition(";")[0]}
+            api.client.cookies.clear()
+        ended: list[float] = []
+
+        async def watch(path: str, more: str) -> None:
+            ended.append(await end_of(api, path, "".join(f"{name}: {headers[name]}" for name in headers), more))
+
+        async with trio.open_nursery() as nursery:
+            for path, more in OPENED.items():
+                nursery.start_soon(watch, path, more)
+        assert all(-0.1 < at - ends < 10 for at in ended)
+        assert (await api.client.get("/api/vm", headers=headers)).status_code == 401

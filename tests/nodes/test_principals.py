@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from twinshare.protocols.errors import (
     VmExists,
 )
 from twinshare.protocols.node import TokenRequest
+from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.vm import ForwardSpec
 
 PORT = ForwardSpec(host_port=0, guest_port=80)
@@ -103,6 +105,25 @@ async def test_a_tunnel_ends_with_the_token_that_opened_it(tmp_path: Path) -> No
                 assert await _ended(stream)
         await eventually(lambda: _closed(theirs.host_port))
         assert [tunnel.spec.host_port for tunnel in a.tunnels.kept.values()] == [ours.host_port]
+
+
+async def test_what_a_jwt_opened_ends_with_it(tmp_path: Path) -> None:
+    """A tunnel and a ticket: what outlives the request that asked for it."""
+    async with open_fleet(tmp_path, Role.ADMIN) as (_, (_, a)):
+        await call(a, "create_vm", "node-0", spec=spec("users", start=True))
+        passing = Caller(principal="oidc:ada", role=Role.ADMIN, until=time.time() + 3)
+        made = await call(a, "add_forward", "node-0", passing, vm="users", forward=PORT)
+        ours = await call(a, "add_forward", "node-0", vm="users", forward=PORT)
+        await call(a, "invite_peer", None, passing, invite=InviteRequest())
+        assert a.mesh.context.tickets.live
+        async with await trio.open_tcp_stream("127.0.0.1", made.host_port) as stream:
+            with trio.fail_after(30):
+                assert await _ended(stream)
+        assert passing.until is not None
+        assert -0.1 < time.time() - passing.until < 10
+        await eventually(lambda: _closed(made.host_port))
+        assert [tunnel.spec.host_port for tunnel in a.tunnels.kept.values()] == [ours.host_port]
+        assert not a.mesh.context.tickets.live
 
 
 async def test_a_full_disk_keeps_no_port_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ class AddTunnel(TunnelOperation):
             spec=asked.forward,
             owner=active.principal,
             role=caller.role,
+            until=caller.until,
         )
         there = tunnels.kept.get(tunnel.key)
         if there is not None and (there.peer, there.vm_id, there.spec) != (tunnel.peer, tunnel.vm_id, tunnel.spec):
