@@ -69,6 +69,7 @@ from .vm.context import VmContext
 from .vm.expirer import Expirer
 from .vm.files import VmFiles
 from .vm.forwards import Forwards
+from .vm.host_ports import HostPorts
 from .vm.image_resolver import ImageResolver
 from .vm.inventory import Inventory, open_inventory
 from .vm.reads import VmReads
@@ -110,11 +111,11 @@ async def _open_parts(base: Foundation, peers: MeshClient) -> AsyncIterator[Node
         open_relays() as relays,
     ):
         loopback = await open_loopback_addresses(base.state, relays, backends.admits, base.identity.peer_id)
-        vms = _vm_context(
-            base, inventory, Forwards(backends.hypervisor, inventory, relays, backends.admits), loopback, peers
-        )
+        ports = HostPorts(inventory)
+        forwards = Forwards(backends.hypervisor, inventory, relays, ports, backends.admits)
+        vms = _vm_context(base, inventory, forwards, loopback, peers)
         images = ImageContext(backends.images, backends.exchange, events, vms, backends.scratch)
-        tunnels = Tunnels(relays, DatabaseKeyValueStore(base.state), peers)
+        tunnels = Tunnels(relays, ports, DatabaseKeyValueStore(base.state), peers)
         screens = Screens(vms, audit.record)
         tokens = await open_tokens(base.state, base.home.ensure_admin_token())
         health = NodeHealth(name, __version__, config.p2p.enabled, vms, peers, base.problems)

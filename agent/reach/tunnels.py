@@ -7,6 +7,7 @@ connection, or when its peer is asked for its VMs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +27,7 @@ from ..p2p.mesh_client import MeshClient
 from ..p2p.store import KeyValueStore
 from ..relays import Relays
 from ..vm.forwards import forward_view
+from ..vm.host_ports import HostPorts, PortUser
 from .tunnel import open_tunnel
 
 log = structlog.get_logger(__name__)
@@ -52,6 +54,10 @@ class Tunnel(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> tuple[str, ...]:
         return ("tunnel", self.spec.bind, str(self.spec.host_port))
 
+    @property
+    def user(self) -> PortUser:
+        return PortUser(f"{self.peer}/{self.vm_id}", self.vm_name)
+
     def is_of(self, peer: PeerId, vm: str) -> bool:
         return self.peer == peer and vm in (self.vm_id, self.vm_name)
 
@@ -61,9 +67,11 @@ class Tunnels:
     """All of them."""
 
     relays: Relays
+    ports: HostPorts
     store: KeyValueStore
     mesh: MeshClient
     kept: dict[tuple[str, ...], Tunnel] = field(default_factory=dict)
+    _claims: dict[tuple[str, ...], object] = field(default_factory=dict)
 
     def peer_of(self, ref: str) -> PeerId:
         """The peer that a user means; one that has left the fleet is known by its ID while a tunnel to it is kept.
@@ -79,7 +87,7 @@ class Tunnels:
         """Open what was kept; a port that another program took meanwhile stays closed, and is listed so."""
         for value in (await self.store.load(KIND)).values():
             tunnel = decode_tolerantly(value, Tunnel)
-            self.kept[tunnel.key] = tunnel
+            self._keep(tunnel)
             try:
                 await self._listen(tunnel)
             except PortTaken as error:
@@ -114,12 +122,22 @@ class Tunnels:
         except TwinshareError:
             self.relays.close(tunnel.key)
             raise
+        self._keep(tunnel)
+
+    def _keep(self, tunnel: Tunnel) -> None:
+        self._drop(tunnel.key)
         self.kept[tunnel.key] = tunnel
+        with suppress(PortTaken):  # of a former version, which let a stopped VM have it too
+            self._claims[tunnel.key] = self.ports.claim(tunnel.spec, tunnel.user)
+
+    def _drop(self, key: tuple[str, ...]) -> None:
+        self.kept.pop(key, None)
+        self.ports.release(self._claims.pop(key, None))
 
     async def forget(self, key: tuple[str, ...]) -> None:
         """Delete a tunnel. Its port is closed last, because the request may come through it."""
         await self.store.drop(KIND, "|".join(key))
-        self.kept.pop(key, None)
+        self._drop(key)
         self.relays.close(key)
 
     async def tend(self) -> None:
@@ -138,7 +156,7 @@ class Tunnels:
                 log.info("a tunnel ends with the token that opened it", vm=tunnel.vm_name, owner=tunnel.owner)
                 # The port first: a database that is slow or full must not keep it open.
                 self.relays.close(tunnel.key)
-                self.kept.pop(tunnel.key, None)
+                self._drop(tunnel.key)
                 try:
                     await self.store.drop(KIND, "|".join(tunnel.key))
                 except TwinshareError as error:

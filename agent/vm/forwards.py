@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import msgspec
@@ -15,7 +15,8 @@ from ...protocols.access import Caller, Role
 from ...protocols.errors import Forbidden, ForwardNotFound, PortTaken, Unsupported
 from ...protocols.vm import MAX_FORWARDS, Forward, ForwardSpec
 from ..hypervisor.port import GuestStreams, Hypervisor
-from ..relays import Admits, Dial, Relays, listen
+from ..relays import Admits, Dial, Relays
+from .host_ports import HostPorts, PortUser
 from .inventory import Inventory
 from .record import Record
 
@@ -25,7 +26,10 @@ log = structlog.get_logger(__name__)
 class Forwards:
     """`admits` says which connections may reach a guest's screen."""
 
-    def __init__(self, hypervisor: Hypervisor, inventory: Inventory, relays: Relays, admits: Admits) -> None:
+    def __init__(
+        self, hypervisor: Hypervisor, inventory: Inventory, relays: Relays, ports: HostPorts, admits: Admits
+    ) -> None:
+        self.ports = ports
         self._hypervisor, self._inventory, self._relays = hypervisor, inventory, relays
         self._admits = admits
 
@@ -47,17 +51,13 @@ class Forwards:
         self._check_supported(spec)
         if len(record.metadata.forwards) >= MAX_FORWARDS:
             raise Forbidden(f"a VM can have {MAX_FORWARDS} forwards")
-        for name, taken in self._kept():
-            if taken.host_port == spec.host_port and not (name == record.domain.name and taken == spec):
-                raise _taken(spec, name)
+        self.ports.check(spec, PortUser(record.domain.id, record.domain.name))
 
     def check_new(self, specs: Iterable[ForwardSpec]) -> None:
         """Refuse forwards that a VM cannot be created with. Raises: PortTaken, Unsupported."""
         for spec in specs:
             self._check_supported(spec)
-            for name, taken in self._kept():
-                if taken.host_port == spec.host_port:
-                    raise _taken(spec, name)
+            self.ports.check(spec)
 
     def _check_supported(self, spec: ForwardSpec) -> None:
         if spec.protocol != "tcp":
@@ -65,24 +65,9 @@ class Forwards:
         if not isinstance(self._hypervisor, GuestStreams):
             raise Unsupported(f"the hypervisor '{self._hypervisor.features.name}' cannot reach its guests' ports")
 
-    def _kept(self) -> Iterator[tuple[str, ForwardSpec]]:
-        """The forwards of this node by the name of their VM, be it one that is being created."""
-        for record in self._inventory.records():
-            yield from ((record.domain.name, spec) for spec in record.metadata.forwards)
-        for name, creating in self._inventory.creating.items():
-            yield from ((name, spec) for spec in creating.forwards)
-
-    async def choose(self, specs: Sequence[ForwardSpec]) -> Sequence[ForwardSpec]:
-        """Try whether all ports are free, and choose those that are 0. Raises: PortTaken."""
-        chosen = []
-        async with AsyncExitStack() as tried:  # closes them at the end: no two are given the same port
-            for spec in specs:
-                listeners = await listen(spec.bind, spec.host_port)
-                for listener in listeners:
-                    await tried.enter_async_context(listener)
-                port: int = listeners[0].socket.getsockname()[1]
-                chosen.append(msgspec.structs.replace(spec, host_port=port))
-        return chosen
+    def claimed(self, record: Record, spec: ForwardSpec) -> AbstractContextManager[None]:
+        """Claim a host port for the block, in which it is added to the VM's metadata. Raises: PortTaken."""
+        return self.ports.claimed(spec, PortUser(record.domain.id, record.domain.name))
 
     def require_open(self, record: Record) -> None:
         """Raises: PortTaken if a forward of a running VM could not be opened."""
@@ -94,13 +79,17 @@ class Forwards:
                     bind=spec.bind,
                 )
 
-    async def open(self, record: Record, spec: ForwardSpec) -> int:
-        """Open the port of a running VM, or try whether it is free; return it. Raises: PortTaken."""
-        if record.active and spec.host_port:
+    async def open(self, record: Record, spec: ForwardSpec) -> None:
+        """Open the port of a running VM, or try whether it is free. Raises: PortTaken."""
+        if record.active:
             key, dial = _key(record.domain.id, spec), self._dial(record, spec)
-            return await self._relays.open(key, spec.bind, spec.host_port, dial)
-        [chosen] = await self.choose([spec])
-        return chosen.host_port
+            await self._relays.open(key, spec.bind, spec.host_port, dial)
+        else:
+            await self.ports.choose([spec])
+
+    def abandon(self, record: Record, spec: ForwardSpec) -> None:
+        """Close the port of a forward that was opened and could not be kept."""
+        self._relays.close(_key(record.domain.id, spec))
 
     async def keep(self, record: Record, forwards: Iterable[ForwardSpec]) -> None:
         """Write a VM's forwards into its metadata; its lock is held."""
@@ -150,10 +139,6 @@ def forward_view(spec: ForwardSpec, *, active: bool) -> Forward:
     return Forward(
         host_port=spec.host_port, guest_port=spec.guest_port, protocol=spec.protocol, bind=spec.bind, active=active
     )
-
-
-def _taken(spec: ForwardSpec, vm: str) -> PortTaken:
-    return PortTaken(f"port {spec.host_port} is forwarded to VM '{vm}'", port=spec.host_port, vm=vm)
 
 
 def check_bind(caller: Caller, spec: ForwardSpec) -> None:

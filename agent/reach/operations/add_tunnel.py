@@ -5,12 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from ....protocols.access import Caller
-from ....protocols.errors import Forbidden, PortTaken, Unsupported
+from ....protocols.errors import Forbidden, Unsupported
 from ....protocols.services import VmService
 from ....protocols.vm import Forward
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release, nothing_claimed
-from ...relays import listen
 from ...vm.forwards import check_bind
 from ..tunnels import MAX_KEPT, Tunnel
 from .base import TunnelOperation
@@ -37,26 +36,18 @@ class AddTunnel(TunnelOperation):
             role=caller.role,
             until=caller.until,
         )
-        there = tunnels.kept.get(tunnel.key)
-        if there is not None and (there.peer, there.vm_id, there.spec) != (tunnel.peer, tunnel.vm_id, tunnel.spec):
-            port = asked.forward.host_port
-            raise PortTaken(f"port {port} is forwarded to VM '{there.vm_name}'", port=port)
+        tunnels.ports.check(tunnel.spec, tunnel.user)
         active.notes = {"tunnel": msgspec.to_builtins(tunnel)}
         return nothing_claimed
 
     async def do(self, active: ActiveOperation) -> Forward:
-        tunnel = msgspec.convert(active.notes["tunnel"], Tunnel)
-        if not tunnel.spec.host_port:
-            port = active.notes.get("port") or await _free_port(tunnel.spec.bind)
-            tunnel = msgspec.structs.replace(tunnel, spec=msgspec.structs.replace(tunnel.spec, host_port=port))
-            await active.step("port", port=port)
-        await self.services.open(tunnel)
+        tunnel, ports = msgspec.convert(active.notes["tunnel"], Tunnel), self.services.ports
+        spec = msgspec.structs.replace(tunnel.spec, host_port=active.notes.get("port") or tunnel.spec.host_port)
+        if not spec.host_port:
+            [spec] = await ports.choose([spec])
+        tunnel = msgspec.structs.replace(tunnel, spec=spec)
+        with ports.claimed(spec, tunnel.user):
+            if spec != active.request.forward:
+                await active.step("port", port=spec.host_port)
+            await self.services.open(tunnel)
         return self.services.view(tunnel)
-
-
-async def _free_port(bind: str) -> int:
-    listeners = await listen(bind, 0)
-    port: int = listeners[0].socket.getsockname()[1]
-    for listener in listeners:
-        await listener.aclose()
-    return port

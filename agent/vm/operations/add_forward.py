@@ -41,9 +41,18 @@ class AddForward(VmMetadataOperation):
         if _chosen(active) in record.metadata.forwards:
             return
         forwards.check(record, _chosen(active))
-        port = await forwards.open(record, _chosen(active))
-        await active.step("keep", port=port)
-        await forwards.keep(record, [*record.metadata.forwards, _chosen(active)])
+        spec = _chosen(active)
+        if not spec.host_port:
+            [spec] = await forwards.ports.choose([spec])
+        with forwards.claimed(record, spec):
+            await forwards.open(record, spec)
+            try:
+                await active.step("keep", port=spec.host_port)
+                await forwards.keep(record, [*record.metadata.forwards, spec])
+            except BaseException:
+                forwards.abandon(record, spec)
+                raise
+            await self.services.record(id)  # the inventory has it before the claim ends
 
 
 def _chosen(active: ActiveOperation) -> ForwardSpec:

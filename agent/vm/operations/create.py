@@ -49,7 +49,7 @@ class CreateVm(VmOperation):
         if image is not None:
             check_disk_size(spec, image)
             await self._firmware(spec, image)
-        spec = msgspec.structs.replace(spec, forwards=[*await vms.forwards.choose(spec.forwards)])
+        spec = msgspec.structs.replace(spec, forwards=[*await vms.forwards.ports.choose(spec.forwards)])
         metadata = VmMetadata(
             image=spec.image,
             digest=image.digest if image is not None else "",
