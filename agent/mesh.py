@@ -20,7 +20,7 @@ from .p2p.context import Served
 from .p2p.host import Gate, Host, PeerId
 from .p2p.libp2p import open_discovery, open_libp2p_host
 from .p2p.libp2p.settings import HostSettings
-from .p2p.membership import Override
+from .p2p.membership_view import Override
 from .p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
 from .p2p.mesh_client import MeshClient
 from .p2p.signing import Signer

@@ -38,7 +38,7 @@ from ..protocols.table import Dispatcher, all_methods, stub
 from ..protocols.vm import Vm, VmSpec, VmStatus
 from .background import open_background
 from .p2p.context import Served
-from .p2p.membership import Override
+from .p2p.membership_view import Override
 from .p2p.memory import MemoryNetwork, open_memory_host
 from .p2p.mesh import Mesh, MeshSettings, make_mesh_client, open_mesh
 from .p2p.offload import in_place

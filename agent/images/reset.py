@@ -11,10 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import trio
 
@@ -23,6 +20,7 @@ from ..files import Own, disk_errors_named, write_all
 from .chunker import extents
 from .convert import RunTool
 from .partitions import Part, parts_of
+from .scratch import Scratch, ScratchFolder
 
 TIMEOUT = 600.0
 MACHINE_ID = "/etc/machine-id"
@@ -35,21 +33,6 @@ _KEY = re.compile(r"ssh_host_[A-Za-z0-9_.-]{1,100}")
 # A line of `ls -p`: inode, mode, user, group, name, size.
 _LINE = re.compile(r"/(\d+)/(\d+)/\d+/\d+/(.*)/(\d*)/")
 _MAX_KEY = 1 << 20
-
-
-class Scratch(Protocol):
-    """A scratch file of the store."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def fd(self) -> int: ...
-
-
-class NewScratch(Protocol):
-    """Gives an empty scratch file, gone at the end."""
-
-    def __call__(self) -> AbstractAsyncContextManager[Scratch]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +48,7 @@ def require_tools() -> None:
         raise Unsupported("a machine's identity is taken out with e2fsprogs; run: apt-get install e2fsprogs")
 
 
-async def reset_identity(disk: Scratch, size: int, *, run_tool: RunTool, scratch: NewScratch, own: Own) -> None:
+async def reset_identity(disk: Scratch, size: int, *, run_tool: RunTool, scratch: ScratchFolder, own: Own) -> None:
     """Clear the identity in every ext file system of a raw disk that has an /etc.
 
     Raises: InvalidRequest when there is none, or one cannot be changed; InsufficientResources.
@@ -74,7 +57,7 @@ async def reset_identity(disk: Scratch, size: int, *, run_tool: RunTool, scratch
     done = 0
     for part in parts:
         if part.system == "ext":
-            async with scratch() as copy, scratch() as script:
+            async with scratch.open() as copy, scratch.open() as script:
                 done += await _Reset(disk, part, copy, script, run_tool, own).run()
     if not done:
         found = ", ".join(sorted({part.system for part in parts} - {"", "ext"}))

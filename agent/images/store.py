@@ -9,10 +9,8 @@ start clears away what a crash left half done.
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,7 +54,8 @@ from .receive import receive
 from .rechunk import index_like
 from .repository import DiskRepository, make_folders
 from .reset import require_tools, reset_identity
-from .signatures import HEAD, is_raw_disk
+from .scratch import Scratch, ScratchFolder, cancellable, is_recognised, open_partial, seal
+from .signatures import HEAD
 from .tag_index import Base, UsedBy, parse_new_name
 
 Fetch = Callable[[Partial], Awaitable[None]]
@@ -82,12 +81,6 @@ async def open_image_store(
         yield DiskImageStore(repository, run_tool, own, max_size)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scratch:
-    path: Path
-    fd: int
-
-
 class DiskImageStore:
     """`ImageStore` on files. Chunks of another node or a registry come in by `add_chunks`."""
 
@@ -98,7 +91,7 @@ class DiskImageStore:
         self._run_tool = run_tool
         self._own = own
         self._turns = Turns()
-        self._in_use: set[Path] = set()
+        self._scratch = ScratchFolder(self.partials)
         self._checking = trio.Lock()
 
     def base_path(self, digest: str) -> Path:
@@ -123,7 +116,7 @@ class DiskImageStore:
         check = Fsck(
             self.repository,
             used_by=used_by,
-            in_use=lambda: self._in_use,
+            in_use=lambda: self._scratch.in_use,
             report=report,
             removes=caller.role is Role.ADMIN,
         )
@@ -148,7 +141,7 @@ class DiskImageStore:
 
     async def add_content(self, content: AsyncIterable[bytes], request: ImportRequest, *, replace: bool) -> Image:
         """`add_image` for a name that was read."""
-        async with self._scratch() as incoming, self._scratch() as flat:
+        async with self._scratch.open() as incoming, self._scratch.open() as flat:
             with disk_errors_named("the image"):
                 received = await receive(
                     content, incoming.fd, max_size=self.max_size, report=request.report, raw=request.origin.raw
@@ -171,7 +164,7 @@ class DiskImageStore:
             found = await self._check_overlay(disk, size)
         else:
             found = exported_disk(disk.socket, disk.name)
-        async with self._scratch() as flat:
+        async with self._scratch.open() as flat:
             await self._flatten(found, size, flat, report)
             if reset:
                 report(Progress(message="taking out the machine's identity"))
@@ -187,12 +180,12 @@ class DiskImageStore:
             raise foreign_overlay(disk.path)
         return overlay_disk(chain, base)
 
-    async def _keep(self, disk: _Scratch, size: int, request: ImportRequest, *, replace: bool, like: str = "") -> Image:
+    async def _keep(self, disk: Scratch, size: int, request: ImportRequest, *, replace: bool, like: str = "") -> Image:
         """Hash a raw disk, and give it its place and its name. `like` is the digest of the base it was made from."""
         request.report(Progress(done=0, total=size, unit="bytes", message="hashing"))
         with disk_errors_named("the image"):
             index, allocated = await trio.to_thread.run_sync(self._seal, disk.fd, size, like)
-        recognised = await trio.to_thread.run_sync(_is_recognised, disk.path)
+        recognised = await trio.to_thread.run_sync(is_recognised, disk.path)
         labels = {} if recognised else {RAW: "true"}
         return await self._give(disk.path, index, allocated, request.labelled(labels), replace=replace)
 
@@ -217,10 +210,10 @@ class DiskImageStore:
         os.fchown(fd, os.geteuid(), os.getegid())
         known = self.repository.index(like)
         if known is None:
-            index = index_chunks(size, _cancellable(chunks(fd, size)), self.partials)
+            index = index_chunks(size, cancellable(chunks(fd, size)), self.partials)
         else:
             index = index_like(fd, size, known, trio.from_thread.check_cancelled, self.partials)
-        return index, _settle(fd)
+        return index, seal(fd)
 
     async def add_chunks(self, index: ChunkIndex, fetch: Fetch, request: ImportRequest) -> Image:
         """Put a disk together: of what an earlier attempt left, what other images hold, and what `fetch` brings.
@@ -248,7 +241,7 @@ class DiskImageStore:
 
     async def _fill(self, path: Path, index: ChunkIndex, fetch: Fetch, request: ImportRequest) -> int:
         """The space that the disk takes when it has no gaps any more."""
-        fd = _reopen(path)
+        fd = open_partial(path)
         try:
             partial = Partial(path, fd, index)
             here = Progress(done=0, total=index.data_size, unit="bytes", message="looking for what is here already")
@@ -261,7 +254,7 @@ class DiskImageStore:
                 raise ValueError("the disk still has gaps")
             if not request.origin.raw and (request.origin.labels or {}).get(RAW) != "true":
                 require_raw_disk(await trio.to_thread.run_sync(os.pread, fd, HEAD, 0))
-            return await trio.to_thread.run_sync(_settle, fd)
+            return await trio.to_thread.run_sync(seal, fd)
         finally:
             os.close(fd)
 
@@ -288,7 +281,7 @@ class DiskImageStore:
         if self.repository.tags.whole(digest) is None:
             raise base_missing(digest)
 
-    async def _flatten(self, disk: Sequence[str], size: int, flat: _Scratch, report: Report) -> None:
+    async def _flatten(self, disk: Sequence[str], size: int, flat: Scratch, report: Report) -> None:
         """Write the disk that the qemu-img arguments `disk` name as a raw file."""
         space = os.statvfs(self.partials)
         await check_room(self._run_tool, disk, space.f_bavail * space.f_frsize)
@@ -297,44 +290,3 @@ class DiskImageStore:
         await convert_qcow2(self._run_tool, disk, flat.path)
         if os.fstat(flat.fd).st_size != whole_sectors(size):
             raise damaged("its size is not what its header says")
-
-    @asynccontextmanager
-    async def _scratch(self) -> AsyncIterator[_Scratch]:
-        """A new file that only this store can open; gone at the end unless it was moved to its place."""
-        path = self.partials / f"{secrets.token_hex(16)}.raw"
-        self._in_use.add(path)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            yield _Scratch(path, fd)
-        finally:
-            os.close(fd)
-            # Freeing gigabytes takes its time: not in the loop's thread.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(discard, path)
-            self._in_use.discard(path)
-
-
-def _is_recognised(path: Path) -> bool:
-    with path.open("rb") as disk:
-        return is_raw_disk(disk.read(HEAD))
-
-
-def _reopen(path: Path) -> int:
-    """A partial disk, new or left by an earlier attempt."""
-    with suppress(FileNotFoundError):
-        path.chmod(0o600)  # a crash may have come right before it got its place
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def _settle(fd: int) -> int:
-    os.fchmod(fd, 0o444)
-    os.fsync(fd)
-    return os.fstat(fd).st_blocks * 512
-
-
-def _cancellable(found: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
-    """In a worker thread: raises when the task that waits for it is cancelled."""
-    for number, item in enumerate(found):
-        if number % 64 == 0:
-            trio.from_thread.check_cancelled()
-        yield item

@@ -28,7 +28,8 @@ from .discovery import OpenDiscovery, no_discovery
 from .fleet import FleetInventory
 from .host import PeerId
 from .local_peers import LocalPeers
-from .membership import Override, open_membership
+from .membership import open_membership
+from .membership_view import Override
 from .mesh_client import MeshClient
 from .mesh_services import MeshServices, open_mesh_services
 from .offload import Offload, Threads

@@ -30,7 +30,7 @@ def _found(top: Path, pattern: str) -> list[Path]:
 
 AREAS = {
     "membership": Area(
-        ("agent/p2p/membership.py", "protocols/membership/*.py"),
+        ("agent/p2p/membership*.py", "protocols/membership/*.py"),
         (
             "tests/agent/p2p/test_membership*.py",
             "tests/agent/p2p/test_roles.py",
@@ -57,5 +57,7 @@ AREAS = {
             "tests/agent/test_faults.py",
         ),
     ),
-    "guard": Area(("api/rest/guard.py", "agent/token_buckets.py"), ("tests/api/test_guard*.py",)),
+    "guard": Area(
+        ("api/rest/guard.py", "agent/token_buckets.py"), ("tests/api/test_guard*.py", "tests/api/test_limits.py")
+    ),
 }

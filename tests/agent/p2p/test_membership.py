@@ -6,7 +6,8 @@ import random
 import msgspec
 import pytest
 
-from twinshare.agent.p2p.membership import Membership, Override, open_membership
+from twinshare.agent.p2p.membership import Membership, open_membership
+from twinshare.agent.p2p.membership_view import Override
 from twinshare.agent.p2p.signing import Signer, open_token
 from twinshare.agent.p2p.store import MemoryKeyValueStore
 from twinshare.protocols.access import Limits, Role

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from twinshare.agent.p2p.membership import Override
+from twinshare.agent.p2p.membership_view import Override
 from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
 from twinshare.agent.simulation import TABLE, Cluster, SimulatedNode, open_cluster
 from twinshare.protocols.access import Role
