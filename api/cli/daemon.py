@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from types import FrameType
 
 import click
@@ -19,6 +17,7 @@ import trio
 from ...agent.config import Config, ConfigError
 from ...agent.database import DatabaseRefused
 from ...agent.environment import reset_environment
+from ...agent.heap import use_one_heap
 from ...agent.home import HomeError
 from ...agent.identity import IdentityError
 from ...agent.node import Node
@@ -35,8 +34,6 @@ log = structlog.get_logger(__name__)
 STOP_WITHIN = 10.0
 # Python's own; the commands that end soon collect garbage less often.
 GC_THRESHOLDS = (700, 10, 10)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
-_LARGE_BLOCK = 512 << 10
 
 
 def run_agent(config: Config) -> None:
@@ -47,7 +44,7 @@ def run_agent(config: Config) -> None:
     reset_environment()
     configure_logs(config.log)
     gc.set_threshold(*GC_THRESHOLDS)
-    _use_one_heap()
+    use_one_heap()
     try:
         trio.run(_serve, config, _Stop())
     except (Exception, BaseExceptionGroup) as error:
@@ -57,21 +54,6 @@ def run_agent(config: Config) -> None:
             if isinstance(reason, TwinshareError | DatabaseRefused | HomeError | IdentityError | CannotListen):
                 raise click.ClickException(str(reason)) from None
         raise
-
-
-def _use_one_heap() -> None:
-    """Let all threads take their memory from one place, before there are threads.
-
-    glibc gives each thread a heap of its own, and what a worker has made and the loop keeps leaves that full of holes:
-    an agent with work to do grew from 97 to 113 MB in minutes, and with one heap from 94 to 98. Blocks of the size of a
-    peer's largest frame have places of their own, which go back to the system: glibc would take them from the heap
-    after the first one.
-    """
-    with suppress(AttributeError):  # another libc than glibc
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(_M_ARENA_MAX, 1)
-        set_option(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        set_option(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

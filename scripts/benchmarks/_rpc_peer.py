@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.agent.p2p.workshop import Neighbourhood, Workshop, WorkshopService
+from twinshare.agent.heap import use_one_heap
 from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.host import Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
@@ -177,4 +178,5 @@ def _certificate() -> Iterator[str]:
 SERVERS: dict[str, Callable[[], Awaitable[None]]] = {"ours": serve_ours, "tls": serve_tls, "stock": serve_stock}
 
 if __name__ == "__main__":
+    use_one_heap()
     trio.run(SERVERS[sys.argv[1]])

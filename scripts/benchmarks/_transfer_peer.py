@@ -14,6 +14,7 @@ import trio
 
 from scripts.benchmarks._rpc_peer import LOOPBACK, ready, rpc_server
 from tests.images.stores import disk_store
+from twinshare.agent.heap import use_one_heap
 from twinshare.agent.images.contract_samples import quiet
 from twinshare.agent.images.port import Origin
 from twinshare.agent.p2p.contract_hosts import admit_all
@@ -54,4 +55,5 @@ async def read(disk: Path) -> AsyncIterator[bytes]:
 
 
 if __name__ == "__main__":
+    use_one_heap()
     trio.run(serve, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

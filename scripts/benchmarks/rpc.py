@@ -17,6 +17,7 @@ from scripts.benchmarks._rpc_peer import LOOPBACK, PIECE, SINK, STOCK_CALL, TlsS
 from scripts.benchmarks.rows import Row
 from tests.agent.p2p.workshop import ADMIN, TABLE
 from twinshare.agent.background import open_background
+from twinshare.agent.heap import use_one_heap
 from twinshare.agent.p2p.calls import PeerCalls
 from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.host import Stream
@@ -34,7 +35,8 @@ Call = Callable[[], Awaitable[object]]
 
 
 async def measure() -> list[Row]:
-    """The transports alone, then what is large, then whole agents."""
+    """The transports alone, then what is large, then whole agents; with the heap of an agent."""
+    use_one_heap()
     return [*await _transports(), *await _transfers.measure(), *await _agents.measure()]
 
 

@@ -1,14 +1,12 @@
 """`/noise` on the wire: the handshake is libp2p's, the framing behind it is ours.
 
-Stock framing reads twice and writes once for each message. Here everything that has arrived is opened at once, and one
-write carries any number of messages.
+Stock framing reads twice and writes once for each message. Here one read and one write carry any number of messages.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 from cryptography.exceptions import InvalidTag
@@ -17,14 +15,11 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from .pacing import BulkRoom
 from .pipe import Pipe, PipeBroken
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 _TAG: Final = 16
 _LENGTH: Final = 2
 MAX_PLAINTEXT: Final = 65535 - _TAG
-MAX_AT_ONCE: Final = 1024
-"""Messages that are opened between two turns of the event loop: they may be of no byte."""
+TURN: Final = 0.004
+"""Seconds of messages that have arrived after which other tasks have their turn: they may be small, or of no byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,66 +61,68 @@ class Sealer:
 
 
 class Opener:
-    """Noise messages in pieces of any size into their plaintext."""
+    """Noise messages in pieces of any size into their plaintext: `feed` what arrives, take it with `next_plaintext`."""
 
     def __init__(self, key: bytes) -> None:
         self._cipher = ChaCha20Poly1305(key)
         self._nonce = 0
-        self._held = b""
-        self.more = False
+        self._arrived = memoryview(b"")
+        self._at = 0
+        self._held = bytearray()  # the beginning of a message that has not arrived whole
 
     @property
     def midway(self) -> bool:
         """Part of a message has arrived and the rest has not."""
         return bool(self._held)
 
-    def open(self, data: bytes) -> bytes | bytearray:
-        """The plaintext of complete messages, `MAX_AT_ONCE` at most; `more` says whether there may be others.
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived, once `next_plaintext` has returned None."""
+        self._arrived, self._at = memoryview(data), 0
 
-        Raises: PipeBroken when the far side did not seal one.
+    def next_plaintext(self) -> bytes | None:
+        """Decrypt the next message; None when it has not arrived whole.
+
+        Raises: PipeBroken when the far side did not seal it.
         """
         if self._held:
-            data = self._held + data
-        with memoryview(data) as view:
-            messages = list(islice(_messages(view), MAX_AT_ONCE))
-            self.more = len(messages) == MAX_AT_ONCE
-            self._held = bytes(view[messages[-1][1] if messages else 0 :])
-            try:
-                if len(messages) == 1:
-                    start, end = messages[0]
-                    return self._cipher.decrypt(self._next_nonce(), view[start:end], None)
-                return self._open_all(view, messages)
-            except InvalidTag as error:
-                raise PipeBroken("the peer sent bytes that it did not seal") from error
+            return self._next_held()
+        start = self._at + _LENGTH
+        end = start + self._message_size(self._arrived, self._at) if start <= len(self._arrived) else start
+        if end > len(self._arrived):
+            self._hold(len(self._arrived))
+            return None
+        self._at = end
+        return self._decrypt(self._arrived[start:end])
 
-    def _open_all(self, view: memoryview, messages: list[tuple[int, int]]) -> bytearray:
-        plain = bytearray(sum(end - start - _TAG for start, end in messages))
-        with memoryview(plain) as room:
-            at = 0
-            for start, end in messages:
-                size = end - start - _TAG
-                self._cipher.decrypt_into(self._next_nonce(), view[start:end], None, room[at : at + size])
-                at += size
-        return plain
+    def _next_held(self) -> bytes | None:
+        """As above, of a message that arrives in parts: it alone is copied."""
+        if not self._hold(_LENGTH) or not self._hold(_LENGTH + self._message_size(self._held, 0)):
+            return None
+        message, self._held = self._held, bytearray()
+        with memoryview(message) as view:
+            return self._decrypt(view[_LENGTH:])
 
-    def _next_nonce(self) -> bytes:
-        nonce = self._nonce.to_bytes(12, "little")
-        self._nonce += 1
-        return nonce[-4:] + nonce[:-4]
+    def _hold(self, size: int) -> bool:
+        """Add to the held bytes until they are `size`, if so many have arrived."""
+        part = self._arrived[self._at : self._at + max(0, size - len(self._held))]
+        self._held += part
+        self._at += len(part)
+        return len(self._held) >= size
 
-
-def _messages(view: memoryview) -> Iterator[tuple[int, int]]:
-    """Where the complete messages begin and end. Raises: PipeBroken for one that is shorter than its seal."""
-    at = 0
-    while len(view) - at >= _LENGTH:
-        start = at + _LENGTH
-        size = int.from_bytes(view[at:start], "big")
+    @staticmethod
+    def _message_size(data: memoryview | bytearray, at: int) -> int:
+        size = int.from_bytes(data[at : at + _LENGTH], "big")
         if size < _TAG:
             raise PipeBroken("the peer sent bytes that it did not seal")
-        at = start + size
-        if at > len(view):
-            return
-        yield start, at
+        return size
+
+    def _decrypt(self, sealed: memoryview) -> bytes:
+        nonce = self._nonce.to_bytes(12, "little")
+        self._nonce += 1
+        try:
+            return self._cipher.decrypt(nonce[-4:] + nonce[:-4], sealed, None)
+        except InvalidTag as error:
+            raise PipeBroken("the peer sent bytes that it did not seal") from error
 
 
 class SecureChannel:
@@ -135,30 +132,34 @@ class SecureChannel:
         self._pipe = pipe
         self._sealer = Sealer(keys.sending)
         self._opener = Opener(keys.receiving)
-        self._sealed = held  # arrived together with the last handshake message
-        self._plain: bytes | bytearray = b""
+        self._opener.feed(held)  # arrived together with the last handshake message
+        self._plain = b""
+        self._turn_ends = 0.0
 
-    async def receive(self) -> bytes | bytearray:
-        """Some plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
+    async def receive(self) -> bytes:
+        """One message's plaintext; empty at the end. Raises: PipeBroken, also when the end comes amid a message."""
         if self._plain:
             plain, self._plain = self._plain, b""
             return plain
         while True:
-            data, self._sealed = self._sealed, b""
-            if self._opener.more:
+            if trio.current_time() > self._turn_ends:
                 await trio.lowlevel.checkpoint()
-            elif not data:
+                self._turn_ends = trio.current_time() + TURN
+            message = self._opener.next_plaintext()
+            if message:
+                return message
+            if message is None:
                 data = await self._pipe.receive()
                 if not data:
                     if self._opener.midway:
                         raise PipeBroken("the connection ended in the middle of a message")
                     return b""
-            if plain := self._opener.open(data):
-                return plain
+                self._opener.feed(data)
+                self._turn_ends = trio.current_time() + TURN
 
     def put_back(self, plain: bytes) -> None:
         """The next `receive` returns it again."""
-        self._plain = plain + bytes(self._plain)
+        self._plain = plain + self._plain
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`, which is not empty. Raises: PipeBroken."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 
+from twinshare.agent.p2p.libp2p import noise
 from twinshare.agent.p2p.libp2p.noise import MAX_PLAINTEXT, CipherKeys, Opener, Sealer, SecureChannel
 from twinshare.agent.p2p.libp2p.pacing import UNBOUNDED, BulkRoom
 from twinshare.agent.p2p.libp2p.pipe import PipeBroken
 
 KEY = bytes(range(32))
+
+
+def _opened(opener: Opener, data: bytes) -> bytes:
+    opener.feed(data)
+    return b"".join(iter(opener.next_plaintext, None))
 
 
 @settings(max_examples=60, deadline=None)
@@ -27,7 +34,7 @@ def test_any_sizes_sealed_and_opened_in_any_pieces(sizes: list[int], cuts: list[
     at = turn = 0
     while at < len(wire):
         cut = cuts[turn % len(cuts)]
-        opened += opener.open(wire[at : at + cut])
+        opened += _opened(opener, wire[at : at + cut])
         at, turn = at + cut, turn + 1
     assert opened == b"".join(plain)
     assert not opener.midway
@@ -46,7 +53,7 @@ def test_the_stock_library_reads_what_we_seal_and_we_what_it_seals() -> None:
     for text in (b"one", b"two", b"three" * 1000):
         assert ends[1].decrypt(bytes(sealer.seal(text))[2:]) == text
         sealed = ends[1].encrypt(text)
-        assert opener.open(len(sealed).to_bytes(2, "big") + sealed) == text
+        assert _opened(opener, len(sealed).to_bytes(2, "big") + sealed) == text
 
 
 @pytest.mark.parametrize("flip", [2, 10, -1])
@@ -54,15 +61,15 @@ def test_a_flipped_bit_is_refused(flip: int) -> None:
     wire = bytearray(Sealer(KEY).seal(b"hello"))
     wire[flip] ^= 1
     with pytest.raises(PipeBroken, match="did not seal"):
-        Opener(KEY).open(bytes(wire))
+        _opened(Opener(KEY), bytes(wire))
 
 
 def test_a_replayed_message_is_refused() -> None:
     wire = bytes(Sealer(KEY).seal(b"hello"))
     opener = Opener(KEY)
-    opener.open(wire)
+    _opened(opener, wire)
     with pytest.raises(PipeBroken):
-        opener.open(wire)
+        _opened(opener, wire)
 
 
 @settings(max_examples=200, deadline=None)
@@ -71,7 +78,7 @@ def test_random_bytes_are_refused_or_waited_for(chunks: list[bytes]) -> None:
     opener = Opener(KEY)
     try:
         for chunk in chunks:
-            assert opener.open(chunk) == b""
+            assert _opened(opener, chunk) == b""
     except PipeBroken:
         pass
 
@@ -106,3 +113,21 @@ async def test_bytes_that_came_with_the_handshake_are_opened_first() -> None:
     channel = SecureChannel(_Scripted(wire[3:]), CipherKeys(KEY, KEY), wire[:3])
     assert await channel.receive() == b"hello"
     assert await channel.receive() == b""
+
+
+async def test_messages_of_no_byte_leave_other_tasks_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "TURN", 0.0)
+    sealer, turns = Sealer(KEY), 0
+    channel = SecureChannel(_Scripted(b"".join(bytes(sealer.seal(b"")) for _ in range(1000))), CipherKeys(KEY, KEY))
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        assert await channel.receive() == b""
+        nursery.cancel_scope.cancel()
+    assert turns >= 500

@@ -188,6 +188,19 @@ def test_a_frame_cut_anywhere_is_read_the_same() -> None:
         assert [headers[0], body, *headers[1:]] == expected
 
 
+def test_whole_frames_are_taken_in_until_they_are_enough() -> None:
+    small, large = encode(DATA, 0, 3, 5) + b"hello", encode(DATA, 0, 3, 5000) + bytes(5000)
+    wire = small * 3 + large + small
+    reader = FrameReader()
+    assert len([part for part in reader.feed(wire, 40) if isinstance(part, Header)]) == 3
+    assert reader.taken == 3 * len(small)
+    assert len(list(reader.feed(wire[reader.taken :], 40))) == 2, "the rest of one body costs little"
+    assert reader.taken == len(large)
+    list(reader.feed(wire[:7], 40))
+    list(reader.feed(wire[7:], 10))
+    assert reader.taken == len(small) - 7, "what was held is not counted again"
+
+
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.binary(max_size=80), max_size=20), st.booleans())
 def test_random_bytes_end_in_a_protocol_error_or_nothing(chunks: list[bytes], client: bool) -> None:

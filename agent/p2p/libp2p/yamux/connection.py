@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeAlias
 import trio
 
 from ...host import PeerId
+from ..noise import TURN
 from ..pacing import NO_ROOM, BulkRoom
 from ..pipe import PipeBroken
 from .frame import ProtocolError
@@ -22,8 +23,7 @@ from .stream import YamuxStream
 _TICKS: Final = 5
 """The watcher looks this often within the time after which a silent far side counts as dead."""
 _PIECE: Final = 8 << 10
-_TURN: Final = 0.004
-"""Bytes that are taken in before the clock is looked at, and seconds after which other tasks have their turn."""
+"""Bytes of whole frames that are taken in before the clock is looked at."""
 _GOODBYE: Final = 1.0
 """Seconds for the last frames to leave."""
 
@@ -33,7 +33,7 @@ Accept: TypeAlias = Callable[[YamuxStream], None]
 class Channel(Protocol):
     """An encrypted pipe. `receive` and `send` raise PipeBroken."""
 
-    async def receive(self) -> bytes | bytearray: ...
+    async def receive(self) -> bytes: ...
 
     async def send(self, data: bytes) -> None: ...
 
@@ -162,16 +162,14 @@ class YamuxConnection:
     async def _read(self, accept: Accept) -> None:
         try:
             while data := await self._channel.receive():
-                turn_ends = trio.current_time() + _TURN
-                start = 0
+                turn_ends = trio.current_time() + TURN
+                view, start = memoryview(data), 0
                 while start < len(data):
                     if trio.current_time() > turn_ends:
                         await trio.lowlevel.checkpoint()
-                        turn_ends = trio.current_time() + _TURN
-                    # The rest of one body costs little, however long it is.
-                    end = start + max(_PIECE, self.session.body_left)
-                    self._dispatch(self.session.receive(data[start:end]), accept)
-                    start = end
+                        turn_ends = trio.current_time() + TURN
+                    self._dispatch(self.session.receive(view[start:], _PIECE), accept)
+                    start += self.session.taken
             self._end("the peer closed it")
         except PipeBroken as error:
             self._end(str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from sys import maxsize
 from typing import Final, NamedTuple
 
 DATA: Final = 0
@@ -47,18 +48,22 @@ class FrameReader:
     def __init__(self) -> None:
         self._held = b""
         self._body = 0
+        self.taken = 0
+        """Bytes of what was last fed that were taken in."""
 
     @property
-    def body_left(self) -> int:
-        """Bytes that the current data frame still lacks."""
-        return self._body
+    def at_boundary(self) -> bool:
+        """No data frame lacks any of its body."""
+        return not self._body
 
-    def feed(self, data: bytes | bytearray) -> Iterator[Header | memoryview]:
+    def feed(self, data: bytes | memoryview, enough: int = maxsize) -> Iterator[Header | memoryview]:
         """Yield each header, and after a data frame's header its body in one or more pieces, none of them empty.
 
-        Run the iterator to its end before the next call. Raises: ProtocolError.
+        Stops before a header once it has taken `enough` bytes in; `taken` says how many it has. Run the iterator to its
+        end before the next call. Raises: ProtocolError.
         """
-        if self._held:
+        held = len(self._held)
+        if held:
             data, self._held = self._held + data, b""
         view, at, size = memoryview(data), 0, len(data)
         while at < size:
@@ -68,9 +73,11 @@ class FrameReader:
                 self._body -= len(piece)
                 yield piece
                 continue
+            if at >= enough:
+                break
             if size - at < HEADER_SIZE:
-                self._held = bytes(view[at:])
-                return
+                self._held, at = bytes(view[at:]), size
+                break
             version, kind, flags, stream_id, length = _HEADER.unpack_from(view, at)
             at += HEADER_SIZE
             if version != 0 or kind > GO_AWAY:
@@ -78,3 +85,4 @@ class FrameReader:
             if kind == DATA:
                 self._body = length
             yield Header(kind, flags, stream_id, length)
+        self.taken = at - held

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from sys import maxsize
 from typing import Final, TypeAlias
 
 from ....limits import LIMITS
@@ -102,13 +103,7 @@ class Session:
 
     def read(self, state: StreamState, most: int | None = None) -> bytes:
         """Take what has arrived, at most `most` bytes, and give the far side credit for it; empty if there is none."""
-        unread = state.unread
-        if most is None or most >= len(unread):
-            data = bytes(unread)
-            unread.clear()
-        else:
-            data = bytes(unread[:most])
-            del unread[:most]
+        data = state.unread.take(most)
         state.unacknowledged += len(data)
         if state.unacknowledged * 2 >= state.window and not state.read_ended and not state.over:
             self._acknowledge(state)
@@ -171,15 +166,18 @@ class Session:
     # -- what the far side does
 
     @property
-    def body_left(self) -> int:
-        """Bytes that the current data frame still lacks."""
-        return self._reader.body_left
+    def taken(self) -> int:
+        """Bytes of what was last received that were taken in."""
+        return self._reader.taken
 
-    def receive(self, data: bytes | bytearray) -> Events:
-        """Take in what arrived, in pieces of any size. Raises: ProtocolError, after which the session must be ended."""
+    def receive(self, data: bytes | memoryview, enough: int = maxsize) -> Events:
+        """Take in what arrived, in pieces of any size: whole frames until they are `enough` bytes.
+
+        Raises: ProtocolError, after which the session must be ended.
+        """
         self._heard = True
         self._events = []
-        for part in self._reader.feed(data):
+        for part in self._reader.feed(data, enough):
             if isinstance(part, Header):
                 self._on_header(part)
             else:
@@ -229,9 +227,9 @@ class Session:
     def _on_body(self, piece: memoryview) -> None:
         header, state = self._body_of
         if state is not None and not state.over:
-            state.unread += piece
+            state.unread.add(piece)
             self._events.append((Event.CHANGED, state))
-        if not self._reader.body_left:
+        if self._reader.at_boundary:
             self._body_of = (header, None)
             self._on_flags(header, state)
 
