@@ -88,10 +88,13 @@ class Tunnels:
         for value in (await self.store.load(KIND)).values():
             tunnel = decode_tolerantly(value, Tunnel)
             self._keep(tunnel)
-            try:
-                await self._listen(tunnel)
-            except PortTaken as error:
-                log.warning("a tunnel cannot be opened", vm=tunnel.vm_name, error=error.message)
+            await self._try_to_listen(tunnel)
+
+    async def _try_to_listen(self, tunnel: Tunnel) -> None:
+        try:
+            await self._listen(tunnel)
+        except PortTaken as error:
+            log.warning("a tunnel cannot be opened", vm=tunnel.vm_name, error=error.message)
 
     def view(self, tunnel: Tunnel) -> Forward:
         return forward_view(tunnel.spec, active=self.relays.port(tunnel.key) is not None)
@@ -141,13 +144,21 @@ class Tunnels:
         self.relays.close(key)
 
     async def tend(self) -> None:
-        """Delete the tunnels whose VMs are gone, though nobody connects to them; runs until it is cancelled."""
+        """Delete the tunnels whose VMs are gone, though nobody connects to them, and open those whose ports were taken.
+
+        Runs until it is cancelled.
+        """
         while True:
             await trio.sleep(WEED_EVERY)
             # Those that there are before a peer is asked: a newer one may lead to a newer VM.
             kept = list(self.kept.values())
             for peer in {tunnel.peer for tunnel in kept}:
                 await self._weed(peer, [tunnel for tunnel in kept if tunnel.peer == peer])
+            for tunnel in list(self.kept.values()):
+                if self.relays.port(tunnel.key) is None:
+                    await self._try_to_listen(tunnel)
+                if tunnel.key not in self.kept:  # deleted meanwhile
+                    self.relays.close(tunnel.key)
 
     async def end_with_principals(self, holds: Callable[[str, float | None], bool]) -> None:
         """Delete the tunnels of tokens that have ended, and their connections; runs until it is cancelled."""

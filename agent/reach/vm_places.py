@@ -41,7 +41,7 @@ class VmPlaces:
         try:
             return await do(name, at)
         except VmNotFound as error:
-            if at is not None or self._is_here(name):
+            if at is not None or self._inventory.has(name):
                 raise
             not_here = error
         return await do(name, await self._find(caller, name, not_here, explicit=explicit))
@@ -49,7 +49,7 @@ class VmPlaces:
     def _split(self, vm: str, peer: str | None) -> tuple[str, str | None]:
         """Raises: InvalidRequest, PeerNotFound, AmbiguousName."""
         name, at, node = vm.rpartition("@")
-        if not at or (peer is None and self._is_here(vm)):
+        if not at or (peer is None and self._inventory.has(vm)):
             return vm, peer
         if not name or not node:
             raise InvalidRequest(f"'{vm}' is not NAME@NODE", path="vm")
@@ -58,19 +58,16 @@ class VmPlaces:
             raise InvalidRequest(f"'{vm}' names another node than '{peer}', which the request is for", path="vm")
         return name, node if peer is None else peer
 
-    def _is_here(self, ref: str) -> bool:
-        try:
-            self._inventory.find(ref)
-        except VmNotFound:
-            return False
-        return True
-
     async def _find(self, caller: Caller, ref: str, not_here: VmNotFound, *, explicit: bool) -> str:
         """Return the peer that has a VM. Raises: `not_here` when nobody has; AmbiguousName."""
         if not self._mesh.context.membership.peers:
             raise not_here
-        rows = (await self._mesh.fleet_vms(caller)).vms
-        found = {f"{row.name}@{row.node}": row.node for row in rows if row.node and ref in (row.name, row.id)}
+        fleet = await self._mesh.fleet_vms(caller)
+        found = {f"{row.name}@{row.node}": row.node for row in fleet.vms if row.node and ref in (row.name, row.id)}
+        if not found and fleet.unreachable:
+            absent = [peer.name for peer in fleet.unreachable]
+            message = f"{not_here.message}; {' and '.join(absent)} could not be asked"
+            raise VmNotFound(message, vm=ref, not_asked=absent)
         if not found:
             raise not_here
         if len(found) > 1:

@@ -79,13 +79,13 @@ class Forwards:
                     bind=spec.bind,
                 )
 
-    async def open(self, record: Record, spec: ForwardSpec) -> None:
-        """Open the port of a running VM, or try whether it is free. Raises: PortTaken."""
-        if record.active:
+    async def open(self, record: Record, spec: ForwardSpec) -> int:
+        """Open the port of a running VM, or try whether it is free; return it. Raises: PortTaken."""
+        if record.active and spec.host_port:
             key, dial = _key(record.domain.id, spec), self._dial(record, spec)
-            await self._relays.open(key, spec.bind, spec.host_port, dial)
-        else:
-            await self.ports.choose([spec])
+            return await self._relays.open(key, spec.bind, spec.host_port, dial)
+        [chosen] = await self.ports.choose([spec])
+        return chosen.host_port
 
     def abandon(self, record: Record, spec: ForwardSpec) -> None:
         """Close the port of a forward that was opened and could not be kept."""
@@ -103,12 +103,23 @@ class Forwards:
         for key in self._relays.keys(id):
             if key not in wanted and not (record.active and key == (id, "vnc")):
                 self._relays.close(key)
+        unopened = []
         for key, spec in wanted.items():
             try:
                 await self._relays.open(key, spec.bind, spec.host_port, self._dial(record, spec))
             except PortTaken as error:
-                log.warning("a forward cannot be opened", vm=record.domain.name, error=error.message)
+                unopened.append(f"a forward is closed and tried again: {error.message}")
+        self._note_unopened(record, tuple(unopened))
         await self._reconcile_screen(record)
+
+    def _note_unopened(self, record: Record, unopened: tuple[str, ...]) -> None:
+        id, noted = record.domain.id, self._inventory.unopened
+        if unopened and noted.get(id) != unopened:
+            log.warning("ports cannot be opened", vm=record.domain.name, why=unopened)
+        if unopened:
+            noted[id] = unopened
+        else:
+            noted.pop(id, None)
 
     async def _reconcile_screen(self, record: Record) -> None:
         id = record.domain.id
@@ -123,6 +134,7 @@ class Forwards:
         for key in self._relays.keys(id):
             self._relays.close(key)
         self._inventory.vnc_ports.pop(id, None)
+        self._inventory.unopened.pop(id, None)
 
     def _dial(self, record: Record, spec: ForwardSpec) -> Dial:
         return partial(self.dial, record, spec.guest_port)

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 
+import msgspec
 import structlog
 import trio
 
 from ...protocols.access import LOCAL
-from ...protocols.errors import HypervisorDown, MacTaken, TwinshareError, VmNotFound
+from ...protocols.errors import HypervisorDown, MacTaken, TwinshareError, VmNotFound, WrongState
 from ...protocols.events import VmStateChanged, VmUndefined, payload_of
 from ...protocols.node import Resources
 from ...protocols.vm import Vm, VmSpec, VmStatus
@@ -35,7 +36,8 @@ class Inventory:
 
     `on_change` hears the id of every VM whose record has changed, `on_notice` every change that the hypervisor tells.
     By VM and kept by those who know them: `vnc_ports`; `addresses`, what the guest calls itself; `routed`, the address
-    that the network routes; `loopback`, the one on this node and its open ports; `answering`, guests that have booted.
+    that the network routes; `loopback`, the one on this node and its open ports; `answering`, guests that have booted;
+    `unopened`, why ports of the VM that should be open are not.
     `creating` has, by name, what was asked for VMs whose creation was admitted, with MAC and ports chosen.
     """
 
@@ -47,6 +49,7 @@ class Inventory:
         self.routed: dict[str, str] = {}
         self.loopback: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.answering: set[str] = set()
+        self.unopened: dict[str, tuple[str, ...]] = {}
         self.creating: dict[str, VmSpec] = {}
         self._hypervisor, self._events, self._node = hypervisor, events, node
         self._records: dict[str, Record] = {}
@@ -86,14 +89,28 @@ class Inventory:
     def find(self, ref: str) -> Record:
         """Return the VM of this name, else of this id: libvirt lets a domain be named like the id of another.
 
-        Raises: VmNotFound.
+        Raises: VmNotFound; WrongState for one whose creation has not come to its domain.
         """
+        if (record := self._known(ref)) is not None:
+            return record
+        self.require_complete()
+        if self._is_being_created(ref):
+            raise WrongState(
+                f"VM '{ref}' is being created; wait for that, or cancel the operation that creates it",
+                vm=ref, status=str(VmStatus.CREATING),
+            )  # fmt: skip
+        raise VmNotFound(f"Virtual machine '{ref}' not found", vm=ref)
+
+    def has(self, ref: str) -> bool:
+        """Return whether a name or an id means a VM of this node, be it one that is being created."""
+        return self._known(ref) is not None or self._is_being_created(ref)
+
+    def _known(self, ref: str) -> Record | None:
         named = next((record for record in self._records.values() if record.domain.name == ref), None)
-        record = named or self._records.get(ref)
-        if record is None:
-            self.require_complete()
-            raise VmNotFound(f"Virtual machine '{ref}' not found", vm=ref)
-        return record
+        return named or self._records.get(ref)
+
+    def _is_being_created(self, ref: str) -> bool:
+        return ref in self.creating or any(ref in (vm.id, vm.name) for vm in self._making.values())
 
     def check_mac(self, mac: str) -> None:
         """Refuse the MAC of another VM, be it one that is being created. Raises: MacTaken."""
@@ -115,10 +132,12 @@ class Inventory:
         status, uptime = self._at_work.get(id), self._uptime(record)
         reach = self._reach(record) if record.active else NO_REACH
         vnc_port, expires_at = self.vnc_ports.get(id), shown_end(record.metadata.expiry, record.metadata.ttl)
-        seen = (record, status, uptime, vnc_port, reach, expires_at)
+        unopened = self.unopened.get(id, ())
+        seen = (record, status, uptime, vnc_port, reach, expires_at, unopened)
         known = self._views.get(id)
         if known is None or known[0] != seen:
-            known = (seen, view(record, self._node, reach, at_work=status, uptime=uptime, vnc_port=vnc_port))
+            vm = view(record, self._node, reach, at_work=status, uptime=uptime, vnc_port=vnc_port)
+            known = (seen, msgspec.structs.replace(vm, warnings=[*vm.warnings, *unopened]) if unopened else vm)
             self._views[id] = known
         return known[1]
 
@@ -171,7 +190,7 @@ class Inventory:
         if status is not None:
             self._at_work[id] = status
         if making is not None:
-            self._making[id] = making
+            self._making[id] = msgspec.structs.replace(making, node=self._node)
         self._publish(id)
         try:
             yield

@@ -69,6 +69,7 @@ class Watch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._resume_after_full_disk)
+            nursery.start_soon(self._retry_ports)
 
     async def _follow(self) -> None:
         """Each VM that has changed: its ports opened or closed, its address learnt."""
@@ -93,6 +94,13 @@ class Watch:
                 self._inventory.learnt(id, await self._hypervisor.addresses(id))
         except TwinshareError as error:
             log.debug("no address yet", vm=id, error=error.message)
+
+    async def _retry_ports(self) -> None:
+        """Open the forwards whose ports other programs had, once those are free."""
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            for id in list(self._inventory.unopened):
+                self._note(id)
 
     async def _resume_after_full_disk(self) -> None:
         """QEMU pauses a guest whose write finds the disk full; with free space again the write is repeated."""

@@ -11,6 +11,9 @@ from .bulk import do_each
 from .node import NodeClient, open_client
 from .parameters import VM_NAME, json_option, peer_option
 from .progress import run
+from .vm_list import print_warnings
+
+_STARTING = ("start_vm", "restart_vm")
 
 
 def _act(names: tuple[str, ...], method: str, peer: str | None, *, as_json: bool, done: str = "", **more: Any) -> None:
@@ -25,11 +28,14 @@ def _act(names: tuple[str, ...], method: str, peer: str | None, *, as_json: bool
 
 def _run(client: NodeClient, method: str, arguments: dict[str, Any], peer: str | None) -> Any:
     try:
-        return run(client, method, arguments, peer)
+        vm = run(client, method, arguments, peer)
     except (WrongState, DeadlineExceeded) as error:
-        if arguments.get("force") is False and "--force" not in error.message:
+        if arguments.get("force") is False and "force it" in error.message:
             error.message += " (--force)"
         raise
+    if method in _STARTING:
+        print_warnings(vm)
+    return vm
 
 
 def _action(command: str, method: str, summary: str) -> click.Command:

@@ -13,7 +13,7 @@ from tests.agent.test_create_forwards import forward, free_port
 from tests.nodes.test_in_memory import call
 from tests.nodes.test_tunnels import pair
 from twinshare.agent.relays import listen
-from twinshare.agent.vm import host_ports
+from twinshare.agent.vm import host_ports, watch
 from twinshare.protocols.errors import HypervisorDown, PortTaken
 
 
@@ -69,6 +69,27 @@ async def test_the_port_of_a_stopped_vm_is_not_chosen(tmp_path: Path, monkeypatc
         await vms.create_vm(spec("four", forwards=[forward()]))
         [made] = await vms.list_forwards("four")
         assert made.host_port != port
+
+
+async def test_a_start_says_which_forward_is_closed_and_it_opens_when_the_port_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_EVERY", 0.05)
+    async with open_test_node(tmp_path) as (_, vms, _):
+        made = await vms.create_vm(spec())
+        [taken] = await listen("127.0.0.1", 0)
+        port = taken.socket.getsockname()[1]
+        await taken.aclose()
+        await vms.add_forward("one", forward(port))
+        [taken] = await listen("127.0.0.1", port)
+        async with taken:
+            started = await vms.start_vm("one")
+            [warning] = [warning for warning in started.warnings if warning not in made.warnings]
+            assert f"a forward is closed and tried again: port {port} on 127.0.0.1 is taken by another" in warning
+        with trio.fail_after(30):
+            while (await vms.get_vm("one")).warnings != made.warnings:
+                await trio.sleep(0.01)
+        assert [one.active for one in await vms.list_forwards("one")] == [True]
 
 
 async def test_a_port_that_cannot_be_kept_does_not_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from twinshare.protocols.errors import (
     RegistryFailed,
     TwinshareError,
     VmExists,
+    WrongState,
 )
 from twinshare.protocols.image import Image
 from twinshare.protocols.operation import Operation, OperationState
@@ -56,6 +57,10 @@ async def test_the_image_is_fetched_with_progress(remote: Remote, tmp_path: Path
         assert (await creation(node)).progress.message == "fetching"
         with pytest.raises(VmExists):
             await vms.create_vm(spec())
+        assert [(vm.name, vm.node) for vm in await vms.list_vms()] == [("one", "here")]
+        for refused in (vms.delete_vm, vms.stop_vm, vms.vm_log, vms.list_forwards):
+            with pytest.raises(WrongState, match="is being created; wait for that, or cancel the operation"):
+                await refused("one")
         remote.opened.set()
         with trio.fail_after(60):
             done = await node.operations.wait((await creation(node)).id, 5)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import TABLE, call, eventually, join, open_node_on
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.protocols.access import LOCAL_ADMIN
+from twinshare.protocols.errors import VmNotFound
 from twinshare.protocols.peer import FleetVms
 
 
@@ -39,6 +42,10 @@ async def test_an_absent_peer_is_named_with_its_vms_also_after_a_restart(tmp_pat
         [absent] = found.unreachable
         assert (absent.name, absent.vms, absent.reason) == ("two", 1, "it is offline")
         assert absent.observed_at is not None
+        for ref, name in (("nosuch", "get_vm"), ("nosuch", "delete_vm"), ("nosuch", "list_forwards")):
+            with pytest.raises(VmNotFound, match="'nosuch' not found; two could not be asked") as missing:
+                await call(one, name, vm=ref)
+            assert missing.value.details["not_asked"] == ["two"]
         await call(one, "stop_p2p")
         assert [peer.reason for peer in (await listed(one)).unreachable] == ["the P2P services of this node are off"]
 

@@ -16,6 +16,7 @@ from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.reach import tunnels
+from twinshare.agent.relays import listen
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     Forbidden,
@@ -239,6 +240,27 @@ async def test_a_port_whose_vm_is_gone_closes_though_nobody_comes(
         await eventually(closed)
         with pytest.raises(OSError, match="connect"):
             await get(made.host_port)
+
+
+async def test_a_port_that_another_program_had_opens_once_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnels, "WEED_EVERY", 0.05)
+    async with open_fleet(tmp_path) as (network, (far,)):
+        await call(far, "create_vm", spec=spec("far", start=True))
+        async with open_node_on(network, tmp_path, "near") as near:
+            await join(near, far)
+            made = await forward(near, peer="node-0")
+        [taken] = await listen("127.0.0.1", made.host_port)
+        async with open_node_on(network, tmp_path, "near") as near:
+            async with taken:
+                assert [one.active for one in await call(near, "list_forwards", "node-0", vm="far")] == [False]
+
+            async def works() -> bool:
+                [one] = await call(near, "list_forwards", "node-0", vm="far")
+                return one.active and b"far" in await get(made.host_port)
+
+            await eventually(works, 30)
 
 
 async def test_a_far_node_that_goes_away_ends_its_connections(tmp_path: Path) -> None:
