@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ..protocols.access import Caller
 from ..protocols.node import Account, Capacity, Health, Token, TokenRequest
 from ..protocols.operation import Operation, OperationState
@@ -16,8 +18,10 @@ class LocalOperations:
     def __init__(self, journal: Journal, caller: Caller) -> None:
         self._journal, self._caller = journal, caller
 
-    async def list_operations(self, state: OperationState | None = None) -> list[Operation]:
-        return list(await self._journal.list(state))
+    async def list_operations(
+        self, state: OperationState | None = None, until: datetime | None = None
+    ) -> list[Operation]:
+        return list(await self._journal.list(state, until))
 
     async def get_operation(self, id: str) -> Operation:
         return await self._journal.get(id)

@@ -56,10 +56,11 @@ class ImageFilters(TypedDict, total=False):
 
 
 class OperationFilters(TypedDict, total=False):
-    """As VmFilters, for operations."""
+    """As VmFilters, for operations: those made by the time `until` (RFC 3339)."""
 
     sort: str
     state: str
+    until: str
     id: str
     kind: str
     target: str

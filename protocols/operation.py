@@ -12,6 +12,9 @@ from msgspec import UNSET, Meta, UnsetType
 from .errors import ErrorBody
 
 OperationId = Annotated[str, Meta(min_length=1, max_length=64)]
+Instant = Annotated[datetime, Meta(tz=True)]
+MAX_LISTED = 1000
+"""Operations that a list has at most; `until` reads on."""
 
 
 class OperationState(StrEnum):

@@ -26,7 +26,7 @@ from .bodies import (
 from .guest_service import GuestService
 from .image_service import ImageService
 from .node import Account, Capacity, Health, Token, TokenRequest
-from .operation import Operation, OperationId, OperationState
+from .operation import Instant, Operation, OperationId, OperationState
 from .peer_service import PeerService
 from .routes import rest
 from .vm import (
@@ -179,8 +179,10 @@ class OperationService(Protocol):
     """The journal of one node."""
 
     @rest("GET", "/operations", Role.VIEWER, answer=OperationList)
-    async def list_operations(self, state: OperationState | None = None) -> list[Operation]:
-        """List operations, newest first."""
+    async def list_operations(
+        self, state: OperationState | None = None, until: Instant | None = None
+    ) -> list[Operation]:
+        """List operations, newest first: a thousand, or a thousand of those made by the time `until`."""
         ...
 
     @rest("GET", "/operations/<id>", Role.VIEWER)

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -206,9 +207,9 @@ class Journal:
         kind = self._kinds.get(row.kind)
         return decode_request(row, kind) if kind else None
 
-    async def list(self, state: OperationState | None = None) -> list[Operation]:
-        """The newest thousand, newest first."""
-        return await self._listing.list(state)
+    async def list(self, state: OperationState | None = None, until: datetime | None = None) -> list[Operation]:
+        """Return the newest `MAX_LISTED`, newest first: of all, or of those made by the time `until`."""
+        return await self._listing.list(state, until)
 
     async def get(self, id: str) -> Operation:
         """Raises: OperationNotFound."""

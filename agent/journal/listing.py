@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from ...protocols.errors import ErrorBody, OperationNotFound
-from ...protocols.operation import Operation, OperationState, Progress
+from ...protocols.operation import MAX_LISTED, Operation, OperationState, Progress
 from ...protocols.tolerant import known_part
 from .active import ActiveOperation
 from .decode import decode_stored
@@ -67,15 +67,17 @@ class Listing:
             traceparent=msgspec.msgpack.decode(row.notes).get(TRACE, UNSET),
         )
 
-    async def list(self, state: OperationState | None = None) -> list[Operation]:
-        """The newest thousand, newest first."""
+    async def list(self, state: OperationState | None = None, until: datetime | None = None) -> list[Operation]:
+        """Return the newest `MAX_LISTED`, newest first: of all, or of those made by the time `until`."""
+        rows = await self._store.newest(state, until)
         if state in {OperationState.PENDING, OperationState.RUNNING}:
-            rows = await self._store.newest(state)
             live = [active.view(self._node) for active in self._active.values() if active.state is state]
             # What this version leaves alone: of an unknown kind, or with a request that it cannot read.
             left = [self._view(row) for row in rows if self._live(row.id) is None]
-            return sorted([*live, *left], key=lambda operation: operation.created_at, reverse=True)
-        rows = await self._store.newest(state)
+            asked = [one for one in (*live, *left) if until is None or one.created_at <= until]
+            return sorted(asked, key=lambda operation: operation.created_at, reverse=True)[:MAX_LISTED]
+        if until is not None:
+            return [active.view(self._node) if (active := self._live(row.id)) else self._view(row) for row in rows]
         known = self._listed
         self._listed = {
             row.id: kept

@@ -8,12 +8,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ...protocols.access import account_of
-from ...protocols.operation import OperationState
+from ...protocols.operation import MAX_LISTED, OperationState
 from ...protocols.secrets import has_secrets, secrets_until_end, without_secrets
 from ..database import PASSING_FAULTS
 from ..disk_reserve import DiskReserve
@@ -23,7 +24,6 @@ from .active import ActiveOperation
 
 FORGET_EVERY = 250
 """Operations after which old ones that have ended are looked for."""
-LISTED = 1000
 MAX_LISTED_RESULT = 8 << 10
 """Bytes of a result that is shown in a list; a longer one is read with its operation alone."""
 ROLE, SECRETS, TRACE = "role", "secrets", "traceparent"
@@ -142,10 +142,17 @@ class JournalStore:
     async def get(self, id: str) -> Row | None:
         return next(iter(await self._select("WHERE id = ?", id)), None)
 
-    async def newest(self, state: OperationState | None = None) -> Sequence[Row]:
-        """The newest `LISTED` rows, newest first, without their requests, and without results that are large."""
-        where, values = ("", ()) if state is None else ("WHERE state = ?", (str(state),))
-        return await self._select(f"{where} ORDER BY created_at DESC LIMIT {LISTED}", *values, columns=_LISTED_COLUMNS)
+    async def newest(self, state: OperationState | None = None, until: datetime | None = None) -> Sequence[Row]:
+        """Return the newest `MAX_LISTED` rows made by the time `until`, newest first.
+
+        They come without their requests, and without results that are large.
+        """
+        # A row's time has more digits than a `datetime`, which is rounded.
+        wanted = {"state = ?": state and str(state), "created_at < ?": until and until.timestamp() + 1e-6}
+        given = {condition: value for condition, value in wanted.items() if value is not None}
+        where = f"WHERE {' AND '.join(given)}" if given else ""
+        order = f"ORDER BY created_at DESC, id DESC LIMIT {MAX_LISTED}"
+        return await self._select(f"{where} {order}", *given.values(), columns=_LISTED_COLUMNS)
 
     async def unfinished(self) -> Sequence[Row]:
         return await self._select("WHERE state IN ('pending', 'running')")

@@ -51,10 +51,14 @@ class Page:
     limit: int | None
     after: Cursor | None
 
+    def wants(self, row: Any) -> bool:
+        """Return whether the filters let a row pass."""
+        return all(match(row) for match in self.matches)
+
     def of(self, body: Any) -> Any:
         """Return the answer with the rows that are wanted, and with `next` when more follow."""
         key, descending = self.listing.key, self.sort.startswith("-")
-        rows = [row for row in getattr(body, key) if all(match(row) for match in self.matches)]
+        rows = filter(self.wants, getattr(body, key))
         places = sorted(((self._cursor(row), row) for row in rows), key=self._place_of, reverse=descending)
         if self.after is not None:
             last = _place(self.after)
@@ -62,8 +66,12 @@ class Page:
                 one for one in places if (self._place_of(one) < last if descending else last < self._place_of(one))
             ]
         kept = places[: self.limit]
-        more = _encode(kept[-1][0]) if len(kept) < len(places) else UNSET
+        more = self.cursor_at(kept[-1][1]) if len(kept) < len(places) else UNSET
         return msgspec.structs.replace(body, **{key: [row for _, row in kept], "next": more})
+
+    def cursor_at(self, row: Any) -> str:
+        """Return the `next` of an answer that ends with a row."""
+        return _encode(self._cursor(row))
 
     def _cursor(self, row: Any) -> Cursor:
         value = getattr(row, self.sort.removeprefix("-"))
@@ -91,6 +99,7 @@ class Listing(ListedFields):
         self._service_query = query
         of_service = msgspec.structs.fields(query) if query is not None else ()
         self.query = self._parameters(body.__name__, of_service)
+        self.whole = Page(self, (), self.default_sort, None, None)
 
     def _parameters(self, name: str, of_service: Iterable[Any]) -> type[msgspec.Struct]:
         """Return the Struct of all parameters, which OpenAPI shows and a request is read as."""

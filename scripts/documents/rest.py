@@ -42,8 +42,9 @@ the answer is the whole list.
 - `FIELD=VALUE` for a field that is text: `*` in the value is any text.
 - `label=KEY=VALUE`, or `label=KEY`, once for each label that must be there.
 
-A parameter, a field or a cursor that there is not is answered 400 with its name. The list of operations is of the
-newest thousand.
+A parameter, a field or a cursor that there is not is answered 400 with its name. Operations are listed a thousand at a
+time, of ten thousand that are looked at for one answer: `next` leads to the older ones, also without any parameter. In
+another order than `-created_at` the list is of the newest ten thousand.
 """
 
 CONSOLE = """## Console and screen
