@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Visitor(Protocol):
+class CountedConnection(Protocol):
     """A connection as it is counted: where it comes from, and whether it has shown a right to be here."""
 
     @property
@@ -24,22 +24,22 @@ class ConnectionLimit:
 
     def __init__(self, total: int, per_source: int, strangers: int) -> None:
         self._total, self._per_source, self._strangers = total, per_source, strangers
-        self._open: list[Visitor] = []
+        self._open: list[CountedConnection] = []
 
     @property
     def count(self) -> int:
         return len(self._open)
 
-    def take(self, visitor: Visitor) -> bool:
+    def take(self, connection: CountedConnection) -> bool:
         """Return whether one more may be opened; if so it is counted until `give`n back."""
         if self.count >= self._total:
             return False
-        if sum(one.source == visitor.source for one in self._open) >= self._per_source:
+        if sum(one.source == connection.source for one in self._open) >= self._per_source:
             return False
-        if not visitor.is_known and sum(not one.is_known for one in self._open) >= self._strangers:
+        if not connection.is_known and sum(not one.is_known for one in self._open) >= self._strangers:
             return False
-        self._open.append(visitor)
+        self._open.append(connection)
         return True
 
-    def give(self, visitor: Visitor) -> None:
-        self._open.remove(visitor)
+    def give(self, connection: CountedConnection) -> None:
+        self._open.remove(connection)

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the areas")
     parser.add_argument("--sample", type=int, help="so many mutants of each area, chosen by chance")
     parser.add_argument("--seed", type=int, default=0, help="of that chance")
+    parser.add_argument("--minutes", type=float, help="begin no mutant of an area after so many minutes")
     parser.add_argument("--only", default="", help="only files whose path has this in it")
     asked = parser.parse_args()
     if asked.list:
@@ -71,15 +72,18 @@ def _look_at(name: str, area: Area, copy: Path, asked: argparse.Namespace) -> in
         raise SystemExit(f"{name}: its tests fail without any change")
     baseline = time.monotonic() - began
     found = [each for each in _mutants(copy, area) if asked.only in str(each[0])]
-    if asked.sample and asked.sample < len(found):
-        found = random.Random(asked.seed).sample(found, asked.sample)  # noqa: S311 - it must repeat
-        found.sort(key=lambda each: (each[0], each[1].line))
-    survivors = 0
+    if asked.sample or asked.minutes:
+        size = min(asked.sample or len(found), len(found))
+        found = random.Random(asked.seed).sample(found, size)  # noqa: S311 - it must repeat
+    survivors = seen = 0
     for path, mutant in found:
+        if asked.minutes and time.monotonic() - began > asked.minutes * 60:
+            break
+        seen += 1
         if _survives(copy, path, mutant, tests, 10 + 5 * baseline):
             survivors += 1
             print(f"{path}:{mutant.line}: {_short(mutant.before)}  ->  {_short(mutant.after)}", flush=True)
-    print(f"{name}: {len(found)} mutants, {len(found) - survivors} killed, {survivors} survived", flush=True)
+    print(f"{name}: {seen} of {len(found)} mutants, {seen - survivors} killed, {survivors} survived", flush=True)
     return survivors
 
 
