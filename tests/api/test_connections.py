@@ -284,7 +284,10 @@ async def test_a_client_that_hangs_up_cancels_its_read(tmp_path: Path, monkeypat
 
 
 async def test_stopping_tells_who_waits_and_cuts_who_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "GRACE", 0.3)
+    # Short and long beside what a busy machine needs: it must end because nothing is open any more.
+    times = {"GRACE": 0.3, "ANSWER_TIME": 120.0}
+    for name, seconds in times.items():
+        monkeypatch.setattr(serve, name, seconds)
     answers: list[httpx.Response] = []
     lines: list[str] = []
     async with trio.open_nursery() as nursery:
@@ -313,8 +316,9 @@ async def test_stopping_tells_who_waits_and_cuts_who_listens(tmp_path: Path, mon
                 idle = await trio.open_tcp_stream(*api.address)
                 started = trio.current_time()
                 monkeypatch.undo()
-                monkeypatch.setattr(serve, "GRACE", 0.3)
-        assert trio.current_time() - started < 5
+                for name, seconds in times.items():
+                    monkeypatch.setattr(serve, name, seconds)
+        assert trio.current_time() - started < 60
         await idle.aclose()
     assert (answers[0].status_code, answers[0].json()["code"]) == (503, "unavailable")
 
