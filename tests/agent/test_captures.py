@@ -108,12 +108,26 @@ async def test_a_vm_that_stopped_and_started_meanwhile_is_no_image(tmp_path: Pat
             await images_of(node).capture_image("one", "made")
 
 
-async def test_a_capture_is_an_event(tmp_path: Path) -> None:
+async def test_a_hypervisor_that_exports_no_disk_captures_stopped_vms_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(MemoryHypervisor, "export_disk")
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec(start=True))
+        with pytest.raises(Unsupported, match="cannot read a running VM's disk; stop it"):
+            await images_of(node).capture_image("one", "made")
+
+
+async def test_a_capture_is_an_event_of_its_owner(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec())
+        ann = Caller(principal="token:ann", role=Role.ADMIN)
         async with node.events.subscribe() as heard:
-            made = await images_of(node).capture_image("one", "made")
-            with trio.fail_after(10):
+            made = await images_of(node, ann).capture_image("one", "made")
+            with trio.fail_after(60):
                 while (event := await heard.receive()).type != "image.added":
                     pass
         assert (event.data["name"], event.data["digest"]) == ("made", made.digest)
+        await until_written(node, event.id)
+        rows = await node.events.state.query("SELECT account FROM event_accounts WHERE id = ?", event.id)
+        assert rows == [("token:ann",)], "it counts as the owner's, whose share of the log it takes"
