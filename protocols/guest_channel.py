@@ -33,7 +33,7 @@ MAX_REQUEST = 1 << 20
 """Bytes of one control message of the host, which the program takes."""
 WINDOW = 256 << 10
 """Bytes of one stream's output that may be under way."""
-PIECE = 32 << 10
+PIECE = 60 << 10
 """Bytes of content in one frame of ours."""
 MAX_STREAMS = 1024
 

@@ -7,7 +7,7 @@ from _signal import SIGKILL, SIGTERM  # pyright: ignore[reportMissingImports] - 
 from errno import EAGAIN, EINTR
 from select import POLLIN, POLLOUT
 
-from .process import User, spawn
+from .process import Child, User
 from .stream import ERR, KEPT, OUT, Program, Stream
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ CHUNK = 32 * 1024
 KILL_AFTER = 5.0
 """Seconds between SIGTERM and SIGKILL when a command has exceeded its timeout."""
 TIMED_OUT = 124
-SET_WINDOW_SIZE, SET_CONTROLLING_TERMINAL, BYTES_TO_READ = 0x5414, 0x540E, 0x541B  # ioctls of Linux on x86 and ARM
+SET_WINDOW_SIZE, BYTES_TO_READ = 0x5414, 0x541B  # ioctls of Linux on x86 and ARM
 END_OF_INPUT = b"\x04"
 
 
@@ -46,24 +46,15 @@ class Command(Stream):
         self._terminal = bool(request["terminal"])
         if self._terminal:
             env.setdefault(b"TERM", b"xterm-256color")
-            master, child = os.openpty()
+            master, slave = os.openpty()
             self._resize(master, request)
-            ends, self._stdin, self._outputs = (child, child, child), master, {master: OUT}
+            ends, self._stdin, self._outputs = (slave, slave, slave), master, {master: OUT}
         else:
             (in_child, self._stdin), (out, out_child), (err, err_child) = os.pipe(), os.pipe(), os.pipe()
             ends, self._outputs = (in_child, out_child, err_child), {out: OUT, err: ERR}
-        workdir = request["workdir"] or env[b"HOME"]
-
-        def prepare() -> None:
-            os.setsid()
-            if self._terminal:
-                fcntl.ioctl(ends[0], SET_CONTROLLING_TERMINAL, 0)
-            for fd in range(3):
-                os.dup2(ends[fd], fd)
-            user.become()
-            os.chdir(workdir)
-
-        self._pid = spawn(request["argv"], env, prepare, 2)
+        child = Child(request["argv"], env, ends)
+        child.user, child.workdir, child.terminal = user, request["workdir"] or env[b"HOME"], self._terminal
+        self._pid = child.start()
         for fd in set(ends):
             os.close(fd)
         for fd in set(self._outputs) | {self._stdin}:
@@ -126,7 +117,7 @@ class Command(Stream):
 
     # --- input ---
 
-    def take(self, data: bytes) -> None:
+    def take(self, data: "bytes | memoryview") -> None:
         if self._stdin >= 0 and len(self._input) <= KEPT:
             self._input += data
             self._write()

@@ -6,7 +6,7 @@ from _socket import AF_INET, AF_INET6, AF_UNIX, SHUT_WR, SO_ERROR, SOCK_STREAM, 
 from errno import EAGAIN, EINPROGRESS, EINTR, ENOENT
 from select import POLLIN, POLLOUT
 
-from .process import User, spawn
+from .process import Child, User
 from .stream import OUT, Program, Stream
 
 TYPE_CHECKING = False
@@ -115,7 +115,7 @@ class Connection(Stream):
     def has_room(self) -> None:
         self._watch()
 
-    def take(self, data: bytes) -> None:
+    def take(self, data: "bytes | memoryview") -> None:
         self._input += data
         self._write()
         self._watch()
@@ -172,14 +172,7 @@ class SshServer(Connection):
             raise FileNotFoundError(ENOENT, "no SSH server")
         near, far = socketpair(AF_UNIX, SOCK_STREAM)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-
-        def prepare() -> None:
-            os.setsid()
-            os.dup2(far.fileno(), 0)
-            os.dup2(far.fileno(), 1)
-            os.dup2(null, 2)
-
-        self._pid = spawn(argv, User("").environment(), prepare, 2)
+        self._pid = Child(argv, User("").environment(), (far.fileno(), far.fileno(), null)).start()
         self.program.child(self._pid, self._ended)
         far.close()
         os.close(null)

@@ -5,7 +5,7 @@ import stat
 from errno import EEXIST, EISDIR, ENOSPC, ENOTDIR, ESTALE
 
 from .process import User
-from .stream import OUT, Stream
+from .stream import OUT, PIECE, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ try:
 except ImportError:
     from hashlib import blake2b
 
-CHUNK = 32 * 1024
+CHUNK = 256 * 1024
+"""Bytes of a file that is hashed."""
 PAGE = 192 * 1024
 """Bytes of one page of a directory, about."""
 KEEP_PARTIAL = 3600.0
@@ -60,8 +61,8 @@ class ReadFile(Stream):
         self.is_open(file=self._entry)
 
     def has_room(self) -> None:
-        while self._fd >= 0 and self.room() >= CHUNK:
-            size = CHUNK if self._left is None else min(CHUNK, self._left)
+        while self._fd >= 0 and self.room() >= PIECE:
+            size = PIECE if self._left is None else min(PIECE, self._left)
             try:
                 data = os.read(self._fd, size) if size else b""
             except OSError as error:
@@ -112,7 +113,7 @@ class WriteFile(Stream):
             self.received += len(data)
         self.is_open(received=self.received)
 
-    def take(self, data: bytes) -> None:
+    def take(self, data: "bytes | memoryview") -> None:
         self._hash.update(data)
         try:
             while data:

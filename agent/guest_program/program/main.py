@@ -12,7 +12,7 @@ from .command import Command
 from .connection import Connection, SshServer
 from .files import FileCall, ReadFile, WriteFile, discard
 from .report import report
-from .stream import ACK_BODY, Program, Stream
+from .stream import ACK_BODY, KEPT, Program, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ KINDS = {
     "exec": Command, "read": ReadFile, "write": WriteFile, "call": FileCall, "dial": Connection, "ssh": SshServer,
 }  # fmt: skip
 MAX_STREAMS = 1024
-READ_SIZE = 256 * 1024
 FULL = 256 * 1024
 """Bytes that wait for the port, above which no output of streams is added."""
+FRAMES_AT_ONCE = 64
+JOINED = 4096
+"""Bytes of short frames that are written as one: a virtio port costs as much for each as for 32 KiB."""
+ACK_AFTER = KEPT // 4
+"""Bytes of input that are acknowledged while more of it comes."""
 LOOK_FOR_HOST = 0.5
 REPORT_EVERY = 2.0
 
@@ -37,7 +41,9 @@ class GuestProgram(Program):
         self._port, self._lasting = port, lasting
         self._instance = os.urandom(16)
         self._reader = wire.Reader()
-        self._out = bytearray(wire.ZEROS + wire.ANNOUNCE + self._instance)
+        self._out: "list[bytes]" = [wire.ZEROS + wire.ANNOUNCE + self._instance]
+        self._receiving = False
+        self._watched = 0
         self._streams: "dict[int, Stream]" = {}
         self._turn = 0
         self._poll = poll()
@@ -77,7 +83,7 @@ class GuestProgram(Program):
 
     def say(self, stream: int, body: "dict[str, Any]") -> None:
         if self._resumed:
-            self._out += wire.message(stream, packing.pack(body))
+            self._send(wire.message(stream, packing.pack(body)))
 
     def child(self, pid: int, call: "Callable[..., None]") -> None:
         self._children[pid] = call
@@ -96,13 +102,24 @@ class GuestProgram(Program):
             while self._timers and self._timers[0][0] <= now:
                 self._timers.pop(0)[1]()
             self._fill()
-            if self._connected:
-                self.watch(self._port, POLLIN | (POLLOUT if self._out else 0), self._on_port)
-            wait = max(0.0, self._timers[0][0] - monotonic()) if self._timers else None
-            for fd, events in self._poll.poll(None if wait is None else int(wait * 1000) + 1):
+            self._write()
+            self._watch_port()
+            # Acknowledgements that are held back are due when nothing more has come.
+            wait = 0 if self._receiving else int(max(0.0, self._timers[0][0] - monotonic()) * 1000) + 1
+            self._receiving = False
+            for fd, events in self._poll.poll(wait):
                 call = self._calls.get(fd)
                 if call is not None:
                     call(events)
+
+    def _watch_port(self) -> None:
+        events = POLLIN | (POLLOUT if self._out else 0) if self._connected else 0
+        if events != self._watched:
+            self._watched = events
+            if events:
+                self.watch(self._port, events, self._on_port)
+            else:
+                self.unwatch(self._port)
 
     def _look_for_host(self) -> None:
         """A port without a host is always ready: it is looked at from time to time."""
@@ -124,9 +141,9 @@ class GuestProgram(Program):
     def _hang_up(self) -> None:
         if self._connected:
             self._connected = self._resumed = False
-            self.unwatch(self._port)
+            self._watch_port()
             self._reader.reset()
-            self._out = bytearray()
+            self._out = []
             self.later(LOOK_FOR_HOST, self._look_for_host)
 
     def _woken(self, events: int) -> None:
@@ -144,35 +161,46 @@ class GuestProgram(Program):
     def _on_port(self, events: int) -> None:
         if events & POLLHUP:
             self._gone()
-            return
-        if events & POLLOUT:
-            self._write()
-        if events & POLLIN:
+        elif events & POLLIN:
             self._read()
 
+    def _send(self, data: bytes) -> None:
+        if self._out and len(self._out[-1]) + len(data) <= JOINED:
+            self._out[-1] += data
+        elif data:
+            self._out.append(data)
+
     def _write(self) -> None:
+        if not (self._out and self._connected):
+            return
         try:
-            if self._out:
-                del self._out[: os.write(self._port, self._out)]
+            done = os.writev(self._port, self._out[:FRAMES_AT_ONCE])
         except OSError as error:
             if error.errno not in (EAGAIN, EINTR):
-                self._hang_up()
+                self._gone()
+            return
+        whole = 0
+        while whole < len(self._out) and done >= len(self._out[whole]):
+            done -= len(self._out[whole])
+            whole += 1
+        del self._out[:whole]
+        if done:
+            self._out[0] = self._out[0][done:]
 
     def _read(self) -> None:
-        data = bytearray()
         try:
-            while len(data) < READ_SIZE:  # a virtio port gives a page at a time
-                part = os.read(self._port, READ_SIZE)
-                data += part
-                if not part:
-                    self._gone()
-                    break
+            size = os.readv(self._port, self._reader.pages())
         except OSError as error:
             if error.errno not in (EAGAIN, EINTR):
-                self._hang_up()
-        frames = self._reader.feed(data)
+                self._gone()
+            return
+        if not size:
+            self._gone()
+            return
+        self._receiving = True
+        frames = self._reader.feed(size)
         if self._reader.nonce is not None:
-            self._out = bytearray(wire.HELLO_BACK + self._reader.nonce)
+            self._out = [wire.HELLO_BACK + self._reader.nonce]
             self._reader.nonce = None
             self._resumed = False
         for kind, number, body in frames:
@@ -181,7 +209,7 @@ class GuestProgram(Program):
             except (ValueError, KeyError, TypeError, IndexError, struct_error) as error:
                 self.say(number, {"op": "end", "errno": EINVAL, "error": str(error), "offset": 0})
 
-    def _take(self, kind: int, number: int, body: bytes) -> None:
+    def _take(self, kind: int, number: int, body: "Any") -> None:
         stream = self._streams.get(number)
         if kind == wire.MESSAGE:
             self._take_message(number, stream, packing.unpack_map(body))
@@ -247,14 +275,16 @@ class GuestProgram(Program):
         """Acknowledgements, then output, each stream in its turn."""
         if not self._resumed:
             return
+        least = ACK_AFTER if self._receiving else 0
         for stream in self._streams.values():
-            self._out += stream.ack()
+            self._send(stream.ack(least))
         numbers = sorted(self._streams)
-        idle = 0
-        while numbers and idle < len(numbers) and len(self._out) < FULL:
+        idle, waiting = 0, sum(map(len, self._out))
+        while numbers and idle < len(numbers) and waiting < FULL:
             self._turn = (self._turn + 1) % len(numbers)
             data = self._streams[numbers[self._turn]].next_frame()
-            self._out += data
+            self._send(data)
+            waiting += len(data)
             idle = 0 if data else idle + 1
 
     def _report(self, again: bool = True) -> None:

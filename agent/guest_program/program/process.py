@@ -1,17 +1,16 @@
-"""Starts processes: fork and exec by hand, because `subprocess` loads threads and more. Also who a user is."""
+"""Starts processes without `subprocess`, which loads threads and more. Also who a user is."""
 
 import grp
 import os
 import pwd
 from _signal import SIG_DFL, SIGKILL, SIGSTOP, signal  # pyright: ignore[reportMissingImports] - signal itself loads enum
 from errno import EACCES, ENOENT
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Callable
+from fcntl import ioctl
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
+SET_CONTROLLING_TERMINAL = 0x540E  # an ioctl of Linux on x86 and ARM
+SIGNALS = [number for number in range(1, 32) if number not in (SIGKILL, SIGSTOP)]
 
 
 class User:
@@ -45,30 +44,72 @@ class User:
         return {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
 
 
-def spawn(argv: "list[bytes]", env: "dict[bytes, bytes]", prepare: "Callable[[], None]", error_fd: int) -> int:
-    """Fork, call `prepare()` in the child, and exec. Returns the child's process ID.
+class Child:
+    """A process to start, the first of a session of its own: the descriptors are its stdin, stdout and stderr."""
 
-    What fails in the child is written on `error_fd`, which the child knows as its own stderr when `prepare` has made it
-    so, and the child exits with 127 or 126, as a shell does.
-    """
-    pid = os.fork()
-    if pid:
+    def __init__(self, argv: "list[bytes]", env: "dict[bytes, bytes]", fds: "tuple[int, int, int]") -> None:
+        self.argv, self.env, self.fds = argv, env, fds
+        self.user = User("")
+        self.workdir = b""
+        self.terminal = False
+
+    def start(self) -> int:
+        """Return the process ID.
+
+        What fails in the child is written on its stderr, and the child exits with 127 or 126, as a shell does.
+        """
+        if not self.terminal and self.user.uid == os.getuid() and min(self.fds) > 2 and hasattr(os, "posix_spawn"):
+            try:
+                return self._spawn()
+            except (OSError, NotImplementedError, ValueError):
+                pass  # the child that is forked says why
+        pid = os.fork()
+        if not pid:
+            self._run()
         return pid
-    code = NOT_EXECUTABLE
-    try:
-        prepare()
-        for number in range(1, 32):
-            if number not in (SIGKILL, SIGSTOP):
+
+    def _spawn(self) -> int:
+        """Start it without a copy of this process, whose pages a fork copies. Raises: OSError, NotImplementedError."""
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(self.fds)]
+        here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self.workdir:
+                os.chdir(self.workdir)
+            path = next((path for path in _paths(self.argv, self.env) if os.access(path, os.X_OK)), self.argv[0])
+            return os.posix_spawn(path, self.argv, self.env, file_actions=actions, setsid=True, setsigdef=SIGNALS)
+        finally:
+            os.fchdir(here)
+            os.close(here)
+
+    def _run(self) -> None:
+        """What the child does after the fork."""
+        code = NOT_EXECUTABLE
+        try:
+            os.setsid()
+            if self.terminal:
+                ioctl(self.fds[0], SET_CONTROLLING_TERMINAL, 0)
+            for number, fd in enumerate(self.fds):
+                os.dup2(fd, number)
+            self.user.become()
+            if self.workdir:
+                os.chdir(self.workdir)
+            for number in SIGNALS:
                 signal(number, SIG_DFL)
-        _exec(argv, env)
-    except FileNotFoundError as error:
-        code = NOT_FOUND
-        _complain(error_fd, error, argv)
-    except (OSError, KeyError, ValueError) as error:
-        _complain(error_fd, error, argv)
-    finally:
-        os._exit(code)  # whatever happened: nothing of the program's own runs on in the child
-    return 0
+            _exec(self.argv, self.env)
+        except FileNotFoundError as error:
+            code = NOT_FOUND
+            _complain(error, self.argv)
+        except (OSError, KeyError, ValueError) as error:
+            _complain(error, self.argv)
+        finally:
+            os._exit(code)  # whatever happened: nothing of the program's own runs on in the child
+
+
+def _paths(argv: "list[bytes]", env: "dict[bytes, bytes]") -> "list[bytes]":
+    """Where the program may be."""
+    if b"/" in argv[0]:
+        return [argv[0]]
+    return [os.path.join(folder or b".", argv[0]) for folder in env.get(b"PATH", PATH.encode()).split(b":")]
 
 
 def _exec(argv: "list[bytes]", env: "dict[bytes, bytes]") -> None:
@@ -76,19 +117,19 @@ def _exec(argv: "list[bytes]", env: "dict[bytes, bytes]") -> None:
     if b"/" in argv[0]:
         os.execve(argv[0], argv, env)
     denied = None
-    for folder in env.get(b"PATH", PATH.encode()).split(b":"):
+    for path in _paths(argv, env):
         try:
-            os.execve(os.path.join(folder or b".", argv[0]), argv, env)
+            os.execve(path, argv, env)
         except OSError as error:
             if error.errno == EACCES:
                 denied = error
     raise denied or FileNotFoundError(ENOENT, os.strerror(ENOENT))
 
 
-def _complain(fd: int, error: Exception, argv: "list[bytes]") -> None:
+def _complain(error: Exception, argv: "list[bytes]") -> None:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     where = getattr(error, "filename", None) or argv[0]
     try:
-        os.write(fd, b"%s: %s\n" % (os.fsencode(where), str(reason).encode()))
+        os.write(2, b"%s: %s\n" % (os.fsencode(where), str(reason).encode()))
     except OSError:
         pass  # nobody reads it

@@ -4,19 +4,20 @@ import os
 import struct
 from errno import EIO
 
-from .wire import ACK, DATA, frame
+from .wire import ACK, DATA, HEAD, frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+DATA_HEAD = struct.Struct(">QB")
 KEPT = 256 * 1024
 """Bytes of output that wait for the host, at most, and of input that wait for the guest."""
-PIECE = 32 * 1024
+PIECE = 32 * 1024 - HEAD.size - DATA_HEAD.size
+"""Bytes of output in a frame: a virtio port sends 32 KiB at a time, and each time costs."""
 PIECE_COST = 64
 OUT, ERR, END = 1, 2, 0
 """What a DATA frame carries: stdout or content, stderr, the end of one direction. It begins with offset and channel."""
-DATA_HEAD = struct.Struct(">QB")
 ACK_BODY = struct.Struct(">QQ")
 
 
@@ -59,7 +60,7 @@ class Stream:
         self.result: "dict[str, Any] | None" = None
         self.controls = 0  # how many the host has sent
         # Output: pieces [offset, channel, bytes], the offsets that the host has, that were sent, that it takes.
-        self._pieces: "list[tuple[int, int, bytearray]]" = []
+        self._pieces: "list[tuple[int, int, bytes | bytearray]]" = []
         self.out_end = 0
         self._acked = self._sent = self._limit = 0
         self._out_closed = self._close_sent = False
@@ -73,8 +74,8 @@ class Stream:
         """Begin, and call `is_open` at once or later. Raises: OSError, ValueError, KeyError."""
         raise NotImplementedError
 
-    def take(self, data: bytes) -> None:
-        """Take input."""
+    def take(self, data: "bytes | memoryview") -> None:
+        """Take input; the bytes are gone after it."""
 
     def take_end(self) -> None:
         """The input is at its end."""
@@ -101,13 +102,14 @@ class Stream:
         """Put output into the queue."""
         if self._pieces and data:
             _, last_channel, last = self._pieces[-1]
-            if last_channel == channel and len(last) + len(data) <= PIECE:
+            if isinstance(last, bytearray) and last_channel == channel and len(last) + len(data) <= PIECE:
                 last += data
                 self.out_end += len(data)
                 return
         for start in range(0, len(data), PIECE):
-            piece = bytearray(data[start : start + PIECE])
-            self._pieces.append((self.out_end, channel, piece))
+            piece = data[start : start + PIECE]
+            # Short ones are put together, long ones are not copied.
+            self._pieces.append((self.out_end, channel, piece if len(piece) > PIECE // 2 else bytearray(piece)))
             self.out_end += len(piece)
 
     def close_output(self) -> None:
@@ -154,7 +156,7 @@ class Stream:
             del self._pieces[0]
         self.has_room()
 
-    def on_data(self, body: bytes) -> None:
+    def on_data(self, body: memoryview) -> None:
         offset, channel = DATA_HEAD.unpack_from(body)
         if offset > self.received:
             return  # bytes are missing: not from our host
@@ -170,21 +172,26 @@ class Stream:
         """The next piece of output that the host takes, or nothing."""
         for offset, channel, data in self._pieces:
             if offset + len(data) > self._sent:
-                if self._sent >= self._limit:
-                    return b""
-                part = bytes(data[self._sent - offset :][: self._limit - self._sent])
+                part = data[self._sent - offset :]
+                if self._sent + len(part) > self._limit:
+                    if self._sent > self._acked or self._sent >= self._limit:
+                        return b""  # with the next acknowledgement all of it can be sent
+                    part = part[: self._limit - self._sent]
                 head = DATA_HEAD.pack(self._sent, channel)
                 self._sent += len(part)
-                return frame(DATA, self.number, head + part)
+                return frame(DATA, self.number, head, part)
         if self._out_closed and not self._close_sent:
             self._close_sent = True
             return frame(DATA, self.number, DATA_HEAD.pack(self.out_end, END))
         return b""
 
-    def ack(self) -> bytes:
-        """The frame that says how much input has arrived and how much more may come, unless it is known."""
+    def ack(self, least: int) -> bytes:
+        """The frame that says how much input has arrived and how much more may come, unless it is about known.
+
+        The host has to hear of so many bytes at `least`.
+        """
         state = (self.received, self.received - self.waiting() + KEPT)
-        if state == self._said:
+        if state == self._said or state[0] - self._said[0] < least > state[1] - self._said[1]:
             return b""
         self._said = state
         return frame(ACK, self.number, ACK_BODY.pack(*state))

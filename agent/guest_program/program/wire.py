@@ -9,6 +9,10 @@ is HELLO_BACK and the same nonce, after which the host takes the bytes for frame
 import struct
 from zlib import crc32
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 HEAD = struct.Struct(">BIII")
 MAX_BODY = 65536
 MESSAGE, PART, DATA, ACK = 1, 2, 3, 4
@@ -18,11 +22,18 @@ ANNOUNCE = bytes.fromhex("73b0e61aee4b11efa5c174776e736833")
 NONCE = 16
 ZEROS = bytes(MAX_BODY + HEAD.size)
 MAX_MESSAGE = 1 << 20
+CHECKED = HEAD.size - 4
+"""Bytes of a head before its CRC."""
+PAGE = 4096
+READ_SIZE = 128 * 1024
 
 
-def frame(kind: int, stream: int, body: bytes) -> bytes:
-    start = struct.pack(">BII", kind, stream, len(body))
-    return start + struct.pack(">I", crc32(body, crc32(start))) + body
+def frame(kind: int, stream: int, *parts: "bytes | bytearray") -> bytes:
+    start = struct.pack(">BII", kind, stream, sum(map(len, parts)))
+    crc = crc32(start)
+    for part in parts:
+        crc = crc32(part, crc)
+    return b"".join((start, struct.pack(">I", crc), *parts))
 
 
 def message(stream: int, body: bytes) -> bytes:
@@ -36,24 +47,37 @@ def message(stream: int, body: bytes) -> bytes:
 
 
 class Reader:
-    """Cuts what arrives into frames; `nonce` is set when a HELLO was found, and the frames after it are new."""
+    """Cuts what arrives into frames; `nonce` is set when a HELLO was found, and the frames after it are new.
+
+    The bytes are read into one buffer and stay there: the body of a frame is a view of it until the next `pages`.
+    """
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._buffer = bytearray(MAX_BODY + HEAD.size + READ_SIZE)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
         self._hunting = True
         self._parts = b""
         self.nonce: "bytes | None" = None
 
     def reset(self) -> None:
         """The host has gone: hunt for the next HELLO."""
-        self._data = bytearray()
+        self._start = self._end = 0
         self._parts = b""
         self._hunting = True
 
-    def feed(self, data: "bytes | bytearray") -> "list[tuple[int, int, bytes]]":
-        """Return the frames that are whole now: type, stream, body. Control messages are put together."""
-        self._data += data
-        found: "list[tuple[int, int, bytes]]" = []
+    def pages(self) -> "list[memoryview]":
+        """Where the next bytes go. A virtio port fills one page at a time, and the kernel goes on with the next one."""
+        rest = self._end - self._start
+        if self._start:
+            self._view[:rest] = bytes(self._view[self._start : self._end])
+            self._start, self._end = 0, rest
+        return [self._view[at : at + PAGE] for at in range(rest, rest + READ_SIZE, PAGE)]
+
+    def feed(self, size: int) -> "list[tuple[int, int, Any]]":
+        """Return the frames that are whole with `size` bytes more: type, stream, body. Control messages are joined."""
+        self._end += size
+        found: "list[tuple[int, int, Any]]" = []
         while True:
             if self._hunting:
                 if not self._hunt():
@@ -74,34 +98,35 @@ class Reader:
                 found.append(one)
 
     def _hunt(self) -> bool:
-        at = self._data.find(HELLO)
+        at = self._buffer.find(HELLO, self._start, self._end)
         if at < 0:
-            del self._data[: max(0, len(self._data) - len(HELLO) + 1)]
-            return False
-        if len(self._data) < at + len(HELLO) + NONCE:
-            del self._data[:at]
+            self._start = max(self._start, self._end - len(HELLO) + 1)
             return False
         end = at + len(HELLO) + NONCE
-        self.nonce = bytes(self._data[at + len(HELLO) : end])
-        del self._data[:end]
+        self._start = at
+        if self._end < end:
+            return False
+        self.nonce = bytes(self._view[at + len(HELLO) : end])
+        self._start = end
         self._parts = b""
         self._hunting = False
         return True
 
-    def _next(self) -> "tuple[int, int, bytes] | None":
+    def _next(self) -> "tuple[int, int, memoryview] | None":
         """The next frame; None when it is not whole, or when it is none and the hunt begins."""
-        if len(self._data) < HEAD.size:
+        start = self._start
+        if self._end < start + HEAD.size:
             return None
-        kind, stream, length, crc = HEAD.unpack_from(self._data)
+        kind, stream, length, crc = HEAD.unpack_from(self._buffer, start)
         if not (MESSAGE <= kind <= ACK and length <= MAX_BODY):
             self._hunting = True
             return None
-        end = HEAD.size + length
-        if len(self._data) < end:
+        end = start + HEAD.size + length
+        if self._end < end:
             return None
-        body = bytes(self._data[HEAD.size : end])
-        if crc != crc32(body, crc32(self._data[:9])):
+        body = self._view[start + HEAD.size : end]
+        if crc != crc32(body, crc32(self._view[start : start + CHECKED])):
             self._hunting = True
             return None
-        del self._data[:end]
+        self._start = end
         return kind, stream, body
