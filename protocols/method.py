@@ -133,10 +133,16 @@ def _fields(value: msgspec.Struct) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
+@functools.cache
+def _known_fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a type, whose annotations take a millisecond to evaluate."""
+    return msgspec.structs.fields(kind)
+
+
 def _given(value: msgspec.Struct) -> dict[str, Any]:
     """The fields that differ from their defaults."""
     given = _fields(value)
-    for field in msgspec.structs.fields(value):
+    for field in _known_fields(type(value)):
         default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
         if not field.required and given[field.name] == default:
             del given[field.name]

@@ -7,6 +7,7 @@ killed agent goes on with it where it was.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -78,6 +79,8 @@ class HostedSession:
         self._reader_left = 0.0  # sessions are loaded in a thread, which has no clock; `pump` sets it
         self._consumed = output.start
         self._changed = trio.Event()
+        self._files = threading.Lock()
+        self._removed = False
 
     @property
     def ended(self) -> bool:
@@ -112,8 +115,9 @@ class HostedSession:
 
     def save(self) -> None:
         """Blocking. Raises: InsufficientResources."""
-        with disk_errors_named("a session"):
-            atomic_write(self._path, msgspec.msgpack.encode(self.record), durable=False)
+        with self._files, disk_errors_named("a session"):
+            if not self._removed:
+                atomic_write(self._path, msgspec.msgpack.encode(self.record), durable=False)
 
     async def _save_again(self) -> None:
         """On a full disk the former state stays: the guest is asked again then, and answers the same."""
@@ -123,9 +127,17 @@ class HostedSession:
             log.warning("the state of a session is not written down", session=self.record.id, error=error.message)
 
     def remove(self) -> None:
-        """Blocking."""
-        discard(self._path)
-        self.output.remove()
+        """Remove its files; what another thread is about to write is not written any more. Blocking."""
+        with self._files:
+            self._removed = True
+            discard(self._path)
+            self.output.remove()
+
+    def _write(self, pieces: list[tuple[int, bytes]]) -> None:
+        """Blocking. Raises: InsufficientResources."""
+        with self._files:
+            if not self._removed:
+                self.output.append(pieces)
 
     @property
     def _path(self) -> Path:
@@ -166,7 +178,7 @@ class HostedSession:
         backoff = Backoff(0.5, 10.0)
         while True:
             try:
-                return await trio.to_thread.run_sync(self.output.append, pieces)
+                return await trio.to_thread.run_sync(self._write, pieces)
             except InsufficientResources as error:
                 if not backoff.failures:
                     log.warning("a session waits for the disk", session=self.record.id, error=error.message)
@@ -214,8 +226,9 @@ class HostedSession:
         self.record.ended_at, self.record.request = time.time(), None
         if self.stream is not None:
             self.record.input_offset, self.stream = self.stream.input_received, None
-        await self._save_again()
+        # Nobody waits for the file: an agent that is killed before it is written asks the guest again.
         self._wake()
+        await self._save_again()
 
     # --- readers ---
 
@@ -249,6 +262,8 @@ class HostedSession:
     async def read(self, reader: Reader, size: int) -> list[tuple[int, int, bytes]]:
         """The next output of a reader, waiting for it; nothing at the end of all."""
         await self.wait_for_output(reader)
+        if reader.offset >= self.output.end:
+            return []
         pieces = await trio.to_thread.run_sync(self.output.read, reader.offset, size)
         if pieces:
             reader.offset = pieces[-1][0] + len(pieces[-1][2])

@@ -25,7 +25,7 @@ from ...protocols.guest import ExecRequest, GuestReport, ListeningPort
 from ...protocols.guest_channel import ReportMessage
 from .agent_exec import AgentCommand, Ask, start_by_agent
 from .channel import Dial, GuestChannel
-from .output_log import open_output_log
+from .output_log import OutputLog
 from .session import HostedSession, SessionRecord, load_sessions, shown_command
 from .stream import ChannelStream
 
@@ -237,7 +237,7 @@ class VmGuest:
             terminal=request.terminal,
             detached=request.detach,
         )
-        session = HostedSession(self._directory, record, open_output_log(self._directory, id))
+        session = HostedSession(self._directory, record, OutputLog(self._directory, id, []))
         self.sessions[id] = session
         try:
             await trio.to_thread.run_sync(self._save_first, session)

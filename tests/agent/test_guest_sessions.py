@@ -29,6 +29,7 @@ from twinshare.protocols.errors import (
     WrongState,
 )
 from twinshare.protocols.guest import ExecRequest, ExecResult, SessionState
+from twinshare.protocols.guest_channel import EndReply
 from twinshare.protocols.guest_service import GuestService
 from twinshare.protocols.guest_stream import (
     AttachSession,
@@ -227,3 +228,14 @@ async def test_a_guest_without_a_channel_says_so(tmp_path: Path) -> None:
             await run(guests_of(node), "true")
         assert isinstance(refused.value, TwinshareError)
         assert refused.value.status == 409
+
+
+async def test_a_session_that_is_removed_leaves_no_file(tmp_path: Path) -> None:
+    """Its state and its output are written by other threads, which may be late."""
+    record = SessionRecord(id="0" * 16, number=1, instance=b"", owner="local", command=["true"], started_at=0.0)
+    session = HostedSession(tmp_path, record, open_output_log(tmp_path, record.id))
+    session.save()
+    session.remove()
+    session.save()
+    await session.complete([(1, b"late")], EndReply(offset=4, code=0))
+    assert not list(tmp_path.iterdir())

@@ -52,8 +52,8 @@ class Command(Stream):
         else:
             (in_child, self._stdin), (out, out_child), (err, err_child) = os.pipe(), os.pipe(), os.pipe()
             ends, self._outputs = (in_child, out_child, err_child), {out: OUT, err: ERR}
-        child = Child(request["argv"], env, ends)
-        child.user, child.workdir, child.terminal = user, request["workdir"] or env[b"HOME"], self._terminal
+        child = Child(request["argv"], user, env, ends)
+        child.workdir, child.terminal = request["workdir"] or env[b"HOME"], self._terminal
         self._pid = child.start()
         for fd in set(ends):
             os.close(fd)

@@ -47,9 +47,8 @@ class User:
 class Child:
     """A process to start, the first of a session of its own: the descriptors are its stdin, stdout and stderr."""
 
-    def __init__(self, argv: "list[bytes]", env: "dict[bytes, bytes]", fds: "tuple[int, int, int]") -> None:
-        self.argv, self.env, self.fds = argv, env, fds
-        self.user = User("")
+    def __init__(self, argv: "list[bytes]", user: User, env: "dict[bytes, bytes]", fds: "tuple[int, int, int]") -> None:
+        self.argv, self.user, self.env, self.fds = argv, user, env, fds
         self.workdir = b""
         self.terminal = False
 

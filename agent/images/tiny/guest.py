@@ -114,7 +114,7 @@ GUEST = f"""#!/bin/sh
 # Serves commands, files and connections on the guest channel, if the machine has its port.
 /sbin/port {PORT_NAME} || exit 0
 while :; do
-    python3 -S -E -c {shlex.quote(start_code("/" + GUEST_PROGRAM, PORT_PATH))} >>/run/guest.log 2>&1
+    python3 -S -E -c {shlex.quote(start_code("/" + GUEST_PROGRAM, PORT_PATH))} >/run/guest.log 2>&1
     sleep 1
 done
 """
