@@ -49,6 +49,7 @@ if [ -d /run/systemd/system ]; then
 [Unit]
 Description=twinshare guest channel
 ConditionPathExists={archive}
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={run}
@@ -72,7 +73,7 @@ END
     rc-update add twinshare-guest default
     rc-service twinshare-guest start
 else
-    nohup {run} >/dev/null 2>&1 &
+    nohup sh -c 'while :; do {run}; sleep 2; done' >/dev/null 2>&1 &
 fi
 """
 

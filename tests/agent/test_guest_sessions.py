@@ -238,4 +238,4 @@ async def test_a_session_that_is_removed_leaves_no_file(tmp_path: Path) -> None:
     session.remove()
     session.save()
     await session.complete([(1, b"late")], EndReply(offset=4, code=0))
-    assert not list(tmp_path.iterdir())
+    assert not list(await trio.Path(tmp_path).iterdir())

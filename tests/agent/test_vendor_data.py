@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from twinshare.agent.guest_program.bundle import PORT_PATH, program_zip
@@ -33,6 +35,25 @@ def test_the_script_installs_the_program_and_it_starts(tmp_path: Path) -> None:
             heard += part
         near.close()
         assert process.wait(10) == 0
+
+
+def test_a_program_that_dies_is_started_again_without_an_init_system(tmp_path: Path) -> None:
+    """In place of Python there is a script that notes its start, and ends."""
+    script = vendor_data().replace(FOLDER, str(tmp_path)).replace("while [ ! -e", "while [ -e")
+    script = script.replace("/run/systemd/system", str(tmp_path / "none")).replace("openrc-run", "no-openrc-run")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").write_text(f"#!/bin/sh\necho started >>{tmp_path}/starts\nexit 1\n")
+    (tmp_path / "bin/python3").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    with subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True) as process:
+        assert process.wait(30) == 0
+    try:
+        deadline = time.monotonic() + 30
+        while len((tmp_path / "starts").read_text().split() if (tmp_path / "starts").exists() else []) < 2:
+            assert time.monotonic() < deadline, "it is not started again"
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_key_of_the_node_is_let_in_once(tmp_path: Path) -> None:
