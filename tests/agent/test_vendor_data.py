@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from twinshare.agent.guest_program.bundle import PORT_PATH, program_zip
@@ -45,14 +45,16 @@ def test_a_program_that_dies_is_started_again_without_an_init_system(tmp_path: P
     (tmp_path / "bin/python3").write_text(f"#!/bin/sh\necho started >>{tmp_path}/starts\nexit 1\n")
     (tmp_path / "bin/python3").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    os.mkfifo(tmp_path / "starts")
+    starts = os.open(tmp_path / "starts", os.O_RDWR)
     with subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True) as process:
         assert process.wait(30) == 0
     try:
-        deadline = time.monotonic() + 30
-        while len((tmp_path / "starts").read_text().split() if (tmp_path / "starts").exists() else []) < 2:
-            assert time.monotonic() < deadline, "it is not started again"
-            time.sleep(0.05)
+        for _ in range(2):
+            assert select.select([starts], [], [], 30)[0], "it is not started again"
+            assert os.read(starts, len(b"started\n")) == b"started\n"
     finally:
+        os.close(starts)
         os.killpg(process.pid, signal.SIGKILL)
 
 
