@@ -109,7 +109,8 @@ class EventLog:
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
         """Listen, beginning with what is kept after the number `after`; None begins with the next event.
 
-        A number beyond the newest event is of a log that was lost: the first event says so, `reset`.
+        A number beyond the newest event is of a log that was lost: the first event says so, `reset`. So it does
+        where some of the events after `after` are not kept any more: numbers have no gaps but those.
         With `heartbeat`, `HEARTBEAT_EVENT` comes every `HEARTBEAT` seconds: one clock for all listeners, because a
         timer of each would be set anew at each event, a tenth of what an event to many listeners costs.
         A listener that stops reading is cut off (its channel ends); it comes back with its last number.
@@ -117,6 +118,8 @@ class EventLog:
         missed = self._kept.after(after) if after is not None else []
         if after is not None and after >= self._next:
             missed, after = [reset_event(self.last_id, datetime.now(UTC))], self.last_id
+        elif after is not None and len(missed) < self.last_id - after:
+            missed = [reset_event(after, datetime.now(UTC)), *missed]
         send, receive = trio.open_memory_channel[Event](LISTENER_BUFFER + len(missed))
         for event in missed:
             send.send_nowait(event)

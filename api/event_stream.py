@@ -24,7 +24,7 @@ class EventStream:
     """`async for event in stream`: each event once, in order, across lost connections and restarts of the node.
 
     It starts after the event `after` (None: with what happens from now on) and resumes by Last-Event-ID.
-    A node that has lost its log says so by the event `reset` and goes on from there: ask it for everything again.
+    A node that does not have all events since says so by the event `reset` and goes on: ask it for everything again.
     Use it as a context manager, or call `aclose`, to close the connection at once.
 
     Raises: NodeUnreachable when the node stays away, and whatever the node raises.

@@ -195,17 +195,17 @@ class P2pMessage(EventPayload, frozen=True, kw_only=True):
 
 
 class EventsReset(EventPayload, frozen=True, kw_only=True):
-    """The event that the listener asked to go on after is beyond the newest: the node has lost its log.
+    """Events after the one that the listener asked to go on after are lost, or that one itself is beyond the newest.
 
-    It comes first, is not kept, and has the number of the newest event: ask for everything again, then go on.
+    It comes first, is not kept, and has the number to go on after: ask for everything again, then go on.
     """
 
     event = EventKind.RESET
 
 
-def reset_event(newest: int, at: datetime) -> Event:
-    """Return the event `reset` for a listener that goes on after the event `newest`."""
-    return Event(id=newest, type=str(EventKind.RESET), at=at)
+def reset_event(last: int, at: datetime) -> Event:
+    """Return the event `reset` for a listener that goes on after the event `last`."""
+    return Event(id=last, type=str(EventKind.RESET), at=at)
 
 
 def _kinds(base: type[EventPayload]) -> dict[EventKind, type[EventPayload]]:

@@ -250,7 +250,10 @@ class VmAddresses(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConsoleLog(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the serial console's log. `next_offset` continues where this part ends (bytes)."""
+    """A part of the serial console's log. `next_offset` continues where this part ends (bytes).
+
+    A log that is shorter than the offset that was asked for was begun anew or shortened: the part has its beginning.
+    """
 
     text: str
     offset: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from datetime import UTC, datetime
@@ -90,8 +91,18 @@ def _read_log(path: Path, offset: int | None, limit: int) -> ConsoleLog:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise VmNotFound("the VM's serial log cannot be read")
-        start = max(0, status.st_size - limit) if offset is None else min(max(0, offset), status.st_size)
+        start = max(0, status.st_size - limit) if offset is None else offset
+        if start > status.st_size:  # it was shortened, or is that of another start: what is there was not read
+            start = 0
         data = os.pread(descriptor, limit, start)
     finally:
         os.close(descriptor)
-    return ConsoleLog(text=data.decode(errors="replace"), offset=start, next_offset=start + len(data))
+    text, read = _decode(data)
+    return ConsoleLog(text=text, offset=start, next_offset=start + read)
+
+
+def _decode(data: bytes) -> tuple[str, int]:
+    """Return text, and of how many bytes: the beginning of a character is left for the next part, unless it is all."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, rest = decoder.decode(data), decoder.getstate()[0]
+    return (text, len(data) - len(rest)) if text or not data else (decoder.decode(b"", final=True), len(data))

@@ -88,7 +88,10 @@ def console_log(name: str, follow: bool, limit: int, peer: str | None) -> None:
         click.echo(part.text, nl=False)
         while follow:
             time.sleep(_POLL)
-            part = client.call("vm_log", {"vm": name, "offset": part.next_offset}, peer)
+            asked = part.next_offset
+            part = client.call("vm_log", {"vm": name, "offset": asked}, peer)
+            if part.offset != asked:
+                say("the log was begun anew or shortened; it goes on with its beginning")
             click.echo(part.text, nl=False)
 
 

@@ -67,6 +67,29 @@ async def test_all_who_listen_hear_all_and_may_type(tmp_path: Path) -> None:
         assert "third" in (await vms.vm_log("one")).text
 
 
+async def test_a_log_that_was_shortened_is_read_from_its_beginning(tmp_path: Path) -> None:
+    async with running(tmp_path) as (node, vms, _, id):
+        log = node.vms.files.directory(id) / "tty.log"
+        log.write_bytes(b"x" * 100)
+        assert (await vms.vm_log("one")).next_offset == 100
+        log.write_bytes(b"anew")
+        part = await vms.vm_log("one", offset=100)
+        assert (part.text, part.offset, part.next_offset) == ("anew", 0, 4)
+        assert (await vms.vm_log("one", offset=4)).text == ""
+
+
+async def test_a_character_of_a_log_is_not_cut(tmp_path: Path) -> None:
+    async with running(tmp_path) as (node, vms, _, id):
+        log = node.vms.files.directory(id) / "tty.log"
+        log.write_bytes("ä€".encode()[:-1])
+        part = await vms.vm_log("one", offset=0)
+        assert (part.text, part.next_offset) == ("ä", 2)
+        log.write_bytes("ä€".encode())
+        assert (await vms.vm_log("one", offset=2)).text == "€"
+        part = await vms.vm_log("one", offset=2, limit=1)
+        assert (part.text, part.next_offset) == ("\N{REPLACEMENT CHARACTER}", 3)
+
+
 async def test_the_console_comes_and_goes_with_its_clients(tmp_path: Path) -> None:
     async with running(tmp_path) as (node, _, hypervisor, id):
         open_now = 0

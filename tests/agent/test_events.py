@@ -171,6 +171,28 @@ def test_all_accounts_together_are_bounded_and_the_largest_gives_way() -> None:
     assert next(iter(kept)).id == 1
 
 
+async def test_b6_a_listener_that_missed_what_is_not_kept_any_more_gets_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LIMITS", AccountLimits(event_log=Share(3, 1 << 20)))
+    async with open_state(tmp_path / "db") as state:
+        async with open_events(state) as events:
+            events.publish(probe("own"))
+            for _ in range(6):
+                events.publish(probe("flood"), "peer-a")
+        for _ in range(2):
+            async with open_events(state) as events:
+                for after, expected in (
+                    (0, [("reset", 0), ("own", 1), ("flood", 5), ("flood", 6), ("flood", 7)]),
+                    (3, [("reset", 3), ("flood", 5), ("flood", 6), ("flood", 7)]),
+                    (4, [("flood", 5), ("flood", 6), ("flood", 7)]),
+                    (7, []),
+                ):
+                    async with events.subscribe(after=after) as heard:
+                        found = [heard.receive_nowait() for _ in range(heard.statistics().current_buffer_used)]
+                    assert [(event.type, event.id) for event in found] == expected
+
+
 async def test_b6_a_listener_that_comes_from_beyond_the_newest_event_gets_a_reset(tmp_path: Path) -> None:
     async with open_state(tmp_path / "db") as state, open_events(state) as events:
         for after in (1, 500):

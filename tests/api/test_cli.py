@@ -290,11 +290,12 @@ def test_the_log_is_followed_until_the_node_ends_it() -> None:
     def part(text: str, offset: int) -> Answer:
         return Answer({"text": text, "offset": offset, "next_offset": offset + len(text)})
 
-    routes = {"GET /api/vm/web/log": [part("a", 0), part("bc", 1), failed("vm_not_found", 404)]}
+    routes = {"GET /api/vm/web/log": [part("a", 0), part("bc", 1), part("d", 0), failed("vm_not_found", 404)]}
     with recorded_node(routes) as node:
         result = twinshare(node, "vm", "logs", "-f", "web")
-    assert (result.stdout, result.exit_code) == ("abc", 1)
-    assert node.seen[2].target == "/api/vm/web/log?offset=3"
+    assert (result.stdout, result.exit_code) == ("abcd", 1)
+    assert result.stderr.startswith("the log was begun anew or shortened")
+    assert [seen.target for seen in node.seen[2:4]] == ["/api/vm/web/log?offset=3", "/api/vm/web/log?offset=1"]
 
 
 def test_ip_waits_and_says_when_there_is_none() -> None:
