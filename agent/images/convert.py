@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from ...protocols.errors import InsufficientResources, InvalidRequest
 from .disks import check_size, damaged, refuse_features
-from .qcow2 import compressed_end, table_ends
+from .qcow2 import data_end, is_extended, table_ends
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
@@ -80,10 +80,10 @@ async def check_qcow2(run_tool: RunTool, path: Path) -> None:
     length, head = await trio.to_thread.run_sync(_length_and_head, path)
     if length >= found.end:
         return
-    if found.compressed:
-        # QEMU reads zeros behind the end of the file, and may unpack a cluster that was cut into something else.
-        if length < await trio.to_thread.run_sync(compressed_end, path):
-            raise damaged("its last compressed cluster was cut off")
+    # QEMU reads zeros behind the end of the file, and may unpack a cluster that was cut into something else.
+    if length < await trio.to_thread.run_sync(data_end, path):
+        raise damaged(f"the file ends after {length} bytes, before its data: it was cut off")
+    if found.compressed or is_extended(head):
         return
     # QEMU itself leaves the last cluster short where it is a table that was written only as far as it is filled.
     if not any(found.end - size < table_end <= length for table_end, size in table_ends(head)):

@@ -55,6 +55,15 @@ def parts_of(fd: int, size: int) -> list[Part]:
     return [Part(offset, length, _system(fd, offset), kind) for offset, length, kind in spans or [(0, size, "")]]
 
 
+def partition_ends(fd: int, size: int) -> Iterator[int]:
+    """Where each partition ends. A sector that only looks like a table is none: its entries' flags are not 0 or 128."""
+    head = os.pread(fd, SECTOR, 0)
+    if len(head) == SECTOR and not any(head[place] & 0x7F for place in range(446, 510, 16)):
+        yield from (offset + length for offset, length, _ in _partitions(fd, size))
+        # An extended partition ends where it says, whatever is left of those inside it.
+        yield from ((start + count) * SECTOR for kind, start, count in _entries(head) if kind in _EXTENDED)
+
+
 def _partitions(fd: int, size: int) -> Iterator[tuple[int, int, str]]:
     """Each as (offset, length, kind)."""
     head = os.pread(fd, SECTOR, 0)

@@ -10,6 +10,8 @@ import struct
 import sys
 from array import array
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 MAGIC = b"QFI\xfb"
@@ -18,6 +20,8 @@ _V3 = struct.Struct(">QQQIIB7x")
 _DATA_FILE = 1 << 2
 _EXTENDED_L2 = 1 << 4
 _COMPRESSED = 1 << 62
+_ZERO = 1
+_WHOLE = 0xFFFFFFFF
 _OFFSET = 0x00FFFFFFFFFFFE00
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
@@ -75,23 +79,43 @@ def table_ends(data: bytes) -> list[tuple[int, int]]:
     return [*ends, (snapshots_offset + 40 * snapshots, cluster)] if snapshots else ends
 
 
-def compressed_end(path: Path) -> int:
-    """Where the last sector of a compressed cluster ends in a checked file, in bytes. Blocking."""
-    end = 0
+def is_extended(head: bytes) -> bool:
+    """Return whether a file whose header this is writes the 32nd parts of its clusters, of the last one as well."""
+    return parse_header(head).version == 3 and bool(_V3.unpack_from(head, _V2.size)[0] & _EXTENDED_L2)
+
+
+def data_end(path: Path) -> int:
+    """Where what leads to the guest's data, and the data itself, ends in a checked file, in bytes. Blocking.
+
+    QEMU writes the end of a file only as far as it is filled, which a table of reference counts may be, too.
+    """
     with path.open("rb") as file:
         head = file.read(_V2.size + _V3.size)
         bits, l1_entries, l1_offset = struct.unpack_from(">I12xIQ", head, 20)
-        step = 2 if parse_header(head).version == 3 and _V3.unpack_from(head, _V2.size)[0] & _EXTENDED_L2 else 1
-        shift = 62 - (bits - 8)
+        step = 2 if is_extended(head) else 1
+        end: int = l1_offset + 8 * l1_entries
         file.seek(l1_offset)
         for entry in _numbers(file.read(8 * l1_entries)):
             if table := entry & _OFFSET:
                 file.seek(table)
-                for found in _numbers(file.read(1 << bits))[::step]:
-                    if found & _COMPRESSED:
-                        sectors = ((found >> shift) & ((1 << (bits - 8)) - 1)) + 1
-                        end = max(end, (found & ((1 << shift) - 1)) // 512 * 512 + sectors * 512)
+                entries = _numbers(file.read(1 << bits))
+                parts = entries[1::2] if step == 2 else repeat(_WHOLE)
+                ends = map(partial(_cluster_end, bits), entries[::step], parts)
+                end = max(end, table + (1 << bits), max(ends, default=0))
     return end
+
+
+def _cluster_end(bits: int, entry: int, parts: int) -> int:
+    """Where the data of a cluster ends, 0 where there is none.
+
+    The lower half of `parts` has a bit for each 32nd of it that is written.
+    """
+    if entry & _COMPRESSED:
+        shift = 62 - (bits - 8)
+        sectors = ((entry >> shift) & ((1 << (bits - 8)) - 1)) + 1
+        return (entry & ((1 << shift) - 1)) // 512 * 512 + sectors * 512
+    written = (parts & _WHOLE).bit_length()
+    return (entry & _OFFSET) + (written << bits >> 5) if entry & _OFFSET and written and not entry & _ZERO else 0
 
 
 def _numbers(data: bytes) -> array[int]:

@@ -12,7 +12,8 @@ import trio
 from ...protocols.operation import Progress
 from ..files import write_all
 from .chunker import BLOCK
-from .disks import Format, check_size, detect_format, detect_packing, whole_sectors
+from .disk_end import described_end
+from .disks import Format, check_size, damaged, detect_format, detect_packing, whole_sectors
 from .port import Report
 from .signatures import HEAD
 from .unpack import unpack
@@ -111,7 +112,7 @@ class _Source:
 
 
 def write_disk(parts: Iterator[bytes], fd: int, max_size: int, *, raw: bool = False) -> Received:
-    """Write a disk to an empty file; its length becomes whole sectors. Blocking; for a worker thread."""
+    """Write a disk to an empty file; a raw one's length becomes whole sectors. Blocking; for a worker thread."""
     kind: Format | None = None
     size: int | None = None
     offset, rest = 0, b""
@@ -131,8 +132,14 @@ def write_disk(parts: Iterator[bytes], fd: int, max_size: int, *, raw: bool = Fa
     _write_sparse(fd, rest, offset)
     offset += len(rest)
     check_size(offset, max_size)
-    length = whole_sectors(offset)
+    # What a qcow2 file lacks at its end must not be made up: it is missed later.
+    length = whole_sectors(offset) if kind is Format.RAW else offset
     os.ftruncate(fd, length)
+    if kind is Format.RAW and not raw and (end := described_end(fd, length)) > length:
+        raise damaged(
+            f"it has {length} bytes, and its partitions or its file system reach to {end}: it was cut off; "
+            "where it is whole all the same, say so with raw"
+        )
     return Received(kind, length if size is None else size)
 
 

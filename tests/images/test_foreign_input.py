@@ -5,18 +5,22 @@ import io
 import lzma
 import random
 import shutil
+import struct
 import subprocess
 import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.images.stores import disk_store
-from twinshare.agent.images.contract_samples import pieces, quiet, raw_disk
+from twinshare.agent.images.contract_samples import pieces, quiet, raw_disk, with_boot_sector
 from twinshare.agent.images.index import index_bytes
 from twinshare.agent.images.partial import Partial
 from twinshare.agent.images.port import ImportRequest, Origin
+from twinshare.agent.images.qcow2 import data_end
 from twinshare.protocols.errors import InvalidRequest
 from twinshare.protocols.reference import parse_reference
 
@@ -43,12 +47,90 @@ async def test_a_qcow2_that_was_cut_is_refused(tmp_path: Path, options: list[str
         assert [image.digest for image in await store.list_images()] == [digest]
 
 
+MIXED = bytes(MIB) + random.Random(5).randbytes(MIB) + b"compresses" * 6000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["-c"], ["-c", "-o", "cluster_size=2M"], ["-o", "extended_l2=on"], ["-c", "-o", "compat=0.10"]],
+    ids=["mixed", "2M", "extended", "old"],
+)
+@pytest.mark.parametrize("tail", [b"", random.Random(6).randbytes(1536)], ids=["compressed last", "plain last"])
+async def test_a_qcow2_that_lost_its_last_byte_of_data_is_refused(
+    tmp_path: Path, options: list[str], tail: bytes
+) -> None:
+    """Clusters that do not compress lie among the ones that do, and the last one may be written in part."""
+    (tmp_path / "mixed.raw").write_bytes(with_boot_sector(MIXED + tail))
+    file = tmp_path / "mixed.qcow2"
+    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, str(tmp_path / "mixed.raw"), str(file)]
+    await trio.run_process(convert)
+    end = data_end(file)
+    whole = file.read_bytes()
+    async with disk_store(tmp_path / "images") as store:
+        assert (await store.add_image("whole", pieces(whole), report=quiet)).size == len(MIXED + tail) + -len(
+            tail + MIXED
+        ) % 512
+        for cut in (end - 1, end - 513):
+            with pytest.raises(InvalidRequest, match="damaged"):
+                await store.add_image("cut", pieces(whole[:cut]), report=quiet)
+
+
 @pytest.mark.parametrize("size", ["1M", "1G", "20G", "900G"])
 async def test_an_empty_qcow2_as_qemu_leaves_it_is_whole(tmp_path: Path, size: str) -> None:
     await trio.run_process(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "disk", size])
     async with disk_store(tmp_path / "images") as store:
         image = await store.add_image("empty", pieces((tmp_path / "disk").read_bytes()), report=quiet)
         assert image.size == int(size[:-1]) << (20 if size.endswith("M") else 30)
+
+
+def mbr(*entries: tuple[int, int, int]) -> bytes:
+    """A disk of 1 MiB with these partitions: kind, first sector, sectors."""
+    table = b"".join(struct.pack("<B3xB3xII", 0, *entry) for entry in entries)
+    return with_boot_sector(bytes(446) + table.ljust(66, b"\0") + random.Random(7).randbytes(MIB - 512))
+
+
+def gpt(last: int) -> bytes:
+    disk = bytearray(mbr((0xEE, 1, 0xFFFFFFFF)))
+    disk[512:1024] = (b"EFI PART" + bytes(64) + struct.pack("<QII", 2, 128, 128)).ljust(512, b"\0")
+    disk[1024:17408] = (b"\1" * 32 + struct.pack("<QQ", 34, last)).ljust(16384, b"\0")
+    return bytes(disk)
+
+
+def file_system(*command: str) -> bytes:
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(16 * MIB)
+        subprocess.run([*command, file.name], check=True, capture_output=True)
+        return Path(file.name).read_bytes()
+
+
+def cd() -> bytes:
+    disk = bytearray(iso(boots=True))
+    disk[0x8000] = 1
+    disk[0x8050:0x8054], disk[0x8080:0x8082] = struct.pack("<I", MIB // 2048), struct.pack("<H", 2048)
+    return bytes(disk)
+
+
+RAW_DISKS: dict[str, Callable[[], bytes]] = {
+    "mbr": lambda: mbr((0x83, 64, 960), (0x83, 1024, 1024)),
+    "extended": lambda: mbr((0x83, 64, 960), (0x0F, 1024, 1024)),
+    "gpt": lambda: gpt(2047),
+    "cd": cd,
+    "ext4": lambda: file_system("mke2fs", "-q", "-t", "ext4", "-F"),
+}
+
+
+@pytest.mark.parametrize("kind", RAW_DISKS)
+async def test_a_raw_disk_that_was_cut_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "ext4" and not shutil.which("mke2fs"):
+        pytest.skip("no e2fsprogs")
+    whole = RAW_DISKS[kind]()
+    async with disk_store(tmp_path / "images") as store:
+        assert (await store.add_image("whole", pieces(whole), report=quiet)).size == len(whole)
+        for cut in (len(whole) - 512, len(whole) * 3 // 4):
+            with pytest.raises(InvalidRequest, match=f"reach to {len(whole)}: it was cut off"):
+                await store.add_image("cut", pieces(whole[:cut]), report=quiet)
+        taken = await store.add_image("cut", pieces(whole[:-512]), report=quiet, origin=Origin(raw=True))
+        assert taken.size == len(whole) - 512
 
 
 def archive() -> bytes:
