@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, memory_stream_pair
@@ -20,11 +20,13 @@ from twinshare.agent.p2p.libp2p.yamux.stream import YamuxStream
 class MemoryChannel:
     """A channel over trio's memory streams; `hold` stops the writer as a full socket does.
 
-    `takes` says how much of so many bytes goes without waiting, and `gone` how many have gone so.
+    `room` is what it has for bulk, and `asked` counts how often it was asked for that.
     """
 
     stream: trio.StapledStream[MemorySendStream, MemoryReceiveStream]
     hold: trio.Event | None = None
+    room: BulkRoom = field(default_factory=lambda: BulkRoom(UNBOUNDED))
+    asked: int = 0
 
     async def receive(self) -> bytes:
         try:
@@ -41,7 +43,8 @@ class MemoryChannel:
             raise PipeBroken("the pipe is closed") from error
 
     def bulk_room(self) -> BulkRoom:
-        return BulkRoom(UNBOUNDED)
+        self.asked += 1
+        return self.room
 
     def close(self) -> None:
         self.stream.send_stream.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from twinshare.agent.p2p.libp2p.yamux.frame import ACK, DATA, PING, WINDOW, ProtocolError, encode
+from twinshare.agent.p2p.libp2p.yamux.frame import ACK, DATA, PING, RST, SYN, WINDOW, ProtocolError, encode
 from twinshare.agent.p2p.libp2p.yamux.outbox import MAX_ANSWERS, MAX_PAYLOAD
 from twinshare.agent.p2p.libp2p.yamux.session import Event, Session, SessionOver
 from twinshare.agent.p2p.libp2p.yamux.state import INITIAL_WINDOW
@@ -86,6 +86,23 @@ def test_credit_is_given_back_at_half_a_window() -> None:
     assert server.outbox.take() == b""
     server.read(far, 1)
     assert server.outbox.take() == encode(WINDOW, 0, far.id, INITIAL_WINDOW // 2)
+    for _ in range(2):
+        client.write(near, memoryview(bytes(MAX_PAYLOAD)))
+    server.receive(client.outbox.take())
+    server.read(far, INITIAL_WINDOW // 2 - 1)
+    assert server.outbox.take() == b"", "what was given back does not count again"
+
+
+def test_data_of_a_stream_that_is_not_taken_is_refused_once_or_not_at_all() -> None:
+    """A reset is never answered: two nodes would send each other resets without an end."""
+    server = Session(client=False, limits=LIMITS)
+    server.receive(encode(DATA, RST, 99, 4) + b"late")
+    assert server.outbox.take() == b""
+    for number in range(LIMITS.streams_each_way):
+        server.receive(encode(WINDOW, SYN, 2 * number + 1, 0))
+    server.outbox.take()
+    server.receive(encode(DATA, SYN, 101, 4) + b"more")
+    assert server.outbox.take() == encode(WINDOW, RST, 101, 0)
 
 
 def test_only_an_answer_to_the_last_ping_is_one() -> None:

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import check_half_closeable_stream, check_two_way_stream
 
+from twinshare.agent.p2p.libp2p.pacing import BulkRoom
 from twinshare.agent.p2p.libp2p.yamux.frame import DATA, encode
 from twinshare.agent.p2p.libp2p.yamux.session import SessionLimits, SessionOver, TooManyStreams
 from twinshare.agent.p2p.libp2p.yamux.state import INITIAL_WINDOW
@@ -142,6 +143,21 @@ async def test_a_reader_that_stops_does_not_hold_the_others(autojump_clock: trio
         stream, far = await pair.streams()
         await stream.send_all(b"hello")
         assert await far.receive_some() == b"hello"
+
+
+async def test_bulk_waits_for_the_line_and_what_is_urgent_does_not(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        near, far = await pair.streams()
+        pair.near_channel.room = BulkRoom(0, pause=3600.0)
+        await near.send_all(bytes(100_000))
+        got = len(await far.receive_some(200_000))
+        with trio.move_on_after(60) as waiting:
+            while True:
+                got += len(await far.receive_some(200_000))
+        assert waiting.cancelled_caught
+        assert got < 100_000
+        assert await pair.near.ping() >= 0
+        assert pair.near_channel.asked < 100, "the writer sleeps meanwhile"
 
 
 async def test_a_reader_that_stops_may_take_an_hour(autojump_clock: trio.testing.MockClock) -> None:
