@@ -52,7 +52,7 @@ def encode(frame: msgspec.Struct) -> bytes:
     return HEAD.pack(len(body)) + body
 
 
-def length_of(head: bytes) -> int:
+def length_of(head: bytes | memoryview) -> int:
     """How long the frame is that a head announces. Raises: PeerMisbehaved."""
     (length,) = HEAD.unpack(head)
     if length > MAX_FRAME:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import deque
+from typing import TypeAlias
 
 import zstandard
 
@@ -16,6 +18,11 @@ LEAST = 1 << 17
 """Bytes of a send that says something of the line."""
 _WEIGHT = 0.25
 _BLOCK = 1 << 17
+_SINGLE_SEGMENT = b"\x28\xb5\x2f\xfd\xa0"
+_PLAIN_HEAD = struct.Struct("<5sIHB")
+
+Frame: TypeAlias = list[bytes | memoryview]
+"""A zstd frame in parts."""
 
 
 class Compression:
@@ -39,7 +46,7 @@ class Compression:
         saved = (1 - self._ratio) * min(self._line, default=1.0)
         return saved > self._cost
 
-    def frame(self, data: bytes) -> bytes:
+    def frame(self, data: bytes | memoryview) -> Frame:
         """A zstd frame of the data, compressed or not."""
         if not self.pays and self._skipped < TRIED:
             self._skipped += 1
@@ -51,14 +58,25 @@ class Compression:
         weight = _WEIGHT if self._cost else 1.0
         self._cost += weight * (taken / len(data) - self._cost)
         self._ratio += weight * (len(frame) / len(data) - self._ratio)
-        return frame if len(frame) < len(data) else plain_frame(data)
+        return [frame] if len(frame) < len(data) else plain_frame(data)
 
 
-def plain_frame(data: bytes) -> bytes:
+def plain_frame(data: bytes | memoryview) -> Frame:
     """A zstd frame that holds the data uncompressed (RFC 8878): of one segment, its size in four bytes."""
-    blocks = []
+    parts: Frame = [_SINGLE_SEGMENT, len(data).to_bytes(4, "little")]
+    view = memoryview(data)
     for start in range(0, len(data), _BLOCK):
-        block = data[start : start + _BLOCK]
+        block = view[start : start + _BLOCK]
         last = start + _BLOCK >= len(data)
-        blocks += [(len(block) << 3 | last).to_bytes(3, "little"), block]
-    return b"".join([b"\x28\xb5\x2f\xfd\xa0", len(data).to_bytes(4, "little"), *blocks])
+        parts += [(len(block) << 3 | last).to_bytes(3, "little"), block]
+    return parts
+
+
+def plain_content(frame: memoryview) -> memoryview | None:
+    """What a frame of one uncompressed block holds, which need not be copied; None for any other frame."""
+    size = len(frame) - _PLAIN_HEAD.size
+    if size < 0:
+        return None
+    start, content_size, low, high = _PLAIN_HEAD.unpack_from(frame)
+    is_plain = start == _SINGLE_SEGMENT and content_size == size and (low | high << 16) == (size << 3 | 1)
+    return frame[_PLAIN_HEAD.size :] if is_plain else None

@@ -117,7 +117,7 @@ class ChunkIndex:
                 raise BadIndexError(f"the chunk at {offset} has an impossible length of {length}")
 
 
-def read_header(data: bytes) -> tuple[int, int]:
+def read_header(data: bytes | memoryview) -> tuple[int, int]:
     """The disk's size in bytes and the number of chunks, of the first bytes of an index. Raises: BadIndexError."""
     if len(data) < HEADER.size:
         raise BadIndexError("the index is cut short")

@@ -24,10 +24,11 @@ from ...protocols.operation import Progress
 from ...protocols.tunnel import encode
 from ..backoff import Backoff
 from ..files import disk_errors_named
+from .compression import plain_content
 from .index import HEADER, BadIndexError, ChunkIndex, read_header
 from .parallel import together
 from .partial import Partial
-from .peer_serve import STEP, Reader
+from .peer_serve import PIECE, Reader
 from .port import ImportRequest, Report
 from .registry.packs import MAX_FRAME, MAX_INDEX, unpack_chunk
 from .spooled_file import Bytes, SpooledFile
@@ -51,6 +52,8 @@ PAUSE = 1.0
 """Seconds until the second attempt at a peer, doubled each time: together more than an agent needs to start again."""
 
 Batch = list[int]
+Answer = tuple[Batch, list[memoryview]]
+"""A batch and the frames of its chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ async def _receive_index(reader: Reader, left: int, max_size: int, folder: Path)
             raise PeerMisbehaved(f"the disk of {size} bytes is larger than the {max_size} that this node takes")
         await trio.to_thread.run_sync(spooled.write, data)
         left -= part
-        part = min(left, STEP)
+        part = min(left, PIECE)
     return await trio.to_thread.run_sync(spooled.finish)
 
 
@@ -200,7 +203,7 @@ class _PeerPull:
         request = BlobRequest(digest=self._index.digest)
         asked: deque[Batch] = deque()  # and not written yet
         stream: trio.abc.Stream | None = None
-        received, to_write = trio.open_memory_channel[tuple[Batch, list[bytes]]](READ_AHEAD)
+        received, to_write = trio.open_memory_channel[Answer](READ_AHEAD)
         try:
             _, stream = await source.open(request)
             asking = partial(self._ask, batches, source, stream, asked, received)
@@ -218,7 +221,7 @@ class _PeerPull:
         source: Source,
         stream: trio.abc.Stream,
         asked: deque[Batch],
-        received: trio.MemorySendChannel[tuple[Batch, list[bytes]]],
+        received: trio.MemorySendChannel[Answer],
     ) -> None:
         reader = Reader(stream)
         under_way: deque[Batch] = deque()
@@ -238,7 +241,7 @@ class _PeerPull:
         disk: Partial,
         source: Source,
         asked: deque[Batch],
-        to_write: trio.MemoryReceiveChannel[tuple[Batch, list[bytes]]],
+        to_write: trio.MemoryReceiveChannel[Answer],
     ) -> None:
         async for batch, frames in to_write:
             try:
@@ -248,8 +251,8 @@ class _PeerPull:
             asked.popleft()
             self._tell(disk)
 
-    async def _receive(self, reader: Reader, batch: Batch, source: Source) -> list[bytes]:
-        frames: list[bytes] = []
+    async def _receive(self, reader: Reader, batch: Batch, source: Source) -> list[memoryview]:
+        frames: list[memoryview] = []
         with trio.move_on_after(STALL):
             for _ in batch:
                 (length,) = LENGTH.unpack(await reader.exactly(LENGTH.size))
@@ -260,11 +263,11 @@ class _PeerPull:
             raise PeerUnreachable(f"{source.title} sent nothing for {STALL:g} s")
         return frames
 
-    def _write(self, disk: Partial, batch: Batch, frames: Sequence[bytes]) -> None:
+    def _write(self, disk: Partial, batch: Batch, frames: Sequence[memoryview]) -> None:
         decompressor = zstandard.ZstdDecompressor()
         wanted = [self._index.chunk(place) for place in batch]
         disk.fill([
-            (digest, unpack_chunk(decompressor, frame, length))
+            (digest, plain_content(frame) or unpack_chunk(decompressor, frame, length))
             for (_, length, digest), frame in zip(wanted, frames, strict=True)
         ])  # fmt: skip
 

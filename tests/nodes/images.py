@@ -48,10 +48,10 @@ class Sent:
         self.harm: Callable[[bytes], bytes] = bytes
         plain = SharedDisk.pack
 
-        def pack(disk: SharedDisk, places: Sequence[int]) -> bytes:
+        def pack(disk: SharedDisk, places: Sequence[int]) -> list[bytes]:
             self.answers += 1
-            answer = self.harm(plain(disk, places))
+            answer = self.harm(b"".join(plain(disk, places)))
             self.chunks += len(places)
-            return answer
+            return [answer]
 
         monkeypatch.setattr(SharedDisk, "pack", pack)
