@@ -194,6 +194,21 @@ def test_an_admin_that_comes_back_begins_anew() -> None:
     assert history.roster.members["x2"].issuer == "A1"
 
 
+def test_nobody_becomes_an_authority_beside_what_a_higher_rank_says() -> None:
+    """What a superior said is in force until it was seen: an admin that had not heard of it overrules nothing."""
+    history = fleet()
+    history.known.add(
+        [certificate("A1", "x1", Role.ADMIN, seq=50), certificate("F", "x1", Role.VIEWER, seq=50)], history.now
+    )
+    got = history.roster.members["x1"]
+    assert (got.issuer, got.certificate.role) == ("F", Role.VIEWER)
+    history = fleet()
+    history.certify("F", "x1", Role.VIEWER)
+    history.certify("A1", "x1", Role.ADMIN)
+    got = history.roster.members["x1"]
+    assert (got.issuer, got.certificate.role) == ("A1", Role.ADMIN)
+
+
 def test_a_void_statement_displaces_no_valid_one() -> None:
     history = fleet()
     history.revoke("F", "A1")

@@ -14,6 +14,7 @@ from twinshare.protocols.membership.statements import (
     Revocation,
     read_certificate,
     read_revocation,
+    signer_of,
 )
 
 
@@ -47,6 +48,14 @@ def test_a_token_that_is_none_is_refused(token: str) -> None:
     for read in (read_certificate, read_revocation):
         with pytest.raises(Forbidden, match="is not valid"):
             read(token, verify)
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", "e30.x.y", "." * 4000, "e" * 5000])
+def test_a_token_that_names_no_signer_is_verified_by_nobody(token: str) -> None:
+    with pytest.raises(ValueError, match=r"without a signer's ID|characters"):
+        signer_of(token)
+    with pytest.raises(Forbidden, match="is not valid"):
+        read_certificate(token, lambda token, signer: pytest.fail(f"verified by {signer!r}"))
 
 
 def test_claims_that_a_later_version_adds_are_passed_over() -> None:
