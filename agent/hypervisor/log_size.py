@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+import trio
 
 MAX_LOG_SIZE = 8 << 20
 KEPT_SIZE = 1 << 20
+CHECKED_EVERY = 10.0
+"""Seconds between two looks at a log."""
 
 
 def truncate(log: Path) -> None:
@@ -20,3 +25,11 @@ def truncate(log: Path) -> None:
         os.write(file, kept)
     finally:
         os.close(file)
+
+
+async def limit_log(log: Path) -> None:
+    """Keep a log of the agent's own user short; never returns."""
+    while True:
+        with suppress(OSError):
+            await trio.to_thread.run_sync(truncate, log)
+        await trio.sleep(CHECKED_EVERY)

@@ -11,6 +11,7 @@ import click
 import msgspec
 from msgspec import UNSET
 
+from ...protocols.errors import InvalidRequest
 from ...protocols.listing import MAX_LIMIT, ListedFields, natural
 from ..exchange import Request, with_query
 from .output import Column, cell, print_json, print_table
@@ -35,10 +36,28 @@ class Listing(msgspec.Struct, frozen=True):
     def fetch(self, client: NodeClient, request: Request, peer: str | None = None) -> Any:
         """Return the answer to a listing, asked for with what of this the node knows, in pages up to the limit.
 
-        What the node does not know (headings of columns, patterns of a shell) is left for `show`.
+        What the node does not know (headings of columns, patterns of a shell) is left for `show`; a node of a former
+        version knows nothing of this.
         """
         fields = ListedFields(request.answer)
         query, whole = self._query(fields)
+        try:
+            return self._ask(client, request, peer, fields, query, whole=whole)
+        except InvalidRequest as error:
+            if error.details.get("path") not in {*query, "limit"}:
+                raise
+            return client.fetch(request, peer)
+
+    def _ask(
+        self,
+        client: NodeClient,
+        request: Request,
+        peer: str | None,
+        fields: ListedFields,
+        query: dict[str, Any],
+        *,
+        whole: bool,
+    ) -> Any:
         if self.limit is None or not whole:
             return client.fetch(with_query(request, query), peer)
         answer = client.fetch(with_query(request, {**query, "limit": min(self.limit, MAX_LIMIT)}), peer)

@@ -1,5 +1,7 @@
 """What `vm start`, `stop` and their like say beside the VM's state."""
 
+import pytest
+
 from tests.api.recorded import VM, Answer, operation, recorded_node
 from tests.api.test_cli import twinshare
 
@@ -15,3 +17,19 @@ def test_a_start_prints_what_the_vm_warns_of() -> None:
     with recorded_node({"POST /api/vm/web/start": warned, "POST /api/vm/web/restart": warned}) as node:
         for command in ("start", "restart"):
             assert twinshare(node, "vm", command, "web").stderr == "warning: a forward is closed\n"
+
+
+@pytest.mark.parametrize("options", ["--filter name=b", "--sort -name --limit 1", "--limit 2 --filter name=b"])
+def test_a_node_that_knows_no_parameters_of_listings_is_asked_without(options: str) -> None:
+    def refused(name: str) -> Answer:
+        error = f"{name}: Object contains unknown field `{name}`"
+        return Answer({"error": error, "code": "invalid_request", "details": {"path": name}}, 400)
+
+    rows = [VM | {"name": name} for name in "ab"]
+    first = options.split()[0].removeprefix("--").replace("filter", "name")
+    with recorded_node({"GET /api/vm": [refused(first), Answer({"vms": rows})]}) as node:
+        shown = twinshare(node, "vm", "ls", *options.split())
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:]] == ["b"]
+    assert node.seen[1].target == "/api/vm"
+    with recorded_node({"GET /api/vm": [refused("other"), Answer({"vms": rows})]}) as node:
+        assert twinshare(node, "vm", "ls", *options.split()).exit_code == 1

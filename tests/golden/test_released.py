@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -160,3 +162,26 @@ async def use(node: Agent, peer: str) -> None:
     message = {"peer_id": peer, "message_type": "NOTE", "data": {"text": "hello"}}
     await node.ask("POST", "/api/p2p/message", message)
     await node.ask("DELETE", f"{root}/vm/web", {"force": True})
+
+
+async def test_our_listings_are_filtered_though_the_former_node_does_not_know_how(
+    old: list[str], tmp_path: Path
+) -> None:
+    async with running(old, tmp_path / "old", "--hypervisor", "fake://") as node:
+        await node.upload()
+        for name in ("a", "b", "c"):
+            await node.ask("POST", "/api/vm", SMALL | {"name": name, "labels": {"own": name}, "start": name != "b"})
+
+        async def rows(*command: str) -> list[Any]:
+            environment = {**os.environ, "TWINSHARE_API": node.url}
+            argv = [sys.executable, "-m", "twinshare", *command, "--json"]
+            done = await trio.run_process(argv, capture_stdout=True, env=environment)
+            return list(json.loads(done.stdout))
+
+        listed = await rows("vm", "ls", "--filter", "status=running", "--sort", "-name", "--limit", "1")
+        assert [vm["name"] for vm in listed] == ["c"]
+        assert [vm["name"] for vm in await rows("vm", "ls", "--filter", "label=own=b")] == ["b"]
+        assert len(await rows("image", "ls", "--filter", "name=disk", "--limit", "2")) == 1
+        kinds = {each["kind"] for each in await rows("op", "ls", "--filter", "kind=create_vm", "--limit", "9")}
+        assert kinds == {"create_vm"}
+        assert len(await rows("vm", "ls", "--fleet", "--filter", "name=a")) == 1

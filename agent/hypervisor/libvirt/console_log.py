@@ -8,16 +8,14 @@ from pathlib import Path
 
 import trio
 
-from ..log_size import truncate
+from .. import log_size
 from .fsuid import as_fs_user
-
-INTERVAL = 10.0
 
 
 async def limit_logs(logs: Callable[[], Iterable[Path]], user: str | None) -> None:
-    """Check every 10 s; never returns. `user` owns the logs."""
+    """Check every `CHECKED_EVERY` seconds; never returns. `user` owns the logs."""
     while True:
-        await trio.sleep(INTERVAL)
+        await trio.sleep(log_size.CHECKED_EVERY)
         await trio.to_thread.run_sync(_truncate_all, list(logs()), user)
 
 
@@ -25,4 +23,4 @@ def _truncate_all(logs: Iterable[Path], user: str | None) -> None:
     for log in logs:
         # Not started yet, deleted meanwhile, or not accessible.
         with suppress(OSError), as_fs_user(user, log.parent) as folder:
-            truncate(folder / log.name)
+            log_size.truncate(folder / log.name)

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ....protocols.errors import DeadlineExceeded, HypervisorDown
 from ...background import open_background
 from ...backoff import Backoff
 from ...environment import limit_problems, tool_environment
-from ..log_size import truncate
+from ..log_size import limit_log
 from .client import SupervisorClient
 from .connection import Process
 from .egress import BlockedRoutes, Egress
@@ -187,8 +187,6 @@ async def open_sandbox(data_dir: Path, *, kind: str = "auto", user: str = "twins
     data_dir = data_dir.absolute()  # noqa: ASYNC240 - asks the process alone
     identity = await trio.to_thread.run_sync(sandbox_identity, user)
     record = await trio.to_thread.run_sync(_prepare, data_dir, identity)
-    with suppress(FileNotFoundError):
-        await trio.to_thread.run_sync(truncate, data_dir / "sandbox.log")
     log = os.open(data_dir / "sandbox.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         client = SupervisorClient(data_dir, record, identity, log)
@@ -203,6 +201,7 @@ async def open_sandbox(data_dir: Path, *, kind: str = "auto", user: str = "twins
         try:
             async with open_background() as nursery:
                 nursery.start_soon(sandbox.watch_link)
+                nursery.start_soon(limit_log, data_dir / "sandbox.log")
                 if egress is not None and blocked_routes is not None:
                     for task in (blocked_routes.run, egress.run, egress.follow_routes):
                         nursery.start_soon(task)

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from twinshare.agent.hypervisor import log_size
 from twinshare.agent.hypervisor.domain_xml import DomainDefinition
 from twinshare.agent.hypervisor.libvirt import console_log, domain_ops
 from twinshare.agent.hypervisor.libvirt.capabilities import choose_accelerator
@@ -201,7 +202,7 @@ def test_a_long_log_is_cut_while_it_is_written(tmp_path: Path) -> None:
 
 
 async def test_logs_that_grow_are_cut_while_others_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console_log, "INTERVAL", 0.01)
+    monkeypatch.setattr(log_size, "CHECKED_EVERY", 0.01)
     logs = [tmp_path / name for name in ("missing.log", "daemon.log", "tty.log")]
     for log in logs[1:]:
         log.write_bytes(b"x" * (MAX_LOG_SIZE + 1))

@@ -20,6 +20,7 @@ from tests.agent.hypervisor.sandboxes import QEMU, QMP_PORT, agent, greeting, ro
 from twinshare.agent.backends import open_backends
 from twinshare.agent.config import Config
 from twinshare.agent.home import HomeError
+from twinshare.agent.hypervisor import log_size
 from twinshare.agent.hypervisor.libvirt import open_private_libvirt
 from twinshare.agent.hypervisor.port import DomainState
 from twinshare.agent.hypervisor.sandbox.location import DirectoryInUse
@@ -169,6 +170,21 @@ async def test_a_removed_link_is_restored_or_is_a_problem(node: Path) -> None:
                     await trio.sleep(0.05)
         finally:
             shutil.rmtree(sandbox.path)
+
+
+async def test_its_log_is_kept_short_from_the_start_and_while_it_is_open(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_size, "CHECKED_EVERY", 0.02)
+    log = node / "sandbox.log"
+    log.write_bytes(bytes(log_size.MAX_LOG_SIZE + 1))
+    async with open_sandbox(node):
+        for _ in range(2):
+            with trio.fail_after(30):
+                while log.stat().st_size > log_size.MAX_LOG_SIZE:
+                    await trio.sleep(0.01)
+            with log.open("ab") as file:
+                file.write(bytes(log_size.MAX_LOG_SIZE + 1))
 
 
 async def test_guests_are_found_by_the_next_agent_after_their_supervisor_was_replaced(node: Path) -> None:
