@@ -9,7 +9,7 @@ import pytest
 from tests.protocols.membership_histories import DAY, FOUNDER, START, History, certificate, fleet, revocation
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.errors import Forbidden, InvalidRequest, PeerNotFound
-from twinshare.protocols.membership.drafts import Drafts
+from twinshare.protocols.membership.drafts import Drafts, founders_name
 from twinshare.protocols.membership.explain import consequences, dated_ahead, explain
 from twinshare.protocols.membership.rules import SKEW
 from twinshare.protocols.membership.statement_set import StatementSet
@@ -40,6 +40,15 @@ def test_no_statement_about_the_founder_has_an_effect() -> None:
         assert history.roster.members == before.members
         assert history.roster.authorities == before.authorities
     assert history.roster.name == FOUNDER
+
+
+def test_the_founder_names_itself_in_the_order_of_its_statements() -> None:
+    history = fleet()
+    last = history.known.last(FOUNDER)
+    named = founders_name(history.known, "renamed", history.now)
+    assert last is not None
+    assert named is not None
+    assert (named.claims.seq, named.claims.prev) == (last.claims.seq + 1, last.id)
 
 
 # -- rule 3: rank

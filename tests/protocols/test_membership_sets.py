@@ -177,6 +177,14 @@ def test_an_admin_with_many_admins_fills_its_own_share_alone() -> None:
     assert {s.issuer for s in dropped} <= {"B1"}
 
 
+def test_what_is_known_is_not_new_again() -> None:
+    """What is new goes on to the other members: what came back to its sender would go round without an end."""
+    history = fleet()
+    made = certificate("F", "x1", seq=50)
+    assert history.known.add([made], history.now) == ([made], [])
+    assert history.known.add([made], history.now) == ([], [])
+
+
 def test_what_no_member_of_the_fleet_signed_is_not_kept() -> None:
     history = fleet()
     stranger = [certificate(SYBIL, f"x{n}", Role.ADMIN, seq=n + 1) for n in range(10)]
