@@ -39,7 +39,7 @@ async def opened(state: State, relays: Relays, node: str = "here") -> LoopbackAd
 
 
 async def page(address: str, port: int = 80) -> bytes:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with await trio.open_tcp_stream(address, port) as stream:
             try:
                 await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
@@ -62,7 +62,7 @@ def open_files() -> int:
 
 async def running(vms: VmService, name: str) -> Vm:
     """A running VM whose address is known."""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while (vm := await vms.get_vm(name)).ip is None:
             await trio.sleep(0.01)
     return vm
@@ -113,7 +113,7 @@ async def test_ports_are_bounded_and_go_with_the_vm(tmp_path: Path) -> None:
         assert await refuses(kept, 20001)
         for vm in ("a", "b"):
             addresses.close(vm)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while open_files() > before:
                 await trio.sleep(0.01)
         assert addresses.address("a") == kept
@@ -139,14 +139,14 @@ async def test_a_vm_answers_at_its_address_while_it_runs(tmp_path: Path) -> None
         assert b"two" in await page(other.ip)
         ended = await vms.stop_vm("one", force=True)
         assert (ended.ip, ended.guest_ip, ended.ports) == (None, None, [])
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not await refuses(vm.ip, 80):
                 await trio.sleep(0.01)
         await vms.start_vm("one")
         assert (await running(vms, "one")).ip == vm.ip
         deleted = await vms.delete_vm("one", force=True)
         assert deleted.ip is None
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while node.vms.addresses._loopback.address(vm.id) is not None:
                 await trio.sleep(0.01)
         assert isinstance(hypervisor, MemoryHypervisor)
@@ -203,7 +203,7 @@ async def test_a_label_is_changed_and_its_ports_with_it(tmp_path: Path) -> None:
         await vms.create_vm(spec(start=True))
         await running(vms, "one")
         await vms.update_vm("one", VmChange(labels={"ports": "80"}))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while 80 not in (await vms.get_vm("one")).ports:
                 await trio.sleep(0.01)
 

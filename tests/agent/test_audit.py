@@ -49,7 +49,7 @@ def rows_of(folder: Path) -> list[tuple[str, str, str, str]]:
 
 async def until_rows(folder: Path, count: int) -> list[tuple[str, str, str, str]]:
     """An outcome is written behind its answer."""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while len(rows_of(folder)) < count:
             await trio.sleep(0.01)
     return rows_of(folder)
@@ -116,7 +116,7 @@ async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) 
     begun = rows_of(tmp_path)
     assert begun[-2:] == [("local", "start_vm", "web", ""), ("local", "start_vm", "web", "interrupted")]
     async with open_test_node(tmp_path):
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not [row for row in rows_of(tmp_path)[len(begun) :] if row[:3] == ("local", "start_vm", "web")]:
                 await trio.sleep(0.01)
 

@@ -69,7 +69,7 @@ async def test_a_vm_is_deleted_at_its_end_by_an_operation(tmp_path: Path) -> Non
         with trio.fail_after(10):
             while [vm.name for vm in await vms.list_vms()] != ["stays"]:
                 await trio.sleep(0.01)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while "vm.deleted" not in _kinds(node):
                 await trio.sleep(0.01)
         last = (await node.operations.list())[0]

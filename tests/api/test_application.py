@@ -145,7 +145,7 @@ async def test_where_a_remote_operation_is_watched(tmp_path: Path, monkeypatch: 
         created_at=now, updated_at=now, idempotency_key="k",
     )  # fmt: skip
 
-    async def detached(*_: Any) -> None:
+    async def detached(*_: Any, **__: Any) -> None:
         raise Detached(operation)
 
     async with served(tmp_path) as api:

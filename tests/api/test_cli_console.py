@@ -34,7 +34,7 @@ async def piped(
     url: str, *arguments: str, typed: bytes = b"", code: int = 0, more: Mapping[str, str] | None = None
 ) -> tuple[bytes, str]:
     """What it writes to stdout and stderr."""
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         done = await trio.run_process(
             [*COMMAND, *arguments], stdin=typed, capture_stdout=True, capture_stderr=True, check=False,
             env=environment(url) | dict(more or {}),
@@ -49,7 +49,7 @@ class Pipes:
     def __init__(self, process: trio.Process, stdio: Stdio) -> None:
         self.process, self._stdio = process, stdio
 
-    async def echo(self, typed: bytes, within: float = 20) -> bytes:
+    async def echo(self, typed: bytes, within: float = 60) -> bytes:
         """Type, and hear as much."""
         heard = b""
         with trio.fail_after(within):
@@ -59,7 +59,7 @@ class Pipes:
                     heard += said
         return heard
 
-    async def leave(self, within: float = 20) -> bytes:
+    async def leave(self, within: float = 60) -> bytes:
         """End the input, and see it leave of itself; what it still says."""
         with trio.fail_after(within):
             await self._stdio.send_eof()
@@ -92,7 +92,7 @@ class Terminal:
         self._stream = trio.lowlevel.FdStream(os.dup(master))
         self.shown = b""
 
-    async def see(self, wanted: bytes, within: float = 20) -> None:
+    async def see(self, wanted: bytes, within: float = 60) -> None:
         with trio.move_on_after(within):
             while wanted not in self.shown:
                 self.shown += await self._stream.receive_some(4096)
@@ -101,7 +101,7 @@ class Terminal:
     async def type(self, keys: bytes) -> None:
         await self._stream.send_all(keys)
 
-    async def end(self, within: float = 20) -> int:
+    async def end(self, within: float = 60) -> int:
         """The exit code."""
         with trio.fail_after(within):
             return await self.process.wait()
@@ -236,18 +236,27 @@ async def test_in_pipes(tmp_path: Path) -> None:
         assert said == b"uname\r\n"
         assert messages == "console of VM 'one' on node 'here'\nleft the console of VM 'one'\n"
         much = os.urandom(1 << 20).replace(b"\r", b"")
-        said, _ = await piped(api.url, "one", "--for", "0.5", typed=much)
+
+        async def echo_and_end(stream: trio.SocketStream) -> None:
+            left = len(much)
+            while left and (data := await stream.receive_some()):
+                await stream.send_all(data)
+                left -= len(data)
+
+        hypervisor.serve_console(id, echo_and_end)
+        said, messages = await piped(api.url, "one", "--for", "60", typed=much)
         assert said == much
+        silent = trio.Event()
 
         async def late(stream: trio.SocketStream) -> None:
             await stream.receive_some()
-            await trio.sleep(0.3)
+            await silent.wait()
             await stream.send_all(b"late")
-            await trio.sleep_forever()
 
         hypervisor.serve_console(id, late)
         assert (await piped(api.url, "one", "--for", "0", typed=b"x"))[0] == b""
-        assert (await piped(api.url, "one", "--for", "1", typed=b"x"))[0] == b"late"
+        silent.set()
+        assert (await piped(api.url, "one", "--for", "60", typed=b"x"))[0] == b"late"
 
 
 async def test_exit_codes(tmp_path: Path) -> None:

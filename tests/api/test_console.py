@@ -58,7 +58,7 @@ async def running(folder: Path, **api: Any) -> AsyncIterator[tuple[Served, Memor
 
 
 async def nobody_listens(api: Served) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while api.node.consoles._connections:
             await trio.sleep(0.01)
 
@@ -105,7 +105,7 @@ async def raw(api: Served, path: str = PATH, **headers: str) -> AsyncIterator[Ra
     async with await trio.open_tcp_stream(*api.address) as stream:
         await stream.send_all(handshake(path, **headers))
         head = b""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not head.endswith(b"\r\n\r\n"):
                 head += await stream.receive_some(1)
         assert head.startswith(b"HTTP/1.1 101"), head
@@ -228,7 +228,7 @@ async def test_a_screen_ends_with_its_token_and_with_its_session(tmp_path: Path)
                 await end()
                 with trio.fail_after(1):
                     assert (await socket.next(CloseConnection)).code == 4401
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while api.node.screens._viewers:
                     await trio.sleep(0.01)
 
@@ -267,7 +267,7 @@ async def test_strange_frames_end_it_and_nothing_else(tmp_path: Path, capsys: py
             async with raw(api, **offers) as socket:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await socket.stream.send_all(said)
-                    with trio.fail_after(5):
+                    with trio.fail_after(20):
                         while await socket.stream.receive_some(65536):
                             pass
         await nobody_listens(api)
@@ -295,7 +295,7 @@ async def test_a_client_that_vanishes_leaves_nothing(tmp_path: Path) -> None:
                     await socket.send(last)
                     assert (await socket.next(CloseConnection)).code == last.code
             await nobody_listens(api)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while "twinshare_http_connections 1.0" not in (await api.client.get("/metrics")).text:
                 await trio.sleep(0.01)
 

@@ -168,7 +168,7 @@ async def test_a_terminal_and_a_screen_of_a_peer(tmp_path: Path) -> None:
 
 
 async def read_page(host: str, port: int | str) -> bytes:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with await trio.open_tcp_stream(host, int(port)) as stream:
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             return b"".join([part async for part in stream])

@@ -19,7 +19,7 @@ from twinshare.protocols.vm import Vm
 
 
 async def running(node: Node, name: str, peer: str | None = None) -> Vm:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while (vm := await call(node, "get_vm", peer, vm=name)).ip is None:
             await trio.sleep(0.01)
     assert isinstance(vm, Vm)
@@ -52,14 +52,14 @@ async def test_an_address_goes_with_the_peers_vm(tmp_path: Path) -> None:
         await call(far, "stop_vm", vm="far", force=True)
         off = await call(near, "get_vm", "node-0", vm="far")
         assert (off.ip, off.ports) == (None, [])
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not await refuses(str(vm.ip), 80):
                 await trio.sleep(0.01)
         await call(far, "start_vm", vm="far")
         assert (await running(near, "far", "node-0")).ip == vm.ip
         await call(far, "delete_vm", vm="far", force=True)
         assert await call(near, "list_vms", "node-0") == []
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not await refuses(str(vm.ip), 80):
                 await trio.sleep(0.01)
         assert near.peer_addresses._loopback.address(f"{far.peer_id}/{vm.id}") is None

@@ -39,7 +39,7 @@ def hypervisor_of(node: Node) -> MemoryHypervisor:
 
 
 async def nobody_listens(node: Node) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while node.consoles._connections:
             await trio.sleep(0.01)
 
@@ -167,7 +167,7 @@ async def test_a_slow_peer_is_let_go_and_the_others_go_on(tmp_path: Path, monkey
         hypervisor_of(far).serve_console(vm.id, talk)
         async with near.console(LOCAL_ADMIN, "far", "node-0") as slow, far.console(LOCAL_ADMIN, "far") as quick:
             await hear(quick, 1 << 20)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while len(far.consoles._connections[vm.id].clients) > 1:
                     await quick.receive()
             rest.set()
@@ -204,7 +204,7 @@ async def test_a_peer_that_talks_nonsense_gets_nothing(tmp_path: Path) -> None:
         nonsense = (b"", b"\x00", HEAD.pack(65535), HEAD.pack(3) + b"abc", asked + HEAD.pack(1) + b"\xc1", asked)
         for said in nonsense:
             stream = await running.host.open_stream(far.peer_id, PROTOCOL)
-            with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            with trio.fail_after(20), suppress(trio.BrokenResourceError):
                 await stream.send_all(said)
                 await stream.send_eof()
                 while heard := await stream.receive_some(100):

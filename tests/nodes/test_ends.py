@@ -88,7 +88,7 @@ async def all_that_can_be_open(near: Node, far: Node, vm: str) -> AsyncIterator[
         nursery.start_soon(console)
         nursery.start_soon(tunnel)
         nursery.start_soon(events, there)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             for event in opened:
                 await event.wait()
 

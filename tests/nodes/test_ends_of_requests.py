@@ -86,7 +86,7 @@ async def test_a_read_ends_with_its_token(root: str, tmp_path: Path, monkeypatch
         monkeypatch.setattr(VmReads, "list_vms", list_vms)
         asked = Asked(api, headers, get(f"{root}/vm"))
         nursery.start_soon(asked.run)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await begun.wait()
         await api.node.tokens.revoke("ci")
         with trio.fail_after(WITHIN):
@@ -109,7 +109,7 @@ async def test_a_wait_ends_with_its_token_and_the_operation_goes_on(root: str, t
         wait = Asked(api, headers, get(f"{root}/operations/{second.json()['id']}/wait?timeout=60"))
         nursery.start_soon(create.run)
         nursery.start_soon(wait.run)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(await owner.operations.list(OperationState.RUNNING)) < 2:
                 await trio.sleep(0.01)
         await api.node.tokens.revoke("ci")

@@ -225,7 +225,7 @@ async def check_all_is_well(scene: Scene) -> None:
     assert here["digest"] == there["digest"]
     async with await trio.open_tcp_stream("127.0.0.1", scene.port) as stream:
         await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert b"web" in b"".join([data async for data in stream])
     forwards = (await ask(scene.near, "GET", f"{FAR}/vm/web/port-forward"))["forwards"]
     assert [forward["host_port"] for forward in forwards] == [scene.port]
