@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,6 +36,10 @@ def convert_query(query: Mapping[str, Any], kind: type[Query]) -> Query:
     found: Query = convert(dict(query), kind, "query")
     if nothing := [name for name in query if getattr(found, name) is None]:
         raise InvalidRequest(f"{nothing[0]}: must not be null; leave it out instead", path=nothing[0])
+    # msgspec takes a number that is text for seconds of the epoch, which no document says.
+    times = [name for name in query if isinstance(getattr(found, name), datetime)]
+    if numbers := [name for name in times if ":" not in str(query[name])]:
+        raise InvalidRequest(f"{numbers[0]}: must be a time such as 2026-01-31T12:00:00Z", path=numbers[0])
     return found
 
 

@@ -1,11 +1,13 @@
 """What is wrong with a body is said in words, with the field's path."""
 
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from twinshare.protocols.errors import InvalidRequest
-from twinshare.protocols.reading import decode_json
+from twinshare.protocols.reading import convert_query, decode_json
 from twinshare.protocols.size import SizeText
 from twinshare.protocols.vm import ForwardSpec, VmSpec
 
@@ -33,3 +35,17 @@ def test_what_is_wrong_is_said_in_words(body: bytes, kind: Any, sentence: str, p
         decode_json(body, kind)
     assert wrong.value.message.startswith(sentence)
     assert wrong.value.details["path"] == path
+
+
+class Times(msgspec.Struct):
+    """A query with a time in it."""
+
+    until: datetime | None = None
+
+
+@pytest.mark.parametrize("number", ["0", "0.5", "-1", "1e9"])
+def test_a_time_in_a_query_is_no_number(number: str) -> None:
+    assert convert_query({"until": "2026-01-31T12:00:00Z"}, Times).until == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    with pytest.raises(InvalidRequest, match="until: must be a time") as wrong:
+        convert_query({"until": number}, Times)
+    assert wrong.value.details["path"] == "until"
