@@ -21,6 +21,8 @@ MAX_CONTROL_BODY = 64 << 10
 """Bytes of the body of a frame that is not a call, a result or an item."""
 READ_SIZE = 64 << 10
 """Bytes to hand to `FrameReader.feed` at once, at most."""
+BUFFER_SIZE = 16 << 10
+"""Bytes that a reader holds for as long as its session lasts."""
 MAX_METHOD = 64
 _HEAD_ROOM = 256
 
@@ -64,18 +66,15 @@ def encode(frame: Frame) -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames; after it has raised once it is of no more use."""
+    """Cuts a byte stream into frames; after it has raised once it is of no more use.
+
+    Its buffer begins with `BUFFER_SIZE` bytes, and is given back once a frame that is larger has been taken out of it.
+    """
 
     def __init__(self) -> None:
-        self._unpacker = msgpack.Unpacker(
-            use_list=False,
-            max_buffer_size=MAX_FRAME + READ_SIZE,
-            max_array_len=4,
-            max_map_len=0,
-            max_ext_len=0,
-            max_str_len=MAX_METHOD,
-            max_bin_len=MAX_FRAME - _HEAD_ROOM,
-        )
+        self._unpacker = _make_unpacker()
+        self._fed = self._taken = 0
+        self._is_large = False
 
     def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
         """The frames that `data` completes; take them all before the next feed.
@@ -83,12 +82,35 @@ class FrameReader:
         Raises: PeerMisbehaved when the bytes are no frames or break a limit.
         """
         for start in range(0, len(data), READ_SIZE):
+            piece = data[start : start + READ_SIZE]
             try:
-                self._unpacker.feed(data[start : start + READ_SIZE])
+                self._unpacker.feed(piece)
+                self._fed += len(piece)
+                self._is_large = self._is_large or self._fed - self._taken > BUFFER_SIZE
                 for value in self._unpacker:
+                    self._taken = self._unpacker.tell()
                     yield _check(value)
             except (ValueError, msgpack.UnpackException, RecursionError) as error:
                 raise PeerMisbehaved(f"the peer sent what is no frame: {error or type(error).__name__}") from None
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Give the buffer back when it has grown and holds nothing, no part of a frame either."""
+        if self._is_large and self._taken == self._fed:
+            self._unpacker, self._fed, self._taken, self._is_large = _make_unpacker(), 0, 0, False
+
+
+def _make_unpacker() -> msgpack.Unpacker:
+    return msgpack.Unpacker(
+        use_list=False,
+        read_size=BUFFER_SIZE,
+        max_buffer_size=MAX_FRAME + READ_SIZE,
+        max_array_len=4,
+        max_map_len=0,
+        max_ext_len=0,
+        max_str_len=MAX_METHOD,
+        max_bin_len=MAX_FRAME - _HEAD_ROOM,
+    )
 
 
 def _check(value: object) -> Frame:

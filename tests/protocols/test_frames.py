@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import msgpack
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinshare.protocols.errors import PeerMisbehaved, TooLarge
-from twinshare.protocols.frames import MAX_CONTROL_BODY, MAX_FRAME, READ_SIZE, Frame, FrameReader, Kind, encode
+from twinshare.protocols.frames import (
+    BUFFER_SIZE,
+    MAX_CONTROL_BODY,
+    MAX_FRAME,
+    READ_SIZE,
+    Frame,
+    FrameReader,
+    Kind,
+    encode,
+)
 
 frames = st.builds(
     Frame,
@@ -100,3 +110,21 @@ def test_a_bomb_of_empty_arrays_costs_less_than_a_second() -> None:
     with pytest.raises(PeerMisbehaved):
         list(FrameReader().feed(tree(9)))
     assert time.perf_counter() - started < 1
+
+
+def test_a_reader_holds_little_whatever_it_has_read() -> None:
+    """Each session has one for as long as it lasts, and a peer has two sessions."""
+    small, large = encode(Frame(Kind.CALL, 1, "m", b"x" * 100)), encode(Frame(Kind.CALL, 1, "m", b"x" * 1_000_000))
+    stream = small * 50 + large + small * 2000 + large + small
+    tracemalloc.start()
+    try:
+        readers = [FrameReader() for _ in range(8)]
+        for reader in readers:
+            found = 0
+            for start in range(0, len(stream), 8192):
+                found += len(list(reader.feed(stream[start : start + 8192])))
+            assert found == 2053
+        # The stack of msgpack's reader alone has 40 kB.
+        assert tracemalloc.get_traced_memory()[0] < len(readers) * (50_000 + 2 * BUFFER_SIZE)
+    finally:
+        tracemalloc.stop()
