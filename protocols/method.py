@@ -111,10 +111,13 @@ class Method(msgspec.Struct, frozen=True):
     def unpack(self, data: bytes) -> dict[str, Any]:
         """The other end of `pack`. Raises: InvalidRequest, TooLarge before anything is decoded."""
         if len(data) > self.max_arguments:
-            raise TooLarge(
-                f"{self.name} takes {self.max_arguments} bytes of arguments, not {len(data)}", limit=self.max_arguments
-            )
+            raise self.too_large(len(data))
         return _fields(decode_msgpack(data, self.args))
+
+    def too_large(self, size: int) -> TooLarge:
+        """Return the error for packed arguments of so many bytes."""
+        sentence = f"{self.name} takes {self.max_arguments} bytes of arguments, not {size}"
+        return TooLarge(sentence, limit=self.max_arguments)
 
     def unpack_result(self, data: bytes) -> Any:
         """What a peer answered. Raises: PeerMisbehaved."""

@@ -43,6 +43,8 @@ from .session_driver import SessionDriver
 
 log = structlog.get_logger(__name__)
 MAX_CALLS_IN_ALL = 256
+RESERVED_CALLS = 8
+"""Calls of a session that are answered however many those of the others are: a few members could fill all places."""
 MAX_REFUSED_KEPT = 1024
 """Bytes of a refused call that the audit log keeps."""
 
@@ -110,6 +112,8 @@ class _Serving:
         self._driver = SessionDriver(stream, session, self._take)
         self._decoder = Decoder(server.offload)
         self._scopes: dict[int, trio.CancelScope] = {}
+        # Until the arguments are read: a call may last for minutes, and must not keep a frame for as long.
+        self._requests: dict[int, Request] = {}
         self._granted = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery
 
@@ -134,40 +138,42 @@ class _Serving:
                 self._server.neighbours.greeted(self._peer_id, hello)
 
     def _begin(self, number: int, method: str, request: Request) -> None:
-        if self._server.in_flight >= MAX_CALLS_IN_ALL:
+        if self._server.in_flight >= MAX_CALLS_IN_ALL and len(self._scopes) >= RESERVED_CALLS:
             busy = Overloaded(f"this node answers {MAX_CALLS_IN_ALL} calls; try again later", retry_after=1)
             self._session.fail(number, busy)
             return
         self._server.in_flight += 1
         self._scopes[number] = trio.CancelScope(deadline=trio.current_time() + request.timeout)
-        self._nursery.start_soon(self._answer, number, method, request, name=f"{method} for {self._peer_id}")
+        self._requests[number] = request
+        self._nursery.start_soon(self._answer, number, method, request.timeout, name=f"{method} for {self._peer_id}")
 
-    async def _answer(self, number: int, method: str, request: Request) -> None:
+    async def _answer(self, number: int, method: str, timeout: float) -> None:
         scope = self._scopes[number]
         try:
             with scope:
-                await self._dispatch(number, method, request)
+                await self._dispatch(number, method)
                 return
             if trio.current_time() < scope.deadline:
                 self._session.fail(number, OperationCancelled("the caller does not wait any more"))
             else:
-                late = DeadlineExceeded(f"{method} was not done within {request.timeout:g} s")
+                late = DeadlineExceeded(f"{method} was not done within {timeout:g} s")
                 self._session.fail(number, late)
         finally:
             del self._scopes[number]
+            self._requests.pop(number, None)
             self._server.in_flight -= 1
             self._driver.flush()
 
-    async def _dispatch(self, number: int, method: str, request: Request) -> None:
-        follow_trace(read_traceparent(request.traceparent))
+    async def _dispatch(self, number: int, method: str) -> None:
+        follow_trace(read_traceparent(self._requests[number].traceparent))
         log.debug("a peer calls", method=method[:64], peer=self._peer_id)
         try:
-            caller = self._server.neighbours.caller(self._peer_id, method, request)
+            caller = self._server.neighbours.caller(self._peer_id, method, self._requests[number])
             if method == FOLLOW_EVENTS and self._server.events is not None:
-                await self._send_events(number, request, self._server.events)
+                await self._send_events(number, self._server.events)
                 self._session.result(number, b"\xc0")
             else:
-                self._session.result(number, await self._call(number, caller, method, request))
+                self._session.result(number, await self._call(number, caller, method))
         except TwinshareError as error:
             self._session.fail(number, error)
         except Detached as detached:
@@ -177,7 +183,7 @@ class _Serving:
             log.exception("a bug in a call", mark=mark, method=method, peer=self._peer_id)
             self._session.fail(number, TwinshareError(f"internal error; the log of the node has it as {mark}"))
 
-    async def _call(self, number: int, caller: Caller, name: str, request: Request) -> bytes:
+    async def _call(self, number: int, caller: Caller, name: str) -> bytes:
         method = self._server.dispatcher.table.get(name)
         if method is None:
             agent = self._server.neighbours.hello().agent
@@ -185,8 +191,8 @@ class _Serving:
                 f"this node runs {agent} and does not know the method '{name[:64]}'; its twinshare may be older",
                 method=name[:64], agent=agent,
             )  # fmt: skip
-        packed = bytes(request.arguments)
-        arguments = await self._read(caller, method, packed)
+        in_pages = self._requests[number].credit > 0 and method.lists
+        packed, arguments = await self._read(caller, method, self._requests.pop(number).arguments)
         async with self._audited(caller, method, packed, arguments):
             if method.local:
                 raise Forbidden(f"{name} is for the node's own users; no peer can call it")
@@ -195,22 +201,29 @@ class _Serving:
                 raise arguments
             result = await self._server.dispatcher.call(caller, method, arguments)
         await self._driver.wait_until_sent()
-        if method.lists and request.credit:
+        if in_pages:
             return await self._send_pages(number, result)
         return msgspec.msgpack.encode(result)
 
-    async def _read(self, caller: Caller, method: Method, packed: bytes) -> dict[str, Any] | TwinshareError:
-        """Return the arguments, or why they are none.
+    async def _read(
+        self, caller: Caller, method: Method, sent: msgspec.Raw
+    ) -> tuple[bytes, dict[str, Any] | TwinshareError]:
+        """Return what of the packed arguments is kept for the audit log, and the arguments or why they are none.
 
-        A large call that will be refused is not looked into, unless it must be kept without its secrets.
+        What is too large is not copied, nor a large call that will be refused, unless it must be kept without its
+        secrets.
         """
+        size, beginning = memoryview(sent).nbytes, bytes(memoryview(sent)[:MAX_REFUSED_KEPT])
+        if size > method.max_arguments:
+            return beginning, method.too_large(size)
         looked_into = _allowed(caller, method) or (method.mutates and has_secrets(method.args))
-        if len(packed) > MAX_REFUSED_KEPT and not looked_into:
-            return TooLarge("the arguments of a refused call were not read")
+        if size > MAX_REFUSED_KEPT and not looked_into:
+            return beginning, TooLarge("the arguments of a refused call were not read")
+        packed = bytes(sent)
         try:
-            return await self._decoder.decode(packed, method.unpack)
+            return packed if method.mutates else b"", await self._decoder.decode(packed, method.unpack)
         except (InvalidRequest, TooLarge) as error:
-            return error
+            return beginning, error
 
     def _audited(
         self, caller: Caller, method: Method, packed: bytes, arguments: dict[str, Any] | TwinshareError
@@ -249,8 +262,8 @@ class _Serving:
         self._session.item(number, kind, body)
         self._driver.flush()
 
-    async def _send_events(self, number: int, request: Request, source: EventSource) -> None:
-        follow = await self._decoder.decode(bytes(request.arguments), _read_follow)
+    async def _send_events(self, number: int, source: EventSource) -> None:
+        follow = await self._decoder.decode(bytes(self._requests.pop(number).arguments), _read_follow)
         async with source(follow.after) as events:
             async for event in events:
                 if follow.types and not event.type.startswith((EventKind.RESET, *follow.types)):
