@@ -19,7 +19,12 @@ DIALS_AT_ONCE: Final = 60
 DIALS_PER_HOUR: Final = 900
 """To one address and port, whoever is said to be there: every 4 s, which the retries for one peer never are."""
 MAX_TARGETS: Final = 4096
-METADATA: Final = frozenset(map(ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")))
+METADATA: Final = frozenset(
+    map(
+        ip_address,
+        ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"),
+    )
+)
 """Where machines of cloud providers find their own credentials."""
 
 

@@ -32,6 +32,11 @@ PROXY_RESOLVE_TIMEOUT = 3.0
 KEPT = 30.0
 _MOST_KEPT = 256
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""What else there is of IPv6 is local, or wraps an address that this machine may translate."""
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20")))
+"""What `is_global` takes for public: protocol assignments (a cloud's metadata at .192), 6to4 relays, Azure's host,
+documentation."""
 
 
 class PrivateAddressError(RegistryFailed):
@@ -50,7 +55,9 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return found.is_global and not found.is_multicast
+        if found not in _GLOBAL_UNICAST:
+            return False
+    return found.is_global and not found.is_multicast and not any(found in network for network in _NOT_PUBLIC)
 
 
 async def resolve(host: str, port: int) -> list[str]:

@@ -147,6 +147,8 @@ def test_a_record_is_its_subjects_own_word() -> None:
         ("/ip6/::ffff:127.0.0.1/tcp/4001", False, False, True),
         ("/ip4/127.0.0.1/tcp/25", False, False, False),
         ("/ip4/169.254.169.254/tcp/8080", False, False, False),
+        ("/ip4/192.0.0.192/tcp/8080", False, False, False),
+        ("/ip4/168.63.129.16/tcp/32526", False, False, False),
         ("/ip6/fd00:ec2::254/tcp/8080", False, False, False),
         ("/ip4/169.254.7.7/tcp/4001", False, False, False),
         ("/ip6/fe80::1/tcp/4001", False, False, False),

@@ -92,6 +92,9 @@ async def test_a_name_server_is_asked_once_for_many_requests(monkeypatch: pytest
         ("169.254.1.1", False), ("100.64.0.1", False), ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False),  # noqa: S104 - not bound
         ("::", False), ("fe80::1%eth0", False), ("fc00::1", False), ("::ffff:10.0.0.1", False), ("ff02::1", False),
         ("64:ff9b::a00:1", False), ("2002:a00:1::1", False), ("garbage", False),
+        ("192.0.0.192", False), ("168.63.129.16", False), ("192.88.99.1", False), ("fd20:ce::254", False),
+        ("::127.0.0.1", False), ("::ffff:0:127.0.0.1", False), ("64:ff9b:1::7f00:1", False), ("fec0::1", False),
+        ("5f00::1", False), ("3fff::1", False), ("2130706433", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
