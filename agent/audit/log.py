@@ -9,7 +9,8 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -17,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import Caller, account_of
+from ...protocols.access import LOCAL, Caller, account_of
 from ...protocols.errors import TwinshareError
 from ...protocols.operation import Detached, Operation
 from ..database import PASSING_FAULTS
@@ -49,7 +50,11 @@ _SHARES = """
 SELECT account, count(*), sum(length(content)) FROM audit_accounts JOIN audit USING (number) GROUP BY account
 """
 MAX_WAITING = 10_000
-"""Rows that wait in memory while the disk is full."""
+"""Rows of the node's own user that wait in memory while the disk is full; each other account has a tenth."""
+MAX_WAITING_SIZE = 32 << 20
+"""Their bytes."""
+MAX_BATCH = 256
+"""Rows that are signed and written together."""
 
 
 class AuditLog:
@@ -59,6 +64,8 @@ class AuditLog:
         self._state, self._pen = state, pen
         self._last, self._shares = last, shares
         self._waiting: list[tuple[str, bytes, trio.Event]] = []
+        self._waiting_rows: Counter[str] = Counter()
+        self._waiting_size: Counter[str] = Counter()
         self._wake = trio.Event()
 
     @asynccontextmanager
@@ -93,8 +100,15 @@ class AuditLog:
     def note(self, entry: Entry) -> trio.Event:
         """Write a row soon; the event is set when that was tried."""
         tried = trio.Event()
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting.append((account_of(entry.principal), msgspec.msgpack.encode(entry), tried))
+        account, content = account_of(entry.principal), msgspec.msgpack.encode(entry)
+        part = 1 if account == LOCAL else 10
+        if (
+            self._waiting_rows[account] < MAX_WAITING // part
+            and self._waiting_size[account] + len(content) <= MAX_WAITING_SIZE // part
+        ):
+            self._waiting.append((account, content, tried))
+            self._waiting_rows[account] += 1
+            self._waiting_size[account] += len(content)
             self._wake.set()
         else:
             log.error("the audit log cannot be written; a row is lost", what=entry.what, principal=entry.principal)
@@ -118,39 +132,55 @@ class AuditLog:
             await self._flush()
 
     async def _flush(self) -> None:
-        batch = list(self._waiting)
-        rows = list(self._pen.rows(self._last, [content for _, content, _ in batch]))
-        if not rows:
+        waiting = list(self._waiting)
+        batch = waiting[:MAX_BATCH]
+        if not batch:
             return
-        last = rows[-1].link
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Connection) -> ChainEntry:
+            rows = list(self._pen.rows(self._last, [content for _, content, _ in batch]))
             db.executemany(
                 "INSERT INTO audit VALUES (?, ?, ?, ?)",
                 [(row.link.number, row.link.hash, row.content, row.signature) for row in rows],
             )
             accounts = [(account, row.link.number) for (account, _, _), row in zip(batch, rows, strict=True)]
             db.executemany("INSERT INTO audit_accounts VALUES (?, ?)", accounts)
-            head = self._pen.head(last)
+            head = self._pen.head(rows[-1].link)
             db.execute(
                 "INSERT OR REPLACE INTO audit_ends VALUES ('head', ?, ?, ?, 0)",
                 (head.link.number, head.link.hash, head.signature),
             )
+            return head.link
 
         try:
-            await self._state.transact(write)
+            self._last = await self._state.transact(write)
         except PASSING_FAULTS as error:
-            log.warning("the audit log waits until the database can be written", rows=len(rows), error=error.message)
+            log.warning("the audit log waits until the database can be written", rows=len(waiting), error=error.message)
+            batch = waiting
         else:
             del self._waiting[: len(batch)]
-            self._last = last
-            for account, content, _ in batch:
-                count, size = self._shares.get(account, (0, 0))
-                self._shares[account] = count + 1, size + len(content)
-            for account in {account for account, _, _ in batch}:
-                await self._keep_bounds(account)
+            await self._count(batch)
+            if self._waiting:
+                self._wake.set()
         for _, _, tried in batch:
             tried.set()
+
+    async def _count(self, written: Collection[tuple[str, bytes, trio.Event]]) -> None:
+        for account, content, _ in written:
+            self._waiting_rows[account] -= 1
+            self._waiting_size[account] -= len(content)
+            count, size = self._shares.get(account, (0, 0))
+            self._shares[account] = count + 1, size + len(content)
+        self._waiting_rows, self._waiting_size = +self._waiting_rows, +self._waiting_size
+        for account in {account for account, _, _ in written}:
+            await self._keep_bounds(account)
+
+    async def _flush_all(self) -> None:
+        """Write all that waits, as far as it can be written."""
+        left = len(self._waiting) + 1
+        while len(self._waiting) < left:
+            left = len(self._waiting)
+            await self._flush()
 
     async def _keep_bounds(self, account: str) -> None:
         """Drop the older half of an account's rows when it has too much; nobody else's are touched."""
@@ -184,4 +214,4 @@ async def open_audit(state: State, seed: bytes) -> AsyncIterator[AuditLog]:
                 nursery.cancel_scope.cancel()
     finally:  # when the writer has ended, which may be in the middle of a batch
         with trio.move_on_after(2, shield=True):
-            await audit._flush()
+            await audit._flush_all()

@@ -31,6 +31,10 @@ class Pace:
         begun.append(now)
         self._under_way[principal] = at_once + 1
 
+    def under_way(self, principal: str) -> int:
+        """Return how many operations a principal has under way."""
+        return self._under_way.get(principal, 0)
+
     def end(self, principal: str) -> None:
         """One has ended; what nobody needs is forgotten."""
         left = self._under_way.pop(principal, 1) - 1

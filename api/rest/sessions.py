@@ -20,7 +20,8 @@ from ...protocols.errors import NotFound, Unauthenticated
 
 LINK_LIFE = 60.0
 SESSION_LIFE = 12 * 3600.0
-KEPT = 256
+KEPT = 32
+"""Links, and sessions, of one principal: whoever opens more loses its own oldest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +69,10 @@ class Sessions:
         """Return the secret of a link that lets a browser in as `caller`."""
         secret = secrets.token_urlsafe(32)
         self._links[_digest(secret)] = (caller, now + LINK_LIFE)
-        if len(self._links) > KEPT:
-            self._links.popitem(last=False)
+        self._links = OrderedDict((key, link) for key, link in self._links.items() if now <= link[1])
+        own = [key for key, (other, _) in self._links.items() if other.principal == caller.principal]
+        for key in own[:-KEPT]:
+            del self._links[key]
         return secret
 
     def enter(self, secret: str, now: float, agent: str = "") -> str | None:
@@ -80,8 +83,11 @@ class Sessions:
         cookie = secrets.token_urlsafe(32)
         opened_at = datetime.now(UTC).replace(microsecond=0)
         self._sessions[_digest(cookie)] = Session(secrets.token_hex(8), caller, now + SESSION_LIFE, opened_at, agent)
-        if len(self._sessions) > KEPT:
-            self._sessions.popitem(last=False)[1].cut()
+        for key in [key for key, session in self._sessions.items() if now > session.until]:
+            self._sessions.pop(key).cut()
+        own = [key for key, session in self._sessions.items() if session.caller.principal == caller.principal]
+        for key in own[:-KEPT]:
+            self._sessions.pop(key).cut()
         return cookie
 
     def find(self, secret: str, now: float) -> Session | None:

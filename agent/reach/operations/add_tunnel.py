@@ -11,7 +11,7 @@ from ....protocols.vm import Forward
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release, nothing_claimed
 from ...vm.forwards import check_bind
-from ..tunnels import MAX_KEPT, Tunnel
+from ..tunnels import MAX_KEPT, RESERVED_PART, Tunnel
 from .base import TunnelOperation
 
 
@@ -24,7 +24,8 @@ class AddTunnel(TunnelOperation):
         check_bind(caller, asked.forward)
         if asked.forward.protocol != "tcp":
             raise Unsupported("only tcp can be forwarded")
-        if len(tunnels.kept) >= MAX_KEPT:
+        own = sum(tunnel.owner == active.principal for tunnel in tunnels.kept.values())
+        if len(tunnels.kept) >= MAX_KEPT and own >= MAX_KEPT // RESERVED_PART:
             raise Forbidden(f"this node keeps {MAX_KEPT} tunnels at most")
         answer = await tunnels.probe(asked.peer, asked.vm, asked.forward.guest_port, caller)
         tunnel = Tunnel(
