@@ -42,6 +42,10 @@ class GuestMisbehaved(Exception):
     """What came through the channel is not of our program, or not of one in its right mind."""
 
 
+class ProgramRestarted(GuestMisbehaved):
+    """A program begins on this connection with zeros, as each does."""
+
+
 class Frame(NamedTuple):
     """One frame, or a control message that was put together."""
 
@@ -118,6 +122,8 @@ class FrameReader:
         if len(self._data) < HEAD.size:
             return None
         kind, stream, length, crc = HEAD.unpack_from(self._data)
+        if kind == 0:
+            raise ProgramRestarted("the program in the guest was started again")
         if not (MESSAGE <= kind <= ACK and length <= MAX_BODY):
             raise GuestMisbehaved("what was received is no frame")
         end = HEAD.size + length

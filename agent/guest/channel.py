@@ -7,8 +7,10 @@ again with a backoff.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -28,6 +30,7 @@ from ...protocols.guest_channel import (
     GuestMisbehaved,
     Hunter,
     OpenedReply,
+    ProgramRestarted,
     Reply,
     ReportMessage,
     ResumedReply,
@@ -50,21 +53,39 @@ GREETING_LIMIT = 4 << 20
 """Bytes that may come before the answer to HELLO: of a former connection, and of programs that have started."""
 HELLO_AGAIN = 1.0
 """Seconds between two HELLOs to programs that say that they have started."""
+SILENCE_FIRST, SILENCE_LONGEST = 2.0, 30.0
+"""Seconds without a byte of a guest that has streams, after which it is looked whether its program is still there."""
+ENDED = (
+    "the program that served the guest channel of VM '{vm}' has ended, and with it its sessions; start it again in the"
+    " guest as root, by `systemctl restart twinshare-guest` or as docs/guests.md says, or restart the VM"
+)
 DROP: dict[str, object] = {"op": "drop"}
 
 Dial = Callable[[], Awaitable[trio.SocketStream]]
+IsOpen = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelPort:
+    """The hypervisor's end of a guest channel: how to connect, and whether a process in the guest has it open."""
+
+    dial: Dial
+    is_open: IsOpen
 
 
 class GuestChannel:
     """The channel of one VM. `run` keeps it connected; `on_report` is called with what the guest says about itself."""
 
-    def __init__(self, vm: str, dial: Dial, on_report: Callable[[ReportMessage], None], first_number: int = 1) -> None:
+    def __init__(self, vm: str, port: ChannelPort, on_report: Callable[[ReportMessage], None]) -> None:
         self.vm = vm
-        self._dial, self._on_report = dial, on_report
+        self._port, self._on_report = port, on_report
         self._streams: dict[int, ChannelStream] = {}
         self._drops: list[int] = []
         self._allowance = Allowance()
-        self._next_number = first_number
+        self._next_number = 1
+        self._added = trio.Event()
+        self._heard_at = -math.inf
+        self._connection = trio.CancelScope()
         self._work = trio.Event()
         self._ready = trio.Event()
         self.instance: bytes | None = None
@@ -105,6 +126,7 @@ class GuestChannel:
         self._streams[stream.number] = stream
         self._next_number = max(self._next_number, stream.number + 1)
         self._allowance.earn(PER_STREAM)
+        self._added.set()
         self.flush()
         return stream
 
@@ -121,17 +143,24 @@ class GuestChannel:
 
     async def run(self) -> None:
         """Dial, serve, dial again; until it is cancelled or the VM has no channel."""
+        async with open_background() as nursery:
+            nursery.start_soon(self._watch)
+            await self._keep_connected()
+
+    async def _keep_connected(self) -> None:
         backoff = Backoff(RETRY_FIRST, RETRY_LONGEST, steady=5.0)
         while True:
             began = trio.current_time()
             try:
-                async with await self._dial() as stream:
+                async with await self._port.dial() as stream:
                     await self._serve(stream)
             except Unsupported as error:
                 self.unsupported = error.message
                 self._wake_waiters()
                 return
             except (TwinshareError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                why = str(error)
+            except ProgramRestarted as error:
                 why = str(error)
             except GuestMisbehaved as error:
                 why = str(error)
@@ -145,10 +174,13 @@ class GuestChannel:
     def end(self, why: TwinshareError) -> None:
         """The VM has stopped: every stream ends with it."""
         self.over = why
-        for stream in list(self._streams.values()):
+        self._fail_streams(why)
+        self._wake_waiters()
+
+    def _fail_streams(self, why: TwinshareError) -> None:
+        for stream in self._streams.values():
             stream.fail(why)
         self._streams.clear()
-        self._wake_waiters()
 
     def _wake_waiters(self) -> None:
         ready, self._ready = self._ready, trio.Event()
@@ -162,10 +194,12 @@ class GuestChannel:
         self._drops.clear()
         await stream.send_all(message(0, {"op": "resume", "streams": rows}))
         async with open_background() as nursery:
+            self._connection = nursery.cancel_scope
             connection = _Connection({row[0] for row in rows})
             nursery.start_soon(self._write, stream, connection, nursery.cancel_scope)
             data = rest or await stream.receive_some(READ_SIZE)
             while data:
+                self._heard_at = trio.current_time()
                 for one in reader.feed(data):
                     self._take(one, connection)
                 data = await stream.receive_some(READ_SIZE)
@@ -209,6 +243,39 @@ class GuestChannel:
                 await self._work.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             scope.cancel()
+
+    async def _watch(self) -> None:
+        """End the streams, and the connection, when the program that had them is gone: no byte of it would say so.
+
+        It has to be gone twice: QEMU says so, too, in the moment in which it goes on from a file.
+        """
+        silence, gone = SILENCE_FIRST, False
+        while True:
+            added = self._added = trio.Event()
+            if not self._streams:
+                await added.wait()
+                silence = SILENCE_FIRST
+            looked_at = trio.current_time()
+            wakes = added if silence > SILENCE_FIRST else trio.Event()
+            with trio.move_on_after(silence):
+                await wakes.wait()
+            if self._heard_at >= looked_at or wakes.is_set():
+                silence, gone = SILENCE_FIRST, False
+            elif await self._is_open():
+                silence, gone = min(silence * 2, SILENCE_LONGEST), False
+            elif not gone:
+                silence, gone = SILENCE_FIRST, True
+            else:
+                log.info("the program in a guest has ended", vm=self.vm)
+                gone = False
+                self._fail_streams(GuestUnreachable(ENDED.format(vm=self.vm), vm=self.vm))
+                self._connection.cancel()
+
+    async def _is_open(self) -> bool:
+        try:
+            return await self._port.is_open()
+        except TwinshareError:
+            return True  # nobody knows
 
     async def _send(self, stream: trio.SocketStream, batch: bytearray) -> None:
         self._allowance.earn(len(batch))

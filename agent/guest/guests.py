@@ -18,6 +18,7 @@ from ..hypervisor.port import DomainState, GuestAgent, GuestStreams
 from ..vm.context import VmContext
 from ..vm.lifecycle import require_active
 from ..vm.record import Record
+from .channel import ChannelPort
 from .vm_guest import VmGuest
 
 log = structlog.get_logger(__name__)
@@ -94,8 +95,11 @@ class Guests:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._follow_reports, record.domain.id, self.of(record))
                     if isinstance(hypervisor, GuestStreams):
-                        dial = partial(hypervisor.dial_channel, record.domain.id)
-                        await self.of(record).run(dial, record.domain.name, boots_within(record))
+                        id = record.domain.id
+                        port = ChannelPort(
+                            partial(hypervisor.dial_channel, id), partial(hypervisor.channel_is_open, id)
+                        )
+                        await self.of(record).run(port, record.domain.name, boots_within(record))
                     await trio.sleep_forever()
         finally:
             del self._runs[record.domain.id]

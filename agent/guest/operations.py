@@ -18,6 +18,7 @@ from ...protocols.guest import (
     FileList,
     GuestReport,
     GuestSession,
+    SessionState,
     path_bytes,
     text_or_base64,
 )
@@ -162,7 +163,8 @@ async def _collect(session: HostedSession) -> ExecResult:
                 truncated = truncated or len(data) > room
     record = session.record
     if record.reason is not None:
-        raise GuestRefused(record.reason, session=record.id)
+        kind = GuestUnreachable if record.state is SessionState.LOST else GuestRefused
+        raise kind(record.reason, session=record.id)
     stdout, stdout_base64 = text_or_base64(bytes(kept[False]))
     stderr, stderr_base64 = text_or_base64(bytes(kept[True]))
     return ExecResult(

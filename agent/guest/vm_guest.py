@@ -24,7 +24,7 @@ from ...protocols.errors import (
 from ...protocols.guest import ExecRequest, GuestReport, ListeningPort
 from ...protocols.guest_channel import ReportMessage
 from .agent_exec import AgentCommand, Ask, start_by_agent
-from .channel import Dial, GuestChannel
+from .channel import ENDED, ChannelPort, GuestChannel
 from .output_log import OutputLog
 from .session import HostedSession, SessionRecord, load_sessions, shown_command
 from .stream import ChannelStream
@@ -71,14 +71,14 @@ class VmGuest:
 
     # --- the run of the VM ---
 
-    async def run(self, dial: Dial, name: str, boots_within: float = 0.0) -> None:
+    async def run(self, port: ChannelPort, name: str, boots_within: float = 0.0) -> None:
         """Keep the channel, and every session on it, until it is cancelled.
 
         The guest may take `boots_within` seconds from now to answer.
         """
         self.name = name
         self._boots_until = trio.current_time() + boots_within
-        channel = GuestChannel(name, dial, self._reported)
+        channel = GuestChannel(name, port, self._reported)
         try:
             async with trio.open_nursery() as nursery:
                 self.channel, self._nursery = channel, nursery
@@ -141,7 +141,11 @@ class VmGuest:
         )
 
     def _missing(self) -> str:
-        return (self.channel and self.channel.unsupported) or MISSING.format(name=self.name)
+        """What the guest lacks, and what to do."""
+        if self.channel is not None and self.channel.unsupported is not None:
+            return self.channel.unsupported
+        served_before = self.channel is not None and self.channel.instance is not None
+        return ENDED.format(vm=self.name) if served_before else MISSING.format(name=self.name)
 
     # --- what callers ask for ---
 

@@ -70,6 +70,8 @@ async def _channel_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Domai
     await hypervisor.define(plan)
     with refused(WrongState):
         await hypervisor.dial_channel(plan.id)
+    with refused(WrongState):
+        await hypervisor.channel_is_open(plan.id)
     await hypervisor.start(plan.id)
     for _again in range(2):
         try:
@@ -78,6 +80,7 @@ async def _channel_is_dialled(hypervisor: Hypervisor, plan: DomainPlan, _: Domai
             return  # a driver without QEMU
         async with stream:
             await stream.send_all(b"is anybody there?")
+            assert await hypervisor.channel_is_open(plan.id) in {True, False}
     await _is_cut_by_destroy(hypervisor, plan, await hypervisor.dial_channel(plan.id))
 
 

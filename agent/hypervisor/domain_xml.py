@@ -144,6 +144,14 @@ def parse_guest_channel(xml: str) -> str | None:
     return None
 
 
+def guest_channel_is_open(xml: str) -> bool | None:
+    """Return whether a process in the guest has the port open; None when the domain was defined without one."""
+    for target in ET.fromstring(xml).iterfind("devices/channel/target"):  # noqa: S314 - as above
+        if target.get("name") == GUEST_CHANNEL:
+            return target.get("state") != "disconnected"
+    return None
+
+
 def parse_screen(xml: str) -> str | None:
     """Return the unix socket of a running domain's VNC server."""
     listen = ET.fromstring(xml).find("devices/graphics[@type='vnc']/listen[@type='socket']")  # noqa: S314 - as above

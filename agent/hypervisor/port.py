@@ -276,6 +276,13 @@ class GuestStreams(Protocol):
         """
         ...
 
+    async def channel_is_open(self, id: str) -> bool:
+        """Return whether a process in the guest has the port of the guest channel open; True where that is not known.
+
+        The guest decides that, and may be hostile. Raises: Unsupported when the domain was defined without the port.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedDisk:

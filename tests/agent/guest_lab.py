@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from twinshare.agent.guest.channel import ChannelPort
 from twinshare.agent.guest.vm_guest import VmGuest
 from twinshare.agent.hypervisor.memory.guest import stream_pair
 from twinshare.agent.hypervisor.memory.guest_process import GuestProcess
@@ -34,6 +35,10 @@ class CutChannel:
         near, far = stream_pair()
         self._nursery.start_soon(self._connect, far)
         return near
+
+    async def is_open(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self._program.runs
 
     async def _connect(self, agent: trio.SocketStream) -> None:
         guest, port = stream_pair()
@@ -80,7 +85,7 @@ async def open_guest(directory: Path, channel: CutChannel) -> AsyncIterator[VmGu
     guest = VmGuest("one", directory)
     await trio.to_thread.run_sync(guest.load)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(guest.run, channel.dial, "one")
+        nursery.start_soon(guest.run, ChannelPort(channel.dial, channel.is_open), "one")
         await trio.testing.wait_all_tasks_blocked()
         yield guest
         nursery.cancel_scope.cancel()

@@ -20,6 +20,7 @@ from tests.agent.nodes import open_test_node, spec
 from tests.agent.test_guest_sessions import guests_of, read_all, run
 from twinshare.agent.guest import agent_exec, vm_guest
 from twinshare.agent.guest.agent_exec import MAX_OUTPUT, start_by_agent
+from twinshare.agent.guest.channel import ChannelPort
 from twinshare.agent.guest.guests import BOOTS_WITHIN, boots_within
 from twinshare.agent.guest.vm_guest import VmGuest
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
@@ -133,8 +134,11 @@ async def test_a_guest_that_boots_is_waited_for(tmp_path: Path, autojump_clock: 
         await trio.sleep_forever()
         raise AssertionError
 
+    async def is_open() -> bool:
+        raise AssertionError
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(guest.run, dial, "one", BOOTS_WITHIN)
+        nursery.start_soon(guest.run, ChannelPort(dial, is_open), "one", BOOTS_WITHIN)
         await trio.testing.wait_all_tasks_blocked()
         for expected in (BOOTS_WITHIN, vm_guest.READY_WITHIN):
             began = trio.current_time()

@@ -17,6 +17,7 @@ from tests.agent.guest_lab import open_guest, open_lab
 from tests.agent.nodes import open_test_node, spec
 from tests.agent.test_guest_sessions import guests_of
 from twinshare.agent.guest import operations, vm_guest
+from twinshare.agent.guest.channel import ChannelPort
 from twinshare.agent.guest.vm_guest import VmGuest
 from twinshare.agent.hypervisor.memory.guest import stream_pair
 from twinshare.protocols.access import LOCAL_ADMIN
@@ -130,8 +131,12 @@ async def hostile_guest(folder: Path, hostile: Hostile) -> AsyncIterator[VmGuest
             nursery.start_soon(hostile.run, far)
             return near
 
+        async def is_open() -> bool:
+            await trio.lowlevel.checkpoint()
+            return True
+
         guest = VmGuest("two", folder / "two")
-        nursery.start_soon(guest.run, dial, "two")
+        nursery.start_soon(guest.run, ChannelPort(dial, is_open), "two")
         await trio.testing.wait_all_tasks_blocked()
         yield guest
         nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from tests.guest.disks import tiny_disk
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
 from twinshare.protocols.errors import GuestRefused
+from twinshare.protocols.guest import SessionState
 from twinshare.protocols.guest_stream import Finished, Output
 
 pytestmark = pytest.mark.system
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.system
 BOOTS_WITHIN = 120.0
 LINES = 100
 # Each line takes a while, so that the agent is killed in the middle of them.
+KILL = "sleep 1; kill -STOP $loop; kill -9 $PPID; sleep 20; kill -CONT $loop"
 SLOW = f"i=0; while [ $i -lt {LINES} ]; do i=$((i + 1)); echo line $i; sleep 0.1; done; exit 5"
 
 
@@ -61,6 +63,7 @@ async def test_commands_files_and_a_killed_agent(tmp_path: Path) -> None:
             text, end = await read_all(client, session)
             assert text == "".join(f"line {number}\n" for number in range(1, LINES + 1))
             assert end.exit_code == 5
+            await check_program_ends(client)
 
 
 async def check_command(client: RESTClient) -> None:
@@ -82,6 +85,20 @@ async def check_full_disk(client: RESTClient) -> None:
     with pytest.raises(GuestRefused, match="No space left on device"):
         await client.write_file("alone", "/mnt/file", os.urandom(2 << 20))
     assert await client.list_files("alone", "/mnt") == []
+
+
+async def check_program_ends(client: RESTClient) -> None:
+    """It is killed, and what would start it again is stopped: then nobody has the port open."""
+    session = (await client.exec_vm("alone", ["sleep", "1000"], detach=True)).session
+    kill = "loop=$(cut -d ' ' -f 4 /proc/$PPID/stat); (" + KILL + ") >/dev/null 2>&1 &"
+    await client.exec_vm("alone", ["sh", "-c", kill], timeout=60)
+    with trio.fail_after(60):
+        while (found := await client.guests().get_session("alone", session)).state is SessionState.RUNNING:
+            await trio.sleep(0.1)
+    assert found.state is SessionState.LOST
+    assert "has ended" in str(found.reason)
+    await until_reachable(client)
+    assert (await client.exec_vm("alone", ["echo", "again"])).stdout == "again\n"
 
 
 async def until_output(client: RESTClient, session: str) -> None:

@@ -22,7 +22,7 @@ from .capabilities import Capabilities
 from .connection import LibvirtConnection
 from .domain_cache import DomainCache
 from .errors import mapped_errors
-from .guest_streams import GuestDialer
+from .guest_streams import GuestDialer, channel_is_open
 from .lanes import Lane, Lanes
 from .pool import ConnectionPool
 
@@ -155,6 +155,9 @@ class LibvirtHypervisor:
 
     async def dial_channel(self, id: str) -> trio.SocketStream:
         return await self._dialer.dial_channel(partial(self._on_domain, Lane.QUICK, id, "reach the VM's guest channel"))
+
+    async def channel_is_open(self, id: str) -> bool:
+        return await self._on_domain(Lane.QUICK, id, "see who serves the VM's guest channel", channel_is_open)
 
     @asynccontextmanager
     async def export_disk(self, id: str, directory: Path) -> AsyncIterator[ExportedDisk]:

@@ -24,7 +24,7 @@ import structlog
 import trio
 
 from ....protocols.errors import Unsupported
-from ..domain_xml import parse_domain, parse_guest_channel, parse_screen
+from ..domain_xml import guest_channel_is_open, parse_domain, parse_guest_channel, parse_screen
 from .domain_ops import running_state
 from .inspection import read_addresses
 
@@ -130,6 +130,15 @@ def _channel_of(domain: libvirt.virDomain) -> str:
     if path is None:
         raise Unsupported("the VM was defined without a guest channel")
     return path
+
+
+def channel_is_open(domain: libvirt.virDomain) -> bool:
+    """Raises: WrongState, Unsupported."""
+    running_state(domain)
+    found = guest_channel_is_open(domain.XMLDesc(0))
+    if found is None:
+        raise Unsupported("the VM was defined without a guest channel")
+    return found
 
 
 def _run_of(domain: libvirt.virDomain) -> int:

@@ -38,13 +38,20 @@ class GuestProcess:
         """Run it until it is cancelled; every process that it started ends with it."""
         try:
             await self._start()
-            while data := await self._port.receive_some(CHUNK):
+            while data := await self._receive():
                 if self._host is not None:
                     with suppress(*_BROKEN):
                         await self._host.send_all(data)
         finally:
             with trio.CancelScope(shield=True):
                 await self._end()
+
+    async def _receive(self) -> bytes:
+        """What the program sends, nothing at its end, be it killed with bytes that it has not read."""
+        try:
+            return bytes(await self._port.receive_some(CHUNK))
+        except trio.BrokenResourceError:
+            return b""
 
     async def serve(self, host: trio.SocketStream) -> None:
         """Carry the bytes of one connection."""
@@ -55,6 +62,11 @@ class GuestProcess:
         finally:
             self._host = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether the process has started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def pause(self) -> None:
         """The guest's CPU stands still: of the guest only the program does."""
         self._paused = True
@@ -64,8 +76,8 @@ class GuestProcess:
         self._paused = False
         self._signal(signal.SIGCONT)
 
-    def reboot(self) -> None:
-        """The program is killed, as by a reset; `run` ends."""
+    def kill(self) -> None:
+        """Kill the program, as a reset does; `run` ends."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

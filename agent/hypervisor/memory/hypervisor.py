@@ -248,6 +248,16 @@ class MemoryHypervisor(Simulation):
         self._nursery.start_soon(run.run, _in_turn, run.channel, server, far)
         return near
 
+    async def channel_is_open(self, id: str) -> bool:
+        await self._call()
+        await self._running(id)
+        if id in self._channels:
+            return True
+        program = self._runs[id].program
+        if program is None:
+            raise Unsupported("the simulated guest has no channel")
+        return program.runs
+
     @asynccontextmanager
     async def export_disk(self, id: str, directory: Path) -> AsyncIterator[ExportedDisk]:
         await self._call()

@@ -79,9 +79,8 @@ class Simulation:
         """The guest is reset: its program and all that it ran are gone, and begin anew."""
         run = self._runs[id]
         if run.program is not None:
-            run.program.reboot()
-            run.program = GuestProcess(self._record(id).plan.directory / "guest")
-            self._nursery.start_soon(run.run, run.program.run)
+            self.end_program(id)
+            self.start_program(id)
 
     def fill_disk(self, id: str) -> None:
         """A write of the guest finds the host's disk full: it is paused, and a resume pauses it again."""
@@ -117,6 +116,17 @@ class Simulation:
         """Serve the guest's serial console; by default it echoes."""
         self._consoles[id] = server
 
+    def end_program(self, id: str) -> None:
+        """The guest program is killed, and nobody starts it again."""
+        if program := self._runs[id].program:
+            program.kill()
+
+    def start_program(self, id: str) -> None:
+        """The guest program is started anew."""
+        run = self._runs[id]
+        run.program = GuestProcess(self._record(id).plan.directory / "guest")
+        self._nursery.start_soon(run.run, run.program.run)
+
     def serve_channel(self, id: str, server: GuestServer) -> None:
         """Serve the guest channel; by default the guest has one only with `Behaviour.guest_program`."""
         self._channels[id] = server
@@ -151,8 +161,7 @@ class Simulation:
     def _begin(self, record: Record) -> None:
         run = self._runs[record.plan.id] = GuestRun()
         if self.behaviour.guest_program:
-            run.program = GuestProcess(record.plan.directory / "guest")
-            self._nursery.start_soon(run.run, run.program.run)
+            self.start_program(record.plan.id)
         if self.behaviour.boots_in is not None:
             self._nursery.start_soon(run.run, self._boot, record.plan.id, self.behaviour.boots_in)
 
