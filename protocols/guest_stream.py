@@ -91,10 +91,15 @@ class Channel(StrEnum):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", omit_defaults=True):
-    """The stream is open. Output begins at `offset`; the guest has the input before `input_offset`."""
+    """The stream is open. Output begins at `offset`; the guest has the input before `input_offset`.
+
+    `input_end` is where the input of a session goes on for a client that has sent none: what lies between the two was
+    accepted from another one, or from this one before it was cut off.
+    """
 
     offset: int = 0
     input_offset: int = 0
+    input_end: int | None = None
     session: GuestSession | None = None
     file: FileEntry | None = None
 

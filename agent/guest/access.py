@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from ...protocols.access import AuditSink, Caller, Role
-from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError, Unsupported
+from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError, Unsupported, WrongState
 from ...protocols.guest import SessionState
 from ...protocols.guest_channel import END, ERR, EndReply
 from ...protocols.guest_stream import (
@@ -66,7 +66,13 @@ class _SessionStream:
         self._session, self._reader = session, reader
         self._pieces: list[tuple[int, int, bytes]] = []
         self._input_taken = session.input_received
-        self.opened = Opened(offset=reader.offset, input_offset=self._input_taken, session=session.view(guest.name))
+        self._input_end = session.stream.input_offset if session.stream else self._input_taken
+        self.opened = Opened(
+            offset=reader.offset,
+            input_offset=self._input_taken,
+            input_end=self._input_end,
+            session=session.view(guest.name),
+        )
 
     async def receive(self) -> FromGuest:
         await trio.lowlevel.checkpoint()
@@ -95,11 +101,29 @@ class _SessionStream:
             if isinstance(message, Input) and not self._session.ended:
                 raise GuestUnreachable("the QEMU guest agent gives a command no input", session=self._session.record.id)
         elif isinstance(message, Input):
-            await send_input(stream, message)
+            async with self._session.input_turn:
+                await self._send_input(stream, message)
         elif isinstance(message, InputEnd):
             stream.close_input()
         else:
             stream.control("resize", columns=message.columns, rows=message.rows)
+
+    async def _send_input(self, stream: ChannelStream, message: Input) -> None:
+        """Input at an offset follows the client's own: bytes of another client in its place are not taken for it.
+
+        Raises: WrongState when another client has sent input meanwhile, InvalidRequest.
+        """
+        end = stream.input_offset
+        if message.offset is not None and end != self._input_end:
+            if message.offset + len(message.data) <= self._input_end:
+                return  # it was taken before the other's
+            raise WrongState(
+                f"another client has sent input to session '{self._session.record.id}', which is now at {end};"
+                " attach again to send more",
+                offset=end,
+            )
+        await send_input(stream, message)
+        self._input_end = stream.input_offset
 
 
 class _ContentStream:

@@ -75,6 +75,8 @@ class HostedSession:
     def __init__(self, directory: Path, record: SessionRecord, output: OutputLog) -> None:
         self.directory, self.record, self.output = directory, record, output
         self.stream: ChannelStream | None = None
+        self.input_turn = trio.Lock()
+        """Held by the client that sends input: a message of it is whole in the guest's input."""
         self._readers: set[Reader] = set()
         self._reader_left = 0.0  # sessions are loaded in a thread, which has no clock; `pump` sets it
         self._consumed = output.start

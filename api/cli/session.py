@@ -17,7 +17,7 @@ from types import FrameType
 from ...protocols.console import SILENCE
 from ...protocols.errors import TwinshareError
 from ...protocols.guest_socket import ClientEnd, client_text, input_offset
-from ...protocols.guest_stream import Channel, Finished, InputEnd, Output, Resize, SendSignal
+from ...protocols.guest_stream import Channel, Finished, InputEnd, Opened, Output, Resize, SendSignal
 from ..blocking_client import ApiClient
 from ..exchange import NodeUnreachable
 from ..websocket import ClientSocket
@@ -142,7 +142,7 @@ class SessionRun:
             attached = end.opened is not None
             message = end.read(raw)
             if not attached and end.opened is not None:
-                self._resume_input(websocket, end.opened.input_offset, unsent)
+                self._resume_input(websocket, end.opened, unsent)
             if isinstance(message, Finished):
                 return message
             if isinstance(message, Output):
@@ -152,13 +152,14 @@ class SessionRun:
         unsent += websocket.replies()
         return None
 
-    def _resume_input(self, websocket: ClientSocket, taken: int, unsent: bytearray) -> None:
+    def _resume_input(self, websocket: ClientSocket, opened: Opened, unsent: bytearray) -> None:
         """Send the input again that the guest does not have. Raises: NodeUnreachable."""
-        if taken < self._input_start:
+        accepted = opened.input_offset if opened.input_end is None else opened.input_end
+        if accepted < self._input_start:
             raise NodeUnreachable("the session has lost input that was sent", "protocol")
         if self._offset is None and not self._input:
-            self._input_start = taken
-        self._forget_input(taken)
+            self._input_start = accepted
+        self._forget_input(opened.input_offset)
         self._sent = 0
         unsent += websocket.text(input_offset(self._input_start))
         if self._terminal:

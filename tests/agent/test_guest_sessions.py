@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.guest.output_log import open_output_log
@@ -172,6 +173,54 @@ async def test_signals_and_stdin_of_an_attached_session(tmp_path: Path) -> None:
                 assert await stream.receive() == Finished(exit_code=7)
         found = await guests.get_session("one", started.session)
         assert (found.state, found.exit_code, found.offset, found.input_offset) == (SessionState.ENDED, 7, 8, 4)
+
+
+async def test_input_of_two_clients_is_ordered_and_none_is_taken_for_the_others(tmp_path: Path) -> None:
+    """Who sends at an offset that another client has used meanwhile is refused, and goes on when it attaches again."""
+    async with running(tmp_path) as (node, guests, _, _):
+        started = await guests.exec_vm("one", ExecRequest(command=["cat"], interactive=True, detach=True))
+        asked = AttachSession(session=started.session)
+        async with node.guest_stream(LOCAL_ADMIN, "one", asked) as first:
+            async with node.guest_stream(LOCAL_ADMIN, "one", asked) as second:
+                await first.send(Input(data=b"ab", offset=0))
+                with pytest.raises(WrongState, match="another client has sent input"):
+                    await second.send(Input(data=b"xy", offset=0))
+            async with node.guest_stream(LOCAL_ADMIN, "one", asked) as second:
+                assert second.opened.input_end == 2
+                await second.send(Input(data=b"xy", offset=2))
+                await first.send(Input(data=b"ab", offset=0))  # it has been taken, which harms nobody
+                with pytest.raises(WrongState, match="now at 4"):
+                    await first.send(Input(data=b"cd", offset=2))
+                await first.send(Input(data=b"z"))  # wherever it comes
+                await second.send(InputEnd())
+        whole, _ = await read_all(node, started.session)
+        assert whole == b"abxyz"
+
+
+async def test_a_large_input_of_one_client_is_not_parted_by_another(tmp_path: Path) -> None:
+    """The guest reads nothing until both have begun: the first one waits in the middle of its message."""
+    size = 1 << 20
+    async with running(tmp_path) as (node, guests, _, _):
+        command = ["sh", "-c", "echo ready; read go <pipe; cat"]
+        await run(guests, "mkfifo", "pipe")
+        started = await guests.exec_vm("one", ExecRequest(command=command, interactive=True, detach=True))
+        asked = AttachSession(session=started.session)
+        async with (
+            node.guest_stream(LOCAL_ADMIN, "one", asked) as first,
+            node.guest_stream(LOCAL_ADMIN, "one", asked) as second,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(first.send, Input(data=b"a" * size))
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            nursery.start_soon(second.send, Input(data=b"b" * size))
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            await run(guests, "sh", "-c", "echo go >pipe")
+            whole = b""
+            with trio.fail_after(60):
+                while len(whole) < len("ready\n") + 2 * size:
+                    message = await first.receive()
+                    whole += message.data if isinstance(message, Output) else b""
+        assert whole == b"ready\n" + b"a" * size + b"b" * size
 
 
 async def test_a_session_is_killed_and_forgotten(tmp_path: Path) -> None:
