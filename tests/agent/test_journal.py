@@ -11,11 +11,12 @@ import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
+from twinshare.agent.journal import unwritten
 from twinshare.agent.journal.active import ActiveOperation
 from twinshare.agent.journal.pace import Pace
 from twinshare.agent.journal.store import JournalStore
 from twinshare.protocols.access import Caller, Limits, Role
-from twinshare.protocols.errors import HypervisorDown, RateLimited
+from twinshare.protocols.errors import HypervisorDown, RateLimited, Unavailable
 from twinshare.protocols.operation import Detached, OperationState
 
 
@@ -30,7 +31,7 @@ async def test_a_repeated_request_that_does_not_wait_is_answered_with_the_ended_
         for _ in range(2):
             with pytest.raises(Detached) as detached:
                 await asked.start_vm("one")
-            ended = await node.operations.wait(detached.value.operation.id, 5)
+            ended = await node.operations.wait(detached.value.operation.id, 60)
             assert ended.state is OperationState.DONE
         assert detached.value.operation == ended
 
@@ -71,6 +72,30 @@ async def test_the_end_is_written_though_the_node_stops_just_then(
         assert database.execute("SELECT state FROM operations WHERE kind = 'start_vm'").fetchall() == [("done",)]
 
 
+async def test_an_end_that_could_not_be_written_is_written_later_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, failures = JournalStore.write_end, 2
+
+    async def write_end(store: JournalStore, active: ActiveOperation) -> None:
+        nonlocal failures
+        if active.kind == "start_vm" and failures:
+            failures -= 1
+            raise Unavailable("the database is held")
+        await plain(store, active)
+
+    monkeypatch.setattr(JournalStore, "write_end", write_end)
+    monkeypatch.setattr(unwritten, "RETRY_EVERY", 0.01)
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec())
+        await vms.start_vm("one")
+        with contextlib.closing(sqlite3.connect(node.home.database)) as database, trio.fail_after(60):
+            ask = "SELECT state FROM operations WHERE kind = 'start_vm'"
+            while database.execute(ask).fetchall() != [("done",)]:
+                await trio.sleep(0.01)
+    assert failures == 0
+
+
 async def test_an_operation_that_goes_on_after_a_restart_counts_as_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +118,7 @@ async def test_an_operation_that_goes_on_after_a_restart_counts_as_under_way(
         with pytest.raises(RateLimited, match="1 operations at once"):
             await mine.start_vm("two")
         go_on.set()
-        assert (await node.operations.wait(detached.value.operation.id, 10)).state is OperationState.DONE
+        assert (await node.operations.wait(detached.value.operation.id, 60)).state is OperationState.DONE
         await mine.start_vm("two")
 
 
@@ -118,5 +143,6 @@ def test_each_operation_that_ends_gives_back_one() -> None:
     pace.begin("p", limits, 0.0)
     pace.end("p")
     pace.begin("p", limits, 0.0)
-    with pytest.raises(RateLimited):
+    with pytest.raises(RateLimited) as refused:
         pace.begin("p", limits, 0.0)
+    assert refused.value.details["retry_after"] == 1

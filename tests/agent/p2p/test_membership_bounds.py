@@ -62,6 +62,9 @@ async def test_what_an_issuer_loses_goes_from_the_store_too(monkeypatch: pytest.
     for number in range(10, 20):
         await admin.issue(signer(number).peer_id, "peer", Role.VIEWER, Limits())
     assert len(await store.load("member")) == 1 + 4
+    monkeypatch.setattr(statement_set, "SHARES", (4096, 2, 2))
+    await open_membership(store, signer(2), "node-2", {}, lambda: float(NOW))
+    assert len(await store.load("member")) == 1 + 2, "also what a version with larger shares has kept"
 
 
 @pytest.mark.parametrize("forged", ["by", "fleet", "sub", "signer"])
