@@ -50,6 +50,7 @@ AREAS = {
         ("agent/journal/*.py",),
         (
             "tests/agent/test_journal.py",
+            "tests/agent/test_account_limits.py",
             "tests/agent/test_operation_classes.py",
             "tests/agent/test_bounds.py",
             "tests/agent/test_node.py",

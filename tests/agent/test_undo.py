@@ -10,7 +10,7 @@ import trio
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.journal import execution
 from twinshare.agent.node import Node
-from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown
+from twinshare.protocols.errors import DeadlineExceeded, HypervisorDown, WrongState
 from twinshare.protocols.operation import OperationState
 from twinshare.protocols.services import VmService
 
@@ -45,28 +45,56 @@ async def test_it_is_taken_back_when_the_hypervisor_is_there_again(
 ) -> None:
     monkeypatch.setattr(execution, "UNDO_TIMEOUT", 0.1)
     async with a_node(tmp_path) as (node, vms, hypervisor):
-        with trio.fail_after(10), pytest.raises(HypervisorDown):
+        with trio.fail_after(60), pytest.raises(HypervisorDown):
             await vms.create_vm(spec(start=True))
         assert await only(node) is OperationState.RUNNING
         hypervisor.come_up()
         [operation] = await node.operations.list()
-        assert (await node.operations.wait(operation.id, 10)).state is OperationState.FAILED
+        assert (await node.operations.wait(operation.id, 60)).state is OperationState.FAILED
         assert await vms.list_vms() == []
         assert list((tmp_path / "vms").iterdir()) == []
 
 
 async def test_a_node_that_stops_leaves_it_to_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "UNDO_TIMEOUT", 12.0)
-    with trio.fail_after(10):
-        async with a_node(tmp_path) as (node, vms, _):
-            with trio.move_on_after(1):
-                await vms.create_vm(spec(start=True))
+    monkeypatch.setattr(execution, "UNDO_TIMEOUT", 600.0)
+    with trio.fail_after(60):
+        async with a_node(tmp_path) as (node, vms, hypervisor), trio.open_nursery() as nursery:
+            nursery.start_soon(vms.create_vm, spec(start=True))
+            while hypervisor.connected:
+                await trio.sleep(0.01)
             node.operations.close_timeout = 0.1
-    async with open_test_node(tmp_path, uri=f"fake://{tmp_path}/fake.json") as (node, vms, _):
+            nursery.cancel_scope.cancel()
+    await taken_back_by_the_next(tmp_path)
+
+
+async def taken_back_by_the_next(folder: Path) -> None:
+    """Start a node again on a folder in which the undo of its one operation was left."""
+    async with open_test_node(folder, uri=f"fake://{folder}/fake.json") as (node, vms, _):
         [operation] = await node.operations.list()
-        assert (await node.operations.wait(operation.id, 10)).state is OperationState.FAILED
+        assert (await node.operations.wait(operation.id, 60)).state is OperationState.FAILED
         assert await vms.list_vms() == []
-        assert list((tmp_path / "vms").iterdir()) == []
+        assert list((folder / "vms").iterdir()) == []
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize("error", [WrongState("it does not want to"), RuntimeError("a bug")], ids=["refused", "bug"])
+async def test_what_cannot_be_undone_is_tried_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def start(hypervisor: MemoryHypervisor, id: str) -> None:
+        raise WrongState("it cannot start")
+
+    async def undefine(hypervisor: MemoryHypervisor, id: str) -> None:
+        raise error
+
+    async with open_test_node(tmp_path, uri=f"fake://{tmp_path}/fake.json") as (node, vms, _):
+        with monkeypatch.context() as patches:
+            patches.setattr(MemoryHypervisor, "start", start)
+            patches.setattr(MemoryHypervisor, "undefine", undefine)
+            with pytest.raises(WrongState, match="it cannot start"):
+                await vms.create_vm(spec(start=True))
+        assert await only(node) is OperationState.RUNNING, "it is not over while something of it is left"
+    await taken_back_by_the_next(tmp_path)
 
 
 async def test_a_hypervisor_that_is_too_slow_is_asked_again(tmp_path: Path) -> None:
