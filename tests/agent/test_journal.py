@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.journal import unwritten
 from twinshare.agent.journal.active import ActiveOperation
+from twinshare.agent.journal.decode import former_caller
 from twinshare.agent.journal.pace import Pace
 from twinshare.agent.journal.store import JournalStore
 from twinshare.protocols.access import Caller, Limits, Role
@@ -120,6 +122,20 @@ async def test_an_operation_that_goes_on_after_a_restart_counts_as_under_way(
         go_on.set()
         assert (await node.operations.wait(detached.value.operation.id, 60)).state is OperationState.DONE
         await mine.start_vm("two")
+
+
+@pytest.mark.parametrize(
+    ("principal", "stored", "role"),
+    [
+        ("local", None, Role.ADMIN),
+        ("12D3Ko", None, Role.OPERATOR),
+        ("12D3Ko", "viewer", Role.VIEWER),
+        ("token:ci", "emperor", Role.OPERATOR),
+    ],
+)
+def test_a_row_without_a_role_that_is_known_here_is_an_operators(principal: str, stored: Any, role: Role) -> None:
+    """Rows of the first version have none; only the node's own user began more than an operator may."""
+    assert former_caller(principal, stored) == Caller(principal=principal, role=role)
 
 
 def test_begun_operations_are_forgotten_after_a_minute() -> None:
