@@ -51,6 +51,7 @@ AREAS = {
         (
             "tests/agent/test_journal.py",
             "tests/agent/test_account_limits.py",
+            "tests/agent/test_full_disk.py",
             "tests/agent/test_operation_classes.py",
             "tests/agent/test_bounds.py",
             "tests/agent/test_node.py",

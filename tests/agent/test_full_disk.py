@@ -57,6 +57,20 @@ async def test_the_reserve_is_given_back_in_parts_and_allocated_again(
     assert reserve.problems() == []
 
 
+async def test_of_what_is_kept_only_what_makes_room_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SmallDisk(monkeypatch, 1 << 40)
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec(start=True))
+        disk.free = 0
+        await vms.stop_vm("one", force=True)
+        for _ in range(2):
+            with pytest.raises(InsufficientResources, match="kept for deletions"):
+                await vms.update_vm("one", change=VmChange(labels={"a": "b"}))
+        await vms.delete_vm("one")
+        assert states(node.home.database, "update_vm") == []
+        assert states(node.home.database, "delete_vm") == ["done"]
+
+
 async def test_an_end_that_could_not_be_written_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +93,7 @@ async def test_an_end_that_could_not_be_written_is_written_later(
         assert (await node.operations.get(event.data["id"])).state is OperationState.DONE
         assert states(file, "stop_vm") == []
         full = False
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while states(file, "stop_vm") != ["done"]:
                 await trio.sleep(0.05)
 
@@ -102,7 +116,7 @@ async def test_nothing_is_begun_while_many_ends_wait_to_be_written(
         with pytest.raises(Overloaded):
             await vms.update_vm("one", change=VmChange(labels={"n": "3"}))
         monkeypatch.setattr(JournalStore, "write_end", plain)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while states(node.home.database, "update_vm") != ["done"] * 3:
                 await trio.sleep(0.05)
         await vms.update_vm("one", change=VmChange(labels={"n": "3"}))

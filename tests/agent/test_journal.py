@@ -12,13 +12,12 @@ import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.journal import unwritten
 from twinshare.agent.journal.active import ActiveOperation
 from twinshare.agent.journal.decode import former_caller
 from twinshare.agent.journal.pace import Pace
 from twinshare.agent.journal.store import JournalStore
 from twinshare.protocols.access import Caller, Limits, Role
-from twinshare.protocols.errors import HypervisorDown, RateLimited, Unavailable
+from twinshare.protocols.errors import HypervisorDown, RateLimited
 from twinshare.protocols.operation import Detached, OperationState
 
 
@@ -72,30 +71,6 @@ async def test_the_end_is_written_though_the_node_stops_just_then(
     assert stop.cancelled_caught
     with contextlib.closing(sqlite3.connect(file)) as database:
         assert database.execute("SELECT state FROM operations WHERE kind = 'start_vm'").fetchall() == [("done",)]
-
-
-async def test_an_end_that_could_not_be_written_is_written_later_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, failures = JournalStore.write_end, 2
-
-    async def write_end(store: JournalStore, active: ActiveOperation) -> None:
-        nonlocal failures
-        if active.kind == "start_vm" and failures:
-            failures -= 1
-            raise Unavailable("the database is held")
-        await plain(store, active)
-
-    monkeypatch.setattr(JournalStore, "write_end", write_end)
-    monkeypatch.setattr(unwritten, "RETRY_EVERY", 0.01)
-    async with open_test_node(tmp_path) as (node, vms, _):
-        await vms.create_vm(spec())
-        await vms.start_vm("one")
-        with contextlib.closing(sqlite3.connect(node.home.database)) as database, trio.fail_after(60):
-            ask = "SELECT state FROM operations WHERE kind = 'start_vm'"
-            while database.execute(ask).fetchall() != [("done",)]:
-                await trio.sleep(0.01)
-    assert failures == 0
 
 
 async def test_an_operation_that_goes_on_after_a_restart_counts_as_under_way(
