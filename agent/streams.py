@@ -7,8 +7,11 @@ from math import inf
 
 import trio
 
-SMALLEST, CHUNK = 16 * 1024, 256 * 1024
-"""Bytes that are read at once: more while much comes. A buffer of the largest size for each small read costs more."""
+SMALLEST, CHUNK = 24 * 1024, 6 * 65507
+"""Bytes that are read at once: more while much comes. A buffer of the largest size for each small read costs more.
+
+The largest are whole frames to a peer (`p2p/libp2p/yamux/outbox.py`), and a block that the heap keeps (`heap.py`).
+"""
 IDLE_TIMEOUT = 3600.0
 HALF_CLOSED_TIMEOUT = 300.0
 """Seconds without a byte once one direction has ended: the other end may never close its own."""

@@ -22,8 +22,8 @@ AHEAD = 1
 """How many answers wait to be sent, besides the one that is packed and the one that is sent."""
 IDLE = 60.0
 """Seconds in which a peer must ask for more, or take what it asked for."""
-PIECE = 384 << 10
-"""Bytes that are read or sent at once: blocks that the heap keeps (`agent/heap.py`)."""
+PIECE = 6 * 65507
+"""Bytes that are read or sent at once: whole frames, and a block that the heap keeps (`agent/heap.py`)."""
 
 Chunk: TypeAlias = tuple[int, int, bytes]
 """Its offset, length and digest."""

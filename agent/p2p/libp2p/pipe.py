@@ -13,7 +13,8 @@ import trio
 from .pacing import UNBOUNDED, BulkPacer, BulkRoom, read_path
 
 _SMALLEST_READ: Final = 16 * 1024
-_LARGEST_READ: Final = 256 * 1024
+_LARGEST_READ: Final = 7 * 65537
+"""Bytes, of whole noise messages where they are large."""
 _UNSENT: Final = 256 * 1024
 """Bytes that may wait in the kernel. The rest waits with us, so that a small frame does not queue behind megabytes."""
 

@@ -11,14 +11,17 @@ from typing import Final
 
 from .frame import DATA, ProtocolError, encode
 
-HIGH_WATER: Final = 256 * 1024
-"""Bytes beyond which a stream that has data here already may add no more; answers and credit still go in."""
 QUANTUM: Final = 16 * 1024
 """Bytes of a stream that are served before those that always have more, and that it may always add."""
 MAX_ANSWERS: Final = 1024 * 1024
 """Bytes of answers to a far side that asks and does not read."""
 MAX_PAYLOAD: Final = 65_507
 """Body of one data frame: with its header it fills one noise message."""
+HIGH_WATER: Final = 6 * MAX_PAYLOAD
+"""Bytes beyond which a stream that has data here already may add no more; answers and credit still go in.
+
+Whole frames, of which all that is made on their way to the socket is in blocks that the heap keeps (`agent/heap.py`).
+"""
 
 
 class _Queue:
