@@ -18,6 +18,7 @@ from twinshare.agent.audit.reading import verify
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.journal import journal
 from twinshare.agent.reach.operations import add_tunnel
+from twinshare.agent.reach.tunnels import RESERVED_PART
 from twinshare.agent.state import State
 from twinshare.api.rest.sessions import KEPT, Sessions
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
@@ -119,10 +120,10 @@ async def test_operations_of_others_leave_an_account_its_own(tmp_path: Path, mon
 
 
 async def test_tunnels_of_others_leave_a_principal_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(add_tunnel, "MAX_KEPT", add_tunnel.RESERVED_PART)
+    monkeypatch.setattr(add_tunnel, "MAX_KEPT", RESERVED_PART)
     async with open_fleet(tmp_path, Role.ADMIN) as (_, (_, a)):
         await call_in_fleet(a, "create_vm", "node-0", FLOOD, spec=spec("theirs", start=True))
-        for _ in range(add_tunnel.RESERVED_PART):
+        for _ in range(RESERVED_PART):
             await call_in_fleet(a, "add_forward", "node-0", FLOOD, vm="theirs", forward=PORT)
         with pytest.raises(Forbidden, match="tunnels at most"):
             await call_in_fleet(a, "add_forward", "node-0", FLOOD, vm="theirs", forward=PORT)
