@@ -27,13 +27,13 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """What each end says first. The caller lists the versions it speaks, the owner answers with the one they share.
 
     `addresses` are where the sender can be dialled, `number` grows with every change of them. `clock` is the sender's
-    time in seconds of the epoch. `instance` is another one with every start of the sender.
+    time in seconds of the epoch. `instance` is another one with every start of the sender. A session keeps its peer's.
     """
 
-    versions: tuple[int, ...] = VERSIONS
-    name: str = ""
-    agent: str = ""
-    addresses: list[str] = []
+    versions: Annotated[tuple[int, ...], Meta(max_length=64)] = VERSIONS
+    name: Annotated[str, Meta(max_length=256)] = ""
+    agent: Annotated[str, Meta(max_length=256)] = ""
+    addresses: Annotated[list[Annotated[str, Meta(max_length=1024)]], Meta(max_length=64)] = []
     number: int = 0
     clock: int = 0
     instance: Annotated[str, Meta(max_length=64)] = ""

@@ -341,3 +341,16 @@ class World:
             self.answer()
         self.carry(whole=True)
         self.carry(whole=True)
+
+
+@pytest.mark.parametrize(
+    "much",
+    [{"agent": "x" * 60_000}, {"name": "x" * 60_000}, {"addresses": [""] * 60_000}, {"versions": [1] * 60_000}],
+)
+def test_a_hello_that_would_be_kept_is_small(much: dict[str, object]) -> None:
+    """Each session keeps its peer's, decoded: 64 KiB of empty texts take half a MiB."""
+    owner = OwnerSession(Hello(name="far"), 0.0, 15.0)
+    [closed] = send(owner, Frame(Kind.HELLO, 0, "", msgspec.msgpack.encode(much)))
+    assert isinstance(closed, Closed)
+    assert isinstance(closed.error, PeerMisbehaved)
+    assert owner.greeting is None
