@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,3 +36,9 @@ def resident(agent: AgentProcess) -> int:
     """Bytes of memory that the agent's process holds."""
     status = Path(f"/proc/{agent_file(agent)['pid']}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def cpu_time(agent: AgentProcess) -> float:
+    """Seconds of CPU time that the agent's process has used."""
+    user, system = Path(f"/proc/{agent_file(agent)['pid']}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

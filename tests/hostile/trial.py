@@ -18,7 +18,7 @@ import httpx
 import msgspec
 import trio
 
-from tests.hostile.member import resident
+from tests.hostile.member import cpu_time, resident
 from tests.hostile.party import JOINED, Result, Task
 from tests.nodes.fleet import agent_file, ask, fleet, online
 from twinshare.agent.audit.chain import Broken
@@ -35,17 +35,23 @@ MIB = 1 << 20
 
 @dataclass
 class Outcome:
-    """Times in seconds, memory in bytes. `wrong` are sentences on what should not have been."""
+    """Times in seconds, memory in bytes, `load` in cores that an agent used. `wrong` says what should not have been."""
 
     quiet: list[float] = field(default_factory=list)
     attacked: list[float] = field(default_factory=list)
     grown: int = 0
+    load: float = 0.0
     results: list[Result] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
 def p99(times: Sequence[float]) -> float:
     return sorted(times)[int(len(times) * 0.99)] if times else 0.0
+
+
+def middle(times: Sequence[float]) -> float:
+    """The median, in milliseconds."""
+    return sorted(times)[len(times) // 2] * 1e3 if times else 0.0
 
 
 async def honest_calls(node: AgentProcess, seconds: float, times: list[float], wrong: list[str]) -> None:
@@ -124,11 +130,13 @@ async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outco
                 seconds=seconds, seed=number, only=only,
             )  # fmt: skip
             processes.append(await stack.enter_async_context(party(task)))
-        before = [resident(node) for node in nodes]
+        before, used, began = [resident(node) for node in nodes], list(map(cpu_time, nodes)), trio.current_time()
         for process in processes:
             nursery.start_soon(attack, process, outcome)
         await honest_calls(founder, seconds, outcome.attacked, outcome.wrong)
     outcome.grown = max(resident(node) - then for node, then in zip(nodes, before, strict=True))
+    worked = max(cpu_time(node) - then for node, then in zip(nodes, used, strict=True))
+    outcome.load = worked / (trio.current_time() - began)
 
 
 async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
@@ -188,7 +196,8 @@ def report(outcome: Outcome) -> str:
         f"hostile acts: {sent}, refused {refused}, from {len(outcome.results)} members",
         f"honest calls: {len(outcome.quiet)} quiet, {len(outcome.attacked)} under attack",
         f"p99 of honest calls: quiet {p99(outcome.quiet) * 1e3:.1f} ms, attacked {p99(outcome.attacked) * 1e3:.1f} ms",
-        f"memory of an agent: {outcome.grown / MIB:+.1f} MiB",
+        f"median of honest calls: quiet {middle(outcome.quiet):.1f} ms, attacked {middle(outcome.attacked):.1f} ms",
+        f"an agent under attack: {outcome.grown / MIB:+.1f} MiB, {outcome.load:.0%} of a core",
         *(outcome.wrong or ["nothing was lost"]),
     ]
     return "\n".join(lines)
