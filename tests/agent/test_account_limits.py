@@ -10,14 +10,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.agent.nodes import open_test_node, spec
 from tests.agent.p2p.raw import raw_call
 from twinshare.agent import limits
 from twinshare.agent.disk_reserve import DiskReserve
+from twinshare.agent.journal import store
 from twinshare.agent.journal.store import JournalStore
 from twinshare.agent.limits import LIMITS, AccountLimits, Budget, Meter, Rate, Share
 from twinshare.agent.simulation import SimulatedNode, open_cluster
 from twinshare.agent.state import State, open_state
 from twinshare.protocols.errors import RateLimited
+from twinshare.protocols.vm import VmChange
 
 
 def letter(text: str) -> bytes:
@@ -104,3 +107,15 @@ async def test_an_account_that_floods_the_journal_loses_only_its_own_operations(
         "local": 1, "peer-b": 1, "peer-a": 11, "peer-c": 2,
     }  # fmt: skip
     assert min(at for principal, at in rows if principal.startswith("peer-a")) == 2.0, "it has not ended"
+
+
+async def test_what_is_over_a_share_is_forgotten_while_the_node_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "OWN_LIMITS", AccountLimits(journal=Share(3, 1 << 20)))
+    monkeypatch.setattr(store, "FORGET_EVERY", 2)
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec())
+        for number in range(12):
+            await vms.update_vm("one", VmChange(labels={"n": str(number)}))
+        assert 3 <= len(await node.operations.list()) <= 6
