@@ -12,11 +12,11 @@ import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
-from twinshare.agent.journal.active import ActiveOperation
+from twinshare.agent.journal.active import ActiveOperation, Asked
 from twinshare.agent.journal.decode import former_caller
 from twinshare.agent.journal.pace import Pace
 from twinshare.agent.journal.store import JournalStore
-from twinshare.protocols.access import Caller, Limits, Role
+from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import HypervisorDown, RateLimited
 from twinshare.protocols.operation import Detached, OperationState
 
@@ -111,6 +111,20 @@ async def test_an_operation_that_goes_on_after_a_restart_counts_as_under_way(
 def test_a_row_without_a_role_that_is_known_here_is_an_operators(principal: str, stored: Any, role: Role) -> None:
     """Rows of the first version have none; only the node's own user began more than an operator may."""
     assert former_caller(principal, stored) == Caller(principal=principal, role=role)
+
+
+async def test_a_step_is_written_with_its_notes_before_it_counts() -> None:
+    written: list[tuple[str, dict[str, Any], int]] = []
+
+    async def save(active: ActiveOperation) -> None:
+        written.append((active.step_name, dict(active.notes), active.progress.done))
+
+    asked = Asked(key="k", target="one", caller=LOCAL_ADMIN, request=None)
+    active = ActiveOperation("op-1", "create_vm", asked, save=save, publish=lambda _: None)
+    await active.step("choose", port=80)
+    await active.step("keep")
+    assert written == [("choose", {"port": 80}, 0), ("keep", {"port": 80}, 1)]
+    assert (active.progress.done, active.progress.message) == (2, "keep")
 
 
 def test_begun_operations_are_forgotten_after_a_minute() -> None:
