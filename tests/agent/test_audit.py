@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,12 @@ async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) 
         await vms.create_vm(spec("web"))
         node.operations.close_timeout = 0.05
         hypervisor.behaviour.delay = 60
-        with trio.move_on_after(0.3):
-            await call(node, "start_vm", vm="web")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(call, node, "start_vm", vm="web"))
+            with trio.fail_after(60):
+                while rows_of(tmp_path)[-1:] != [("local", "start_vm", "web", "")]:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
     begun = rows_of(tmp_path)
     assert begun[-2:] == [("local", "start_vm", "web", ""), ("local", "start_vm", "web", "interrupted")]
     async with open_test_node(tmp_path):
