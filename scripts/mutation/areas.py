@@ -38,8 +38,14 @@ AREAS = {
         ),
     ),
     "forwards": Area(
-        ("agent/vm/forwards.py", "agent/vm/operations/add_forward.py", "agent/relays.py"),
-        ("tests/agent/test_bounds.py", "tests/agent/test_relay*.py", "tests/agent/test_faults.py"),
+        ("agent/vm/forwards.py", "agent/vm/host_ports.py", "agent/vm/operations/add_forward.py", "agent/relays.py"),
+        (
+            "tests/agent/test_bounds.py",
+            "tests/agent/test_create_forwards.py",
+            "tests/agent/test_host_ports.py",
+            "tests/agent/test_relay*.py",
+            "tests/agent/test_faults.py",
+        ),
     ),
     "captures": Area(
         ("agent/image_operations/capture.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,21 @@ async def test_a_port_that_is_only_tried_is_not_left_open(tmp_path: Path) -> Non
         assert not forwards.view(record, wanted).active
         with trio.fail_after(60), pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream("127.0.0.1", wanted.host_port)
+
+
+async def test_a_port_that_stays_taken_is_a_line_of_the_log_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_test_node(tmp_path) as (node, vms, _):
+        vm = await vms.create_vm(spec())
+        made = await vms.add_forward("one", ForwardSpec(host_port=0, guest_port=80))
+        with socket.create_server(("127.0.0.1", made.host_port)):
+            await vms.start_vm("one")
+            record = await node.vms.record(vm.id)
+            for _ in range(3):
+                await node.vms.forwards.reconcile(record)
+            assert not node.vms.forwards.view(record, record.metadata.forwards[0]).active
+        assert capsys.readouterr().err.count("ports cannot be opened") == 1
+        await node.vms.forwards.reconcile(record)
+        assert node.vms.forwards.view(record, record.metadata.forwards[0]).active
+        assert node.vms.inventory.unopened == {}
