@@ -247,11 +247,13 @@ class ListeningPort(msgspec.Struct, frozen=True, kw_only=True):
 class GuestReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a guest says about itself through its channel. All of it is the guest's word and may be wrong.
 
-    `ready`: commands, files and connections work. Otherwise `missing` says what the guest lacks.
+    `ready`: commands, files and connections work. Otherwise `missing` says what the guest lacks. `booting`: it was
+    started a short while ago, and is waited for.
     """
 
     ready: bool
     missing: str | None = None
+    booting: bool = False
     hostname: str = ""
     addresses: list[str] = []
     listening: list[ListeningPort] = []

@@ -126,10 +126,11 @@ class VmGuest:
 
     def view_report(self) -> GuestReport:
         ready = self.channel is not None and self.channel.ready
+        booting = self.channel is not None and self.channel.instance is None and self._boot_time_left() > 0
         missing = None if ready else self._missing()
         found = self.report
         if found is None:
-            return GuestReport(ready=ready, missing=missing)
+            return GuestReport(ready=ready, missing=missing, booting=booting)
         return GuestReport(
             ready=ready,
             missing=missing,
@@ -161,11 +162,15 @@ class VmGuest:
 
     def _ready_within(self, channel: GuestChannel) -> float:
         """Seconds to wait for the guest: while it boots, until that should be over."""
-        left = self._boots_until - trio.current_time()
+        left = self._boot_time_left()
         if channel.instance is None and left > 0:
             return max(left, READY_WITHIN)
         # A guest that has never answered will hardly do so now, and its agent can be asked.
         return AGENT_AFTER if channel.instance is None and self._ask_agent else READY_WITHIN
+
+    def _boot_time_left(self) -> float:
+        """Seconds that the guest may still take to boot."""
+        return self._boots_until - trio.current_time()
 
     async def open(self, request: dict[str, object]) -> ChannelStream:
         """Open a stream that ends with this agent; the caller drops it. Raises: GuestUnreachable, WrongState."""

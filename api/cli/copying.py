@@ -1,5 +1,6 @@
 """Copies between this machine and a guest: resumed, verified, in place only when whole.
 
+The files of a directory go over several connections at once, without those that an earlier copy has brought.
 A guest is not trusted: a name from it is one component of a path, and no link is followed or made here.
 """
 
@@ -10,13 +11,15 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...protocols.errors import FileNotFound, InvalidRequest, PeerMisbehaved, TwinshareError
 from ...protocols.guest import DirectoryRequest, FileEntry, FileKind, FileList, text_or_base64
 from ..exchange import NodeUnreachable, file_read, file_write
+from .connections import ConnectionPool, within_rate
 from .node import NodeClient
 from .output import say, size
 from .progress import progress_line
@@ -27,14 +30,23 @@ RESUMABLE = 1 << 20
 """A file of so many bytes is looked for, half sent, before it is sent."""
 RETRY_WITHIN = 60.0
 _CHUNK = 1 << 18
+_SAME_TIME = 1e-5
+"""Seconds: a time loses its nanoseconds on the way."""
 
 
 class Copy:
-    """One command's copies. `left_out` counts what was no file and no directory."""
+    """One command's copies. `left_out` counts what was no file and no directory; `connect` makes another client."""
 
-    def __init__(self, client: NodeClient, vm: str, peer: str | None, *, recursive: bool) -> None:
+    def __init__(
+        self, client: NodeClient, vm: str, peer: str | None, *, recursive: bool, connect: Callable[[], NodeClient]
+    ) -> None:  # fmt: skip
         self._client, self._vm, self._peer, self._recursive = client, vm, peer, recursive
+        self._connect = connect
         self.left_out = 0
+
+    def _over(self, client: NodeClient) -> Copy:
+        """The same copy over another connection."""
+        return Copy(client, self._vm, self._peer, recursive=self._recursive, connect=self._connect)
 
     # To the guest
 
@@ -52,22 +64,32 @@ class Copy:
             target = _below(target, os.fsencode(path.resolve().name))
         if stat.S_ISDIR(found.st_mode):
             self._require_recursive(source)
-            self._upload_directory(path, target)
+            with ConnectionPool(self._connect) as pool:
+                directories = list(self._upload_directory(path, target, pool))
+            # Last: the time of a directory changes with what is put into it.
+            for directory, attributes in directories:
+                self._make(directory, attributes)
         else:
             self._send_file(path, found, target)
 
-    def _upload_directory(self, path: Path, target: bytes) -> None:
+    def _upload_directory(
+        self, path: Path, target: bytes, pool: ConnectionPool
+    ) -> Iterator[tuple[bytes, os.stat_result]]:  # fmt: skip
+        """Yield the directories, those inside first."""
         self._make(target, None)
+        there = {file.name_bytes: file for file in self._listed(target)}
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
             inner = _below(target, os.fsencode(entry.name))
             if entry.is_dir(follow_symlinks=False):
-                self._upload_directory(Path(entry.path), inner)
-            elif entry.is_file(follow_symlinks=False):
-                self._send_file(Path(entry.path), entry.stat(), inner)
-            else:
+                yield from self._upload_directory(Path(entry.path), inner, pool)
+            elif not entry.is_file(follow_symlinks=False):
                 self._leave_out(entry.path)
-        # Last: the time of a directory changes with what is put into it.
-        self._make(target, path.stat())
+            elif not _is_there(there.get(os.fsencode(entry.name)), found := entry.stat()):
+                pool.submit(partial(self._send_over, Path(entry.path), found, inner))
+        yield target, path.stat()
+
+    def _send_over(self, path: Path, found: os.stat_result, target: bytes, client: NodeClient) -> None:
+        self._over(client)._send_file(path, found, target)
 
     def _make(self, target: bytes, found: os.stat_result | None) -> None:
         given: dict[str, Any] = (
@@ -75,7 +97,7 @@ class Copy:
         )
         fields: dict[str, Any] = _named(target) | given
         request = DirectoryRequest(**fields)
-        self._client.call("make_directory", {"vm": self._vm, "request": request}, self._peer)
+        within_rate(lambda: self._client.call("make_directory", {"vm": self._vm, "request": request}, self._peer))
 
     def _send_stream(self, stream: BinaryIO, target: bytes) -> None:
         digest = hashlib.blake2b(digest_size=32)
@@ -138,28 +160,32 @@ class Copy:
             target = target / _component(source.rstrip(b"/").rpartition(b"/")[2] or b"root")
         if listed.entry.kind is FileKind.DIRECTORY:
             self._require_recursive(os.fsdecode(source))
-            self._download_directory(source, listed.entry, target)
+            with ConnectionPool(self._connect) as pool:
+                directories = list(self._download_directory(source, listed.entry, target, pool))
+            for directory, attributes in directories:
+                _keep_attributes(directory, attributes)
         else:
             self._fetch(source, listed.entry, target)
 
-    def _download_directory(self, source: bytes, entry: FileEntry, target: Path) -> None:
+    def _download_directory(
+        self, source: bytes, entry: FileEntry, target: Path, pool: ConnectionPool
+    ) -> Iterator[tuple[Path, FileEntry]]:  # fmt: skip
+        """Yield the directories, those inside first."""
         if target.is_symlink():
             raise InvalidRequest(f"{target} is a link")
         target.mkdir(exist_ok=True)
-        after: str | None = None
-        while True:
-            page = self._list(source, after)
-            for file in page.files:
-                inner, here = _below(source, file.name_bytes), target / _component(file.name_bytes)
-                if file.kind is FileKind.DIRECTORY:
-                    self._download_directory(inner, file, here)
-                elif file.kind is FileKind.FILE:
-                    self._fetch(inner, file, here)
-                else:
-                    self._leave_out(os.fsdecode(inner))
-            if (after := page.next) is None:
-                break
-        _keep_attributes(target, entry)
+        for file in self._listed(source):
+            inner, here = _below(source, file.name_bytes), target / _component(file.name_bytes)
+            if file.kind is FileKind.DIRECTORY:
+                yield from self._download_directory(inner, file, here, pool)
+            elif file.kind is not FileKind.FILE:
+                self._leave_out(os.fsdecode(inner))
+            elif not _is_there(file, _stat_of(here)):
+                pool.submit(partial(self._fetch_over, inner, file, here))
+        yield target, entry
+
+    def _fetch_over(self, source: bytes, entry: FileEntry, target: Path, client: NodeClient) -> None:
+        self._over(client)._fetch(source, entry, target)
 
     def _fetch(self, source: bytes, entry: FileEntry, target: Path) -> None:
         """Read one file into a file beside its place; the same file goes on where an earlier copy was cut off."""
@@ -202,8 +228,17 @@ class Copy:
 
     def _list(self, path: bytes, after: str | None = None) -> FileList:
         arguments = {"vm": self._vm, **_named(path), **({"after": after} if after else {})}
-        found: FileList = self._client.call("list_files", arguments, self._peer)
+        found: FileList = within_rate(lambda: self._client.call("list_files", arguments, self._peer))
         return found
+
+    def _listed(self, path: bytes) -> Iterator[FileEntry]:
+        """Yield what is in a directory."""
+        after: str | None = None
+        while True:
+            page = self._list(path, after)
+            yield from page.files
+            if (after := page.next) is None:
+                return
 
     def _is_directory(self, path: bytes) -> bool:
         try:
@@ -218,6 +253,24 @@ class Copy:
     def _leave_out(self, what: str) -> None:
         self.left_out += 1
         say(f"left out, for it is no file: {what!r}")
+
+
+def _is_there(file: FileEntry | None, found: os.stat_result | None) -> bool:
+    """Whether an earlier copy has brought a file: both sides set its mode and its time when all of it is there."""
+    return (
+        file is not None
+        and found is not None
+        and stat.S_ISREG(found.st_mode)
+        and (file.kind, file.size, file.mode & 0o777) == (FileKind.FILE, found.st_size, found.st_mode & 0o777)
+        and abs(file.modified.timestamp() - found.st_mtime) < _SAME_TIME
+    )
+
+
+def _stat_of(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def _named(path: bytes) -> dict[str, str]:

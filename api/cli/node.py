@@ -215,12 +215,20 @@ class NodeClient(ApiClient):
         return hinted
 
 
+def connect() -> NodeClient:
+    """Return a client of the node that the environment or a data directory names, which the caller closes.
+
+    Raises: NodeUnreachable, InvalidRequest.
+    """
+    node = find_node()
+    return NodeClient(node.url, node.token)
+
+
 @contextmanager
 def open_client() -> Iterator[NodeClient]:
     """Open a client of the node that the environment or a data directory names.
 
     Raises: NodeUnreachable, InvalidRequest.
     """
-    node = find_node()
-    with NodeClient(node.url, node.token) as client:
+    with connect() as client:
         yield client

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from .node import open_client
+from .boot_notice import boot_notice
+from .node import connect, open_client
 from .parameters import peer_option
 from .vm_exec import guest_errors, guest_of
 
@@ -40,7 +41,8 @@ def copy(source: str, target: str, recursive: bool, peer: str | None) -> None:
 
     VM:PATH names the one side; - is stdin or stdout on the other.
 
-    Modes and times are kept. A copy that was cut off goes on where it was when it is run again. Links are left out.
+    Modes and times are kept. A copy that was cut off goes on where it was when it is run again: of a directory the
+    files that are there with the same size, mode and time stay. Links are left out.
 
     \b
     twinshare vm cp -r site web:/srv
@@ -54,10 +56,11 @@ def copy(source: str, target: str, recursive: bool, peer: str | None) -> None:
 
     with guest_errors(), open_client() as client:
         vm, at = guest_of(client, near.vm or far.vm or "", peer)
-        job = Copy(client, vm, at, recursive=recursive)
-        if near.vm is None:
-            job.upload(near.path, os.fsencode(far.path))
-        else:
-            job.download(os.fsencode(near.path), Path(far.path))
+        job = Copy(client, vm, at, recursive=recursive, connect=connect)
+        with boot_notice(vm, at):
+            if near.vm is None:
+                job.upload(near.path, os.fsencode(far.path))
+            else:
+                job.download(os.fsencode(near.path), Path(far.path))
     if job.left_out:
         raise click.exceptions.Exit(1)

@@ -15,6 +15,7 @@ import click
 from ...protocols.errors import GuestUnreachable, HypervisorDown, TwinshareError, WrongState
 from ...protocols.guest import ExecRequest, ExecResult, text_or_base64
 from ..exchange import guest_path
+from .boot_notice import boot_notice
 from .listing import Listing, listing_options
 from .node import NodeClient, open_client
 from .output import Column, say
@@ -67,7 +68,8 @@ def exec_command(
         **{key: value for key, value in fields.items() if value is not None},
     )  # fmt: skip
     with guest_errors(), open_client() as client:
-        begun: ExecResult = client.call("exec_vm", {"vm": name, "request": request}, peer)
+        with boot_notice(name, peer):
+            begun: ExecResult = client.call("exec_vm", {"vm": name, "request": request}, peer)
         if detach:
             click.echo(begun.session)
             return

@@ -14,6 +14,7 @@ import click
 from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError
 from ...protocols.guest import ExecRequest, ExecResult, GuestReport
 from ..exchange import guest_path
+from .boot_notice import boot_notice
 from .node import NodeClient, open_client
 from .output import say
 from .parameters import VM_NAME, peer_option
@@ -84,7 +85,8 @@ def ssh_proxy(host: str, user: str, peer: str | None) -> None:
     with guest_errors(), open_client() as client:
         vm, at = guest_of(client, name, peer or node)
         try:
-            _authorize(client, vm, at, user)
+            with boot_notice(vm, at):
+                _authorize(client, vm, at, user)
             _pin_host_keys(host, vm, client.call("show_guest", {"vm": vm}, at))
             _carry(client, guest_path(vm, "/ssh", at))
         except (GuestUnreachable, GuestRefused) as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import trio
 from tests.agent.nodes import spec
 from tests.api.served import TABLE, Served, served
 from tests.api.test_guest_api import running
+from twinshare.agent.hypervisor.memory import MemoryHypervisor
+from twinshare.agent.hypervisor.memory.guest_process import GuestProcess
 from twinshare.api.cli.copying import Copy
 from twinshare.api.cli.ssh_files import HostKeys
 from twinshare.api.cli.vm_copy import CopyEnd, read_end
@@ -190,6 +193,74 @@ async def test_files_are_copied_both_ways(tmp_path: Path) -> None:
         assert missing.returncode == 1
         both = await twinshare(api.url, "vm", "cp", "one:/a", "one:/b")
         assert both.returncode == 2
+
+
+async def test_a_guest_that_boots_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
+    """Its program starts when the command line has said that it waits."""
+    notice, program = trio.Event(), GuestProcess(tmp_path / "guest")
+    async with served(tmp_path / "node") as api, trio.open_nursery() as nursery:
+
+        async def boot(port: trio.SocketStream) -> None:
+            await notice.wait()
+            nursery.start_soon(program.run)
+            await program.serve(port)
+
+        made = await api.node.call(LOCAL_ADMIN, TABLE["create_vm"], {"spec": spec()})
+        hypervisor = api.node.vms.hypervisor
+        assert isinstance(hypervisor, MemoryHypervisor)
+        hypervisor.serve_channel(made.id, boot)
+        await api.node.call(LOCAL_ADMIN, TABLE["start_vm"], {"vm": "one"})
+        process: trio.Process = await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, "-m", "twinshare", "vm", "exec", "one", "--", "echo", "up"],
+                stdin=b"",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "TWINSHARE_API": api.url},
+            )
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = b""
+        with trio.fail_after(60):
+            while not said.endswith(b"\n"):
+                said += await process.stderr.receive_some()
+            assert said == b"waiting for the guest of 'one' to boot\n"
+            notice.set()
+            assert await process.stdout.receive_some() == b"up\n"
+            await process.wait()
+        done = await twinshare(api.url, "vm", "exec", "one", "--", "echo", "up")
+        assert done.stderr == b""
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_directory_that_is_copied_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    """What an earlier copy has brought stays as it is, which its inode shows; what lacks or has changed is copied."""
+    guest, here = tmp_path / "guest", tmp_path / "here"
+    for folder in (guest / "far", here / "site" / "inner", here / "back"):
+        folder.mkdir(parents=True)
+    for number in range(40):
+        (here / "site" / "inner" / str(number)).write_text(f"words {number}")
+    ways = [
+        (here / "site", guest / "far" / "site", [str(here / "site"), f"one:{guest}/far"]),
+        (guest / "far" / "site", here / "back" / "site", [f"one:{guest}/far/site", str(here / "back")]),
+    ]
+    async with running(tmp_path / "node") as api:
+        for source, target, arguments in ways:
+            done = await twinshare(api.url, "vm", "cp", "-r", *arguments)
+            assert done.returncode == 0, done.stderr
+            before = {file.name: file.stat().st_ino for file in (target / "inner").iterdir()}
+            assert len(before) == 40
+            (target / "inner" / "7").unlink()
+            (source / "inner" / "9").write_text("other words")
+            done = await twinshare(api.url, "vm", "cp", "-r", *arguments)
+            assert done.returncode == 0, done.stderr
+            after = {file.name: file.stat().st_ino for file in (target / "inner").iterdir()}
+            assert {name for name in before if after[name] == before[name]} >= set(before) - {"7", "9"}
+            assert (target / "inner" / "7").read_text() == "words 7"
+            assert (target / "inner" / "9").read_text() == "other words"
+            (source / "inner" / "9").write_text("words 9")
 
 
 async def test_names_of_a_guest_move_no_cursor(tmp_path: Path) -> None:
