@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -48,16 +48,12 @@ class ConnectionPool:
         """Begin when a connection is free; wait for one. Raises: what an earlier work has raised."""
         client = self._free.get()
         self._raise_first()
-        self._threads.submit(self._run, work, client)
+        self._threads.submit(within_rate, partial(work, client)).add_done_callback(partial(self._ended, client))
 
-    def _run(self, work: Work, client: NodeClient) -> None:
-        try:
-            if not self._errors:
-                within_rate(partial(work, client))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+    def _ended(self, client: NodeClient, work: Future[None]) -> None:
+        if not work.cancelled() and (error := work.exception()) is not None:
             self._errors.append(error)
-        finally:
-            self._free.put(client)
+        self._free.put(client)
 
     def _raise_first(self) -> None:
         if self._errors:
