@@ -130,12 +130,16 @@ async def serve_stock() -> None:
 async def ready(**where: Any) -> None:
     """Say where this process listens, and go on for ever."""
     print(json.dumps(where), flush=True)
-    # Nobody reads on: a line of the log on stdout would end a session with a broken pipe.
+    log_to_stderr()  # nobody reads on: a line on stdout would end a session with a broken pipe
+    await trio.sleep_forever()
+
+
+def log_to_stderr() -> None:
+    """Keep stdout for what a benchmark's process answers."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    await trio.sleep_forever()
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """The far node of the transfers: its images, calls, and a tunnel to a port, on one connection; in its own process.
 
-python -m scripts.benchmarks._transfer_peer FOLDER DISK PORT      prints where it listens, as JSON
+python -m scripts.benchmarks._transfer_peer FOLDER DISK PORT [LISTEN]      prints where it listens, as JSON
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from twinshare.protocols.access import LOCAL_ADMIN
 TUNNEL = "/bench/tunnel/1.0.0"
 
 
-async def serve(folder: Path, disk: Path, port: int) -> None:
-    async with disk_store(folder) as store, open_libp2p_host(os.urandom(32), [LOOPBACK], gate=admit_all) as host:
+async def serve(folder: Path, disk: Path, port: int, listen: str) -> None:
+    async with disk_store(folder) as store, open_libp2p_host(os.urandom(32), [listen], gate=admit_all) as host:
         image = await store.add_image("bench", read(disk), report=quiet, origin=Origin("bench", raw=True))
         images = BlobServer(store)
 
@@ -56,4 +56,6 @@ async def read(disk: Path) -> AsyncIterator[bytes]:
 
 if __name__ == "__main__":
     use_one_heap()
-    trio.run(serve, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    trio.run(
+        serve, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else LOOPBACK
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from scripts.benchmarks import _agents, _transfers
+from scripts.benchmarks import _agents, _slow_lines, _transfers
 from scripts.benchmarks._rpc_peer import LOOPBACK, PIECE, SINK, STOCK_CALL, TlsStream, server
 from scripts.benchmarks.rows import Row
 from tests.agent.p2p.workshop import ADMIN, TABLE
@@ -37,7 +37,7 @@ Call = Callable[[], Awaitable[object]]
 async def measure() -> list[Row]:
     """The transports alone, then what is large, then whole agents; with the heap of an agent."""
     use_one_heap()
-    return [*await _transports(), *await _transfers.measure(), *await _agents.measure()]
+    return [*await _transports(), *await _transfers.measure(), *await _slow_lines.measure(), *await _agents.measure()]
 
 
 async def _transports() -> list[Row]:
