@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 BUSY_TIMEOUT, OPEN_TIMEOUT = 5.0, 60.0
 """Seconds in which a statement waits for a lock of another process, and in which opening the file does."""
 
+CACHE_SIZE = 1 << 20
+"""Bytes of pages that SQLite keeps; twice as many, its default, make neither rows nor writes cheaper."""
 MAX_LOG = 4 << 20
 """Bytes that the write-ahead log keeps on the disk after a transaction that was larger."""
 COMPACTED_FROM = 8 << 20
@@ -175,6 +177,7 @@ def _migrate(db: sqlite3.Connection, file: Path, schema: Schema, check: bool) ->
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
+    db.execute(f"PRAGMA cache_size=-{CACHE_SIZE >> 10}")
     db.execute(f"PRAGMA journal_size_limit={MAX_LOG}")
     if check and (said := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         raise DatabaseDamaged(f"{file} is damaged: {said}; {CURE}")

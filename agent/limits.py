@@ -57,7 +57,7 @@ class AccountLimits:
     statements: Rate = Rate(4000, 50)
     bad_statement: int = 20
     audit_log: Share = Share(10_000, 16 << 20)
-    event_log: Share = Share(512, 1 << 20)
+    event_log: Share = Share(512, 768 << 10)
     journal: Share = Share(2000, 32 << 20)
     labels: int = 64 << 10
     calls_at_once: int = MAX_CALLS
