@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 
+from ....protocols.bounded.json import check_json
 from ....protocols.errors import RegistryFailed
 from ....protocols.operation import Progress
 from ...backoff import Backoff
@@ -102,16 +103,9 @@ def retry_after(response: httpx.Response) -> float:
     return 0.0
 
 
-class _Error(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-
-
-class _Errors(msgspec.Struct):
-    errors: list[_Error] = []
-    error: str = ""
-    message: str = ""
-    details: str = ""
+_REASONS = ("message", "details", "detail", "error_description", "error", "code", "errors")
+"""Where the bodies of errors have their reason, the best first: registries, token servers and clouds differ."""
+MAX_NESTED = 4
 
 
 def reason_of(body: bytes) -> str:
@@ -119,11 +113,22 @@ def reason_of(body: bytes) -> str:
     text = body.decode(errors="replace").strip()
     if text.startswith("{"):
         try:
-            said = msgspec.json.decode(body, type=_Errors)
+            check_json(body)
+            text = _reason_in(msgspec.json.decode(body))
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return ""
-        parts = [one.message or one.code for one in said.errors] or [said.message or said.details or said.error]
-        text = "; ".join(filter(None, parts))
     elif text.startswith("<"):
         return ""
     return "".join(char if char.isprintable() else " " for char in text)[:MAX_REASON]
+
+
+def _reason_in(said: Any, depth: int = 0) -> str:
+    """The text in a decoded body, whatever else is beside it; a list's parts are all named."""
+    if isinstance(said, str) or depth >= MAX_NESTED:
+        return said if isinstance(said, str) else ""
+    if isinstance(said, list):
+        return "; ".join(filter(None, (_reason_in(part, depth + 1) for part in said[:10])))
+    if not isinstance(said, dict):
+        return ""
+    order = ("errors", *_REASONS[:-1]) if depth == 0 else _REASONS
+    return next(filter(None, (_reason_in(said.get(name), depth + 1) for name in order)), "")

@@ -208,6 +208,24 @@ async def test_the_reason_of_a_refusal_reaches_the_user() -> None:
             await client.manifest(Repository(server.host, "a"), "v1")
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"errors": [{"code": "DENIED", "message": null, "detail": {"Class": 7}}]}', "DENIED"),
+        (b'{"errors": [{"code": "A", "message": "no quota"}, {"code": 3, "message": "no tag"}]}', "no quota; no tag"),
+        (b'{"errors": null, "message": "gone for good"}', "gone for good"),
+        (b'{"error": {"code": 403, "message": "billing is off", "status": "PERMISSION_DENIED"}}', "billing is off"),
+        (b'{"error": "invalid_scope", "error_description": "no such project"}', "no such project"),
+        (b'{"detail": ["a", "b"]}', "a; b"),
+        (b'{"message": 7, "error": "busy"}', "busy"),
+        (b'{"errors": ' + b"[" * 30 + b"]" * 30 + b', "message": "deep"}', "deep"),
+        (b'{"errors": ' + b"[" * 100_000, ""),
+    ],
+)
+def test_a_reason_is_found_in_every_form_that_is_sent(body: bytes, reason: str) -> None:
+    assert reason_of(body) == reason
+
+
 def test_reasons_are_short_and_printable() -> None:
     assert reason_of(b"quota\x1b[2J exceeded") == "quota [2J exceeded"
     assert reason_of(b"<html>oops</html>") == ""
