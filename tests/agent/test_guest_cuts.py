@@ -119,10 +119,10 @@ async def test_an_agent_killed_at_any_byte_that_it_writes_loses_and_doubles_noth
         killer = Killer(chance, monkeypatch)
 
         async def write(session: HostedSession) -> None:
-            if session.stream is not None:
-                await session.stream.wait_synced()
-                await session.stream.send(content[session.stream.input_received :])
-                session.stream.close_input()
+            if (stream := session.stream) is not None:  # the session lets go of it when the command ends
+                await stream.wait_synced()
+                await stream.send(content[stream.input_received :])
+                stream.close_input()
 
         async def read(session: HostedSession, done: Callable[[], None]) -> None:
             async with session.reading(len(heard)) as reader:

@@ -88,12 +88,12 @@ async def _under_way(http: httpx.AsyncClient) -> set[str]:
 
 
 def _events(url: str, number: int) -> list[dict[str, Any]]:
-    """The oldest events that are kept (blocking)."""
+    """The oldest events that are kept (blocking), without the one that says that numbers are missing."""
     found: list[dict[str, Any]] = []
     with httpx.stream("GET", f"{url}/api/events", headers={"Last-Event-ID": "0"}, timeout=20) as stream:
         for line in stream.iter_lines():
-            if line.startswith("data:"):
-                found.append(json.loads(line.removeprefix("data:")))
+            if line.startswith("data:") and (event := json.loads(line.removeprefix("data:")))["type"] != "reset":
+                found.append(event)
             if len(found) >= number:
                 break
     return found
