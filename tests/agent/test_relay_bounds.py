@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -81,6 +83,36 @@ async def test_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) 
             await third.aclose()
             await second.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_is_reset_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "MAX_CONNECTIONS", 1)
+    async with trio.open_nursery() as nursery, open_relays() as opened:
+        [listener] = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), greet_for_ever, 0)
+        far = listener.socket.getsockname()[1]
+        port = await opened.open(("a",), "127.0.0.1", 0, partial(trio.open_tcp_stream, "127.0.0.1", far))
+        with trio.fail_after(60):
+            for _ in range(3):
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                while not await heard(stream):  # the one before is not gone yet
+                    await stream.aclose()
+                    stream = await trio.open_tcp_stream("127.0.0.1", port)
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def heard(stream: trio.SocketStream) -> bytes:
+    with suppress(trio.BrokenResourceError):
+        return await stream.receive_some()
+    return b""
+
+
+async def greet_for_ever(stream: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        while True:
+            await stream.send_all(b"x")
+            await trio.sleep(0.01)
 
 
 async def sink(stream: trio.SocketStream) -> None:

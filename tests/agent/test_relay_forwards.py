@@ -108,3 +108,13 @@ async def test_a_port_that_stays_taken_is_a_line_of_the_log_once(
         await node.vms.forwards.reconcile(record)
         assert node.vms.forwards.view(record, record.metadata.forwards[0]).active
         assert node.vms.inventory.unopened == {}
+
+
+async def test_a_forward_of_a_running_vm_opens_its_address_too_and_is_answered_when_it_goes(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path) as (_, vms, _):
+        await vms.create_vm(spec(start=True))
+        made = await vms.add_forward("one", ForwardSpec(host_port=0, guest_port=18_080))
+        assert 18_080 in (await vms.get_vm("one")).ports
+        gone = await vms.remove_forward("one", made.host_port)
+        assert (gone.host_port, gone.guest_port, gone.active) == (made.host_port, 18_080, False)
+        assert 18_080 not in (await vms.get_vm("one")).ports
