@@ -17,6 +17,32 @@ import pytest
 import structlog
 
 
+SLOW_FILES = Path(__file__).with_name("slow_files.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out what is marked system, and tests/slow_files.txt")
+
+
+def slow_files() -> list[str]:
+    """Return the paths of the slow files, from the top of the tree."""
+    return [line for line in SLOW_FILES.read_text().splitlines() if not line.startswith("#")]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    return collection_path.relative_to(config.rootpath).as_posix() in slow_files() or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("system")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 class _Errors(logging.Handler):
     """Keeps the error lines of the standard library's loggers and, as a structlog processor, of ours."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import slow_files
 from tests.rules.tree import TOP
 
 SCRIPTS = [*(path for path in (TOP / "scripts").iterdir() if path.is_file() and not path.suffix), TOP / ".ci/run"]
@@ -41,6 +42,10 @@ def test_setup_leaves_bytecode_of_every_module() -> None:
     modules = [path for room in ("agent", "protocols", "api") for path in (TOP / room).rglob("*.py")]
     assert modules
     assert [path for path in modules if not Path(cache_from_source(str(path))).exists()] == []
+
+
+def test_what_the_quick_run_leaves_out_is_there() -> None:
+    assert [path for path in slow_files() if not (TOP / path).is_file()] == []
 
 
 @pytest.fixture
