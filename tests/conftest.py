@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import structlog
 
-
 SLOW_FILES = Path(__file__).with_name("slow_files.txt")
 
 
