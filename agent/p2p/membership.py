@@ -71,11 +71,10 @@ class Membership(MembershipView):
         kept, dropped = trial.add(statements, self._now(), own=own)
         if not kept:
             return []
-        for statement in kept:
-            await self._rows.put(statement, trial.chain(statement.issuer, trial.roster(self._now())))
+        roster = trial.roster(self._now())
+        await self._rows.put((statement, trial.chain(statement.issuer, roster)) for statement in kept)
         self._known = trial
-        for statement in dropped:
-            await self._rows.drop(statement.id)
+        await self._rows.drop(statement.id for statement in dropped)
         return kept
 
     def revoked_in(self, update: GossipUpdate) -> list[PeerId]:
@@ -203,11 +202,8 @@ class Membership(MembershipView):
             fleet = self.peer_id
         stored = await self._rows.load()
         self._known = StatementSet(fleet, stored)
-        for statement in stored:
-            if statement.id not in self._known:
-                await self._rows.drop(statement.id)
-        for statement in self._known.statements:
-            await self._rows.put(statement, self._chain(statement.issuer))
+        await self._rows.drop(statement.id for statement in stored if statement.id not in self._known)
+        await self._rows.put((statement, self._chain(statement.issuer)) for statement in self._known.statements)
         if fleet == self.peer_id:
             await self.refound()
         await self.mend_dates()

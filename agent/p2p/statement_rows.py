@@ -7,7 +7,7 @@ was verified before it was written.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import structlog
@@ -21,7 +21,7 @@ from ...protocols.membership.statements import (
     read_certificate,
     read_revocation,
 )
-from .store import KeyValueStore
+from .store import KeyValueStore, Value
 
 log = structlog.get_logger(__name__)
 CERTIFICATES, REVOCATIONS = "member", "revocation"
@@ -60,28 +60,31 @@ class StatementRows:
                 self._keys[statement.id] = (REVOCATIONS if revocation else CERTIFICATES, key)
         return found
 
-    async def put(self, statement: Statement, chain: Sequence[Statement]) -> None:
-        """Store a statement with the chain of its issuer. Raises: InsufficientResources when the disk is full."""
-        if statement.id in self._keys:
-            return
-        tokens = tuple(link.token for link in chain)
-        if isinstance(statement.claims, Certificate):
-            kind, value = CERTIFICATES, msgspec.msgpack.encode((statement.token, *tokens))
-        else:
-            signed = SignedRevocation(token=statement.token, chain=tokens)
-            kind, value = REVOCATIONS, msgspec.msgpack.encode(signed)
-        await self._store.put(kind, statement.id, value)
-        self._keys[statement.id] = (kind, statement.id)
+    async def put(self, statements: Iterable[tuple[Statement, Sequence[Statement]]]) -> None:
+        """Store statements, each with the chain of its issuer, as few durable writes: others wait for the database.
 
-    async def drop(self, statement_id: str) -> None:
-        """Remove a statement's row."""
-        if (row := self._keys.pop(statement_id, None)) is not None:
-            await self._store.drop(*row)
+        Raises: InsufficientResources when the disk is full.
+        """
+        rows = [_row(statement, chain) for statement, chain in statements if statement.id not in self._keys]
+        await self._store.put_all(rows)
+        self._keys |= {key: (kind, key) for kind, key, _ in rows}
+
+    async def drop(self, statement_ids: Iterable[str]) -> None:
+        """Remove the rows of statements."""
+        rows = [row for each in statement_ids if (row := self._keys.pop(each, None)) is not None]
+        await self._store.drop_all(rows)
 
     async def clear(self) -> None:
         """Remove all rows."""
-        for statement_id in list(self._keys):
-            await self.drop(statement_id)
+        await self.drop(list(self._keys))
+
+
+def _row(statement: Statement, chain: Sequence[Statement]) -> Value:
+    tokens = tuple(link.token for link in chain)
+    if isinstance(statement.claims, Certificate):
+        return CERTIFICATES, statement.id, msgspec.msgpack.encode((statement.token, *tokens))
+    signed = SignedRevocation(token=statement.token, chain=tokens)
+    return REVOCATIONS, statement.id, msgspec.msgpack.encode(signed)
 
 
 def _trusted(token: str, signer: str) -> bytes:

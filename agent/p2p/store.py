@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, TypeAlias
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS mesh (
     kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)
 ) STRICT, WITHOUT ROWID;
 """
+
+
+Value: TypeAlias = tuple[str, str, bytes]
+"""A kind, a key and a value."""
+_AT_ONCE = 256
+"""Values in one statement of SQL."""
 
 
 class KeyValueStore(Protocol):
@@ -19,7 +26,15 @@ class KeyValueStore(Protocol):
 
     async def put(self, kind: str, key: str, value: bytes) -> None: ...
 
+    async def put_all(self, values: Sequence[Value]) -> None:
+        """Put many in few durable writes, each of which is done or not."""
+        ...
+
     async def drop(self, kind: str, key: str) -> None: ...
+
+    async def drop_all(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Drop many in few durable writes."""
+        ...
 
 
 class MemoryKeyValueStore:
@@ -34,8 +49,16 @@ class MemoryKeyValueStore:
     async def put(self, kind: str, key: str, value: bytes) -> None:
         self._values.setdefault(kind, {})[key] = value
 
+    async def put_all(self, values: Sequence[Value]) -> None:
+        for kind, key, value in values:
+            await self.put(kind, key, value)
+
     async def drop(self, kind: str, key: str) -> None:
         self._values.get(kind, {}).pop(key, None)
+
+    async def drop_all(self, keys: Sequence[tuple[str, str]]) -> None:
+        for kind, key in keys:
+            await self.drop(kind, key)
 
 
 class Statements(Protocol):
@@ -59,5 +82,19 @@ class DatabaseKeyValueStore:
     async def put(self, kind: str, key: str, value: bytes) -> None:
         await self._state.execute("INSERT OR REPLACE INTO mesh VALUES (?, ?, ?)", (kind, key, value))
 
+    async def put_all(self, values: Sequence[Value]) -> None:
+        for start in range(0, len(values), _AT_ONCE):
+            part = values[start : start + _AT_ONCE]
+            places = ", ".join(["(?, ?, ?)"] * len(part))
+            statement = f"INSERT OR REPLACE INTO mesh VALUES {places}"  # noqa: S608 - of constants
+            await self._state.execute(statement, list(chain.from_iterable(part)))
+
     async def drop(self, kind: str, key: str) -> None:
-        await self._state.execute("DELETE FROM mesh WHERE kind = ? AND key = ?", (kind, key))
+        await self.drop_all([(kind, key)])
+
+    async def drop_all(self, keys: Sequence[tuple[str, str]]) -> None:
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            places = ", ".join(["(?, ?)"] * len(part))
+            statement = f"DELETE FROM mesh WHERE (kind, key) IN (VALUES {places})"  # noqa: S608 - of constants
+            await self._state.execute(statement, list(chain.from_iterable(part)))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import msgspec
 import pytest
 
 from twinshare.agent.p2p.membership import Membership, open_membership
 from twinshare.agent.p2p.signing import Signer
-from twinshare.agent.p2p.store import MemoryKeyValueStore
+from twinshare.agent.p2p.store import SCHEMA, DatabaseKeyValueStore, MemoryKeyValueStore
+from twinshare.agent.state import State, open_state
 from twinshare.protocols.access import Limits, Role
 from twinshare.protocols.membership import statement_set
 from twinshare.protocols.membership.statements import Revocation, SignedRevocation
@@ -99,3 +104,37 @@ async def test_a_node_that_was_revoked_is_alone_whoever_is_left_in_its_fleet() -
     await member.learn(await founder.revoke(member.peer_id))
     assert member.valid_certificate(other.peer_id) is not None
     assert member.alone
+
+
+async def test_an_update_is_few_durable_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was one of its own, and a member's flood of statements made all others wait for the database."""
+    admin = await joined(founder := await node(1), 2)
+    written: list[str] = []
+    plain = State.execute
+
+    async def execute(state: State, statement: str, values: Sequence[Any] = ()) -> None:
+        written.append(statement.split()[0])
+        await plain(state, statement, values)
+
+    monkeypatch.setattr(State, "execute", execute)
+    peers = [signer(number).peer_id for number in range(10, 70)]
+    chains = [await admin.issue(peer, "peer", Role.VIEWER, Limits()) for peer in peers]
+    async with open_state(tmp_path / "db", (SCHEMA,)) as state:
+        store = DatabaseKeyValueStore(state)
+        watcher = await open_membership(store, signer(3), "watcher", {}, lambda: float(NOW))
+        await watcher.adopt(
+            founder.fleet, await founder.issue(watcher.peer_id, "w", Role.VIEWER, Limits()), founder.fleet
+        )
+        written.clear()
+        await watcher.learn(GossipUpdate(members=chains))
+        assert written == ["INSERT"]
+        again = await open_membership(store, signer(3), "watcher", {}, lambda: float(NOW))
+        assert all(again.valid_certificate(peer) is not None for peer in peers)
+        monkeypatch.setattr(statement_set, "SHARES", (4096, 40, 2))
+        monkeypatch.setattr(statement_set, "HISTORY", 1)
+        written.clear()
+        more = [await admin.issue(signer(number).peer_id, "p", Role.VIEWER, Limits()) for number in range(70, 90)]
+        await watcher.learn(GossipUpdate(members=more))
+        assert written == ["INSERT", "DELETE"]
+        kept = await open_membership(store, signer(3), "watcher", {}, lambda: float(NOW))
+        assert {peer.sub for peer in kept.peers} == {peer.sub for peer in watcher.peers}
