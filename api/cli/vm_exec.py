@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ...protocols.errors import GuestUnreachable, HypervisorDown, TwinshareError, WrongState
+from ...protocols.errors import GuestUnreachable, HypervisorDown, InvalidRequest, TwinshareError, WrongState
 from ...protocols.guest import ExecRequest, ExecResult, text_or_base64
 from ..exchange import guest_path
 from .boot_notice import boot_notice
@@ -61,12 +61,15 @@ def exec_command(
     """
     columns, rows = shutil.get_terminal_size()
     sends_input = interactive or not sys.stdin.isatty()
-    request = ExecRequest(
-        **_command(command), **_environment(env), **_text_or_coded("workdir", fields.pop("workdir")), detach=True,
-        interactive=sends_input and not detach,
-        terminal=terminal, columns=max(columns, 1), rows=max(rows, 1),
-        **{key: value for key, value in fields.items() if value is not None},
-    )  # fmt: skip
+    try:
+        request = ExecRequest(
+            **_command(command), **_environment(env), **_text_or_coded("workdir", fields.pop("workdir")), detach=True,
+            interactive=sends_input and not detach,
+            terminal=terminal, columns=max(columns, 1), rows=max(rows, 1),
+            **{key: value for key, value in fields.items() if value is not None},
+        )  # fmt: skip
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
     with guest_errors(), open_client() as client:
         with boot_notice(name, peer):
             begun: ExecResult = client.call("exec_vm", {"vm": name, "request": request}, peer)

@@ -106,7 +106,7 @@ async def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
         done = await run(guests, "true", workdir="/no-such-folder")
         assert done.exit_code == 127
         assert "/no-such-folder" in done.stderr
-        with pytest.raises(GuestRefused, match="nobody-of-that-name"):
+        with pytest.raises(GuestRefused, match=r"^no user 'nobody-of-that-name'$"):
             await run(guests, "true", user="nobody-of-that-name")
 
 

@@ -235,6 +235,14 @@ async def test_a_guest_that_boots_is_waited_for_and_that_is_said(tmp_path: Path)
         nursery.cancel_scope.cancel()
 
 
+async def test_a_command_line_that_is_too_long_is_refused_in_a_line(tmp_path: Path) -> None:
+    words = ["x" * 60] * 2200
+    done = await twinshare("http://127.0.0.1:1", "vm", "exec", "one", "--", *words)
+    assert (done.returncode, done.stderr) == (
+        1, b"Error: the command line and the environment may have 131072 bytes each\n",
+    )  # fmt: skip
+
+
 async def test_a_directory_that_is_copied_again_goes_on_where_it_was(tmp_path: Path) -> None:
     """What an earlier copy has brought stays as it is, which its inode shows; what lacks or has changed is copied."""
     guest, here = tmp_path / "guest", tmp_path / "here"

@@ -21,7 +21,7 @@ class User:
             entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.getuid())
         except KeyError:
             if name:
-                raise
+                raise KeyError(name) from None
             entry = pwd.struct_passwd(("root", "x", os.getuid(), os.getgid(), "", "/root", "/bin/sh"))
         self.name, self.uid, self.gid = entry.pw_name, entry.pw_uid, entry.pw_gid
         self.home, self.shell = entry.pw_dir, entry.pw_shell or "/bin/sh"
