@@ -41,6 +41,8 @@ async def _out(machine: Machine) -> float:
     stream = await trio.open_unix_socket(machine.folder / f"{PORT}.sock")
     async with stream:
         with trio.fail_after(120):
+            # Without the link that the guest makes of a port, `dd` would make a file of that name.
+            await machine.type(f"while [ ! -c /dev/virtio-ports/{PORT} ]; do sleep 0.1; done\n", expect="done")
             await machine.type(f"dd if=/dev/zero of=/dev/virtio-ports/{PORT} bs=64k &\n", expect="dd if")
             await stream.receive_some(MIB)
             left, began = BARE, time.perf_counter()

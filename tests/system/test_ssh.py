@@ -49,8 +49,9 @@ class Shell:
 def check_commands(shell: Shell, folder: Path) -> None:
     assert shell.run(f"{shell.ssh} {VM}.twin 'echo hello; exit 5'", 5) == "hello\n"
     assert shell.run(f"{shell.ssh} {VM}.shared.twin id -u") == "0\n"
+    # The guest makes its key for the first connection, and reports it soon after; another one is refused.
+    shell.run(f"until curl -sf $TWINSHARE_API/api/vm/{VM}/guest | grep -q ssh-ed25519; do sleep 0.2; done")
     assert shell.run(f"twinshare vm ssh {VM} 'cat; id -u' </dev/null") == "0\n"
-    # The channel has reported the guest's key meanwhile; another one is refused.
     known = (folder / "mine/ssh/known_hosts").read_text()
     assert f"{VM}.twin ssh-ed25519 " in known
     other = (folder / "mine/ssh/id_ed25519.pub").read_text()
