@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_so_many_are_done_at_once_each_on_a_connection_of_its_own() -> None:
 
 
 def test_what_fails_first_ends_all() -> None:
-    done = []
+    done: list[NodeClient] = []
 
     def fail(_client: NodeClient) -> None:
         raise GuestRefused("the disk is full")
@@ -57,7 +58,7 @@ def test_what_fails_last_is_raised_at_the_end() -> None:
 
 def test_what_a_node_refuses_for_its_rate_is_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(connections.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     refusals = [RateLimited("too many requests", retry_after=2), RateLimited("too many requests", retry_after=1)]
 
     def work() -> str:
