@@ -1,10 +1,11 @@
 """Honest nodes and their users, and hostile members of each role beside them: what the honest ones notice.
 
-`python -m tests.hostile.trial MINUTES [ATTACK]` (by `scripts/hostile`) prints what was measured.
+`python -m tests.hostile.trial [--minutes N] [--attack NAME]` (by `scripts/hostile`) prints what was measured.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -203,8 +204,17 @@ def report(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    options = argparse.ArgumentParser(prog="scripts/hostile", description="Real nodes under attack by hostile members.")
+    options.add_argument("--minutes", type=float, default=5.0, metavar="N", help="how long they are attacked")
+    options.add_argument("--attack", default="", metavar="NAME", help="this attack alone")
+    return options
+
+
 if __name__ == "__main__":
+    chosen = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="ts-hostile-") as made:
-        seen = trio.run(trial, Path(made), float(sys.argv[1]) * 60, QUIET, "".join(sys.argv[2:3]))
+        seen = trio.run(trial, Path(made), chosen.minutes * 60, QUIET, chosen.attack)
     print(report(seen))
     sys.exit(bool(seen.wrong))
