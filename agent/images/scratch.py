@@ -40,15 +40,17 @@ class ScratchFolder:
     async def open(self) -> AsyncIterator[Scratch]:
         """A new file that only this store can open; gone at the end unless it was moved to its place."""
         path = self._folder / f"{secrets.token_hex(16)}.raw"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._in_use.add(path)
+        self._in_use.add(path)  # before it is there: a thread may be removing leftovers
         try:
-            yield Scratch(path, fd)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                yield Scratch(path, fd)
+            finally:
+                os.close(fd)
+                # Freeing gigabytes takes its time: not in the loop's thread.
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(discard, path)
         finally:
-            os.close(fd)
-            # Freeing gigabytes takes its time: not in the loop's thread.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(discard, path)
             self._in_use.discard(path)
 
 
