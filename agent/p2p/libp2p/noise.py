@@ -12,14 +12,12 @@ import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from .pacing import BulkRoom
+from .pacing import TURN, BulkRoom
 from .pipe import Pipe, PipeBroken
 
 _TAG: Final = 16
 _LENGTH: Final = 2
 MAX_PLAINTEXT: Final = 65535 - _TAG
-TURN: Final = 0.004
-"""Seconds of messages that have arrived after which other tasks have their turn: they may be small, or of no byte."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ STALE: Final = 1.0
 LONGEST_PAUSE: Final = 0.02
 SHORTEST_PAUSE: Final = 0.001
 UNBOUNDED: Final = 1 << 20
+TURN: Final = 0.004
+"""Seconds of what has arrived after which other tasks have their turn: messages may be small, or of no byte."""
 # Of struct tcp_info in linux/tcp.h: snd_mss and unacked; rtt; bytes_acked; notsent_bytes and min_rtt. Microseconds.
 _COUNTS, _ROUND_TRIP = struct.Struct("=I4xI"), struct.Struct("=I")
 _ACKED, _WAITING = struct.Struct("=Q"), struct.Struct("=II")

@@ -12,8 +12,7 @@ from typing import Final, Protocol, TypeAlias
 import trio
 
 from ...host import PeerId
-from ..noise import TURN
-from ..pacing import NO_ROOM, BulkRoom
+from ..pacing import NO_ROOM, TURN, BulkRoom
 from ..pipe import PipeBroken
 from .frame import ProtocolError
 from .outbox import HIGH_WATER
