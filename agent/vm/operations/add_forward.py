@@ -38,10 +38,10 @@ class AddForward(VmMetadataOperation):
     async def change(self, active: ActiveOperation, id: str) -> None:
         """Choose the port, write it down, then keep it: run again after a crash, it is the same port."""
         record, forwards = await self.services.record(id), self.services.forwards
-        if _chosen(active) in record.metadata.forwards:
-            return
-        forwards.check(record, _chosen(active))
         spec = _chosen(active)
+        if spec in record.metadata.forwards:
+            return
+        forwards.check(record, spec)
         if not spec.host_port:
             [spec] = await forwards.ports.choose([spec])
         with forwards.claimed(record, spec):
