@@ -66,6 +66,15 @@ class AccountLimits:
     half_open: int = 32
 
 
+RESERVED_PART: Final = 16
+"""The part of the places of a table, which all share, that each account has whatever the others hold."""
+
+
+def has_no_place(most: int, taken: int, own: int) -> bool:
+    """Return whether a table of `most` places gives no other to who has `own` of those `taken`."""
+    return taken >= most and own >= most // RESERVED_PART
+
+
 MAX_LABELS: Final = 512 << 10
 """Bytes of the labels of all VMs of a node: with them its list of VMs fits a frame of the peer protocol."""
 LIMITS: Final = AccountLimits()

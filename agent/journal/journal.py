@@ -31,6 +31,7 @@ from ...protocols.method import Method
 from ...protocols.operation import Detached, Operation, OperationState
 from ..database import PASSING_FAULTS
 from ..events import EventLog
+from ..limits import has_no_place
 from .active import ActiveOperation, Asked
 from .decode import decode_request, decode_stored, former_caller
 from .execution import Execution, Kind
@@ -45,8 +46,6 @@ from .unwritten import UnwrittenEnds
 log = structlog.get_logger(__name__)
 
 MAX_RUNNING = 256
-RESERVED_PART = 16
-"""The part of them that each account has at the least, however many operations others have under way."""
 CLOSE_TIMEOUT = 8.0
 
 
@@ -109,8 +108,8 @@ class Journal:
     async def _begin(self, kind: Kind, key: str, request: Any, caller: Caller) -> str:
         if self._closing:
             raise Unavailable("the node is stopping; try again when it is back")
-        is_full = len(self._active) + len(self._unwritten) >= MAX_RUNNING
-        if is_full and self._pace.under_way(account_of(caller.principal)) >= MAX_RUNNING // RESERVED_PART:
+        own = self._pace.under_way(account_of(caller.principal))
+        if has_no_place(MAX_RUNNING, len(self._active) + len(self._unwritten), own):
             raise Overloaded(f"{MAX_RUNNING} operations are under way; try again later", retry_after=5)
         active = self._make(
             kind, uuid.uuid4().hex, Asked(key=key, target=kind.target(request), caller=caller, request=request)

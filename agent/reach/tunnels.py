@@ -34,8 +34,6 @@ log = structlog.get_logger(__name__)
 
 KIND = "tunnel"
 MAX_KEPT = 256
-RESERVED_PART = 16
-"""The part of them that each principal has at the least, however many others have."""
 GET_VM, LIST_VMS = methods(VmService)["get_vm"], methods(VmService)["list_vms"]
 WEED_EVERY = 60.0
 LOOK_FOR_ENDS_EVERY = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,21 +143,34 @@ async def test_no_secret_is_kept_of_what_this_nodes_users_ask(tmp_path: Path) ->
     assert b"ts1-secret" not in kept
 
 
+@dataclass
+class Disk:
+    """Whether the disk is full."""
+
+    full: bool = True
+
+
+def full_for_the_audit_log(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """Refuse what the audit log writes, for as long as the disk is said to be full."""
+    real, disk = State.transact, Disk()
+
+    async def transact(self: State, work: Any) -> Any:
+        if disk.full and "AuditLog" in work.__qualname__:
+            raise InsufficientResources("the disk of the node is full")
+        return await real(self, work)
+
+    monkeypatch.setattr(State, "transact", transact)
+    return disk
+
+
 async def test_a_full_disk_delays_the_rows_and_hinders_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec("web"))
         before = await until_rows(tmp_path, 3)
-        real, full = State.transact, True
-
-        async def transact(self: State, work: Any) -> Any:
-            if full and "AuditLog" in work.__qualname__:
-                raise InsufficientResources("the disk of the node is full")
-            return await real(self, work)
-
-        monkeypatch.setattr(State, "transact", transact)
+        disk = full_for_the_audit_log(monkeypatch)
         await call(node, "delete_vm", vm="web")
         assert rows_of(tmp_path) == before
-        full = False
+        disk.full = False
         await call(node, "prune_images", all=False)
         rows = (await until_rows(tmp_path, len(before) + 6))[len(before) :]
         assert rows[0] == ("local", "delete_vm", "web", "")

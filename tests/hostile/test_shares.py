@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
-from tests.agent.test_audit import call, rows_of, until_rows
+from tests.agent.test_audit import call, full_for_the_audit_log, rows_of, until_rows
 from tests.nodes.test_in_memory import call as call_in_fleet
 from tests.nodes.test_in_memory import open_fleet
 from twinshare.agent.audit import log as audit_log
@@ -17,12 +16,11 @@ from twinshare.agent.audit.chain import Entry
 from twinshare.agent.audit.reading import verify
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.journal import journal
+from twinshare.agent.limits import RESERVED_PART
 from twinshare.agent.reach.operations import add_tunnel
-from twinshare.agent.reach.tunnels import RESERVED_PART
-from twinshare.agent.state import State
 from twinshare.api.rest.sessions import KEPT, Sessions
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
-from twinshare.protocols.errors import Forbidden, InsufficientResources, Overloaded
+from twinshare.protocols.errors import Forbidden, Overloaded
 from twinshare.protocols.operation import Detached
 from twinshare.protocols.vm import ForwardSpec
 
@@ -54,19 +52,12 @@ async def test_refused_calls_do_not_lose_the_rows_of_others_while_the_disk_is_fu
     async with open_test_node(tmp_path) as (node, vms, _):
         await vms.create_vm(spec("web"))
         await until_rows(tmp_path, 3)
-        real, full = State.transact, True
-
-        async def transact(self: State, work: Any) -> Any:
-            if full and "AuditLog" in work.__qualname__:
-                raise InsufficientResources("the disk of the node is full")
-            return await real(self, work)
-
-        monkeypatch.setattr(State, "transact", transact)
+        disk = full_for_the_audit_log(monkeypatch)
         for _ in range(40):
             with pytest.raises(Forbidden):
                 await call(node, "delete_vm", VIEWER, vm="web")
         await call(node, "delete_vm", vm="web")
-        full = False
+        disk.full = False
         await call(node, "prune_images", all=False)
         with trio.fail_after(30):
             while ("local", "delete_vm", "web", "done") not in rows_of(tmp_path):
@@ -97,7 +88,7 @@ async def test_many_rows_are_signed_and_written_in_parts(tmp_path: Path, monkeyp
 
 
 async def test_operations_of_others_leave_an_account_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "MAX_RUNNING", journal.RESERVED_PART)
+    monkeypatch.setattr(journal, "MAX_RUNNING", RESERVED_PART)
     go_on, plain = trio.Event(), MemoryHypervisor.start
 
     async def start(hypervisor: MemoryHypervisor, id: str) -> None:
@@ -105,16 +96,16 @@ async def test_operations_of_others_leave_an_account_its_own(tmp_path: Path, mon
         await plain(hypervisor, id)
 
     async with open_test_node(tmp_path) as (node, vms, _):
-        for number in range(journal.RESERVED_PART + 1):
+        for number in range(RESERVED_PART + 1):
             await vms.create_vm(spec(f"vm-{number}"))
         await vms.create_vm(spec("users"))
         monkeypatch.setattr(MemoryHypervisor, "start", start)
         flood = vms_of(node, Caller(principal="token:flood", role=Role.ADMIN, detach=True))
-        for number in range(journal.RESERVED_PART):
+        for number in range(RESERVED_PART):
             with pytest.raises(Detached):
                 await flood.start_vm(f"vm-{number}")
         with pytest.raises(Overloaded):
-            await flood.start_vm(f"vm-{journal.RESERVED_PART}")
+            await flood.start_vm(f"vm-{RESERVED_PART}")
         assert (await vms.delete_vm("users")).name == "users"
         go_on.set()
 

@@ -10,8 +10,9 @@ from ....protocols.services import VmService
 from ....protocols.vm import Forward
 from ...journal.active import ActiveOperation
 from ...journal.operation import Release, nothing_claimed
+from ...limits import has_no_place
 from ...vm.forwards import check_bind
-from ..tunnels import MAX_KEPT, RESERVED_PART, Tunnel
+from ..tunnels import MAX_KEPT, Tunnel
 from .base import TunnelOperation
 
 
@@ -25,7 +26,7 @@ class AddTunnel(TunnelOperation):
         if asked.forward.protocol != "tcp":
             raise Unsupported("only tcp can be forwarded")
         own = sum(tunnel.owner == active.principal for tunnel in tunnels.kept.values())
-        if len(tunnels.kept) >= MAX_KEPT and own >= MAX_KEPT // RESERVED_PART:
+        if has_no_place(MAX_KEPT, len(tunnels.kept), own):
             raise Forbidden(f"this node keeps {MAX_KEPT} tunnels at most")
         answer = await tunnels.probe(asked.peer, asked.vm, asked.forward.guest_port, caller)
         tunnel = Tunnel(

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.agent.p2p.test_membership import DAY, Clock, signer
+from twinshare.agent.limits import RESERVED_PART
 from twinshare.agent.p2p import tickets as tickets_module
 from twinshare.agent.p2p.store import MemoryKeyValueStore
 from twinshare.agent.p2p.tickets import MAX_NONCES, NONCE_LIFE, TicketBook, open_tickets
-from twinshare.protocols.access import Limits, Role
+from twinshare.protocols.access import Caller, Limits, Role
 from twinshare.protocols.errors import Forbidden, Overloaded
 from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.ticket import NONCE_SIZE
@@ -117,6 +118,20 @@ async def test_only_so_many_tickets_are_out_at_once(monkeypatch: pytest.MonkeyPa
         await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
     clock.now += 600 + DAY + 1
     await tickets.make(InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1), [])
+
+
+async def test_tickets_of_an_admin_leave_another_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets_module, "MAX_TICKETS", RESERVED_PART)
+    tickets = await book(Clock())
+    flood = Caller(principal="token:flood", role=Role.ADMIN)
+    invite = InviteRequest(role=Role.VIEWER, limits=Limits(), expires=600, uses=1)
+    for _ in range(RESERVED_PART):
+        await tickets.make(invite, [], flood)
+    with pytest.raises(Overloaded):
+        await tickets.make(invite, [], flood)
+    await tickets.make(invite, [])
+    with pytest.raises(Overloaded):
+        await tickets.make(invite, [])
 
 
 async def test_only_so_many_strangers_are_challenged_at_once() -> None:
