@@ -6,6 +6,7 @@ lower of both. After one frame each way the bytes are the guest's; half-closes a
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import msgspec
@@ -78,9 +79,9 @@ class TunnelServer:
         peer = caller.principal
         self._open[peer] = self._open.get(peer, 0) + 1
         try:
-            far = await self._begin(caller, stream)
-            if far is not None:
-                async with far:
+            async with AsyncExitStack() as opened:
+                far = await self._begin(caller, stream, opened)
+                if far is not None:
                     await carry(stream, far)
         except (trio.BrokenResourceError, trio.ClosedResourceError, PeerMisbehaved) as error:
             log.debug("a tunnel ended before it began", peer=peer, why=str(error))
@@ -90,11 +91,11 @@ class TunnelServer:
             if not self._open[peer]:
                 del self._open[peer]
 
-    async def _begin(self, caller: Caller, stream: Stream) -> trio.SocketStream | None:
-        """The guest's port, if there is to be one; the answer is sent."""
-        far: trio.SocketStream | None = None
+    async def _begin(self, caller: Caller, stream: Stream, opened: AsyncExitStack) -> trio.SocketStream | None:
+        """The guest's port, if there is to be one, which `opened` closes; the answer is sent."""
         with trio.move_on_after(OPENING):
             request = await receive_frame(stream, TunnelRequest)
+            far = None
             try:
                 answer, far = await self._reach(caller, request)
             except TwinshareError as error:
@@ -102,10 +103,10 @@ class TunnelServer:
             except OSError:
                 closed = Unavailable(f"nothing in the guest answers on port {request.port}")
                 answer = TunnelAnswer(error=closed.to_wire())
+            if far is not None:
+                opened.push_async_exit(far)
             await stream.send_all(encode(answer))
             return far
-        if far is not None:
-            await trio.aclose_forcefully(far)
         stream.reset()
         return None
 

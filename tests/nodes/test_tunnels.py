@@ -17,6 +17,7 @@ from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
 from twinshare.agent.reach import tunnels
 from twinshare.agent.relays import listen
+from twinshare.agent.vm.record import Record
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
     Forbidden,
@@ -26,7 +27,7 @@ from twinshare.protocols.errors import (
     PortTaken,
     VmNotFound,
 )
-from twinshare.protocols.tunnel import HEAD, PROTOCOL
+from twinshare.protocols.tunnel import HEAD, PROTOCOL, TunnelRequest, encode
 from twinshare.protocols.vm import Forward, ForwardSpec
 
 FAR = "node-1"
@@ -290,3 +291,24 @@ async def test_a_peer_that_talks_nonsense_gets_nothing(tmp_path: Path) -> None:
         assert b"far" in await get(made.host_port)
         assert (await call(far, "get_vm", vm="far")).status == "running"
         assert await call(near, "list_vms", "node-0", LOCAL_ADMIN)
+
+
+async def test_an_asker_who_has_gone_leaves_no_connection_to_the_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stayed open until the collector came by, since its answer could not be sent any more."""
+    dialled: list[trio.SocketStream] = []
+    async with pair(tmp_path) as (near, far, _):
+        dial = far.vms.forwards.dial
+
+        async def dial_for_who_goes(record: Record, port: int) -> trio.SocketStream:
+            dialled.append(await dial(record, port))
+            stream.reset()
+            return dialled[0]
+
+        monkeypatch.setattr(far.vms.forwards, "dial", dial_for_who_goes)
+        stream = await near.mesh.require_running().host.open_stream(far.peer_id, PROTOCOL)
+        await stream.send_all(encode(TunnelRequest(vm="far", port=80, role=Role.ADMIN)))
+        with trio.fail_after(30):
+            while not dialled or dialled[0].socket.fileno() != -1:
+                await trio.sleep(0.01)

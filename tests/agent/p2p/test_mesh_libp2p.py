@@ -116,11 +116,10 @@ async def test_cancellations_leave_the_connection_whole() -> None:
         await join(b, a)
         await until(lambda: all_see_all(a, b))
         session = await a.mesh.require_running().sessions.session_to(b.peer_id)
-        deadline = trio.current_time() + 2
 
         async def work() -> None:
             nonlocal done, cancelled
-            while trio.current_time() < deadline:
+            for _ in range(100):  # 3,200 in all: fewer than a peer may begin at once, however fast the machine is
                 with trio.move_on_after(rng.choice([0.001, 0.005, 30])) as scope:
                     await a.ask("node-1", "list_vms")
                     done += 1
