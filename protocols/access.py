@@ -38,7 +38,7 @@ class Role(StrEnum):
         return other if self.includes(other) else self
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a principal may hold on a node, at most; None is no limit. Memory in MiB, disk in GiB, images in bytes."""
 
     vms: Amount | None = None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .bounded.json import TooDeep, check_json
+from .bounded.json import BadMember, check_json, check_single_members
 from .errors import InvalidRequest
 from .size import PATTERN as SIZE_PATTERN
 from .tolerant import decode_tolerantly
@@ -55,8 +55,10 @@ def decode_json(body: bytes, kind: Any) -> Any:
     """Decode one JSON document. Raises: InvalidRequest with the field's path."""
     try:
         check_json(body)
-        return _decoder(kind).decode(body)
-    except TooDeep as error:
+        value = _decoder(kind).decode(body)
+        check_single_members(body)
+        return value
+    except BadMember as error:
         raise _invalid(error, error.member) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(error) from None

@@ -5,8 +5,10 @@ Three bytes can be an empty list of sixty: a body of a mebibyte may become tens 
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+from collections import Counter
+from typing import Any, Final
 
 MAX_DEPTH: Final = 40
 """Levels of lists and objects: free-form data may have 32, within the few of a request."""
@@ -19,8 +21,8 @@ _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 _PLAIN: Final = bytes(set(range(256)) - set(b"[]{},"))
 
 
-class TooDeep(ValueError):
-    """`member` is the member of the outermost object that nests too deep."""
+class BadMember(ValueError):
+    """`member` is the one at fault: that of the outermost object which nests too deep, or one that is there twice."""
 
     def __init__(self, message: str, member: str) -> None:
         super().__init__(message)
@@ -30,7 +32,7 @@ class TooDeep(ValueError):
 def check_json(data: bytes, *, elements: int = MAX_ELEMENTS, depth: int = MAX_DEPTH) -> None:
     """Check the bounds of a document. What is cut or no JSON is left to the decoder.
 
-    Raises: ValueError when it holds more than `elements` values or nests deeper than `depth`.
+    Raises: ValueError when it holds more than `elements` values; BadMember when it nests deeper than `depth`.
     """
     structure = _STRING.sub(b"", data).translate(None, _PLAIN)
     if structure.count(b",") + structure.count(b"[") + structure.count(b"{") > elements:
@@ -39,7 +41,28 @@ def check_json(data: bytes, *, elements: int = MAX_ELEMENTS, depth: int = MAX_DE
     for mark in structure.translate(None, b","):
         level += 1 if mark in b"[{" else -1
         if level > depth:
-            raise TooDeep(f"it nests deeper than {depth} levels", _member(data, depth))
+            raise BadMember(f"it nests deeper than {depth} levels", _member(data, depth))
+
+
+def check_single_members(data: bytes) -> None:
+    """Check that no object of a document has a member twice: decoders differ in which of the two they take.
+
+    The document is known to be JSON within bounds. Raises: BadMember.
+    """
+    if data.count(b":") > 1:
+        _MEMBERS.decode(data.decode())
+
+
+def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise BadMember("is there twice", name)
+
+
+# Numbers are left as text: one of a million digits takes long to convert.
+_MEMBERS: Final = json.JSONDecoder(
+    object_pairs_hook=_check_pairs, parse_int=len, parse_float=len, parse_constant=len, strict=False
+)
 
 
 def _member(data: bytes, depth: int) -> str:

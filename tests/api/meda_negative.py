@@ -142,6 +142,7 @@ def states() -> Iterator[Case]:
     """What the state of things forbids, and bodies where none belongs."""
     yield _post("a taken name", "/vms", b'{"name":"one","memory":"64M","disk":"1G"}', 409)
     yield _post("run with a taken name", "/images/run", b'{"name":"one","memory":"64M","disk":"1G",' + RUN + b"}", 409)
+    yield _post("a field twice", "/images/run", b'{"name":"two","name":"three",' + RUN + b"}", path="name")
     yield _post("an image that is not here", "/images/run", b'{"image":"nope"}', 404)
     yield _post("a small disk", "/images/run", b'{"image":"big","disk":"1G"}', path="disk")
     yield _post("more memory than there is", "/vms", b'{"name":"two","memory":"900T"}', 503, "MEM_EXHAUSTED")

@@ -65,7 +65,8 @@ def tickets() -> Iterator[Case]:
     for field in (
         b'"role":"root"', b'"role":""', b'"role":null', b'"role":1', b'"expires":0', b'"expires":-1', b'"expires":1.5',
         b'"expires":"10m"', b'"expires":1e9', b'"uses":0', b'"uses":1001', b'"uses":true', b'"limits":1',
-        b'"limits":{"vms":-1}', b'"limits":{"vms":"2"}', b'"secret":"x"', b'"fleet":"x"',
+        b'"limits":{"vms":-1}', b'"limits":{"vms":"2"}', b'"limits":{"vm":2}', b'"limits":{"vms":2,"vms":3}',
+        b'"secret":"x"', b'"fleet":"x"',
     ):  # fmt: skip
         yield _post(f"invite with {field.decode()}", invite, b"{%s}" % field)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinshare.protocols.bounded.json import MAX_DEPTH, MAX_ELEMENTS, check_json
+from twinshare.protocols.bounded.json import MAX_DEPTH, MAX_ELEMENTS, BadMember, check_json, check_single_members
 from twinshare.protocols.bounded.jws import MAX_CLAIMS_ELEMENTS, MAX_HEADER, check_jws, read_jws_header
 
 VALUES = st.recursive(
@@ -54,6 +54,26 @@ def test_the_bounds() -> None:
         check_json(text, elements=0, depth=0)
     with pytest.raises(ValueError, match="nests deeper"):
         check_json(b'"\\\\"[[', elements=9, depth=1)
+
+
+@given(value=VALUES, ascii=st.booleans())
+def test_a_document_whose_members_are_single_is_never_refused(value: Any, ascii: bool) -> None:
+    check_single_members(json.dumps(value, ensure_ascii=ascii).encode())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'{"a":1,"a":1}',
+        b'{"a":1,"\\u0061":2}',
+        b'[{"b":[{"x":1,"a":NaN,"a":1}]}]',
+        b'{"n":%s,"a":{},"a":[]}' % (b"9" * 100_000),
+    ],
+)
+def test_a_member_that_is_there_twice_is_named(document: bytes) -> None:
+    with pytest.raises(BadMember, match="is there twice") as wrong:
+        check_single_members(document)
+    assert wrong.value.member == "a"
 
 
 @pytest.mark.parametrize("text", [b'"\\', b'\\"', b'"a', b'"', b"[]", b'{"a":'])

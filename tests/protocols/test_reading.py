@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from twinshare.protocols.errors import InvalidRequest
+from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.reading import convert_query, decode_json
 from twinshare.protocols.size import SizeText
 from twinshare.protocols.vm import ForwardSpec, VmSpec
@@ -27,6 +28,8 @@ from twinshare.protocols.vm import ForwardSpec, VmSpec
         (b'"2"', SizeText, "must be a number and a unit, such as 512M or 2G", "$"),
         (b'{"name":"a","image":"x","memory":3}', VmSpec, "memory: Expected `int` >= 64", "memory"),
         (b'{"name":"a","image":"x","mac":"52:54:00:AB:CD:EF"}', VmSpec, "mac: must be a MAC address in lower", "mac"),
+        (b'{"name":"a","image":"x","image":"y"}', VmSpec, "image: is there twice", "image"),
+        (b'{"limits":{"vm":2}}', InviteRequest, "limits: Object contains unknown field `vm`", "limits"),
         (b'{"image":"x"}', VmSpec, "name: Object missing required field", "name"),
     ],
 )
