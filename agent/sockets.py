@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from .guest_sockets import held_by_guest
+from .guest_sockets import held_by_guest, held_by_recent_client
 
 Address = tuple[str, int]
 
@@ -122,7 +122,10 @@ async def is_own_program(far: FarSocket, guests: Iterable[int]) -> bool:
     """Whether the far end is a program of this node's own user, and none that carries a guest's traffic."""
     if not is_own(far.uid):
         return False
-    scan = partial(held_by_guest, far.inode, tuple(guests))
+    known = tuple(guests)
+    if held_by_recent_client(far.inode, known):
+        return True
+    scan = partial(held_by_guest, far.inode, known)
     return not await trio.to_thread.run_sync(scan, limiter=_scans)
 
 

@@ -69,15 +69,13 @@ class Connection:
         self._protocol: StrictH11
 
     async def run(self) -> None:
-        """Returns when the connection is closed."""
+        """Return when nothing is left to do; who accepted the stream closes it."""
         try:
             async with trio.open_nursery() as views:
                 await self._serve(views)
         except* Exception:
             # Whatever a stranger's bytes do to the parser or a view, it ends this connection and nothing else.
             log.exception("a connection failed by a bug", address=self._info.address)
-        finally:
-            await trio.aclose_forcefully(self._stream)
 
     async def _serve(self, views: trio.Nursery) -> None:
         serving = self._serving

@@ -95,13 +95,11 @@ class _Server:
                 await trio.serve_listeners(self._welcome, sockets, handler_nursery=connections)
 
     async def _welcome(self, stream: trio.SocketStream) -> None:
-        """One connection from its first moment to its last."""
+        """One connection from its first moment to its last; `serve_listeners` closes it then, whatever happens."""
         try:
             info = await identify(stream.socket, self._guests, tokenless=self._tokenless, secure=self._tls is not None)
         except OSError:
-            # It is gone already.
-            await trio.aclose_forcefully(stream)
-            return
+            return  # it is gone already
         if not self._limit.take(info):
             await _turn_away(stream, secure=info.secure)
             return

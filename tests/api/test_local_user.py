@@ -18,7 +18,7 @@ import trio
 
 from tests.api.served import Served, served
 from twinshare.agent import guest_sockets, processes, sockets
-from twinshare.agent.guest_sockets import SocketOwners, held_by_guest
+from twinshare.agent.guest_sockets import SocketOwners, held_by_guest, held_by_recent_client
 from twinshare.agent.node import Node
 from twinshare.agent.sockets import FarSocket, far_socket, is_own
 
@@ -165,7 +165,7 @@ def test_a_client_that_came_before_and_a_young_one_cost_no_look_at_all_processes
     monkeypatch.setattr(processes, "youngest", lambda _: youngest)
     with client_process() as (known, connect), client_process() as (young, connect_young):
         assert not held_by_guest(connect())
-        assert owners._owners[0] == known
+        assert owners._clients[0] == known
         read: list[int] = []
         plain = processes.name_of
         monkeypatch.setattr(processes, "name_of", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
@@ -174,8 +174,85 @@ def test_a_client_that_came_before_and_a_young_one_cost_no_look_at_all_processes
         assert not held_by_guest(connect())
         youngest.append(young)
         assert not held_by_guest(connect_young())
-        assert owners._owners[0] == young
-    assert 0 < len(read) <= 2 * SocketOwners.RELATIVES
+        assert owners._clients[0] == young
+    assert 0 < len(read) <= 64
+
+
+def test_a_client_of_a_moment_ago_is_recognised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own files, name and children: 0.03 ms, in the event loop."""
+    owners = SocketOwners()
+    monkeypatch.setattr(guest_sockets, "_owners", owners)
+    monkeypatch.setattr(owners, "NAMES_KEPT", 3600.0)
+    with client_process() as (pid, connect):
+        assert not held_by_recent_client(connect())
+        assert not held_by_guest(connect())  # finds it among all processes
+        assert not held_by_guest(connect())  # reads its family
+        read: list[int] = []
+        plain = processes.name_of
+        monkeypatch.setattr(processes, "name_of", lambda pid: read.append(pid) or plain(pid))  # type: ignore[func-returns-value]  # it is None
+        assert held_by_recent_client(connect())
+        assert read == [pid]
+        assert not held_by_recent_client(connect(), known=[pid])
+        assert not held_by_recent_client(connect(), known=processes.ancestors(pid)[:1])
+        assert not held_by_recent_client(8)
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("name_of", lambda pid: "qemu-system-x86"),
+        ("children", lambda pid, thread: b"4000000 "),
+        ("parent_and_start", lambda pid: (1, 8)),
+        ("newest_sockets", lambda pid, files: iter(())),
+    ],
+)
+def test_a_client_that_has_changed_since_is_looked_at_anew(
+    monkeypatch: pytest.MonkeyPatch, what: str, changed: Callable[..., object]
+) -> None:
+    """It became another program, has a new child, or its number is another process's."""
+    owners = SocketOwners()
+    monkeypatch.setattr(guest_sockets, "_owners", owners)
+    monkeypatch.setattr(owners, "NAMES_KEPT", 3600.0)
+    with client_process() as (_, connect):
+        assert not held_by_guest(connect())
+        assert not held_by_guest(connect())
+        assert held_by_recent_client(connect())
+        monkeypatch.setattr(processes, what, changed)
+        assert not held_by_recent_client(connect())
+
+
+def test_the_names_of_a_clients_family_are_kept_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = SocketOwners()
+    monkeypatch.setattr(guest_sockets, "_owners", owners)
+    with client_process() as (pid, connect):
+        assert not held_by_guest(connect())
+        assert not held_by_guest(connect())
+        read_at = owners._families[pid].read_at
+        monkeypatch.setattr(time, "monotonic", lambda: read_at + 2.1)
+        assert not held_by_recent_client(connect())
+        monkeypatch.setattr(time, "monotonic", lambda: read_at + 1.9)
+        assert held_by_recent_client(connect())
+
+
+def test_all_children_of_a_process_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives a long list in pieces."""
+    pid = os.getpid()
+    with subprocess.Popen(["/bin/sleep", "60"]) as one, subprocess.Popen(["/bin/sleep", "60"]) as two:
+        try:
+            monkeypatch.setattr(processes, "_READ_SIZE", 8)
+            assert {one.pid, two.pid} <= set(map(int, processes.children(pid, pid).split()))
+        finally:
+            one.kill()
+            two.kill()
+
+
+async def test_a_connection_of_a_recent_client_takes_no_worker_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "held_by_recent_client", lambda inode, known: known == (5,))
+    monkeypatch.setattr(sockets, "held_by_guest", lambda inode, known: True)
+    far = FarSocket(uid=os.geteuid(), inode=1)
+    assert await sockets.is_own_program(far, [5])
+    assert not await sockets.is_own_program(far, [6])
+    assert not await sockets.is_own_program(FarSocket(uid=os.geteuid() + 1, inode=1), [5])
 
 
 def test_the_youngest_process_is_among_the_last_numbers() -> None:
@@ -211,7 +288,7 @@ def test_neither_a_thread_nor_a_child_of_a_guest_passes_for_a_client(monkeypatch
             monkeypatch.setattr(processes, "youngest", lambda _: range(thread.native_id or 0, 0, -1)[:1])
             assert held_by_guest(inode, known=[os.getpid()])
             assert not held_by_guest(inode)
-            assert list(guest_sockets._owners._owners)[:1] == [os.getpid()]
+            assert guest_sockets._owners._clients[:1] == (os.getpid(),)
         finally:
             go_on.set()
             thread.join()

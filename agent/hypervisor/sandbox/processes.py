@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...processes import children
+
 
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot; None if it is gone or a zombie."""
@@ -46,7 +48,28 @@ def owner_of(pid: int) -> int | None:
 
 
 def descendants(ancestor: int) -> frozenset[int]:
-    """Return all descendants of a process."""
+    """Return all descendants of a process, by reading no others where the kernel lists a process's children."""
+    if not os.access("/proc/thread-self/children", os.R_OK):
+        return _descendants_by_parents(ancestor)
+    found: set[int] = set()
+    unread = [ancestor]
+    while unread:
+        new = _children(unread.pop()) - found
+        found |= new
+        unread += new
+    return frozenset(found)
+
+
+def _children(pid: int) -> set[int]:
+    """Return the children of all threads of a process."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - names only, for each new local connection
+    except OSError:
+        return set()
+    return {int(child) for thread in threads for child in children(pid, int(thread)).split()}
+
+
+def _descendants_by_parents(ancestor: int) -> frozenset[int]:
     parents = {pid: int(stat[1]) for pid in _all() if (stat := _stat(pid)) is not None}
     found = {ancestor}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,13 +102,30 @@ def test_processes_are_identified_by_their_start_time() -> None:
     assert processes.start_time(child.pid) is None
 
 
-def test_descendants_are_found() -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_descendants_are_found(monkeypatch: pytest.MonkeyPatch, *, listed: bool) -> None:
+    """Without a look at other processes where the kernel lists children: 20 ms with a thousand processes."""
+    if listed:
+        monkeypatch.setattr(processes, "_all", lambda: pytest.fail("all processes are read"))
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
     with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         grandchild = int(child.stdout.readline())
         assert {child.pid, grandchild} <= processes.descendants(os.getpid())
         assert processes.descendants(child.pid) == {grandchild}
         os.kill(grandchild, 9)
+    assert processes.descendants(child.pid) == frozenset()
+
+
+def test_a_child_that_another_thread_has_made_is_a_descendant() -> None:
+    with ThreadPoolExecutor() as pool:
+        child = pool.submit(subprocess.Popen, ["/bin/sleep", "60"]).result()
+        with child:
+            try:
+                assert child.pid in processes.descendants(os.getpid())
+            finally:
+                child.kill()
 
 
 def test_own_addresses_are_unreachable_and_the_loopback_is_not_mentioned() -> None:
