@@ -5,6 +5,7 @@ A test that provokes one says `@pytest.mark.expects_errors`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import sys
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made is not searched for garbage after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 class _Errors(logging.Handler):
     """Keeps the error lines of the standard library's loggers and, as a structlog processor, of ours."""
 
@@ -67,6 +74,7 @@ def _no_unexpected_errors(request: pytest.FixtureRequest) -> Iterator[None]:
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
     yield
+    gc.collect()  # a socket or coroutine that nobody owned fails the test that lost it, and not some later one
     structlog.reset_defaults()
     logging.getLogger().removeHandler(errors)
     if errors.lines and not request.node.get_closest_marker("expects_errors"):

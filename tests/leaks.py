@@ -24,13 +24,13 @@ def held() -> Held:
     gc.collect()
     names = [thread.name for thread in threading.enumerate()]
     return Held(
-        files=tuple(sorted(_open_files())),
+        files=tuple(sorted(open_files())),
         threads=tuple(sorted(name for name in names if not name.lower().startswith("trio thread"))),
         children=tuple(sorted(_children())),
     )
 
 
-def _open_files() -> Iterator[str]:
+def open_files() -> Iterator[str]:
     """Sockets and pipes by kind alone: their numbers say nothing, their count does."""
     for link in Path("/proc/self/fd").iterdir():
         try:

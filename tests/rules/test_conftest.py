@@ -44,6 +44,29 @@ def test_an_unexpected_error_in_the_log_fails_a_test(pytester: pytest.Pytester) 
     result.stdout.fnmatch_lines(["*ours went wrong*", "*theirs went wrong*"])
 
 
+_LOSE = """
+import socket
+
+def test_loses_a_socket():
+    near, far = socket.socketpair()
+    cycle = [near]
+    cycle.append(cycle)
+    far.close()
+
+def test_after_it():
+    pass
+"""
+
+
+def test_a_socket_without_an_owner_fails_the_test_that_lost_it(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(Path(__file__).parents[1].joinpath("conftest.py").read_text())
+    pytester.makepyfile(_LOSE)
+    plugins = [word for name in ("trio", "schemathesis", "hypothesispytest") for word in ("-p", f"no:{name}")]
+    result = pytester.runpytest_subprocess(*plugins, "-W", "error")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["ERROR *::test_loses_a_socket*"])
+
+
 def test_leaks_are_seen() -> None:
     with nothing_leaks():
         assert held() == held()
