@@ -20,6 +20,7 @@ import platformdirs
 from msgspec import Meta
 
 from ..protocols.access import Role
+from ..protocols.membership.statements import means_another
 
 
 def loopback_endpoint(text: str) -> tuple[str, int]:
@@ -36,6 +37,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: str = ""
     data_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if means_another(self.name):
+            raise ValueError(f"name '{self.name}' stands for another node in commands; choose another")
 
 
 class OidcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -249,7 +254,8 @@ def _check(tree: Mapping[str, Any], text: str, file: Path | None) -> None:
         except msgspec.ValidationError as error:
             where = str(error).partition("`$.")[2].rstrip("`")
             line = _line(text, where.split(".")[0].split("[")[0] or section)
-            raise ConfigError(f"{file}, line {line}: {section}.{where}: {str(error).partition(' - at')[0]}") from None
+            key = f"{section}.{where}".rstrip(".")
+            raise ConfigError(f"{file}, line {line}: {key}: {str(error).partition(' - at')[0]}") from None
 
 
 def _unknown(file: Path | None, text: str, word: str, key: str, valid: list[str]) -> ConfigError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import AsyncIterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..protocols.errors import TwinshareError
 from ..protocols.guest_stream import StreamRequest
 from ..protocols.image import Image
 from ..protocols.image_service import ImageService
+from ..protocols.membership.statements import as_label
 from ..protocols.method import Method
 from ..protocols.peer import FleetVms
 from ..protocols.services import VmService
@@ -182,5 +182,4 @@ class Node:
 
 def node_name(config: Config) -> str:
     """The configured name, else the machine's."""
-    name = config.node.name or platform.node() or "node"
-    return re.sub(r"[^A-Za-z0-9.-]", "-", name)[:63]
+    return as_label(config.node.name or platform.node())

@@ -41,6 +41,7 @@ Verify = Callable[[str, str], bytes]
 
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_NOT_A_NAME = re.compile(r"local|12D3KooW.*", re.IGNORECASE)
 MAX_LABEL = 63
 
 
@@ -49,9 +50,15 @@ def is_label(name: str) -> bool:
     return _LABEL.fullmatch(name) is not None
 
 
+def means_another(name: str) -> bool:
+    """Whether a reference to a node of this name may mean another one: `local` is who reads it, 12D3KooW… an ID."""
+    return _NOT_A_NAME.fullmatch(name) is not None
+
+
 def as_label(name: str) -> str:
-    """The name with whatever a label cannot have replaced by hyphens."""
-    return re.sub(r"[^A-Za-z0-9.-]", "-", name)[:MAX_LABEL].strip(".-") or "node"
+    """The name with whatever a label cannot have replaced by hyphens, `node` where it may mean another node."""
+    label = re.sub(r"[^A-Za-z0-9.-]", "-", name)[:MAX_LABEL].strip(".-")
+    return "node" if not label or means_another(label) else label
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

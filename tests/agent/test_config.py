@@ -18,6 +18,7 @@ def test_the_shipped_file_is_every_key_at_its_default() -> None:
     [
         ('[api]\nlisen = "x"\n', ["line 2", "api.lisen", "api.listen"]),
         ("[node]\n\nname = 3\n", ["line 3", "node.name", "Expected `str`"]),
+        ('[node]\nname = "local"\n', ["line 1: node: name 'local' stands for another node"]),
         ("[nod]\n", ["line 1", "nod", "node"]),
         ("[api\n", ["line 1"]),
         ('[hypervisor]\naccelerator = "xen"\n', ["line 2", "accelerator"]),

@@ -180,6 +180,20 @@ async def test_a16_a_second_node_of_a_name_gets_a_number(
         assert (await cluster[0].call("get_peer", peer="al-pha-3")).id == cluster[2].peer_id
 
 
+@pytest.mark.parametrize("start", ["local", "LOCAL", "the first letters of another's ID"])
+async def test_no_node_is_called_as_references_mean_another(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    async with open_cluster(2) as cluster:
+        founder, member = cluster.nodes
+        name = start if " " not in start else member.peer_id[:20]
+        monkeypatch.setattr("twinshare.agent.p2p.joining.as_label", lambda _: name)
+        joiner = await cluster.add()
+        await cluster.join(joiner, founder)
+        assert (await founder.call("get_peer", peer="node")).id == joiner.peer_id
+        assert (await founder.call("get_peer", peer=member.peer_id[:20])).id == member.peer_id
+
+
 # -- clocks
 
 
