@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,26 @@ def add(parts: Iterable[Resources]) -> Resources:
     return total
 
 
+def _larger(one: Resources, other: Resources) -> Resources:
+    return Resources(memory=max(one.memory, other.memory), cpu=max(one.cpu, other.cpu), disk=max(one.disk, other.disk))
+
+
+def _without(need: Resources, taken: Resources) -> Resources:
+    return Resources(
+        memory=max(0, need.memory - taken.memory), cpu=max(0, need.cpu - taken.cpu), disk=max(0, need.disk - taken.disk)
+    )
+
+
 class Admission:
     """Resources that operations have claimed, until they have taken them or given them back."""
 
     def __init__(self, limits: HypervisorConfig, look: Callable[[], Host]) -> None:
         self._limits, self._look = limits, look
-        self._claims: dict[object, Resources] = {}
+        # The VM's ID, and what was claimed for it.
+        self._claims: dict[object, tuple[str, Resources]] = {}
 
-    def capacity(self, running: Iterable[Resources]) -> Capacity:
+    def capacity(self, running: Mapping[str, Resources]) -> Capacity:
+        """Return what there is; `running` is what each active VM takes, by its ID."""
         host, limits = self._look(), self._limits
         total = Resources(
             memory=int(host.memory * limits.memory_overcommit),
@@ -55,7 +67,7 @@ class Admission:
             disk=host.free_disk,
         )
         reserve = Resources(memory=limits.reserve_memory, cpu=0, disk=limits.reserve_disk)
-        committed, in_flight = add(running), add(self._claims.values())
+        committed, in_flight = add(running.values()), add(self._in_flight(running).values())
         available = Resources(
             memory=max(0, total.memory - reserve.memory - committed.memory - in_flight.memory),
             cpu=max(0, total.cpu - committed.cpu - in_flight.cpu),
@@ -63,20 +75,31 @@ class Admission:
         )
         return Capacity(total=total, reserve=reserve, committed=committed, in_flight=in_flight, available=available)
 
-    def claim(self, need: Resources, running: Iterable[Resources], *, what: str) -> Callable[[], None]:
-        """Claim resources until the returned function is called. Raises: InsufficientResources, naming what lacks."""
-        _require(need, self.capacity(running).available, what)
-        return self.claim_again(need)
+    def _in_flight(self, running: Mapping[str, Resources]) -> Mapping[str, Resources]:
+        """What is claimed for each VM beyond what it takes already: several operations on one VM claim it once."""
+        found: dict[str, Resources] = {}
+        for id, claimed in self._claims.values():
+            found[id] = _larger(found.get(id, NOTHING), _without(claimed, running.get(id, NOTHING)))
+        return found
+
+    def claim(self, id: str, need: Resources, running: Mapping[str, Resources], *, what: str) -> Callable[[], None]:
+        """Claim resources for a VM until the returned function is called, whether it runs meanwhile or not.
+
+        Raises: InsufficientResources, naming what lacks.
+        """
+        own = add([running.get(id, NOTHING), self._in_flight(running).get(id, NOTHING)])
+        _require(_without(need, own), self.capacity(running).available, what)
+        return self.claim_again(id, need)
 
     def check_size(self, need: Resources, *, what: str) -> None:
         """Refuse what would not fit if nothing else ran here. Raises: InsufficientResources, naming what lacks."""
         empty = Admission(self._limits, self._look)
-        _require(need, empty.capacity(()).available, what)
+        _require(need, empty.capacity({}).available, what)
 
-    def claim_again(self, need: Resources) -> Callable[[], None]:
+    def claim_again(self, id: str, need: Resources) -> Callable[[], None]:
         """Claim without a check what was granted before a crash."""
         claim_id = object()
-        self._claims[claim_id] = need
+        self._claims[claim_id] = (id, need)
 
         def release() -> None:
             self._claims.pop(claim_id, None)

@@ -6,7 +6,7 @@ Kept right by the hypervisor's changes, by every operation that touches a VM, an
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 
@@ -175,10 +175,10 @@ class Inventory:
     def has_name(self, name: str) -> bool:
         return any(record.domain.name == name for record in self._records.values())
 
-    def running(self) -> Iterable[Resources]:
-        """The resources of each active VM."""
+    def running(self) -> Mapping[str, Resources]:
+        """The resources of each active VM, by its ID."""
         domains = [record.domain for record in self._records.values() if record.active]
-        return [Resources(memory=domain.memory, cpu=domain.cpu_cores, disk=0) for domain in domains]
+        return {domain.id: Resources(memory=domain.memory, cpu=domain.cpu_cores, disk=0) for domain in domains}
 
     def used_by(self, digest: str) -> Sequence[str]:
         """The names of the VMs that run on an image."""

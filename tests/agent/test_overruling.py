@@ -9,10 +9,13 @@ import trio
 
 from tests.agent.nodes import open_test_node, spec
 from twinshare.agent.vm.admission import Host
+from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import InsufficientResources, WrongState
-from twinshare.protocols.services import VmService
+from twinshare.protocols.services import SERVICES, VmService
+from twinshare.protocols.table import all_methods
 from twinshare.protocols.vm import ForwardSpec, VmChange, VmStatus
 
+OPERATIONS = all_methods(SERVICES)["list_operations"]
 POLITE = {"stop": VmService.stop_vm, "restart": VmService.restart_vm}
 
 
@@ -88,3 +91,45 @@ async def test_a_vm_that_is_not_started_claims_its_disk_only(tmp_path: Path) -> 
             await vms.create_vm(spec("larger-than-the-node", memory=128))
         with pytest.raises(InsufficientResources, match="disk"):
             await vms.create_vm(spec("four", disk_size=4))
+
+
+@pytest.mark.parametrize("order", ["start", "restart"])
+async def test_a_vm_that_stops_to_run_again_keeps_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    async with open_test_node(tmp_path, reserve_memory=0, reserve_disk=0) as (node, vms, hypervisor):
+        node.vms.admission._look = lambda: Host(memory=100, cpus=1, free_disk=10)
+        one = await vms.create_vm(spec(start=True))
+        await vms.create_vm(spec("two"))
+        refused: list[InsufficientResources] = []
+        start = hypervisor.start
+
+        async def start_after_another(id: str) -> None:
+            if id == one.id:
+                with pytest.raises(InsufficientResources) as error:
+                    await vms.start_vm("two")
+                refused.append(error.value)
+            await start(id)
+
+        monkeypatch.setattr(hypervisor, "start", start_after_another)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery, node.vms.locked(one.id, VmStatus.STOPPING):
+                nursery.start_soon(getattr(vms, f"{order}_vm"), "one")
+                while len(await node.call(LOCAL_ADMIN, OPERATIONS, {})) < 3:
+                    await trio.sleep(0.005)
+                await hypervisor.destroy(one.id)
+                await node.vms.inventory.refresh(one.id)
+        assert refused[0].details["resource"] == "memory"
+
+
+async def test_a_vm_that_runs_is_started_whatever_is_free(tmp_path: Path) -> None:
+    async with open_test_node(tmp_path, reserve_memory=0, reserve_disk=0) as (node, vms, _):
+        node.vms.admission._look = lambda: Host(memory=100, cpus=1, free_disk=10)
+        await vms.create_vm(spec(start=True))
+        free = node.vms.admission.capacity(node.vms.inventory.running()).available
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(vms.restart_vm, "one")
+        assert node.vms.admission.capacity(node.vms.inventory.running()).available == free
+        node.vms.admission._look = lambda: Host(memory=0, cpus=1, free_disk=10)
+        assert (await vms.start_vm("one")).status is VmStatus.RUNNING

@@ -79,18 +79,16 @@ class VmMetadataOperation(ExistingVmOperation):
 
 
 class RunningVmOperation(ExistingVmOperation):
-    """An operation after which the VM runs: what it will take is reserved before, also after a crash."""
+    """An operation after which the VM runs: what it will take is reserved before, also after a crash, and also when it
+    runs already, since what comes before may stop it.
+    """
 
     def reserve(self, record: Record) -> Release:
-        vms = self.services
-        if record.active:
-            return nothing_claimed
-        need = Resources(memory=record.domain.memory, cpu=record.domain.cpu_cores, disk=0)
-        return vms.admission.claim(need, vms.inventory.running(), what=f"VM '{record.domain.name}' to run")
+        vms, domain = self.services, record.domain
+        need = Resources(memory=domain.memory, cpu=domain.cpu_cores, disk=0)
+        return vms.admission.claim(domain.id, need, vms.inventory.running(), what=f"VM '{domain.name}' to run")
 
     def claim(self, active: ActiveOperation) -> Release:
-        records = self.services.inventory.records()
-        if any(record.domain.id == active.notes["id"] and record.active for record in records):
-            return nothing_claimed
         vm = active.notes["vm"]
-        return self.services.admission.claim_again(Resources(memory=vm["memory"], cpu=vm["cpu_cores"], disk=0))
+        need = Resources(memory=vm["memory"], cpu=vm["cpu_cores"], disk=0)
+        return self.services.admission.claim_again(active.notes["id"], need)

@@ -65,7 +65,7 @@ class CreateVm(VmOperation):
         check_quota(caller, vms.inventory.records(), spec)
         check_labels(active.principal, vms.inventory.records(), spec.labels)
         active.notes = {"metadata": msgspec.to_builtins(metadata), "accelerator": accelerator}
-        return self._claim_name_and_resources(spec, metadata.digest)
+        return self._claim_name_and_resources(vm_id(active.key), spec, metadata.digest)
 
     def _accelerator(self, asked: str) -> tuple[str, list[str]]:
         """What the VM will run on, and warnings for its owner. Raises: Unsupported."""
@@ -91,7 +91,7 @@ class CreateVm(VmOperation):
         if spec.cpu_cores > features.host_cpus * MAX_CPUS_PER_HOST_CPU:
             raise InvalidRequest("cpu_cores: more than this machine can give one VM", path="cpu_cores")
 
-    def _claim_name_and_resources(self, spec: VmSpec, digest: str) -> Release:
+    def _claim_name_and_resources(self, id: str, spec: VmSpec, digest: str) -> Release:
         """`digest` is empty while the image is not here.
 
         Raises: VmExists, MacTaken, PortTaken, Forbidden, InsufficientResources.
@@ -107,13 +107,14 @@ class CreateVm(VmOperation):
         vms.admission.check_size(
             Resources(memory=spec.memory, cpu=spec.cpu_cores, disk=spec.disk_size), what=f"VM '{spec.name}'"
         )
-        resources = vms.admission.claim(_need(spec), vms.inventory.running(), what=f"VM '{spec.name}'")
+        resources = vms.admission.claim(id, _need(spec), vms.inventory.running(), what=f"VM '{spec.name}'")
         return self._claimed(spec, digest, resources)
 
     def claim(self, active: ActiveOperation) -> Release:
         metadata = msgspec.convert(active.notes["metadata"], VmMetadata)
         spec = msgspec.structs.replace(_with_mac(active), forwards=metadata.forwards)
-        return self._claimed(spec, metadata.digest, self.services.admission.claim_again(_need(spec)))
+        resources = self.services.admission.claim_again(vm_id(active.key), _need(spec))
+        return self._claimed(spec, metadata.digest, resources)
 
     def _claimed(self, spec: VmSpec, digest: str, release_resources: Release) -> Release:
         reserved, creating = self.services.resolver.reserved, self.services.inventory.creating
