@@ -34,19 +34,23 @@ class UnwrittenEnds:
     async def write(self, active: ActiveOperation) -> None:
         """Write the end of an operation, now or as soon as that can be done."""
         self._waiting[active.id] = active
-        await self.write_all()
-        if self._waiting:
+        if not await self._write(active):
             self._wake.set()
 
     async def write_all(self) -> None:
         """Write what waits, the oldest first, as far as the database can be written."""
         for active in list(self._waiting.values()):
-            try:
-                await self._store.write_end(active)
-            except PASSING_FAULTS as failure:
-                log.warning("the end of an operation waits to be written", operation=active.id, error=failure.message)
+            if not await self._write(active):
                 return
-            self._waiting.pop(active.id, None)
+
+    async def _write(self, active: ActiveOperation) -> bool:
+        try:
+            await self._store.write_end(active)
+        except PASSING_FAULTS as failure:
+            log.warning("the end of an operation waits to be written", operation=active.id, error=failure.message)
+            return False
+        self._waiting.pop(active.id, None)
+        return True
 
     async def run(self) -> None:
         """Try again until all is written. Never returns."""

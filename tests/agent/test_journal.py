@@ -73,6 +73,30 @@ async def test_the_end_is_written_though_the_node_stops_just_then(
         assert database.execute("SELECT state FROM operations WHERE kind = 'start_vm'").fetchall() == [("done",)]
 
 
+async def test_ends_that_come_at_once_are_each_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wrote the ends of all the others, too: the square of their number."""
+    written: list[str] = []
+    plain, all_here, count = JournalStore.write_end, trio.Event(), 8
+
+    async def write_end(store: JournalStore, active: ActiveOperation) -> None:
+        written.append(active.id)
+        if len(written) == count:
+            all_here.set()
+        await all_here.wait()
+        await plain(store, active)
+
+    async with open_test_node(tmp_path) as (node, vms, _):
+        for number in range(count):
+            await vms.create_vm(spec(f"vm-{number}"))
+        monkeypatch.setattr(JournalStore, "write_end", write_end)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number in range(count):
+                    nursery.start_soon(vms.start_vm, f"vm-{number}")
+        started = await node.operations.list(OperationState.DONE)
+    assert sorted(written) == sorted(one.id for one in started if one.kind == "start_vm")
+
+
 async def test_an_operation_that_goes_on_after_a_restart_counts_as_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
