@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -81,7 +82,7 @@ class Connection:
         serving = self._serving
         self._protocol = StrictH11(
             serving.app, serving.config, serving.context, _Views(views), ConnectionState({"connection": self._info}),
-            self._info.secure, (self._info.address, 0), (self._info.served, 0), self._send,
+            self._info.secure, (self._info.address, 0), (self._info.served, 0), self._send, has_left=self._has_left,
         )  # fmt: skip
         with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             await self._read()
@@ -161,6 +162,12 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
         await trio.aclose_forcefully(self._stream)
+
+    def _has_left(self) -> bool:
+        """Whether the client has closed its end, also while bytes of it are unread."""
+        poll = select.poll()
+        poll.register(self._socket().socket.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _socket(self) -> trio.SocketStream:
         return self._stream if isinstance(self._stream, trio.SocketStream) else self._stream.transport_stream

@@ -11,6 +11,7 @@ This is the one module that touches private attributes of h11 (`Connection._rece
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -48,10 +49,11 @@ class StrictBuffer(ReceiveBuffer):
 
 
 class StrictH11(H11Protocol):
-    """One connection's protocol: bytes in, ASGI messages out."""
+    """One connection's protocol: bytes in, ASGI messages out. `has_left` says whether the client has hung up."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, has_left: Callable[[], bool]) -> None:
         super().__init__(*args)
+        self._has_left = has_left
         vars(self.connection)["_receive_buffer"] = StrictBuffer()
         self._head = b""
 
@@ -76,6 +78,10 @@ class StrictH11(H11Protocol):
             raise h11.RemoteProtocolError("not HTTP/1.1", error_status_hint=400)
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if self.keep_alive_requests and self._has_left():
+            # It came with another request and waited for that one's answer: nobody would learn what became of it.
+            await self.send(Closed())
+            return
         headers = dict(request.headers)
         tokens = {token.strip().lower() for token in headers.get(b"connection", b"").split(b",")}
         asks = request.method == b"GET" and headers.get(b"upgrade", b"").strip().lower() == b"websocket"

@@ -80,3 +80,27 @@ async def test_what_has_not_come_to_the_journal_is_not_done_and_leaves_nothing(
         assert await operations(node, "create_vm") == []
         assert (await api.client.post("/api/vm", json=SPEC | {"start": True})).status_code == 200
         await until(node, "create_vm", ["done"])
+
+
+async def test_a_request_that_waited_for_another_is_not_begun_when_its_client_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as api:
+        node, begun = api.node, []
+        made = await call(node, "create_vm", spec=spec(start=True))
+        find = node.vms.resolver.find
+
+        async def look(ref: str) -> Any:
+            begun.append(ref)
+            return await find(ref)
+
+        monkeypatch.setattr(node.vms.resolver, "find", look)
+        stop = request("POST", "/api/vm/one/stop", {"force": True})
+        async with node.vms.locked(made.id), await trio.open_tcp_stream(*api.address) as client:
+            # While a third waits, the connection is not read on: its end is not seen by that.
+            await client.send_all(stop + 2 * request("POST", "/api/vm", SPEC | {"name": "two"}))
+            await until(node, "stop_vm", ["running"])
+        await until(node, "stop_vm", ["done"])
+        await until_gone(api)
+        assert begun == []
+        assert await operations(node, "create_vm") == ["done"]
