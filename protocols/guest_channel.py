@@ -19,7 +19,10 @@ _CRC = struct.Struct(">I")
 DATA_HEAD = struct.Struct(">QB")
 ACK_BODY = struct.Struct(">QQ")
 MAX_BODY = 64 << 10
-MESSAGE, PART, DATA, ACK = 1, 2, 3, 4
+MESSAGE, PART, DATA, ACK, SUMMED = 1, 2, 3, 4, 5
+SUMMED_HEAD = struct.Struct(">QBI")
+"""What a SUMMED frame carries before its content: offset, channel, and the CRC-32 of all content of the stream up to
+the end of this frame. Only the heads are under the frame's own CRC: one pass over content checks piece and whole."""
 END, OUT, ERR = 0, 1, 2
 """What a DATA frame carries: the end of one direction, stdout or content, stderr."""
 HELLO = bytes.fromhex("d1c8a5f0ee4b11ef9e2d74696e6e7731")
@@ -35,6 +38,8 @@ WINDOW = 256 << 10
 """Bytes of one stream's output that may be under way."""
 PIECE = 60 << 10
 """Bytes of content in one frame of ours."""
+CONTENT_WINDOW = 512 << 10
+"""The same of a file's content."""
 MAX_STREAMS = 1024
 
 
@@ -57,6 +62,13 @@ class Frame(NamedTuple):
 def frame(kind: int, stream: int, body: bytes) -> bytes:
     start = _CHECKED.pack(kind, stream, len(body))
     return start + _CRC.pack(crc32(body, crc32(start))) + body
+
+
+def summed_frame(stream: int, offset: int, content: bytes, total: int) -> bytes:
+    """A frame of a file's content; `total` is the CRC-32 of all content with this."""
+    start = _CHECKED.pack(SUMMED, stream, SUMMED_HEAD.size + len(content))
+    head = SUMMED_HEAD.pack(offset, OUT, total)
+    return b"".join((start, _CRC.pack(crc32(head, crc32(start))), head, content))
 
 
 def message(stream: int, fields: dict[str, object]) -> bytes:
@@ -98,12 +110,22 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._data = bytearray()
+        self._at = 0
         self._parts: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that are whole now. Raises: GuestMisbehaved."""
         self._data += data
-        found = []
+        found: list[Frame] = []
+        try:
+            self._cut(found)
+        finally:
+            del self._data[: self._at]
+            self._at = 0
+        return found
+
+    def _cut(self, found: list[Frame]) -> None:
+        """Raises: GuestMisbehaved."""
         while (one := self._next()) is not None:
             if one.kind == PART and len(one.body) != MAX_BODY:
                 raise GuestMisbehaved("a part of a control message is not full")
@@ -116,23 +138,25 @@ class FrameReader:
                 one = Frame(MESSAGE, one.stream, b"".join(self._parts))
                 self._parts = []
             found.append(one)
-        return found
 
     def _next(self) -> Frame | None:
-        if len(self._data) < HEAD.size:
+        start = self._at
+        if len(self._data) < start + HEAD.size:
             return None
-        kind, stream, length, crc = HEAD.unpack_from(self._data)
+        kind, stream, length, crc = HEAD.unpack_from(self._data, start)
         if kind == 0:
             raise ProgramRestarted("the program in the guest was started again")
-        if not (MESSAGE <= kind <= ACK and length <= MAX_BODY):
+        if not (MESSAGE <= kind <= SUMMED and length <= MAX_BODY):
             raise GuestMisbehaved("what was received is no frame")
-        end = HEAD.size + length
+        end = start + HEAD.size + length
         if len(self._data) < end:
             return None
-        body = bytes(memoryview(self._data)[HEAD.size : end])
-        if crc != crc32(body, crc32(memoryview(self._data)[: _CHECKED.size])):
-            raise GuestMisbehaved("a frame is damaged")
-        del self._data[:end]
+        with memoryview(self._data) as view:
+            body = bytes(view[start + HEAD.size : end])
+            checked = body[: SUMMED_HEAD.size] if kind == SUMMED else body
+            if crc != crc32(checked, crc32(view[start : start + _CHECKED.size])):
+                raise GuestMisbehaved("a frame is damaged")
+        self._at = end
         return Frame(kind, stream, body)
 
 
@@ -161,9 +185,10 @@ class GuestFile(msgspec.Struct, frozen=True):
 
 
 class OpenedReply(msgspec.Struct, frozen=True, tag_field="op", tag="opened"):
-    """The stream is open; `received`: input that it has already."""
+    """The stream is open; `received`: input that it has already, `summed`: its CRC-32 where SUMMED frames are taken."""
 
     received: Count = 0
+    summed: Number | None = None
     file: GuestFile | None = None
 
 

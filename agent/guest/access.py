@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
 import trio
+from msgspec import structs
 
 from ...protocols.access import AuditSink, Caller, Role
 from ...protocols.errors import GuestRefused, GuestUnreachable, InvalidRequest, TwinshareError, Unsupported, WrongState
 from ...protocols.guest import SessionState
-from ...protocols.guest_channel import END, ERR, EndReply
+from ...protocols.guest_channel import CONTENT_WINDOW, END, ERR, WINDOW, EndReply
 from ...protocols.guest_stream import (
     AttachSession,
     Channel,
@@ -147,11 +149,33 @@ class _ContentStream:
 
     async def send(self, message: ToGuest) -> None:
         if isinstance(message, Input):
-            await send_input(self.stream, message)
+            await self._send_input(message)
         elif isinstance(message, InputEnd):
             self.stream.close_input()
         elif isinstance(message, Resize | SendSignal):
             raise InvalidRequest("only a session has a window and takes signals")
+
+    async def _send_input(self, message: Input) -> None:
+        await send_input(self.stream, message)
+
+
+class _FileStream(_ContentStream):
+    """A file whose content comes and goes with its CRC-32: the guest, for which hashes are dear, computes none."""
+
+    def __init__(self, stream: ChannelStream, opened: Opened, what: str) -> None:
+        super().__init__(stream, opened, what)
+        self._digest = hashlib.blake2b(digest_size=32)
+
+    async def receive(self) -> FromGuest:
+        message = await super().receive()
+        if isinstance(message, Output):
+            self._digest.update(message.data)
+        elif isinstance(message, Finished) and message.digest is None and not self.opened.input_offset:
+            message = structs.replace(message, digest=self._digest.hexdigest())
+        return message
+
+    async def _send_input(self, message: Input) -> None:
+        self._digest.update(await send_input(self.stream, message))
 
 
 class GuestAccess:
@@ -215,7 +239,8 @@ class GuestAccess:
     async def _open_channel(self, guest: VmGuest, request: StreamRequest) -> _ContentStream:
         """Raises: GuestUnreachable, GuestRefused, FileNotFound."""
         fields, what = _fields(request)
-        stream = await guest.open(fields)
+        of_file = isinstance(request, ReadFile | WriteFile)
+        stream = await guest.open(fields, CONTENT_WINDOW if of_file else WINDOW)
         try:
             if stream.end is not None and stream.end.errno is not None:
                 raise _refused(request, stream.end, what, guest.name)
@@ -226,7 +251,7 @@ class GuestAccess:
                 input_offset=reply.received,
                 file=None if reply.file is None else file_entry(reply.file),
             )
-            return _ContentStream(stream, opened, what)
+            return (_FileStream if of_file and stream.summed else _ContentStream)(stream, opened, what)
         except BaseException:
             guest.close(stream)
             raise
@@ -236,7 +261,13 @@ def _fields(request: StreamRequest) -> tuple[dict[str, object], str]:
     """The message that opens a stream in the guest, and what it is about in a word."""
     match request:
         case ReadFile():
-            fields = {"kind": "read", "path": request.path, "offset": request.offset, "length": request.length}
+            fields = {
+                "kind": "read",
+                "path": request.path,
+                "offset": request.offset,
+                "length": request.length,
+                "summed": True,
+            }
             return fields, request.path.decode(errors="replace")
         case WriteFile():
             fields = {
@@ -247,6 +278,7 @@ def _fields(request: StreamRequest) -> tuple[dict[str, object], str]:
                 "modified": request.modified,
                 "user": request.user,
                 "upload": request.upload,
+                "summed": True,
             }
             return fields, request.path.decode(errors="replace")
         case DialPort():
@@ -270,13 +302,14 @@ def _refused(request: StreamRequest, end: EndReply, what: str, vm: str) -> Twins
     return refusal(end, what)
 
 
-async def send_input(stream: ChannelStream, message: Input) -> None:
-    """Raises: InvalidRequest when bytes are missing before this input."""
+async def send_input(stream: ChannelStream, message: Input) -> bytes:
+    """Send what the guest does not have, and return it. Raises: InvalidRequest when bytes are missing before it."""
     if stream.end is not None:
-        return  # it ended while this was on its way, and did not take what came before; `receive` says why
+        return b""  # it ended while this was on its way, and did not take what came before; `receive` says why
     data = message.data
     if message.offset is not None:
         if message.offset > stream.input_offset:
             raise InvalidRequest(f"input goes on at {stream.input_offset}, not at {message.offset}", path="offset")
         data = data[stream.input_offset - message.offset :]
     await stream.send(data)
+    return data

@@ -22,6 +22,7 @@ from ...protocols.guest_channel import (
     MAX_STREAMS,
     MESSAGE,
     NONCE,
+    SUMMED,
     WINDOW,
     DoneReply,
     EndReply,
@@ -108,9 +109,9 @@ class GuestChannel:
                 raise GuestUnreachable(self.unsupported)
             await self._ready.wait()
 
-    def open(self, request: dict[str, object]) -> ChannelStream:
+    def open(self, request: dict[str, object], window: int = WINDOW) -> ChannelStream:
         """Open a stream. Raises: GuestUnreachable when there are too many."""
-        return self.add(ChannelStream(self.new_number(), request, self.flush))
+        return self.add(ChannelStream(self.new_number(), request, self.flush, window=window))
 
     def new_number(self) -> int:
         """A number that no stream of this channel has had. Raises: GuestUnreachable when there are too many."""
@@ -190,7 +191,7 @@ class GuestChannel:
         """Raises: GuestMisbehaved, trio.BrokenResourceError."""
         rest = await self._synchronize(stream)
         reader = FrameReader()
-        rows = [[one.number, one.arrived, one.acknowledged + WINDOW] for one in self._streams.values()]
+        rows = [[one.number, one.arrived, one.acknowledged + one.window] for one in self._streams.values()]
         self._drops.clear()
         await stream.send_all(message(0, {"op": "resume", "streams": rows}))
         async with open_background() as nursery:
@@ -304,6 +305,8 @@ class GuestChannel:
         if not connection.answered.is_set() and one.kind != MESSAGE:
             raise GuestMisbehaved("content comes before the answer to `resume`")
         if stream is not None and one.kind == DATA and stream.on_data(one.body):
+            return
+        if stream is not None and one.kind == SUMMED and stream.on_summed(one.body):
             return
         self._allowance.spend(len(one.body))
         if one.kind == MESSAGE:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from zlib import crc32
 
 import trio
 
@@ -20,6 +21,7 @@ from ...protocols.guest_channel import (
     ERR,
     OUT,
     PIECE,
+    SUMMED_HEAD,
     WINDOW,
     DoneReply,
     EndReply,
@@ -27,7 +29,9 @@ from ...protocols.guest_channel import (
     OpenedReply,
     frame,
     message,
+    summed_frame,
 )
+from .input_sums import InputSums
 
 MAX_PIECES = 8192
 """Pieces of output that wait for their reader, at most; the program itself waits when it has half as many."""
@@ -36,7 +40,8 @@ MAX_PIECES = 8192
 class ChannelStream:
     """`request` opens it; without one it was opened by a former life of the agent, which has `received` of its output.
 
-    `flush` is called when there is something to send, `on_input_taken` when the guest has more of the input.
+    `flush` is called when there is something to send, `on_input_taken` when the guest has more of the input. `window`
+    are the bytes of either direction that may be under way.
     """
 
     def __init__(
@@ -46,8 +51,9 @@ class ChannelStream:
         flush: Callable[[], None],
         received: int = 0,
         on_input_taken: Callable[[], None] = lambda: None,
+        window: int = WINDOW,
     ) -> None:
-        self.number = number
+        self.number, self.window = number, window
         self.opened = None if request is not None else OpenedReply()
         self.instance: bytes | None = None
         """The program that was asked to open it: another one does not know it."""
@@ -58,12 +64,16 @@ class ChannelStream:
         # Output: what has arrived and waits for its reader, and what the reader is done with.
         self._pieces: deque[tuple[int, int, bytes]] = deque()
         self.arrived = self.acknowledged = received
+        self._arrived_sum = 0
+        self._acknowledged_there = received
+        self._acknowledge_after = 1 if window <= WINDOW else WINDOW // 4
         self._output_closed = self._close_read = False
         self._ack_due = True
         # Input: what the guest does not have yet, and from which offset on.
         self._input = bytearray()
         self._input_start = self._input_sent = self._input_limit = 0
         self._input_closed = self._close_sent = False
+        self._sums: InputSums | None = None
         self._controls: deque[tuple[int, dict[str, object]]] = deque()
         self._controls_sent = 0
         self._open_sent = False
@@ -113,8 +123,9 @@ class ChannelStream:
         """The reader is done with the output before `offset`: the guest forgets it, and may send more."""
         if offset > self.acknowledged:
             self.acknowledged = offset
-            self._ack_due = True
-            self._flush()
+            if offset - self._acknowledged_there >= self._acknowledge_after:
+                self._ack_due = True
+                self._flush()
 
     @property
     def input_offset(self) -> int:
@@ -126,13 +137,18 @@ class ChannelStream:
         """The bytes of input that the guest has."""
         return self._input_start
 
+    @property
+    def summed(self) -> bool:
+        """Whether the content comes and goes with its CRC-32."""
+        return self.opened is not None and self.opened.summed is not None
+
     async def send(self, data: bytes) -> None:
         """Send input, waiting while the guest does not take it. Raises: what ended the stream."""
         while data or not self.synced:
             self._raise_error()
             if self.end is not None:
                 return  # nobody reads it any more
-            room = WINDOW - len(self._input)
+            room = self.window - len(self._input)
             if room > 0 and self.synced:
                 self._input += data[:room]
                 data = data[room:]
@@ -191,6 +207,8 @@ class ChannelStream:
         if self.opened is not None:
             self._take_input(received)
         self._input_sent = self._input_start
+        if self._sums is not None:
+            self._sums.rewind()
         self._take_controls(controls)
         self._wake()
         return True
@@ -200,6 +218,9 @@ class ChannelStream:
             self.opened, self._request = reply, None
             if reply.received > self._input_start:  # of an upload that goes on
                 self._input_start = self._input_sent = reply.received
+            if reply.summed is not None:
+                self._acknowledge_after = self.window // 4
+                self._sums = InputSums(self._input_start, reply.summed)
             self._wake()
             self._flush()
 
@@ -225,10 +246,27 @@ class ChannelStream:
             self._output_closed = True
             self._wake()
             return False
-        fresh = body[DATA_HEAD.size + self.arrived - offset :]
+        return self._take_output(channel, body[DATA_HEAD.size + self.arrived - offset :])
+
+    def on_summed(self, body: bytes) -> bool:
+        """The same for content with its CRC-32. Raises: GuestMisbehaved."""
+        if len(body) < SUMMED_HEAD.size:
+            raise GuestMisbehaved("a frame of content is too short")
+        offset, channel, total = SUMMED_HEAD.unpack_from(body)
+        if offset != self.arrived or channel != OUT:
+            raise GuestMisbehaved("content has a gap")
+        content = body[SUMMED_HEAD.size :]
+        found = crc32(content, self._arrived_sum)
+        if found != total:
+            raise GuestMisbehaved("content is damaged")
+        self._arrived_sum = found
+        return self._take_output(channel, content)
+
+    def _take_output(self, channel: int, fresh: bytes) -> bool:
+        """Raises: GuestMisbehaved."""
         if not fresh:
             return False
-        if self.arrived + len(fresh) > self.acknowledged + WINDOW or len(self._pieces) >= MAX_PIECES:
+        if self.arrived + len(fresh) > self.acknowledged + self.window or len(self._pieces) >= MAX_PIECES:
             raise GuestMisbehaved("more output than was allowed")
         self._pieces.append((self.arrived, channel, fresh))
         self.arrived += len(fresh)
@@ -253,6 +291,8 @@ class ChannelStream:
         if received > self._input_start:
             del self._input[: received - self._input_start]
             self._input_start = received
+            if self._sums is not None:
+                self._sums.taken(received)
             self._input_sent = max(self._input_sent, received)
             self._on_input_taken()
 
@@ -266,10 +306,10 @@ class ChannelStream:
             if self._open_sent:
                 return
             self._open_sent = True
-            yield message(self.number, {"op": "open", "window": WINDOW, **self._request})
+            yield message(self.number, {"op": "open", "window": self.window, **self._request})
         if self._ack_due:
-            self._ack_due = False
-            yield frame(ACK, self.number, ACK_BODY.pack(self.acknowledged, self.acknowledged + WINDOW))
+            self._ack_due, self._acknowledged_there = False, self.acknowledged
+            yield frame(ACK, self.number, ACK_BODY.pack(self.acknowledged, self.acknowledged + self.window))
         for n, fields in self._controls:
             if n > self._controls_sent:
                 self._controls_sent = n
@@ -280,10 +320,14 @@ class ChannelStream:
     def _input_frames(self) -> Iterator[bytes]:
         while self._input_sent < min(self.input_offset, self._input_limit):
             at = self._input_sent - self._input_start
-            part = bytes(self._input[at : at + min(PIECE, self._input_limit - self._input_sent)])
-            head = DATA_HEAD.pack(self._input_sent, OUT)
+            with memoryview(self._input) as view:
+                part = bytes(view[at : at + min(PIECE, self._input_limit - self._input_sent)])
+            offset = self._input_sent
             self._input_sent += len(part)
-            yield frame(DATA, self.number, head + part)
+            if self._sums is not None:
+                yield summed_frame(self.number, offset, part, self._sums.sent(part))
+            else:
+                yield frame(DATA, self.number, DATA_HEAD.pack(offset, OUT) + part)
         if self._input_closed and not self._close_sent and self._input_sent == self.input_offset:
             self._close_sent = True
             yield frame(DATA, self.number, DATA_HEAD.pack(self._input_sent, END))

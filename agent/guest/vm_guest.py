@@ -22,7 +22,7 @@ from ...protocols.errors import (
     WrongState,
 )
 from ...protocols.guest import ExecRequest, GuestReport, ListeningPort
-from ...protocols.guest_channel import ReportMessage
+from ...protocols.guest_channel import WINDOW, ReportMessage
 from .agent_exec import AgentCommand, Ask, start_by_agent
 from .channel import ENDED, ChannelPort, GuestChannel
 from .output_log import OutputLog
@@ -172,10 +172,10 @@ class VmGuest:
         """Seconds that the guest may still take to boot."""
         return self._boots_until - trio.current_time()
 
-    async def open(self, request: dict[str, object]) -> ChannelStream:
+    async def open(self, request: dict[str, object], window: int = WINDOW) -> ChannelStream:
         """Open a stream that ends with this agent; the caller drops it. Raises: GuestUnreachable, WrongState."""
         channel = await self.ready_channel()
-        stream = channel.open(request)
+        stream = channel.open(request, window)
         try:
             with trio.fail_after(OPEN_WITHIN):
                 await stream.wait_opened()

@@ -19,6 +19,7 @@ from twinshare.agent.guest import session as session_module
 from twinshare.agent.guest.session import HostedSession, load_sessions
 from twinshare.protocols.errors import WrongState
 from twinshare.protocols.guest import SessionState
+from twinshare.protocols.guest_channel import CONTENT_WINDOW
 
 CUTS = 1000
 LONGEST = 200_000
@@ -72,6 +73,34 @@ class Killed(BaseException):
     """The agent is killed here."""
 
 
+async def test_a_file_that_is_copied_through_cuts_has_each_byte_once(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    content = chance.randbytes(3_000_001)
+    request: dict[str, object] = {"path": b"file", "offset": 0, "length": None, "size": len(content), "mode": None,
+                                  "modified": None, "user": "", "upload": "", "summed": True}  # fmt: skip
+    async with (
+        open_lab(tmp_path, random_cuts(chance, LONGEST * 2)) as cutter,
+        open_guest(tmp_path / "sessions", cutter) as guest,
+    ):
+        with trio.fail_after(120):
+            stream = await guest.open({**request, "kind": "write"}, CONTENT_WINDOW)
+            for at in range(0, len(content), 50_000):
+                await stream.send(content[at : at + 50_000])
+            stream.close_input()
+            assert await stream.receive() is None
+            assert (stream.summed, stream.end and stream.end.errno) == (True, None)
+            cuts, heard = cutter.cuts, bytearray()
+            stream = await guest.open({**request, "kind": "read"}, CONTENT_WINDOW)
+            while (piece := await stream.receive()) is not None:
+                assert piece[0] == len(heard)
+                heard += piece[2]
+                stream.acknowledge(len(heard))
+            assert (stream.summed, stream.end and stream.end.errno) == (True, None)
+        assert cuts > 5
+        assert cutter.cuts > cuts + 5
+        assert heard == content
+
+
 class Killer:
     """Ends the agent at any byte of what it writes: a part of it is in the file then, and nothing is tidied up."""
 
@@ -117,6 +146,8 @@ async def test_an_agent_killed_at_any_byte_that_it_writes_loses_and_doubles_noth
         async with open_guest(directory, cutter) as guest:
             id = (await guest.start_session(command("cat"), "local")).record.id
         killer = Killer(chance, monkeypatch)
+        # One frame of output, 32 KiB, is written at a time: 256 writes, at most four in a life, however slow this is.
+        monkeypatch.setattr(session_module, "BATCH", 0)
 
         async def write(session: HostedSession) -> None:
             if (stream := session.stream) is not None:  # the session lets go of it when the command ends

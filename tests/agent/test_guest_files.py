@@ -13,6 +13,7 @@ import trio
 from tests.agent.test_guest_sessions import running
 from twinshare.agent.guest.access import send_input
 from twinshare.agent.guest.stream import ChannelStream
+from twinshare.agent.guest.vm_guest import VmGuest
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import FileNotFound, GuestRefused
@@ -63,6 +64,25 @@ async def test_a_file_goes_in_and_comes_out(tmp_path: Path) -> None:
         part, done = await read(node, ReadFile(path=b"big", offset=1_000_000, length=70_000))
         assert part == data[1_000_000:1_070_000]
         assert done.digest == hashlib.blake2b(part, digest_size=32).hexdigest()
+
+
+async def test_an_older_program_or_agent_hashes_the_content_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, asked = VmGuest.open, []
+
+    async def open_as_before(self: VmGuest, request: dict[str, object], window: int) -> ChannelStream:
+        asked.append(request.pop("summed"))
+        return await opened(self, request, window)
+
+    monkeypatch.setattr(VmGuest, "open", open_as_before)
+    data = random.Random(4).randbytes(1_000_000)
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    async with running(tmp_path) as (node, _, _, _):
+        assert (await write(node, WriteFile(path=b"big", size=len(data)), data)).digest == digest
+        content, done = await read(node, ReadFile(path=b"big"))
+        assert (content, done.digest) == (data, digest)
+    assert asked == [True, True]
 
 
 async def test_an_upload_goes_on_where_it_was_cut(tmp_path: Path) -> None:

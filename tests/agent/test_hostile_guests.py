@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from binascii import crc32
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -38,10 +39,12 @@ from twinshare.protocols.guest_channel import (
     NONCE,
     OUT,
     PART,
+    SUMMED,
     WINDOW,
     Frame,
     FrameReader,
     frame,
+    summed_frame,
 )
 from twinshare.protocols.guest_stream import ReadFile, WriteFile
 
@@ -250,6 +253,11 @@ LIES = {
     "a code that is none": say(1, op="end", offset=0, code=256),
     "a digest that is none": say(1, op="end", offset=0, digest="x" * 65),
     "an offset that is none": say(1, op="end", offset=-1),
+    "content that is damaged": summed_frame(1, 0, b"content", crc32(b"contend")),
+    "content of another place": summed_frame(1, 0, b"a", crc32(b"a")) + summed_frame(1, 1, b"b", crc32(b"b")),
+    "content with a gap": summed_frame(1, 1, b"x", crc32(b"x")),
+    "content that is too short": frame(SUMMED, 1, b"x"),
+    "content taken in the middle of a frame": say(1, op="opened", summed=0) + frame(ACK, 1, ACK_BODY.pack(1, 1)),
 }
 
 

@@ -10,9 +10,10 @@ from time import monotonic
 from . import packing, wire
 from .command import Command
 from .connection import Connection, SshServer
-from .files import FileCall, ReadFile, WriteFile, discard
+from .content import ReadFile, SummedReadFile, WriteFile
+from .files import FileCall, discard
 from .report import report
-from .stream import ACK_BODY, KEPT, Program, Stream
+from .stream import ACK_BODY, DamagedError, Program, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ FULL = 256 * 1024
 FRAMES_AT_ONCE = 64
 JOINED = 4096
 """Bytes of short frames that are written as one: a virtio port costs as much for each as for 32 KiB."""
-ACK_AFTER = KEPT // 4
-"""Bytes of input that are acknowledged while more of it comes."""
 LOOK_FOR_HOST = 0.5
 REPORT_EVERY = 2.0
 
@@ -41,8 +40,8 @@ class GuestProgram(Program):
         self._port, self._lasting = port, lasting
         self._instance = os.urandom(16)
         self._reader = wire.Reader()
-        self._out: "list[bytes]" = [wire.ZEROS + wire.ANNOUNCE + self._instance]
-        self._receiving = False
+        self._out: "list[bytes | memoryview]" = [wire.ZEROS + wire.ANNOUNCE + self._instance]
+        self._receiving = self._more = False
         self._watched = 0
         self._streams: "dict[int, Stream]" = {}
         self._turn = 0
@@ -105,7 +104,7 @@ class GuestProgram(Program):
             self._write()
             self._watch_port()
             # Acknowledgements that are held back are due when nothing more has come.
-            wait = 0 if self._receiving else int(max(0.0, self._timers[0][0] - monotonic()) * 1000) + 1
+            wait = 0 if self._receiving or self._more else int(max(0.0, self._timers[0][0] - monotonic()) * 1000) + 1
             self._receiving = False
             for fd, events in self._poll.poll(wait):
                 call = self._calls.get(fd)
@@ -164,28 +163,29 @@ class GuestProgram(Program):
         elif events & POLLIN:
             self._read()
 
-    def _send(self, data: bytes) -> None:
-        if self._out and len(self._out[-1]) + len(data) <= JOINED:
-            self._out[-1] += data
+    def _send(self, data: "bytes | memoryview") -> None:
+        last = self._out[-1] if self._out else data
+        if isinstance(last, bytes) and last is not data and len(last) + len(data) <= JOINED:
+            self._out[-1] = last + data
         elif data:
             self._out.append(data)
 
     def _write(self) -> None:
-        if not (self._out and self._connected):
-            return
-        try:
-            done = os.writev(self._port, self._out[:FRAMES_AT_ONCE])
-        except OSError as error:
-            if error.errno not in (EAGAIN, EINTR):
-                self._gone()
-            return
-        whole = 0
-        while whole < len(self._out) and done >= len(self._out[whole]):
-            done -= len(self._out[whole])
-            whole += 1
-        del self._out[:whole]
-        if done:
-            self._out[0] = self._out[0][done:]
+        """Write until the port takes no more: it takes 32 KiB at a time."""
+        while self._out and self._connected:
+            try:
+                done = os.writev(self._port, self._out[:FRAMES_AT_ONCE])
+            except OSError as error:
+                if error.errno not in (EAGAIN, EINTR):
+                    self._gone()
+                return
+            whole = 0
+            while whole < len(self._out) and done >= len(self._out[whole]):
+                done -= len(self._out[whole])
+                whole += 1
+            del self._out[:whole]
+            if done:
+                self._out[0] = memoryview(self._out[0])[done:]
 
     def _read(self) -> None:
         try:
@@ -206,6 +206,9 @@ class GuestProgram(Program):
         for kind, number, body in frames:
             try:
                 self._take(kind, number, body)
+            except DamagedError:
+                self._reader.hunt()
+                break
             except (ValueError, KeyError, TypeError, IndexError, struct_error) as error:
                 self.say(number, {"op": "end", "errno": EINVAL, "error": str(error), "offset": 0})
 
@@ -215,6 +218,8 @@ class GuestProgram(Program):
             self._take_message(number, stream, packing.unpack_map(body))
         elif stream is not None and kind == wire.DATA:
             stream.on_data(body)
+        elif stream is not None and kind == wire.SUMMED:
+            stream.on_summed(body)
         elif stream is not None and kind == wire.ACK:
             stream.on_ack(*ACK_BODY.unpack(body))
 
@@ -250,7 +255,8 @@ class GuestProgram(Program):
         if stream is None:
             if len(self._streams) >= MAX_STREAMS:
                 raise ValueError("too many streams")
-            opened = KINDS[request["kind"]](self, number)
+            kind = KINDS[request["kind"]]
+            opened = (SummedReadFile if kind is ReadFile and request.get("summed") else kind)(self, number)
             self._streams[number] = opened
             opened.resume(0, request["window"])
             try:
@@ -273,11 +279,11 @@ class GuestProgram(Program):
 
     def _fill(self) -> None:
         """Acknowledgements, then output, each stream in its turn."""
+        self._more = False
         if not self._resumed:
             return
-        least = ACK_AFTER if self._receiving else 0
         for stream in self._streams.values():
-            self._send(stream.ack(least))
+            self._send(stream.ack(self._receiving))
         numbers = sorted(self._streams)
         idle, waiting = 0, sum(map(len, self._out))
         while numbers and idle < len(numbers) and waiting < FULL:
@@ -286,6 +292,7 @@ class GuestProgram(Program):
             self._send(data)
             waiting += len(data)
             idle = 0 if data else idle + 1
+        self._more = waiting >= FULL
 
     def _report(self, again: bool = True) -> None:
         if self._resumed:

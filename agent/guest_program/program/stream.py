@@ -3,8 +3,9 @@
 import os
 import struct
 from errno import EIO
+from zlib import crc32
 
-from .wire import ACK, DATA, HEAD, frame
+from .wire import ACK, DATA, HEAD, SUMMED_HEAD, frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ PIECE_COST = 64
 OUT, ERR, END = 1, 2, 0
 """What a DATA frame carries: stdout or content, stderr, the end of one direction. It begins with offset and channel."""
 ACK_BODY = struct.Struct(">QQ")
+
+
+class DamagedError(Exception):
+    """The content of a frame is not what its head says: a cut has ended it."""
 
 
 class Program:
@@ -54,6 +59,9 @@ class Program:
 class Stream:
     """A stream of the host's; the kinds of streams are its subclasses."""
 
+    takes = KEPT
+    """Bytes of input that the host may send beyond what is waiting here."""
+
     def __init__(self, program: Program, number: int) -> None:
         self.program, self.number = program, number
         self.opened: "dict[str, Any] | None" = None
@@ -65,7 +73,7 @@ class Stream:
         self._acked = self._sent = self._limit = 0
         self._out_closed = self._close_sent = False
         # Input: what has arrived, and what was said to the host last.
-        self.received = 0
+        self.received = self.received_sum = 0  # the bytes, and their CRC-32 where frames are SUMMED
         self._said = (0, 0)
 
     # --- what the kinds of streams are ---
@@ -168,7 +176,21 @@ class Stream:
         if fresh and self.result is None:
             self.take(fresh)
 
-    def next_frame(self) -> bytes:
+    def on_summed(self, body: memoryview) -> None:
+        """Raises: DamagedError."""
+        offset, _, total = SUMMED_HEAD.unpack_from(body)
+        if offset != self.received:
+            return
+        content = body[SUMMED_HEAD.size :]
+        found = crc32(content, self.received_sum)
+        if found != total:
+            raise DamagedError
+        self.received_sum = found
+        self.received += len(content)
+        if content and self.result is None:
+            self.take(content)
+
+    def next_frame(self) -> "bytes | memoryview":
         """The next piece of output that the host takes, or nothing."""
         for offset, channel, data in self._pieces:
             if offset + len(data) > self._sent:
@@ -185,12 +207,13 @@ class Stream:
             return frame(DATA, self.number, DATA_HEAD.pack(self.out_end, END))
         return b""
 
-    def ack(self, least: int) -> bytes:
-        """The frame that says how much input has arrived and how much more may come, unless it is about known.
+    def ack(self, more_comes: bool) -> bytes:
+        """The frame that says how much input has arrived and how much more may come, unless it is known.
 
-        The host has to hear of so many bytes at `least`.
+        While more of it comes, a quarter of what the host may send is said at once.
         """
-        state = (self.received, self.received - self.waiting() + KEPT)
+        least = self.takes // 4 if more_comes else 0
+        state = (self.received, self.received - self.waiting() + self.takes)
         if state == self._said or state[0] - self._said[0] < least > state[1] - self._said[1]:
             return b""
         self._said = state

@@ -4,6 +4,9 @@ A frame is [type u8][stream u32][length u32][CRC-32 u32] and that many bytes; th
 After each connect the host sends more zero bytes than a frame has, then HELLO and a nonce. Zero is no type of frame,
 and a frame that the zeros end fails its CRC: so the reader hunts for HELLO, and what was on the way is gone. The answer
 is HELLO_BACK and the same nonce, after which the host takes the bytes for frames. A program that starts says ANNOUNCE.
+
+A SUMMED frame has content of a file: its CRC is over the head and SUMMED_HEAD alone, which has the CRC-32 of all
+content of the stream up to the end of the frame. So one pass over the bytes checks the piece and the whole.
 """
 
 import struct
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
 
 HEAD = struct.Struct(">BIII")
 MAX_BODY = 65536
-MESSAGE, PART, DATA, ACK = 1, 2, 3, 4
+MESSAGE, PART, DATA, ACK, SUMMED = 1, 2, 3, 4, 5
+SUMMED_HEAD = struct.Struct(">QBI")
 HELLO = bytes.fromhex("d1c8a5f0ee4b11ef9e2d74696e6e7731")
 HELLO_BACK = bytes.fromhex("b24f9a3cee4b11ef8d0b776c6b656432")
 ANNOUNCE = bytes.fromhex("73b0e61aee4b11efa5c174776e736833")
@@ -24,8 +28,11 @@ ZEROS = bytes(MAX_BODY + HEAD.size)
 MAX_MESSAGE = 1 << 20
 CHECKED = HEAD.size - 4
 """Bytes of a head before its CRC."""
+SUMMED_START = HEAD.size + SUMMED_HEAD.size
 PAGE = 4096
-READ_SIZE = 128 * 1024
+READ_SIZE = 256 * 1024
+_BASE = MAX_BODY + PAGE
+"""Where the pages begin in the buffer: before them is room for the beginning of a frame."""
 
 
 def frame(kind: int, stream: int, *parts: "bytes | bytearray") -> bytes:
@@ -34,6 +41,14 @@ def frame(kind: int, stream: int, *parts: "bytes | bytearray") -> bytes:
     for part in parts:
         crc = crc32(part, crc)
     return b"".join((start, struct.pack(">I", crc), *parts))
+
+
+def fill_summed(buffer: bytearray, stream: int, offset: int, size: int, total: int) -> None:
+    """Write the heads of a SUMMED frame before its content at SUMMED_START; `total` is the CRC with it."""
+    HEAD.pack_into(buffer, 0, SUMMED, stream, SUMMED_HEAD.size + size, 0)
+    SUMMED_HEAD.pack_into(buffer, HEAD.size, offset, 1, total)
+    view = memoryview(buffer)
+    struct.pack_into(">I", buffer, CHECKED, crc32(view[HEAD.size : SUMMED_START], crc32(view[:CHECKED])))
 
 
 def message(stream: int, body: bytes) -> bytes:
@@ -53,26 +68,31 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._buffer = bytearray(MAX_BODY + HEAD.size + READ_SIZE)
+        self._buffer = bytearray(_BASE + READ_SIZE)
         self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self._pages = [self._view[at : at + PAGE] for at in range(_BASE, _BASE + READ_SIZE, PAGE)]
+        self._start = self._end = _BASE
         self._hunting = True
         self._parts = b""
         self.nonce: "bytes | None" = None
 
     def reset(self) -> None:
         """The host has gone: hunt for the next HELLO."""
-        self._start = self._end = 0
+        self._start = self._end = _BASE
         self._parts = b""
+        self.hunt()
+
+    def hunt(self) -> None:
+        """What follows is no frame: look for the next HELLO."""
         self._hunting = True
 
     def pages(self) -> "list[memoryview]":
         """Where the next bytes go. A virtio port fills one page at a time, and the kernel goes on with the next one."""
-        rest = self._end - self._start
-        if self._start:
-            self._view[:rest] = bytes(self._view[self._start : self._end])
-            self._start, self._end = 0, rest
-        return [self._view[at : at + PAGE] for at in range(rest, rest + READ_SIZE, PAGE)]
+        if self._end != _BASE:
+            start = _BASE - (self._end - self._start)  # what is left lies before the pages, which stay where they are
+            self._view[start:_BASE] = self._view[self._start : self._end]
+            self._start, self._end = start, _BASE
+        return self._pages
 
     def feed(self, size: int) -> "list[tuple[int, int, Any]]":
         """Return the frames that are whole with `size` bytes more: type, stream, body. Control messages are joined."""
@@ -118,14 +138,15 @@ class Reader:
         if self._end < start + HEAD.size:
             return None
         kind, stream, length, crc = HEAD.unpack_from(self._buffer, start)
-        if not (MESSAGE <= kind <= ACK and length <= MAX_BODY):
+        if not (MESSAGE <= kind <= SUMMED and length <= MAX_BODY):
             self._hunting = True
             return None
         end = start + HEAD.size + length
         if self._end < end:
             return None
         body = self._view[start + HEAD.size : end]
-        if crc != crc32(body, crc32(self._view[start : start + CHECKED])):
+        checked = body[: SUMMED_HEAD.size] if kind == SUMMED else body
+        if crc != crc32(checked, crc32(self._view[start : start + CHECKED])):
             self._hunting = True
             return None
         self._start = end
