@@ -94,11 +94,10 @@ def _open_unix(path: Path) -> socket.socket:
             path.unlink()
         listener.bind(str(path))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except BaseException as error:
         listener.close()
-        raise CannotListen(_why(str(path), error)) from None
-    except CannotListen:
-        listener.close()
+        if isinstance(error, OSError):
+            raise CannotListen(_why(str(path), error)) from None
         raise
     finally:
         os.umask(umask)

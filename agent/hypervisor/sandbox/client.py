@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
@@ -88,13 +88,9 @@ class SupervisorClient:
 
     async def create_socket(self, family: int) -> socket.socket:
         """Return a TCP socket of the sandbox's network. Raises: OSError, HypervisorDown."""
-        connection, _, descriptors = await self._request({"do": "socket", "family": int(family)})
+        connection, _, [descriptor] = await self._request({"do": "socket", "family": int(family)}, expected=1)
         connection.close()
-        if len(descriptors) != 1:
-            for number in descriptors:
-                os.close(number)
-            raise HypervisorDown("The sandbox's supervisor sent no socket.")
-        created = socket.socket(fileno=descriptors[0])
+        created = socket.socket(fileno=descriptor)
         created.setblocking(False)
         return created
 
@@ -146,15 +142,14 @@ class SupervisorClient:
             control = await connect(self._address)
         except OSError:
             return False
-        try:
+        with ExitStack() as on_failure, suppress(HypervisorDown, OSError):
+            on_failure.enter_context(control)
             reply, _ = await request(control, {"do": "hello"})
-        except (HypervisorDown, OSError):
-            reply = Reply()
-        if reply.version != VERSION:
-            control.close()
-            return False
-        self._control = control
-        return True
+            if reply.version == VERSION:
+                on_failure.pop_all()
+                self._control = control
+                return True
+        return False
 
     async def _try_namespaces(self) -> str | None:
         """Start a supervisor in namespaces; return the reason when the kernel refuses."""
@@ -196,10 +191,12 @@ class SupervisorClient:
             listener.listen(64)
             read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                os.set_blocking(write_end, True)
-                command = program("supervisor", "main", [json.dumps(spec._asdict())])
-                pid = start(command, output=write_end, errors=self.log, given=listener.fileno())
-                os.close(write_end)
+                try:
+                    os.set_blocking(write_end, True)
+                    command = program("supervisor", "main", [json.dumps(spec._asdict())])
+                    pid = start(command, output=write_end, errors=self.log, given=listener.fileno())
+                finally:
+                    os.close(write_end)
                 report = await _read_report(read_end)
             finally:
                 os.close(read_end)
@@ -245,13 +242,13 @@ class SupervisorClient:
         self.record.egress = None
 
     async def _request(
-        self, message: Mapping[str, object], descriptors: Sequence[int] = ()
+        self, message: Mapping[str, object], descriptors: Sequence[int] = (), expected: int = 0
     ) -> tuple[socket.socket, Reply, list[int]]:
         """Send a request on a new connection, which stays open; once more if the supervisor ended meanwhile."""
         for last in (False, True):
             connection = await self._connect()
             try:
-                return connection, *await request(connection, message, descriptors)
+                return connection, *await request(connection, message, descriptors, expected)
             except SupervisorGone:
                 connection.close()
                 if last:

@@ -6,6 +6,7 @@ Replies are written in the sandbox: they are bounded and decoded by type, and no
 from __future__ import annotations
 
 import array
+import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -55,11 +56,11 @@ async def connect(address: Path) -> socket.socket:
 
 
 async def request(
-    connection: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()
+    connection: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = (), expected: int = 0
 ) -> tuple[Reply, list[int]]:
-    """Send one request and return its reply with the descriptors.
+    """Send one request and return its reply with the `expected` number of descriptors.
 
-    Raises: OSError as it happened in the sandbox; HypervisorDown when there is no reply.
+    Raises: OSError as it happened in the sandbox; HypervisorDown when there is no reply, or not such a one.
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     with trio.move_on_after(REPLY_TIMEOUT):
@@ -71,9 +72,16 @@ async def request(
             raise SupervisorGone(f"The sandbox's supervisor ended: {error}.") from error
         if not data:
             raise SupervisorGone("The sandbox's supervisor ended.")
-        reply = decode(data)
-        if reply.error is not None:
-            raise OSError(reply.errno, reply.error)
+        try:
+            reply = decode(data)
+            if reply.error is not None:
+                raise OSError(reply.errno, reply.error)
+            if len(received) != expected:
+                raise HypervisorDown(f"The sandbox's supervisor sent {len(received)} descriptors, not {expected}.")
+        except BaseException:
+            for number in received:
+                os.close(number)
+            raise
         return reply, received
     raise HypervisorDown(f"The sandbox's supervisor did not reply within {REPLY_TIMEOUT:.0f} s.")
 

@@ -121,6 +121,8 @@ class Egress:
                 gate = self._start(pasta)
             return (os.pidfd_open(self.process[0]) if self.process else None), gate
         except OSError:
+            if gate is not None:
+                os.close(gate)
             self._died = True
             return None, None
 
@@ -137,6 +139,9 @@ class Egress:
             command = program("programs", "run_pasta", arguments)
             pid = start(command, output=client.log, errors=client.log, given=read_end)
             client.save_egress(pid, default_routes())
+        except BaseException:
+            os.close(gate)
+            raise
         finally:
             os.close(read_end)
         return gate

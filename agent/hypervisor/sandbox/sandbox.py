@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,15 +75,14 @@ class Sandbox:
     async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path) -> Process:
         """Start a process that outlives the agent, in its own session. Raises: OSError, HypervisorDown."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        log = os.open(stderr, flags, 0o600)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
+        with ExitStack() as opened:
+            log = os.open(stderr, flags, 0o600)
+            opened.callback(os.close, log)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            opened.callback(os.close, null)
             process = await self._client.launch(
                 argv, env=env, streams=(null, null, log), limits={"core": 0}, bound=False
             )
-        finally:
-            os.close(log)
-            os.close(null)
         self._spawned.append(process)
         return process
 
@@ -193,6 +192,7 @@ async def open_sandbox(data_dir: Path, *, kind: str = "auto", user: str = "twins
         try:
             await client.open(kind)
         except BaseException:
+            client.close()
             release(record, data_dir)
             raise
         namespaced = record.kind == "namespaces"

@@ -26,7 +26,7 @@ import signal
 import socket
 import struct
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from ...environment import close_descriptors, reset_environment
 from . import namespaces
@@ -206,22 +206,29 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 def _launch(request: dict[str, Any], streams: list[int]) -> int:
     """Start a process in a session of its own. Raises: OSError when it cannot be executed."""
     failed_read, failed_write = os.pipe2(os.O_CLOEXEC)
-    process = os.fork()
-    if process == 0:
-        try:
-            _execute(request, streams, failed_write)
-        except OSError as error:
-            os.write(failed_write, str(error.errno).encode())
-        finally:
-            os._exit(127)
-    os.close(failed_write)
     try:
+        try:
+            process = os.fork()
+            if process == 0:
+                _run_child(request, streams, failed_write)
+        finally:
+            os.close(failed_write)
         failure = os.read(failed_read, 16)
     finally:
         os.close(failed_read)
     if failure:
         raise OSError(int(failure), f"starting {request['argv'][0]}: {os.strerror(int(failure))}")
     return process
+
+
+def _run_child(request: dict[str, Any], streams: list[int], failed: int) -> NoReturn:
+    """Become the process; write the number of the error to `failed` when that cannot be."""
+    try:
+        _execute(request, streams, failed)
+    except OSError as error:
+        os.write(failed, str(error.errno).encode())
+    finally:
+        os._exit(127)
 
 
 def _execute(request: dict[str, Any], streams: list[int], failed: int) -> None:

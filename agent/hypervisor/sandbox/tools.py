@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,7 +27,14 @@ class Pipes:
         self._streams: list[trio.lowlevel.FdStream] = []
 
     async def __aenter__(self) -> Self:
-        pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        pairs: list[tuple[int, int]] = []
+        try:
+            for _ in range(3):
+                pairs.append(os.pipe2(os.O_CLOEXEC))  # noqa: PERF401 - those made before one fails are closed
+        except OSError:
+            for number in chain(*pairs):
+                os.close(number)
+            raise
         self.child_ends = (pairs[0][0], pairs[1][1], pairs[2][1])
         self._streams = [trio.lowlevel.FdStream(number) for number in (pairs[0][1], pairs[1][0], pairs[2][0])]
         return self

@@ -111,8 +111,8 @@ class _Push:
 
         def new_file() -> int:
             fd, name = tempfile.mkstemp(dir=scratch)
-            discard(Path(name))  # it goes with the agent, however that ends
             fds.add(fd)
+            discard(Path(name))  # it goes with the agent, however that ends
             return fd
 
         async def send(numbered: tuple[int, Pack]) -> None:

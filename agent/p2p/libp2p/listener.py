@@ -123,7 +123,6 @@ class Listeners:
         try:
             pipe = SocketPipe(connection, self._settings.write_timeout)
         except OSError:  # gone before we looked
-            connection.close()
             return
         with trio.CancelScope() as scope:
             if (loser := self._half_open.add(network_of(far.host), scope)) is not None:

@@ -42,11 +42,15 @@ class Pipe(Protocol):
 
 
 class SocketPipe:
-    """A connected TCP socket. `write_timeout` is in seconds."""
+    """A connected TCP socket, which is closed when no pipe can be made of it. `write_timeout` is in seconds."""
 
     def __init__(self, sock: trio.socket.SocketType, write_timeout: float) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+        except OSError:
+            sock.close()
+            raise
         self._socket = sock
         self._write_timeout = write_timeout
         # A buffer of the largest size for each small read would cost more than the read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from twinshare.agent.hypervisor.sandbox import connection, processes
+from tests.cancellation import cancel_at_each_checkpoint
+from tests.leaks import open_files
+from twinshare.agent.hypervisor.sandbox import connection, processes, tools
+from twinshare.agent.hypervisor.sandbox.client import SupervisorClient
 from twinshare.agent.hypervisor.sandbox.connection import SupervisorGone, request
 from twinshare.agent.hypervisor.sandbox.host_network import blocked_prefixes, default_routes
-from twinshare.agent.hypervisor.sandbox.identity import blocking_directory
-from twinshare.agent.hypervisor.sandbox.location import Record, claim
+from twinshare.agent.hypervisor.sandbox.identity import Identity, blocking_directory
+from twinshare.agent.hypervisor.sandbox.location import Record, claim, socket_path
 from twinshare.agent.hypervisor.sandbox.spawn import program
+from twinshare.agent.hypervisor.sandbox.tools import Pipes
 from twinshare.protocols.errors import HypervisorDown
 
 
@@ -34,7 +39,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 async def test_an_answer_and_a_descriptor_are_taken(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     socket.send_fds(theirs, [b'{"pid": 7, "unknown": []}'], [theirs.fileno()])
-    reply, descriptors = await request(ours, {"do": "hello"})
+    reply, descriptors = await request(ours, {"do": "hello"}, expected=1)
     assert theirs.recv(100) == b'{"do":"hello"}'
     assert reply.pid == 7
     assert len(descriptors) == 1
@@ -70,6 +75,47 @@ async def test_a_silent_supervisor_is_not_waited_for_for_ever(
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.05)
     with pytest.raises(HypervisorDown, match="did not reply"):
         await request(pair[0], {"do": "hello"})
+
+
+@pytest.mark.parametrize("words", [b'{"error": "No", "errno": 2}', b"nonsense", b'{"pid": 7}'])
+async def test_descriptors_that_nobody_asked_for_are_closed(
+    words: bytes, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    before = sorted(open_files())
+    socket.send_fds(theirs, [words], [theirs.fileno(), theirs.fileno()])
+    with pytest.raises((HypervisorDown, FileNotFoundError)):
+        await request(ours, {"do": "hello"})
+    assert sorted(open_files()) == before
+
+
+async def test_looking_for_a_supervisor_that_is_silent_leaves_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    pid = os.getpid()
+    record = Record(id="00000000", path="link", supervisor=(pid, processes.start_time(pid) or 0))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(socket_path(record)))
+        listener.listen(64)
+        client = SupervisorClient(tmp_path, record, Identity(user=None, uid=0, gid=0, groups=()), log=2)
+        assert await cancel_at_each_checkpoint(client._find) > 0
+
+
+async def test_pipes_that_cannot_all_be_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = iter([os.pipe2(os.O_CLOEXEC)])
+
+    def pipe2(flags: int) -> tuple[int, int]:
+        for ends in made:
+            return ends
+        raise OSError(errno.EMFILE, "too many open files")
+
+    before = len(list(open_files()))
+    monkeypatch.setattr(tools.os, "pipe2", pipe2)
+    with pytest.raises(OSError, match="too many"):
+        await Pipes().__aenter__()
+    assert len(list(open_files())) == before - 2
 
 
 def test_a_barrier_is_the_first_folder_that_a_user_may_not_pass(tmp_path: Path) -> None:

@@ -96,3 +96,11 @@ async def test_a_cut_wakes_whoever_waits() -> None:
         far.close()
         with trio.fail_after(20), pytest.raises(PipeBroken):
             await pour(pipe)
+
+
+async def test_a_socket_of_which_no_pipe_can_be_made_is_closed() -> None:
+    near, far = trio.socket.socketpair(socket.AF_UNIX)
+    with far:
+        with pytest.raises(OSError, match="not supported"):
+            SocketPipe(near, 1.0)
+        assert near.fileno() == -1
