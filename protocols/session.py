@@ -94,6 +94,12 @@ class Session(ABC):
             self._pinged_at = now
             self._send(Frame(Kind.PING, 0))
 
+    def discount(self, seconds: float) -> None:
+        """Do not take the `seconds` before now, in which this node did not run, for silence of the peer."""
+        self._received_at += seconds
+        self._pinged_at += seconds
+        self._awaiting_since += seconds
+
     def close(self, error: TwinshareError) -> Closed:
         """End the session and tell the peer why."""
         if not self.closed:

@@ -17,6 +17,8 @@ MAX_PENDING = 1 << 20
 """Unsent bytes above which nothing more is read, and no answer is packed."""
 READ_PIECE = 8 << 10
 """Bytes that are taken in between two turns of the event loop: more than 1,500 frames of the smallest kind."""
+STALL = 0.5
+"""Seconds late for a timer after which this node has not run: what the peer has sent meanwhile is not read yet."""
 LAST_FLUSH_TIMEOUT = 1.0
 """Seconds for sending the last frame of a session that this end closes."""
 
@@ -95,6 +97,8 @@ class SessionDriver:
             self._timer = self._session.next_tick
             with trio.CancelScope(deadline=self._timer):
                 await self._timer_changed.park()
+            if (late := trio.current_time() - self._timer) > STALL:
+                self._session.discount(late)
             self._take(self._session.tick(trio.current_time()))
             self.flush()
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cancellation import cancel_at_each_checkpoint
 from tests.leaks import open_files
-from twinshare.agent.hypervisor.sandbox import connection, processes, tools
+from twinshare.agent.hypervisor.sandbox import connection, processes
 from twinshare.agent.hypervisor.sandbox.client import SupervisorClient
 from twinshare.agent.hypervisor.sandbox.connection import SupervisorGone, request
 from twinshare.agent.hypervisor.sandbox.host_network import blocked_prefixes, default_routes
@@ -112,7 +112,7 @@ async def test_pipes_that_cannot_all_be_made_are_closed(monkeypatch: pytest.Monk
         raise OSError(errno.EMFILE, "too many open files")
 
     before = len(list(open_files()))
-    monkeypatch.setattr(tools.os, "pipe2", pipe2)
+    monkeypatch.setattr(os, "pipe2", pipe2)
     with pytest.raises(OSError, match="too many"):
         await Pipes().__aenter__()
     assert len(list(open_files())) == before - 2

@@ -201,6 +201,21 @@ async def test_the_owner_notices_a_caller_that_is_gone(autojump_clock: trio.test
         nursery.cancel_scope.cancel()
 
 
+async def test_a_node_that_stood_still_does_not_take_that_for_its_peers_silence(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """Neither end runs for an hour, as when the machine is out of CPU: neither has heard, nor asked, the other."""
+    async with open_pair() as pair:
+        for _ in range(3):
+            await settle()
+            mock_clock.jump(3600)
+            assert await pair.call("echo", text="x") == "x"
+        await settle()
+        assert pair.session is not None
+        assert not pair.session.over.is_set()
+        await nothing_left(pair)
+
+
 async def test_an_idle_line_lives_on(autojump_clock: trio.testing.MockClock) -> None:
     async with open_pair() as pair:
         await trio.sleep(3600)
