@@ -50,7 +50,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 
 async def _until_gone(vms: VmService) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while await vms.list_vms():
             await trio.sleep(0.01)
 
@@ -61,12 +61,14 @@ def _kinds(node: Node) -> list[str]:
 
 async def test_a_vm_is_deleted_at_its_end_by_an_operation(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, _):
+        before = datetime.now(UTC)
         made = await vms.create_vm(spec(start=True, ttl=1))
+        after = datetime.now(UTC)
         await vms.create_vm(spec("stays"))
         assert made.ttl == 1
         assert made.expires_at is not None
-        assert abs((made.expires_at - datetime.now(UTC)).total_seconds()) < 5
-        with trio.fail_after(10):
+        assert before <= made.expires_at <= after + timedelta(seconds=2)
+        with trio.fail_after(60):
             while [vm.name for vm in await vms.list_vms()] != ["stays"]:
                 await trio.sleep(0.01)
         with trio.fail_after(60):
@@ -102,7 +104,7 @@ async def test_an_end_that_came_while_the_agent_was_away(tmp_path: Path, clocks:
     clocks.up += 3601
     async with open_node(config(tmp_path, uri=uri)) as node:
         there = vms_of(node)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while [vm.name for vm in await there.list_vms()] != ["two"]:
                 await trio.sleep(0.01)
         assert "vm.expiring" in _kinds(node)
@@ -147,7 +149,7 @@ async def test_after_the_grace_period_the_end_is_kept_by_the_clock_of_this_boot(
             return node.vms.inventory.find(made.id).metadata.expiry
 
         await vms.create_vm(spec("other"))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while (found := kept()) is None or found.boot != "second":
                 await trio.sleep(0.01)
         assert abs(found.uptime - (GRACE + 1) - 23 * 3600) < 5

@@ -15,6 +15,7 @@ import trio
 from tests.agent.probe import probe
 from tests.api.served import Served, served
 from tests.leaks import nothing_leaks
+from tests.stopwatch import within
 from twinshare.agent.node import Node
 from twinshare.api.rest import requests
 from twinshare.api.server import connection, serve
@@ -278,7 +279,7 @@ async def test_a_client_that_hangs_up_cancels_its_read(tmp_path: Path, monkeypat
         await stream.send_all(b"GET /api/vm HTTP/1.1\r\n" + HOST + b"\r\n")
         await begun.wait()
         await stream.aclose()
-        with trio.fail_after(2):
+        with within(2):
             await cancelled.wait()
         await until(lambda: open_connections(api) == 0)
 

@@ -21,6 +21,7 @@ from tests.agent.test_consoles import hear
 from tests.api.served import SPEC, Served, served, talk
 from tests.nodes.test_in_memory import TABLE
 from tests.nodes.test_tunnels import pair
+from tests.stopwatch import within
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.reach.consoles import MAX_CLIENTS
 from twinshare.api.rest_client import NodeUnreachable, RESTClient
@@ -188,7 +189,7 @@ async def test_who_may(tmp_path: Path) -> None:
                 await console.send(b"x")
                 assert await hear(console, 1) == b"x"
                 await api.node.tokens.revoke("a-operator")
-                with pytest.raises(Unauthenticated, match="revoked"), trio.fail_after(1):
+                with within(1), pytest.raises(Unauthenticated, match="revoked"):
                     await hear(console, 1)
         async with RESTClient(api.url, secrets[Role.ADMIN]) as client, client.console("theirs"):
             pass
@@ -226,7 +227,7 @@ async def test_a_screen_ends_with_its_token_and_with_its_session(tmp_path: Path)
             async with raw(api, SCREEN, **fields) as socket:
                 assert (await socket.next(BytesMessage)).data == b"RFB 003.008\n"
                 await end()
-                with trio.fail_after(1):
+                with within(1):
                     assert (await socket.next(CloseConnection)).code == 4401
             with trio.fail_after(60):
                 while api.node.screens._viewers:

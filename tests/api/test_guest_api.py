@@ -16,6 +16,7 @@ from wsproto.events import CloseConnection, TextMessage
 from tests.agent.nodes import spec
 from tests.api.served import TABLE, Served, served
 from tests.api.test_console import raw
+from tests.stopwatch import within
 from twinshare.api.rest_client import RESTClient
 from twinshare.api.sync import RESTClient as BlockingClient
 from twinshare.protocols.access import LOCAL_ADMIN, Role
@@ -70,7 +71,7 @@ async def test_a_stream_into_a_guest_ends_with_the_session_of_the_page(tmp_path:
         async with raw(api, path, Cookie=cookie, Origin="http://localhost") as socket:
             assert (await socket.next(TextMessage)).data.startswith('{"opened"')
             assert (await api.client.delete(f"/api/sessions/{page['id']}", headers=headers)).status_code == 200
-            with trio.fail_after(1):
+            with within(1):
                 assert (await socket.next(CloseConnection)).code == 4401
 
 

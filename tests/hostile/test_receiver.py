@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import trio
 
 from tests.hostile.member import open_member, resident, send
 from tests.nodes.fleet import ask, start
+from tests.stopwatch import Stopwatch
 from twinshare.protocols.access import Role
 from twinshare.protocols.errors import InvalidRequest, TooLarge, TwinshareError
 
@@ -26,7 +26,7 @@ async def test_a3_what_is_too_large_or_holds_too_much_is_refused_before_it_is_de
         async with open_member(agent, Role.VIEWER) as viewer:
             assert b"received" in await send(viewer, agent, "deliver", letter({"text": "x" * 65_000}))
             before = resident(agent)
-            began = trio.current_time()
+            stopwatch = Stopwatch(agent.pid)
             with pytest.raises(TooLarge):
                 await send(viewer, agent, "deliver", letter({"text": "x" * 1_000_000}))
             for _ in range(5):
@@ -37,7 +37,7 @@ async def test_a3_what_is_too_large_or_holds_too_much_is_refused_before_it_is_de
                         await send(viewer, agent, method, msgspec.msgpack.encode({"x": [{}] * 1_000_000}))
             with pytest.raises(InvalidRequest, match="more than 40000 values"):
                 await send(viewer, agent, "tell", msgspec.msgpack.encode({"news": {"members": [[]] * 500_000}}))
-            assert trio.current_time() - began < 5
+            assert stopwatch.seconds < 5
             assert resident(agent) - before < 20 * MIB
             health = await ask(agent, "GET", "/api/health")
             assert health["status"] == "ok"

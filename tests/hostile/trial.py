@@ -158,7 +158,7 @@ async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
     await look_into_the_audit_log(founder, outcome)
     for result in outcome.results:
         await ask(founder, "DELETE", f"/api/p2p/peers/{result.peer_id}")
-    with trio.move_on_after(5) as waiting:
+    with trio.move_on_after(60) as waiting:
         while await online(founder) != {"node-2"}:
             await trio.sleep(0.05)
     if waiting.cancelled_caught:

@@ -14,6 +14,7 @@ from tests.agent.nodes import spec
 from tests.agent.remote import Remote
 from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
 from tests.nodes.test_in_memory import call, eventually, join, open_fleet, open_node_on
+from tests.stopwatch import within
 from twinshare.agent.images import peer_pull
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
@@ -197,7 +198,7 @@ async def test_a_fetch_is_cancelled_at_once_and_its_creation_leaves_nothing(tmp_
             await begun.wait()
             [operation] = [one for one in await b.operations.list() if one.kind == "create_vm"]
             assert operation.progress.message.startswith("fetching from node-0")
-            with trio.fail_after(5):
+            with within(5):
                 assert (await b.operations.cancel(operation.id)).state is OperationState.CANCELLED
         assert list((tmp_path / "node-1" / "vms").iterdir()) == []
         assert [image.name for image in await call(b, "list_images")] == ["disk"]

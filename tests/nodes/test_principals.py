@@ -10,6 +10,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import call, eventually, open_fleet
+from tests.stopwatch import within
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import (
     Forbidden,
@@ -101,7 +102,7 @@ async def test_a_tunnel_ends_with_the_token_that_opened_it(tmp_path: Path) -> No
         ours = await call(a, "add_forward", "node-0", vm="users", forward=PORT)
         async with await trio.open_tcp_stream("127.0.0.1", theirs.host_port) as stream:
             await a.tokens.revoke("ci")
-            with trio.fail_after(1.5):
+            with within(1.5):
                 assert await _ended(stream)
         await eventually(lambda: _closed(theirs.host_port))
         assert [tunnel.spec.host_port for tunnel in a.tunnels.kept.values()] == [ours.host_port]

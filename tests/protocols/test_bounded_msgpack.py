@@ -68,13 +68,13 @@ def test_a_mebibyte_of_empty_maps_becomes_nothing() -> None:
     packed = msgspec.msgpack.encode([{}] * 1_000_000)
     tracemalloc.start()
     try:
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises((ValueError, PeerMisbehaved)):
             decode_tolerantly(packed, dict[str, Any])
         with pytest.raises(PeerMisbehaved):
             methods(PeerService)["list_peers"].unpack_result(packed)
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
-        assert time.perf_counter() - began < 0.5
+        assert time.process_time() - began < 0.5
     finally:
         tracemalloc.stop()
 

@@ -106,10 +106,10 @@ def test_a_bomb_of_empty_arrays_costs_less_than_a_second() -> None:
     def tree(depth: int) -> bytes:
         return b"\x94" + tree(depth - 1) * 4 if depth else b"\x90"
 
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(PeerMisbehaved):
         list(FrameReader().feed(tree(9)))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_reader_holds_little_whatever_it_has_read() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.kad_dht.pb.kademlia_pb2 import Message, Record
 
+from tests.stopwatch import within
 from twinshare.agent.p2p.libp2p.dht import DHT, Dht, open_dht
 from twinshare.agent.p2p.libp2p.dht.store import KEPT, MAX_RECORDS, MAX_VALUE, RecordStore
 from twinshare.agent.p2p.libp2p.dht.table import (
@@ -192,7 +193,7 @@ async def test_what_is_not_kept_ends_the_stream(question: Message) -> None:
     async with open_fleet(2) as (hosts, tables, _):
         stream = await hosts[0].open_stream(hosts[1].peer_id, DHT)
         await write_message(stream, question)
-        with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
+        with within(2), pytest.raises(trio.BrokenResourceError):
             await MessageReader(stream).read(Message())
         assert await tables[0].get(question.key) is None
 
