@@ -38,7 +38,7 @@ def resident(agent: AgentProcess) -> int:
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
-def cpu_time(agent: AgentProcess) -> float:
-    """Seconds of CPU time that the agent's process has used."""
-    user, system = Path(f"/proc/{agent_file(agent)['pid']}/stat").read_text().rpartition(")")[2].split()[11:13]
+def cpu_time(pid: int) -> float:
+    """Seconds of CPU time that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -9,18 +9,19 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import msgspec
 import trio
 
 from tests.hostile.member import cpu_time, resident
-from tests.hostile.party import JOINED, Result, Task
+from tests.hostile.party import GO, JOINED, Result, Task
 from tests.nodes.fleet import agent_file, ask, fleet, online
 from twinshare.agent.audit.chain import Broken
 from twinshare.agent.audit.reading import newest, verify
@@ -29,19 +30,33 @@ from twinshare.agent.testing import AgentProcess
 from twinshare.protocols.access import Role
 
 HOSTILE = (Role.VIEWER, Role.VIEWER, Role.OPERATOR, Role.ADMIN)
-QUIET = 10.0
-"""Seconds for which honest calls are timed before anybody attacks."""
+QUIET = 20.0
+"""Seconds for which honest calls are timed before anybody attacks, and again while the members only compute."""
 MIB = 1 << 20
+
+
+Times: TypeAlias = dict[str, list[float]]
+"""Seconds that calls took, by what was asked."""
+
+
+def no_times() -> Times:
+    return defaultdict(list)
 
 
 @dataclass
 class Outcome:
-    """Times in seconds, memory in bytes, `load` in cores that an agent used. `wrong` says what should not have been."""
+    """Times in seconds, memory in bytes, `load` and `members_load` in cores. `wrong` says what should not have been.
 
-    quiet: list[float] = field(default_factory=list)
-    attacked: list[float] = field(default_factory=list)
+    `quiet` is of before the attack. In `busy`, after it, the members compute as much as in the attack and send nothing:
+    the difference between the two is what a machine does that attackers share with whom they attack.
+    """
+
+    quiet: Times = field(default_factory=no_times)
+    attacked: Times = field(default_factory=no_times)
+    busy: Times = field(default_factory=no_times)
     grown: int = 0
     load: float = 0.0
+    members_load: float = 0.0
     results: list[Result] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -55,22 +70,22 @@ def middle(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 2] * 1e3 if times else 0.0
 
 
-async def honest_calls(node: AgentProcess, seconds: float, times: list[float], wrong: list[str]) -> None:
+async def honest_calls(node: AgentProcess, seconds: float, times: Times, wrong: list[str]) -> None:
     """What users do all day, through one node, here and at its peer."""
-    requests: list[tuple[str, str, Any]] = [
-        ("GET", "/api/vm", None),
-        ("GET", "/api/remote/node-2/vm", None),
-        ("PATCH", "/api/vm/honest", {"labels": {"by": "its owner"}}),
-        ("GET", "/api/remote/node-2/vm/honest", None),
-        ("GET", "/api/p2p/peers", None),
+    requests: list[tuple[str, str, str, Any]] = [
+        ("reads of the node", "GET", "/api/vm", None),
+        ("reads of the peer", "GET", "/api/remote/node-2/vm", None),
+        ("changes", "PATCH", "/api/vm/honest", {"labels": {"by": "its owner"}}),
+        ("reads of the peer", "GET", "/api/remote/node-2/vm/honest", None),
+        ("reads of the node", "GET", "/api/p2p/peers", None),
     ]
     async with httpx.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as http:
         with trio.move_on_after(seconds):
             while True:
-                for verb, path, body in requests:
+                for what, verb, path, body in requests:
                     began = trio.current_time()
                     answer = await http.request(verb, path, json=body)
-                    times.append(trio.current_time() - began)
+                    times[what].append(trio.current_time() - began)
                     if answer.status_code != 200:
                         wrong.append(f"{verb} {path}: {answer.status_code} {answer.text[:200]}")
                     await trio.sleep(0.02)
@@ -94,9 +109,17 @@ async def party(task: Task) -> AsyncIterator[trio.Process]:
 
 
 async def attack(process: trio.Process, outcome: Outcome) -> None:
-    await _stdin(process).send_all(b"go\n")
-    said = b"".join([data async for data in _stdout(process)])
+    await _stdin(process).send_all(GO)
+    said = b""
+    while not said.endswith(b"\n"):
+        said += await _stdout(process).receive_some()
     outcome.results.append(msgspec.json.decode(said, type=Result))
+
+
+async def keep_busy(processes: Sequence[trio.Process], cores: float) -> None:
+    """Let the members compute for so much of the time together, and send nothing."""
+    for process in processes:
+        await _stdin(process).send_all(b"%f\n" % (cores / len(processes)))
 
 
 def _stdin(process: trio.Process) -> trio.abc.SendStream:
@@ -118,26 +141,40 @@ async def prepare(nodes: Sequence[AgentProcess]) -> None:
         await ask(node, "POST", "/api/vm", spec)
 
 
-async def attacked(nodes: Sequence[AgentProcess], seconds: float, outcome: Outcome, only: str) -> None:
-    founder = nodes[0]
+@asynccontextmanager
+async def hostile_members(
+    nodes: Sequence[AgentProcess], seconds: float, only: str
+) -> AsyncIterator[Sequence[trio.Process]]:
+    """Members of each role, which have joined the founder's fleet."""
     written = [agent_file(node) for node in nodes]
     ports = [int(address.split("/")[4]) for one in written for address in one["addresses"][:1]]
-    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
         processes = []
         for number, role in enumerate(HOSTILE):
-            ticket = (await ask(founder, "POST", "/api/p2p/invite", {"role": str(role)}))["ticket"]
+            ticket = (await ask(nodes[0], "POST", "/api/p2p/invite", {"role": str(role)}))["ticket"]
             task = Task(
                 ticket=ticket, role=role, number=number + 10, targets=[one["peer_id"] for one in written], ports=ports,
                 seconds=seconds, seed=number, only=only,
             )  # fmt: skip
             processes.append(await stack.enter_async_context(party(task)))
-        before, used, began = [resident(node) for node in nodes], list(map(cpu_time, nodes)), trio.current_time()
-        for process in processes:
-            nursery.start_soon(attack, process, outcome)
-        await honest_calls(founder, seconds, outcome.attacked, outcome.wrong)
+        yield processes
+
+
+async def attacked(
+    nodes: Sequence[AgentProcess], members: Sequence[trio.Process], seconds: float, outcome: Outcome
+) -> None:
+    """Let the members attack for so long while an honest user works."""
+    agents, theirs = [agent_file(node)["pid"] for node in nodes], [member.pid for member in members]
+    before, began = [resident(node) for node in nodes], trio.current_time()
+    used, theirs_used = list(map(cpu_time, agents)), sum(map(cpu_time, theirs))
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(attack, member, outcome)
+        await honest_calls(nodes[0], seconds, outcome.attacked, outcome.wrong)
+        elapsed = trio.current_time() - began
+        outcome.load = max(cpu_time(pid) - then for pid, then in zip(agents, used, strict=True)) / elapsed
+        outcome.members_load = (sum(map(cpu_time, theirs)) - theirs_used) / elapsed
     outcome.grown = max(resident(node) - then for node, then in zip(nodes, before, strict=True))
-    worked = max(cpu_time(node) - then for node, then in zip(nodes, used, strict=True))
-    outcome.load = worked / (trio.current_time() - began)
 
 
 async def look_after(nodes: Sequence[AgentProcess], outcome: Outcome) -> None:
@@ -185,7 +222,10 @@ async def trial(folder: Path, seconds: float, quiet: float = QUIET, only: str = 
         nodes = await stack.enter_async_context(fleet(folder, 2, peer_timeout=15.0))
         await prepare(nodes)
         await honest_calls(nodes[0], quiet, outcome.quiet, outcome.wrong)
-        await attacked(nodes, seconds, outcome, only)
+        members = await stack.enter_async_context(hostile_members(nodes, seconds, only))
+        await attacked(nodes, members, seconds, outcome)
+        await keep_busy(members, outcome.members_load)
+        await honest_calls(nodes[0], quiet, outcome.busy, outcome.wrong)
         await look_after(nodes, outcome)
     return outcome
 
@@ -195,13 +235,23 @@ def report(outcome: Outcome) -> str:
     refused = sum(sum(result.refused.values()) for result in outcome.results)
     lines = [
         f"hostile acts: {sent}, refused {refused}, from {len(outcome.results)} members",
-        f"honest calls: {len(outcome.quiet)} quiet, {len(outcome.attacked)} under attack",
-        f"p99 of honest calls: quiet {p99(outcome.quiet) * 1e3:.1f} ms, attacked {p99(outcome.attacked) * 1e3:.1f} ms",
-        f"median of honest calls: quiet {middle(outcome.quiet):.1f} ms, attacked {middle(outcome.attacked):.1f} ms",
         f"an agent under attack: {outcome.grown / MIB:+.1f} MiB, {outcome.load:.0%} of a core",
+        f"the members: {outcome.members_load:.0%} of a core, and as much where they send nothing",
+        *_rows({"quiet": outcome.quiet, "attacked": outcome.attacked, "nothing sent": outcome.busy}),
         *(outcome.wrong or ["nothing was lost"]),
     ]
     return "\n".join(lines)
+
+
+def _rows(phases: Mapping[str, Times]) -> Iterator[str]:
+    """Yield the median and p99 of each phase, in milliseconds, for all calls and for each kind."""
+    yield f"{'median, p99 in ms':20}" + "".join(f"{name:>20}" for name in phases)
+    for kind in ("", *sorted(set().union(*phases.values()))):
+        cells = []
+        for times in phases.values():
+            taken = times.get(kind, []) if kind else [each for found in times.values() for each in found]
+            cells.append(f"{middle(taken):.1f}, {p99(taken) * 1e3:.1f}")
+        yield f"{kind or 'all calls':20}" + "".join(f"{cell:>20}" for cell in cells)
 
 
 def parser() -> argparse.ArgumentParser:
