@@ -1,6 +1,7 @@
 """The SQLite shell: one connection in one worker thread (WAL, synchronous=FULL), a schema number, typed errors.
 
-All statements run in order in one thread, so a transaction is never interleaved. What SQLite raises for a state of the
+All statements run in order in one thread, so a transaction is never interleaved. Transactions that wait for that thread
+are one commit: what many callers write costs each of them one wait for the disk. What SQLite raises for a state of the
 machine is renamed here and nowhere else: a full disk to `InsufficientResources`; a file that another process locks,
 that cannot be written or read to `Unavailable`. Both pass, and nothing was written then: `PASSING_FAULTS`.
 """
@@ -9,18 +10,20 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
+import outcome
 import trio
 
 from ..protocols.errors import InsufficientResources, Unavailable
 from .files import DISK_CURE
 
 Result = TypeVar("Result")
+Work: TypeAlias = Callable[[sqlite3.Connection], Any]
 
 BUSY_TIMEOUT, OPEN_TIMEOUT = 5.0, 60.0
 """Seconds in which a statement waits for a lock of another process, and in which opening the file does."""
@@ -78,6 +81,17 @@ class Schema:
         return 1 + len(self.migrations)
 
 
+class _Transaction:
+    """What waits to be written. `awoken` is set when it has its `result`, and when it is to begin the next commit."""
+
+    __slots__ = ("awoken", "result", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.awoken = trio.Event()
+        self.result: outcome.Outcome[Any] | None = None
+
+
 class Database:
     """An open file. Made by `open_database`. `problem` says why nothing could be written last, empty if it could."""
 
@@ -85,26 +99,79 @@ class Database:
         self._file, self._connection = file, connection
         self.problem = ""
         self._one_thread = trio.CapacityLimiter(1)
+        self._waiting: list[_Transaction] = []
+        self._is_writing = False
 
     async def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run `work` as one durable transaction; it is rolled back when it raises.
+        """Run `work` in a durable transaction; what it did is rolled back when it raises.
 
+        It is run a second time, after a rollback, where something that was to be committed with it has failed.
         Not interrupted by cancellation once it has begun: the caller always learns what was written.
         Raises: InsufficientResources when the disk is full, Unavailable, and what `work` raises.
         """
 
-        def run() -> Result:
-            with _renamed_errors(self._file), self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
-                return work(self._connection)
-
+        mine = _Transaction(work)
+        self._waiting.append(mine)
+        if self._is_writing or len(self._waiting) > 1:
+            await self._wait(mine)
+        done = mine.result or await self._commit_all_waiting()
         try:
-            result = await trio.to_thread.run_sync(run, limiter=self._one_thread)
+            result: Result = done.unwrap()
         except PASSING_FAULTS as error:
             self.problem = error.message
             raise
         self.problem = ""
         return result
+
+    async def _wait(self, mine: _Transaction) -> None:
+        try:
+            await mine.awoken.wait()
+        except trio.Cancelled:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+                self._let_next_begin()
+                raise
+            with trio.CancelScope(shield=True):
+                await mine.awoken.wait()
+
+    async def _commit_all_waiting(self) -> outcome.Outcome[Any]:
+        """Return the result of the first of them, which calls this. The next one begins when it is done."""
+        batch, self._waiting = self._waiting, []
+        self._is_writing = True
+        try:
+            with trio.CancelScope(shield=True):
+                works = [each.work for each in batch]
+                results = await trio.to_thread.run_sync(self._commit, works, limiter=self._one_thread)
+            for each, result in zip(batch, results, strict=True):
+                each.result = result
+                each.awoken.set()
+            return results[0]
+        except BaseException:  # there was no thread for it
+            self._waiting = batch[1:] + self._waiting
+            raise
+        finally:
+            self._is_writing = False
+            self._let_next_begin()
+
+    def _let_next_begin(self) -> None:
+        if self._waiting and not self._is_writing:
+            self._waiting[0].awoken.set()
+
+    def _commit(self, works: Sequence[Work]) -> list[outcome.Outcome[Any]]:
+        """Blocking. What fails beside others is done alone, and so are they: an error is that of one caller."""
+        if len(works) > 1:
+            together = outcome.capture(self._transaction, works)
+            if isinstance(together, outcome.Value):
+                return [outcome.Value(each) for each in together.value]
+        return [outcome.capture(self._run_alone, work) for work in works]
+
+    def _run_alone(self, work: Work) -> Any:
+        return self._transaction([work])[0]
+
+    def _transaction(self, works: Iterable[Work]) -> list[Any]:
+        with _renamed_errors(self._file), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            return [work(self._connection) for work in works]
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
         """Run one durable statement. Raises: InsufficientResources when the disk is full, Unavailable."""

@@ -1,14 +1,17 @@
 """The SQLite shell: versions and migrations, and what SQLite says of the machine in our own errors."""
 
 import sqlite3
-from contextlib import closing
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from twinshare.agent import database as shell
-from twinshare.agent.database import DatabaseDamaged, DatabaseNewer, Schema, open_database
+from twinshare.agent.database import Database, DatabaseDamaged, DatabaseNewer, Schema, open_database
 from twinshare.protocols.errors import InsufficientResources, Unavailable
 
 FIRST = Schema("CREATE TABLE IF NOT EXISTS things (name TEXT PRIMARY KEY) STRICT;")
@@ -115,6 +118,130 @@ async def test_opening_waits_longer_for_a_lock_of_another_process(
         with pytest.raises(Unavailable, match="another process holds"):
             async with open_database(file, FIRST):
                 pass
+
+
+class Held:
+    """A database whose only thread is held by a transaction until `free` is set; `commits` are counted."""
+
+    def __init__(self, db: Database) -> None:
+        self.db, self.commits = db, 0
+        self.begun, self.free = trio.Event(), threading.Event()
+        db._connection.set_trace_callback(self._count)
+
+    def _count(self, statement: str) -> None:
+        self.commits += statement == "COMMIT"
+
+    async def hold(self) -> None:
+        def work(raw: sqlite3.Connection) -> None:
+            trio.from_thread.run_sync(self.begun.set)
+            self.free.wait(30)
+            raw.execute("INSERT INTO things VALUES ('first')")
+
+        await self.db.transact(work)
+
+    async def names(self) -> list[str]:
+        return [name for (name,) in await self.db.query("SELECT name FROM things ORDER BY name")]
+
+
+@asynccontextmanager
+async def held(file: Path) -> AsyncIterator[tuple[Held, trio.Nursery]]:
+    async with open_database(file, FIRST) as db:
+        it = Held(db)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.hold)
+            try:
+                await it.begun.wait()
+                yield it, nursery
+            finally:
+                it.free.set()
+
+
+async def insert(db: Database, name: str) -> None:
+    await db.execute("INSERT INTO things VALUES (?)", (name,))
+
+
+async def test_transactions_that_wait_are_one_commit(tmp_path: Path) -> None:
+    """Each was one of its own: who waited behind ten others waited for the disk ten times."""
+    async with held(tmp_path / "db") as (it, nursery):
+        for number in range(10):
+            nursery.start_soon(insert, it.db, str(number))
+        await trio.testing.wait_all_tasks_blocked()
+        it.free.set()
+        with trio.fail_after(30):
+            while len(await it.names()) < 11:
+                await trio.sleep(0.01)
+        assert it.commits == 2
+
+
+async def test_a_transaction_that_fails_takes_back_no_other(tmp_path: Path) -> None:
+    failed: list[str] = []
+
+    async def fail(db: Database, error: Exception) -> None:
+        def work(raw: sqlite3.Connection) -> None:
+            raw.execute("INSERT INTO things VALUES ('half')")
+            raise error
+
+        with pytest.raises(type(error)):
+            await db.transact(work)
+        failed.append(type(error).__name__)
+
+    async with held(tmp_path / "db") as (it, nursery):
+        nursery.start_soon(insert, it.db, "one")
+        nursery.start_soon(fail, it.db, Unavailable("as a lock says it"))
+        nursery.start_soon(fail, it.db, KeyError("as a bug says it"))
+        nursery.start_soon(insert, it.db, "two")
+        await trio.testing.wait_all_tasks_blocked()
+        it.free.set()
+    async with open_database(tmp_path / "db", FIRST) as db:
+        assert await db.query("SELECT name FROM things ORDER BY name") == [("first",), ("one",), ("two",)]
+    assert sorted(failed) == ["KeyError", "Unavailable"]
+
+
+@pytest.mark.parametrize("when_it_is_next", [False, True])
+async def test_who_stops_waiting_has_written_nothing_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when_it_is_next: bool
+) -> None:
+    scope, let_next_begin = trio.CancelScope(), Database._let_next_begin
+
+    def give_up_first(db: Database) -> None:
+        scope.cancel()
+        let_next_begin(db)
+
+    async def give_up(db: Database) -> None:
+        with scope:
+            await insert(db, "given up")
+
+    async with held(tmp_path / "db") as (it, nursery):
+        nursery.start_soon(give_up, it.db)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(insert, it.db, "kept")
+        await trio.testing.wait_all_tasks_blocked()
+        if when_it_is_next:
+            monkeypatch.setattr(Database, "_let_next_begin", give_up_first)
+        else:
+            scope.cancel()
+        it.free.set()
+        with trio.fail_after(30):
+            while await it.names() != ["first", "kept"]:
+                await trio.sleep(0.01)
+        assert scope.cancelled_caught
+
+
+async def test_what_has_begun_is_written_however_its_caller_is_cancelled(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    async with open_database(tmp_path / "db", FIRST) as db, trio.open_nursery() as nursery:
+        it = Held(db)
+
+        async def hold() -> None:
+            await it.hold()
+            done.append("first")
+
+        nursery.start_soon(hold)
+        await it.begun.wait()
+        nursery.cancel_scope.cancel()
+        it.free.set()
+    assert done == ["first"]
 
 
 async def test_a_full_disk_is_named_and_nothing_is_written(tmp_path: Path) -> None:
