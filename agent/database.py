@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -189,9 +189,17 @@ class Database:
     async def erase_deleted(self) -> None:
         """Let nothing that was overwritten or deleted be found in the files: the write-ahead log is emptied.
 
-        While another process reads the file nothing happens; the next call does it. Raises: Unavailable.
+        Transactions go on while most of the log is copied into the file, and wait only for the rest.
+        While another process reads the file nothing happens; the next call does it.
+        Raises: InsufficientResources when the disk is full, Unavailable.
         """
+        await trio.to_thread.run_sync(self._copy_log)
         await self.query("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _copy_log(self) -> None:
+        """Blocking. On a connection of its own: no transaction waits for a passive checkpoint."""
+        with _renamed_errors(self._file), closing(sqlite3.connect(self._file, isolation_level=None)) as beside:
+            beside.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     async def close(self) -> None:
         """Close the file; not interrupted by cancellation."""

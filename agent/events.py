@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from math import inf
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +28,8 @@ from .state import State
 LISTENER_BUFFER = 1024
 MAX_UNREAD = 8 << 20
 """Events, and bytes of memory, that a listener may leave unread."""
+OTHERS_EVERY = 0.1
+"""Seconds between two writes at least, where none is of the node's own user: those of others come in greater number."""
 HEARTBEAT = 15.0
 """Seconds between two heartbeats."""
 HEARTBEAT_EVENT = Event(id=0, type="heartbeat", at=datetime.fromtimestamp(0, UTC))
@@ -74,7 +77,8 @@ class EventLog:
         # Bounded for each account: if the disk stalls, its newer events give way rather than the node's memory.
         self._unwritten: deque[_Waiting] = deque()
         self._waiting: Counter[str] = Counter()
-        self._wake = trio.Event()
+        self._wake, self._hurry = trio.Event(), trio.Event()
+        self._written_at = -inf
 
     @property
     def kept(self) -> list[Event]:
@@ -97,6 +101,8 @@ class EventLog:
         self._waiting[account] += 1
         self._next += 1
         self._wake.set()
+        if account == LOCAL:
+            self._hurry.set()
 
     def load(self, event: Event, account: str, size: int) -> None:
         """Take an event of a former life of the node."""
@@ -137,8 +143,11 @@ class EventLog:
     async def _write(self, state: State) -> None:
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
+            with trio.move_on_at(self._written_at + OTHERS_EVERY):
+                await self._hurry.wait()
+            self._wake, self._hurry = trio.Event(), trio.Event()
             await self._flush(state)
+            self._written_at = trio.current_time()
 
     async def _flush(self, state: State) -> None:
         batch = list(self._unwritten)

@@ -154,14 +154,17 @@ LOCAL_ADMIN = Caller(principal=LOCAL, role=Role.ADMIN)
 class AuditSink(Protocol):
     """Records a call to `what`, about `on`: entered before the call acts, left with its outcome.
 
-    `request` are the packed arguments as a peer sent them.
+    `request` are the packed arguments as a peer sent them. A call that `will_be_refused` changes nothing, so that its
+    record need not be durable before it goes on.
     """
 
     def __call__(
-        self, caller: Caller, what: str, on: str = "", *, request: bytes = b""
+        self, caller: Caller, what: str, on: str = "", *, request: bytes = b"", will_be_refused: bool = False
     ) -> AbstractAsyncContextManager[None]: ...
 
 
-def no_audit(caller: Caller, what: str, on: str = "", *, request: bytes = b"") -> AbstractAsyncContextManager[None]:
+def no_audit(
+    caller: Caller, what: str, on: str = "", *, request: bytes = b"", will_be_refused: bool = False
+) -> AbstractAsyncContextManager[None]:
     """Record nothing."""
     return nullcontext()

@@ -55,6 +55,8 @@ MAX_WAITING_SIZE = 32 << 20
 """Their bytes."""
 MAX_BATCH = 256
 """Rows that are signed and written together."""
+LATER = 0.1
+"""Seconds in which a row is written that nothing depends on: the end of a call, and all of one that is refused."""
 
 
 class AuditLog:
@@ -66,14 +68,22 @@ class AuditLog:
         self._waiting: list[tuple[str, bytes, trio.Event]] = []
         self._waiting_rows: Counter[str] = Counter()
         self._waiting_size: Counter[str] = Counter()
-        self._wake = trio.Event()
+        self._wake, self._hurry = trio.Event(), trio.Event()
 
     @asynccontextmanager
     async def record(
-        self, caller: Caller, what: str, on: str = "", *, at_peer: str = "", request: bytes = b""
+        self,
+        caller: Caller,
+        what: str,
+        on: str = "",
+        *,
+        at_peer: str = "",
+        request: bytes = b"",
+        will_be_refused: bool = False,
     ) -> AsyncIterator[None]:
         """One call by `caller`, as `Entry` has it. What the block raises is its outcome.
 
+        The rows of calls that will be refused are written together: no refusal makes others wait for the disk.
         A full disk keeps nobody from what makes room: the rows then wait in memory.
         """
         begun = Entry(
@@ -82,7 +92,7 @@ class AuditLog:
         )  # fmt: skip
         outcome = TwinshareError.code  # of a bug
         try:
-            await self.note(begun).wait()
+            await self.note(begun, later=will_be_refused).wait()
             yield
             outcome = "done"
         except trio.Cancelled:
@@ -95,10 +105,10 @@ class AuditLog:
             outcome = f"operation {detached.operation.id}"
             raise
         finally:
-            self.note(msgspec.structs.replace(begun, at=time.time(), outcome=outcome, request=b""))
+            self.note(msgspec.structs.replace(begun, at=time.time(), outcome=outcome, request=b""), later=True)
 
-    def note(self, entry: Entry) -> trio.Event:
-        """Write a row soon; the event is set when that was tried."""
+    def note(self, entry: Entry, *, later: bool = False) -> trio.Event:
+        """Write a row now, or with the next ones within `LATER`; the event is set when that was tried."""
         tried = trio.Event()
         account, content = account_of(entry.principal), msgspec.msgpack.encode(entry)
         part = 1 if account == LOCAL else 10
@@ -110,6 +120,8 @@ class AuditLog:
             self._waiting_rows[account] += 1
             self._waiting_size[account] += len(content)
             self._wake.set()
+            if not later:
+                self._hurry.set()
         else:
             log.error("the audit log cannot be written; a row is lost", what=entry.what, principal=entry.principal)
             tried.set()
@@ -122,13 +134,16 @@ class AuditLog:
             Entry(
                 at=time.time(), call=operation.id, principal=operation.principal, what=operation.kind,
                 on=operation.target, outcome=outcome,
-            )
+            ),
+            later=True,
         )  # fmt: skip
 
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
+            with trio.move_on_after(LATER):
+                await self._hurry.wait()
+            self._wake, self._hurry = trio.Event(), trio.Event()
             await self._flush()
 
     async def _flush(self) -> None:
@@ -162,6 +177,7 @@ class AuditLog:
             await self._count(batch)
             if self._waiting:
                 self._wake.set()
+                self._hurry.set()
         for _, _, tried in batch:
             tried.set()
 

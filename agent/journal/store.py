@@ -15,7 +15,7 @@ import msgspec
 
 from ...protocols.access import account_of
 from ...protocols.operation import MAX_LISTED, OperationState
-from ...protocols.secrets import has_secrets, secrets_until_end, without_secrets
+from ...protocols.secrets import secrets_until_end, without_secrets
 from ..database import PASSING_FAULTS
 from ..disk_reserve import DiskReserve
 from ..limits import limits_of
@@ -93,7 +93,7 @@ class JournalStore:
     async def update(self, active: ActiveOperation) -> None:
         active.updated_at = time.time()
         await self._state.execute(_UPSERT, self._row(active))
-        if active.state in _ENDED and has_secrets(active.request.__class__):
+        if active.state in _ENDED and any(secrets_until_end(active.request)):
             await self._state.erase_deleted()
 
     async def write_end(self, active: ActiveOperation) -> None:

@@ -240,9 +240,14 @@ class _Serving:
             kept = method.pack_without_secrets(arguments) if secret else packed
         elif secret:
             kept = b""
-        limit = method.max_arguments if _allowed(caller, method) else MAX_REFUSED_KEPT
+        allowed = _allowed(caller, method)
+        limit = method.max_arguments if allowed else MAX_REFUSED_KEPT
         return self._server.audit_sink(
-            caller, method.name, on, request=kept if len(kept) <= limit else kept[:MAX_REFUSED_KEPT]
+            caller,
+            method.name,
+            on,
+            request=kept if len(kept) <= limit else kept[:MAX_REFUSED_KEPT],
+            will_be_refused=not (allowed and isinstance(arguments, dict)),
         )
 
     async def _send_pages(self, number: int, rows: Iterable[Any]) -> bytes:

@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 STOP_WITHIN = 10.0
 # Python's own; the commands that end soon collect garbage less often.
 GC_THRESHOLDS = (700, 10, 10)
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a worker thread gives way to the event loop: at Python's 5 ms each wake of the loop waits as long
+while a worker decodes or verifies what peers send."""
 
 
 def run_agent(config: Config) -> None:
@@ -44,6 +47,7 @@ def run_agent(config: Config) -> None:
     reset_environment()
     configure_logs(config.log)
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     use_one_heap()
     try:
         trio.run(_serve, config, _Stop())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.agent.nodes import open_test_node, spec
 from twinshare.agent import limits
@@ -18,7 +19,7 @@ from twinshare.agent.audit.chain import Broken, Entry
 from twinshare.agent.audit.reading import newest, verify
 from twinshare.agent.limits import AccountLimits, Share
 from twinshare.agent.node import Node
-from twinshare.agent.state import State
+from twinshare.agent.state import State, open_state
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import Forbidden, InsufficientResources, TwinshareError, VmNotFound
 from twinshare.protocols.node import TokenRequest
@@ -55,6 +56,33 @@ async def until_rows(folder: Path, count: int) -> list[tuple[str, str, str, str]
         while len(rows_of(folder)) < count:
             await trio.sleep(0.01)
     return rows_of(folder)
+
+
+async def test_rows_that_nobody_waits_for_are_written_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of each call, and each refusal of a peer, was a wait for the disk, and changes waited behind it."""
+    monkeypatch.setattr(audit_log, "LATER", 3600.0)
+    async with open_state(tmp_path / "twinshare.db", [audit_log.SCHEMA]) as state:
+        async with audit_log.open_audit(state, bytes(32)) as audit, trio.open_nursery() as nursery:
+
+            async def refused() -> None:
+                with pytest.raises(Forbidden):
+                    async with audit.record(VIEWER, "delete_vm", "web", will_be_refused=True):
+                        raise Forbidden("a viewer changes nothing")
+
+            with trio.fail_after(60):
+                for number in range(3):
+                    async with audit.record(LOCAL_ADMIN, "start_vm", str(number)):
+                        pass
+                for _ in range(20):
+                    nursery.start_soon(refused)
+                await trio.testing.wait_all_tasks_blocked()
+                before = [("local", str(n), end) for n in range(3) for end in ("", "done")][:-1]
+                assert [(who, on, end) for who, _, on, end in rows_of(tmp_path)] == before
+                async with audit.record(LOCAL_ADMIN, "start_vm", "3"):
+                    assert len(rows_of(tmp_path)) == 6 + 20 + 1
+        assert sum(outcome == "forbidden" for *_, outcome in rows_of(tmp_path)) == 20
 
 
 async def test_each_change_has_a_beginning_and_an_outcome(tmp_path: Path) -> None:

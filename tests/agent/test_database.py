@@ -244,6 +244,31 @@ async def test_what_has_begun_is_written_however_its_caller_is_cancelled(tmp_pat
     assert done == ["first"]
 
 
+async def test_transactions_go_on_while_the_log_is_copied_into_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, written, copy_log = trio.Event(), threading.Event(), Database._copy_log
+
+    def copy(db: Database) -> None:
+        trio.from_thread.run_sync(begun.set)
+        assert written.wait(30)
+        copy_log(db)
+
+    file = tmp_path / "db"
+    async with open_database(file, FIRST) as db, trio.open_nursery() as nursery:
+        monkeypatch.setattr(Database, "_copy_log", copy)
+        nursery.start_soon(db.erase_deleted)
+        await begun.wait()
+        await insert(db, "one")
+        written.set()
+    monkeypatch.undo()
+    async with open_database(file, FIRST) as db:
+        await insert(db, "two")
+        assert file.with_name("db-wal").stat().st_size > 0
+        await db.erase_deleted()
+        assert file.with_name("db-wal").stat().st_size == 0
+
+
 async def test_a_full_disk_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     async with open_database(tmp_path / "db", FIRST) as db:
         await db.query("PRAGMA max_page_count = 1")  # SQLite then answers as for a full disk

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 import twinshare.agent.events
 from tests.agent.probe import probe
 from twinshare.agent import limits
+from twinshare.agent.database import Work
 from twinshare.agent.event_shares import MAX_ROWS, KeptEvents
 from twinshare.agent.events import HEARTBEAT_EVENT, LISTENER_BUFFER, open_events
 from twinshare.agent.limits import OWN_LIMITS, AccountLimits, Share
@@ -69,6 +71,31 @@ async def test_a_heartbeat_comes_to_those_who_ask_for_it(tmp_path: Path, monkeyp
         assert not events._with_heartbeat
 
 
+async def test_events_of_others_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message of a member was a wait for the disk, and a change of the node's user waited behind it."""
+    monkeypatch.setattr(twinshare.agent.events, "OTHERS_EVERY", 3600.0)
+    async with open_state(tmp_path / "db") as state:
+        written, transact = 0, state.transact
+
+        async def counting(work: Work) -> None:
+            nonlocal written
+            written += 1
+            await transact(work)
+
+        monkeypatch.setattr(state, "transact", counting)
+        async with open_events(state) as events, events.subscribe() as heard:
+            with trio.fail_after(60):
+                events.publish(probe("first"), "peer-a")
+                assert (await heard.receive()).type == "first"
+                for number in range(20):
+                    events.publish(probe("flood", n=number), f"peer-{number % 3}")
+                    await trio.testing.wait_all_tasks_blocked()
+                assert written == 1
+                events.publish(probe("own"))
+                assert [(await heard.receive()).type for _ in range(21)] == ["flood"] * 20 + ["own"]
+        assert written == 2
+
+
 KEPT = OWN_LIMITS.event_log.rows
 
 
@@ -86,6 +113,7 @@ async def test_a4_an_account_that_floods_the_log_loses_only_its_own_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIMITS", AccountLimits(event_log=Share(20, 2600)))
+    monkeypatch.setattr(twinshare.agent.events, "OTHERS_EVERY", 0.0)
     async with open_state(tmp_path / "db") as state:
         async with open_events(state) as events, events.subscribe() as heard:
             events.publish(probe("own"))

@@ -14,6 +14,7 @@ import trio
 from tests.agent import remote as registries
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import call, open_fleet, open_node_on
+from twinshare.agent.database import Database
 from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
@@ -43,6 +44,25 @@ async def test_user_data_leaves_the_journal_with_the_end_of_its_operation(tmp_pa
         for node in (a, b):
             assert found_in(node.home.path) == []
         assert (await call(a, "get_vm", vm="here")).id == made.id
+
+
+async def test_only_what_had_secrets_empties_the_log_of_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transactions wait while it is emptied; a member that creates and deletes VMs did that again and again."""
+    erased, erase_deleted = 0, Database.erase_deleted
+
+    async def counting(database: Database) -> None:
+        nonlocal erased
+        erased += 1
+        await erase_deleted(database)
+
+    async with open_node_on(MemoryNetwork(), tmp_path, "node") as a:
+        monkeypatch.setattr(Database, "erase_deleted", counting)
+        await call(a, "create_vm", spec=spec("open"))
+        assert erased == 0
+        await call(a, "create_vm", spec=spec("secret", cloud_init=CloudInit(user_data=USER_DATA)))
+        assert erased == 1
 
 
 async def test_what_a_peer_sends_stays_secret_in_the_audit_log_however_it_is_refused(tmp_path: Path) -> None:
