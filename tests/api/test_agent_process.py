@@ -195,6 +195,15 @@ async def test_its_threads_share_one_heap(tmp_path: Path) -> None:
         assert thread_heaps(agent.pid) == []
 
 
+async def test_its_loop_gets_the_interpreter_soon(tmp_path: Path) -> None:
+    """A thread that decodes what a peer sent keeps the event loop from running for an interval at each wake."""
+    shown = "import sys, trio; trio.run = lambda *_: print(sys.getswitchinterval()); from twinshare.api.cli import main"
+    command = [sys.executable, "-c", f"{shown}; main()", "agent", "--data-dir", str(tmp_path)]
+    with trio.fail_after(60):
+        ended = await trio.run_process(command, capture_stdout=True, check=False)
+    assert float(ended.stdout) == 0.001
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     async with open_agent(tmp_path / "a", *FAKE) as agent:
         for _ in range(2):
