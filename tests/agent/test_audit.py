@@ -23,7 +23,7 @@ from twinshare.agent.state import State, open_state
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import Forbidden, InsufficientResources, TwinshareError, VmNotFound
 from twinshare.protocols.node import TokenRequest
-from twinshare.protocols.operation import Detached
+from twinshare.protocols.operation import Detached, OperationState
 from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.services import SERVICES
 from twinshare.protocols.table import all_methods
@@ -145,6 +145,8 @@ async def test_what_a_former_life_began_has_its_end_in_this_one(tmp_path: Path) 
             nursery.start_soon(partial(call, node, "start_vm", vm="web"))
             with trio.fail_after(60):
                 while rows_of(tmp_path)[-1:] != [("local", "start_vm", "web", "")]:
+                    await trio.sleep(0.01)
+                while not await node.operations.list(OperationState.RUNNING):  # the row is there before its operation
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
     begun = rows_of(tmp_path)
