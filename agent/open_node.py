@@ -136,7 +136,7 @@ async def _open_parts(base: Foundation, peers: MeshClient) -> AsyncIterator[Node
             nursery.start_soon(start_after_boot, vms, partial(_start, dispatcher), base.state)
             nursery.start_soon(Expirer(vms, events, partial(_delete, dispatcher)).run)
             nursery.start_soon(_flush_tokens, tokens)
-            served = _served_streams(vms, backends, consoles, screens, access)
+            served = _served_streams(vms, backends, consoles, screens, access, peers)
             async with open_node_mesh(peers, Served(dispatcher, served), start=config.p2p.enabled) as mesh:
                 await tunnels.open_kept()
                 nursery.start_soon(tunnels.tend)
@@ -178,7 +178,12 @@ def _vm_context(
 
 
 def _served_streams(
-    vms: VmContext, backends: Backends, consoles: Consoles, screens: Screens, guests: GuestAccess
+    vms: VmContext,
+    backends: Backends,
+    consoles: Consoles,
+    screens: Screens,
+    guests: GuestAccess,
+    peers: MeshClient,
 ) -> dict[str, Serve]:
     """What peers may open, by its protocol."""
     return {
@@ -186,7 +191,7 @@ def _served_streams(
         CONSOLE: ConsoleServer(consoles.attach).serve,
         SCREEN: ConsoleServer(screens.attach).serve,
         GUEST: GuestStreamServer(guests).serve,
-        BLOB: BlobServer(backends.images).serve,
+        BLOB: BlobServer(backends.images, peers.expect_socket).serve,
     }
 
 

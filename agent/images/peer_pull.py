@@ -24,6 +24,7 @@ from ...protocols.operation import Progress
 from ...protocols.tunnel import encode
 from ..backoff import Backoff
 from ..files import disk_errors_named
+from .bulk import FAST, LINES, TRIAL, Batch, NoBulk, OpenBulk, Pace, fetch
 from .compression import plain_content
 from .index import HEADER, BadIndexError, ChunkIndex, read_header
 from .parallel import together
@@ -51,17 +52,20 @@ INDEX_ATTEMPTS = 3
 PAUSE = 1.0
 """Seconds until the second attempt at a peer, doubled each time: together more than an agent needs to start again."""
 
-Batch = list[int]
 Answer = tuple[Batch, list[memoryview]]
 """A batch and the frames of its chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A peer. `open` asks for a stream of the image; its errors are what the peer says, or that it is out of reach."""
+    """A peer. `open` asks for a stream of the image; its errors are what the peer says, or that it is out of reach.
+
+    `open_bulk` opens a connection of its own for the chunks beside it; None where there can be none.
+    """
 
     title: str
     open: Callable[[BlobRequest], Awaitable[tuple[BlobAnswer, trio.abc.Stream]]]
+    open_bulk: OpenBulk | None = None
 
 
 async def pull_from_peers(
@@ -148,6 +152,7 @@ class _PeerPull:
         self._error: TwinshareError = PeerUnreachable("no peer has the image any more")
         self._broken: OSError | None = None
         self._message = "fetching"
+        self._without_bulk = {source.title for source in sources if source.open_bulk is None}
 
     async def __call__(self, disk: Partial) -> None:
         reused = self._index.data_size - disk.left
@@ -177,6 +182,8 @@ class _PeerPull:
             before = disk.left
             try:
                 await self._take(batches, source)
+                if batches:
+                    await self._take_bulk(batches, source)
                 if not disk.gaps:
                     scope.cancel()  # whoever is out of reach need not be waited for
             except PeerUnreachable as error:
@@ -199,7 +206,7 @@ class _PeerPull:
             self._left_over.pop(source.title, None)
 
     async def _take(self, batches: _Batches, source: Source) -> None:
-        """Ask and read in one task, and write in another what was read."""
+        """Ask and read in one task, and write in another what was read: all there is, or until the line proves fast."""
         request = BlobRequest(digest=self._index.digest)
         asked: deque[Batch] = deque()  # and not written yet
         stream: trio.abc.Stream | None = None
@@ -225,15 +232,18 @@ class _PeerPull:
     ) -> None:
         reader = Reader(stream)
         under_way: deque[Batch] = deque()
+        pace = Pace(FAST)
         async with received:
             while True:
-                while len(under_way) < DEPTH and (batch := await batches.take()):
+                ends = pace.fast and source.title not in self._without_bulk and batches.partial.left >= TRIAL
+                while len(under_way) < DEPTH and not ends and (batch := await batches.take()):
                     asked.append(batch)
                     under_way.append(batch)
                     await stream.send_all(encode(BlobWant(chunks=batch)))
                 if not under_way:
                     return
                 frames = await self._receive(reader, under_way[0], source)
+                pace.add(sum(map(len, frames)))
                 await received.send((under_way.popleft(), frames))
 
     async def _write_all(
@@ -262,6 +272,40 @@ class _PeerPull:
         if len(frames) < len(batch):
             raise PeerUnreachable(f"{source.title} sent nothing for {STALL:g} s")
         return frames
+
+    async def _take_bulk(self, batches: _Batches, source: Source) -> None:
+        """Ask over connections of their own, for as long as they are fast; over none that the peer does not give."""
+        if source.title not in self._without_bulk:
+            await together(*[partial(self._take_on_line, batches, source)] * LINES)
+
+    async def _take_on_line(self, batches: _Batches, source: Source) -> None:
+        asked: deque[Batch] = deque()
+        if source.open_bulk is None:
+            return
+
+        def keep(batch: Batch, frames: list[memoryview]) -> None:
+            try:
+                self._write(batches.partial, batch, frames)
+            except BadIndexError as error:
+                raise PeerMisbehaved(f"{source.title} sends a damaged image: {error}") from None
+            trio.from_thread.run_sync(self._tell, batches.partial)
+            asked.popleft()
+
+        def take() -> Batch | None:
+            batch = trio.from_thread.run(batches.take)
+            if batch is not None:
+                asked.append(batch)
+            return batch
+
+        try:
+            async with source.open_bulk(BlobRequest(digest=self._index.digest)) as line:
+                if not await line.run(partial(fetch, take=take, keep=keep, within=STALL)):
+                    self._without_bulk.add(source.title)
+        except NoBulk as error:
+            log.debug("no connection for bulk", peer=source.title, why=str(error))
+            self._without_bulk.add(source.title)
+        finally:
+            batches.give_back(asked)
 
     def _write(self, disk: Partial, batch: Batch, frames: Sequence[memoryview]) -> None:
         decompressor = zstandard.ZstdDecompressor()

@@ -25,6 +25,7 @@ from .contract_hosts import (
     open_hosts,
     until,
 )
+from .contract_sockets import SOCKET_CHECKS
 from .contract_streams import STREAM_CHECKS
 from .host import Admission, Direction, PathKind, PeerEvent
 
@@ -121,4 +122,5 @@ CHECKS: Sequence[Check] = (
     check_a_stranger_is_refused,
     check_a_guest_gets_the_protocols_for_guests_alone,
     *STREAM_CHECKS,
+    *SOCKET_CHECKS,
 )

@@ -8,13 +8,17 @@ connection ends before the call is done.
 
 from __future__ import annotations
 
+import socket
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 import trio
+
+from .expected_sockets import ExpectedSocket
 
 PeerId: TypeAlias = str
 DIAL_DEADLINE = 5.0
@@ -151,6 +155,19 @@ class Host(Protocol):
 
         Raises: PeerUnreachable, also when there is no connection; Unsupported when the peer does not serve us
         `protocol`.
+        """
+        ...
+
+    def expect_socket(self, peer_id: PeerId, ticket: str) -> AbstractContextManager[ExpectedSocket]:
+        """Take one TCP connection from whoever names `ticket`, a secret of both ends, in this block."""
+        ...
+
+    async def dial_socket(
+        self, peer_id: PeerId, ticket: str, port: int, *, deadline: float = DIAL_DEADLINE
+    ) -> socket.socket:
+        """Open the connection that a directly connected peer expects at its `port`: a blocking socket of the caller's.
+
+        Nothing proves who is at its far end, and nothing is encrypted.
         """
         ...
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import trio
@@ -11,6 +13,7 @@ from ...protocols.access import Caller
 from ...protocols.errors import AmbiguousName, Forbidden, PeerNotFound
 from ...protocols.method import Method
 from .context import MeshContext
+from .expected_sockets import ExpectedSocket
 from .host import PeerId
 from .mesh_services import MeshServices, stopped
 
@@ -67,6 +70,14 @@ class MeshClient:
             listed = ", ".join(f"{names[peer]} ({peer})" for peer in sorted(meant))
             raise AmbiguousName(f"'{ref}' may be any of {listed}", peers=sorted(meant))
         return meant[0]
+
+    def expect_socket(self, peer: PeerId, ticket: str) -> AbstractContextManager[ExpectedSocket]:
+        """As `Host.expect_socket`. Raises: P2pStopped, PeerUnreachable."""
+        return self.require_running().host.expect_socket(peer, ticket)
+
+    async def dial_socket(self, peer: PeerId, ticket: str, port: int) -> socket.socket:
+        """As `Host.dial_socket`. Raises: P2pStopped, PeerUnreachable."""
+        return await self.require_running().host.dial_socket(peer, ticket, port)
 
     async def call(self, peer: str, method: Method, arguments: Mapping[str, Any], caller: Caller) -> Any:
         """Call any operation of another node.

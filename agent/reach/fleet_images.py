@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
 
 from ...protocols.access import Caller, Role
-from ...protocols.blob import PROTOCOL, BlobAnswer, BlobRequest
+from ...protocols.blob import PROTOCOL, BlobAnswer, BlobRequest, BulkOffer
 from ...protocols.errors import (
     InvalidRequest,
     Overloaded,
@@ -38,6 +39,7 @@ from ..images.tag_index import parse_new_name
 from ..p2p.host import PathKind, PeerId, Stream
 from ..p2p.mesh_client import MeshClient
 from ..vm.image_resolver import Asked
+from .bulk_lines import BulkLines, Expect, open_bulk
 from .tunnel import OPENING, ask_on_stream, receive_frame
 
 log = structlog.get_logger(__name__)
@@ -139,7 +141,9 @@ class FleetImages:
         async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:
             return await ask_on_stream(self.mesh, peer, PROTOCOL, request, BlobAnswer)
 
-        return Source(self.mesh.context.title(peer), ask)
+        return Source(
+            self.mesh.context.title(peer), ask, lambda request: open_bulk(self.mesh.dial_socket, ask, request)
+        )
 
     def _name(self, wanted: Reference, image: Image) -> Reference:
         """What it is called here: by the name that was asked for; what was asked for by digest, as it is there."""
@@ -203,18 +207,27 @@ def _is_shared(wanted: Reference) -> bool:
 class BlobServer:
     """The end of whoever has the image."""
 
-    def __init__(self, store: DiskImageStore) -> None:
+    def __init__(self, store: DiskImageStore, expect: Expect) -> None:
         self._store = store
+        self._bulk = BulkLines(expect)
         self._readers: Counter[PeerId] = Counter()
 
     async def serve(self, caller: Caller, stream: Stream) -> None:
         """One stream, from the first question to its end; `caller` is the peer."""
         peer = caller.principal
-        full = self._readers[peer] >= MAX_READERS_OF_PEER or self._readers.total() >= MAX_READERS
+        # Connections for bulk have places of their own, and their streams carry nothing.
+        of_peer, in_all = self._bulk.count(peer)
+        full = self._readers[peer] - of_peer >= MAX_READERS_OF_PEER or self._readers.total() - in_all >= MAX_READERS
         self._readers[peer] += 1
         try:
             await self._serve(caller, stream, full=full)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, PeerMisbehaved) as error:
+        except (
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            trio.TooSlowError,
+            OSError,
+            PeerMisbehaved,
+        ) as error:
             log.debug("a peer's reading of an image ended", peer=peer, why=str(error))
             stream.reset()
         finally:
@@ -231,12 +244,20 @@ class BlobServer:
                 limit = caller.limits.image_bytes
                 if limit is not None and disk.index.data_size > limit:
                     raise QuotaExceeded(f"this node lets you read images of at most {limit} bytes")
-                await _answer(stream, disk, request)
+                if not request.certificate or not await self._bulk.serve(
+                    stream, disk, request.certificate, partial(_offer, stream)
+                ):
+                    await _answer(stream, disk, request)
         except TwinshareError as error:
             if isinstance(error, PeerMisbehaved):
                 raise
             with trio.fail_after(OPENING):
                 await stream.send_all(encode(BlobAnswer(error=error.to_wire())))
+
+
+async def _offer(stream: Stream, offer: BulkOffer) -> None:
+    with trio.fail_after(OPENING):
+        await stream.send_all(encode(BlobAnswer(bulk=offer)))
 
 
 async def _answer(stream: Stream, disk: SharedDisk, request: BlobRequest) -> None:

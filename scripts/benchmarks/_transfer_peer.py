@@ -32,7 +32,7 @@ TUNNEL = "/bench/tunnel/1.0.0"
 async def serve(folder: Path, disk: Path, port: int, listen: str) -> None:
     async with disk_store(folder) as store, open_libp2p_host(os.urandom(32), [listen], gate=admit_all) as host:
         image = await store.add_image("bench", read(disk), report=quiet, origin=Origin("bench", raw=True))
-        images = BlobServer(store)
+        images = BlobServer(store, host.expect_socket)
 
         async def serve_blob(stream: Stream) -> None:
             await images.serve(LOCAL_ADMIN, stream)

@@ -35,6 +35,7 @@ from twinshare.agent.p2p.contract_hosts import admit_all
 from twinshare.agent.p2p.host import Host, Stream
 from twinshare.agent.p2p.libp2p import open_libp2p_host
 from twinshare.agent.p2p.peer_session import PeerSession, open_peer_session
+from twinshare.agent.reach.bulk_lines import open_bulk
 from twinshare.agent.reach.tunnel import receive_frame
 from twinshare.agent.streams import carry
 from twinshare.protocols import blob
@@ -108,15 +109,16 @@ async def _images(host: Host, far: dict[str, Any], folder: Path, ssh: Ssh | None
 
 
 async def _pull(host: Host, far: dict[str, Any], folder: Path) -> float:
-    async def ask(request: BlobRequest) -> tuple[BlobAnswer, trio.abc.Stream]:
+    async def ask(request: BlobRequest) -> tuple[BlobAnswer, Stream]:
         stream = await host.open_stream(far["peer_id"], blob.PROTOCOL)
         await stream.send_all(encode(request))
         return await receive_frame(stream, BlobAnswer), stream
 
+    source = Source("far", ask, partial(open_bulk, host.dial_socket, ask))
     request = ImportRequest(parse_reference("bench"), Origin("bench", raw=True), quiet)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         async with disk_store(Path(place) / "near") as store:
-            return await _timed(partial(pull_from_peers, store, far["digest"], [Source("far", ask)], request))
+            return await _timed(partial(pull_from_peers, store, far["digest"], [source], request))
 
 
 async def calls_during_pull(

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -82,8 +83,12 @@ class Wire(trio.abc.Stream):
         self._end.socket.close()
 
 
+def no_sockets(_peer: str, _ticket: str) -> NoReturn:
+    raise AssertionError("no connection of its own was asked for")
+
+
 async def from_a_peer(here: DiskImageStore, there: DiskImageStore, image: Image) -> None:
-    server = BlobServer(here)
+    server = BlobServer(here, no_sockets)
 
     async def serve(far: Wire) -> None:
         async with far:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 import trio
 
 from ....protocols.errors import PeerUnreachable
-from ..addresses import Address, parse_all
-from ..host import Connection, Direction, PeerId
+from ..addresses import Address, parse, parse_all
+from ..expected_sockets import BULK
+from ..host import Connection, Direction, PathKind, PeerId
 from .handshake import NotAdmitted, UpgradeFailed
 from .listener import Source
+from .multistream import NegotiationFailed, NotSpoken, select
 from .peers import Live
-from .pipe import SocketPipe
+from .pipe import PipeBroken, SocketPipe
 from .swarm import Swarm
 from .upgrade import Upgraded
 
@@ -111,6 +113,25 @@ class Dialer:
         sentence = f"{peer_id} did not answer within {deadline:g} s at {', '.join(tried) or 'any address'}"
         raise PeerUnreachable(sentence, peer=peer_id, tried=tried)
 
+    async def dial_socket(self, connection: Connection, ticket: str, port: int, deadline: float) -> socket.socket:
+        """Open the socket that a peer expects: where we have dialled it, or at its `port`.
+
+        Raises: PeerUnreachable.
+        """
+        peer_id = connection.peer_id
+        if connection.path is not PathKind.DIRECT:
+            raise PeerUnreachable(f"{peer_id} is reached through a relay", peer=peer_id)
+        address = parse(connection.address)
+        if connection.direction is Direction.INBOUND:
+            address = replace(address, port=port)
+        reason = f"no answer within {deadline:g} s"
+        with trio.move_on_after(deadline):
+            try:
+                return await _open_expected(address, BULK + ticket, self._swarm.settings.write_timeout)
+            except (UpgradeFailed, PipeBroken, NegotiationFailed, NotSpoken) as error:
+                reason = str(error)
+        raise PeerUnreachable(f"{peer_id} takes no second connection: {reason}", peer=peer_id)
+
     def _dialled_meanwhile(self, peer_id: PeerId) -> Live | None:
         """Return the connection that the peer has made while we dialled it, if that is the one to keep.
 
@@ -151,6 +172,18 @@ class Dialer:
         finally:
             del self._racing[race.peer_id]
             done.set()
+
+
+async def _open_expected(address: Address, protocol: str, write_timeout: float) -> socket.socket:
+    """Raises: UpgradeFailed, PipeBroken, NegotiationFailed, NotSpoken."""
+    pipe = await dial_tcp(address, write_timeout)
+    try:
+        if await select(pipe.receive, pipe.send, protocol):
+            raise NegotiationFailed("the peer spoke first")
+        return pipe.detach()
+    except BaseException:
+        pipe.close()
+        raise
 
 
 async def dial_tcp(address: Address, write_timeout: float, source: Source | None = None) -> SocketPipe:

@@ -6,8 +6,9 @@ relays are on: see `relay`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ import trio
 from ....protocols.errors import PeerUnreachable
 from ...background import open_background
 from ..addresses import Address, parse
+from ..expected_sockets import ExpectedSocket
 from ..host import DIAL_DEADLINE, Connection, Gate, Handler, PathKind, PeerEvent, PeerId, Stream
 from .dialer import Dialer
 from .handshake import NoiseIdentity
@@ -87,6 +89,18 @@ class LibP2pHost:
 
     async def open_stream(self, peer_id: PeerId, protocol: str, *, deadline: float = DIAL_DEADLINE) -> Stream:
         return await self.swarm.open_stream(self.swarm.connected(peer_id), protocol, deadline)
+
+    @contextmanager
+    def expect_socket(self, peer_id: PeerId, ticket: str) -> Iterator[ExpectedSocket]:
+        live = self.swarm.connected(peer_id)
+        port = self._listeners.port_for(parse(live.info.address)) if live.info.path is PathKind.DIRECT else 0
+        with self.swarm.upgrader.expected.expect(ticket, port) as expected:
+            yield expected
+
+    async def dial_socket(
+        self, peer_id: PeerId, ticket: str, port: int, *, deadline: float = DIAL_DEADLINE
+    ) -> socket.socket:
+        return await self._dialer.dial_socket(self.swarm.connected(peer_id).info, ticket, port, deadline)
 
     async def ping(self, peer_id: PeerId, *, deadline: float = DIAL_DEADLINE) -> float:
         live = self.swarm.connected(peer_id)

@@ -69,6 +69,11 @@ class Listeners:
                 return address.host, address.port
         return None
 
+    def port_for(self, far: Address) -> int:
+        """Return the port at which a peer at that address can reach us; 0 when there is none."""
+        kinds = {far.kind} if far.kind in ("ip4", "ip6") else {"ip4", "ip6"}
+        return next((address.port for address in self.addresses if address.kind in kinds), 0)
+
     @property
     def half_open(self) -> int:
         return len(self._half_open)

@@ -87,5 +87,11 @@ class SocketPipe:
             path = None
         return BulkRoom(UNBOUNDED) if path is None else self._pacer.room(path, trio.current_time())
 
+    def detach(self) -> socket.socket:
+        """Give the socket away, for blocking use; the pipe is over."""
+        sock = socket.socket(fileno=self._socket.detach())
+        sock.setblocking(True)
+        return sock
+
     def close(self) -> None:
         self._socket.close()

@@ -17,7 +17,7 @@ from ..host import Admission, Connection, Direction, PathKind, PeerId
 from .handshake import UpgradeFailed
 from .multistream import NegotiationFailed, NotSpoken, select
 from .peers import Live, Peers
-from .pipe import Pipe
+from .pipe import SocketPipe
 from .serving import Serving
 from .settings import HostSettings
 from .upgrade import Upgraded, Upgrader
@@ -95,11 +95,12 @@ class Swarm:
         stream.reset()
         raise PeerUnreachable(f"{peer_id} did not answer within {deadline:g} s", peer=peer_id)
 
-    async def arrived(self, pipe: Pipe, far: Address) -> None:
+    async def arrived(self, pipe: SocketPipe, far: Address) -> None:
         """Somebody dialled us."""
         try:
-            upgraded = await self.upgrader.upgrade(pipe, Direction.INBOUND, None)
-            self.adopt(upgraded, far, Direction.INBOUND)
+            upgraded = await self.upgrader.accept(pipe)
+            if upgraded is not None:
+                self.adopt(upgraded, far, Direction.INBOUND)
         except (UpgradeFailed, PeerUnreachable) as error:
             log.debug("connection refused", address=str(far), reason=str(error))
 

@@ -1,20 +1,24 @@
-"""From a bare pipe to a connection that carries streams: noise, the gate, yamux. Nothing else is ever offered.
+"""From a bare pipe to a connection that carries streams: noise, the gate, yamux. Nothing else is offered,
+but a bare socket to whoever names a ticket that was given to it (`accept`).
 
 The gate stands behind the handshake, which has proved the peer ID, and before the muxer: a stranger gets no stream.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from ..expected_sockets import BULK, ExpectedSockets
 from ..host import Admission, Direction, Gate, PeerId
 from .handshake import NOISE, NoiseIdentity, NotAdmitted, UpgradeFailed, shake_hands
 from .multistream import NegotiationFailed, NotSpoken, answer, select
 from .noise import SecureChannel
-from .pipe import Pipe, PipeBroken
+from .pipe import Pipe, PipeBroken, SocketPipe
 from .settings import HostSettings
 from .yamux.connection import YamuxConnection
 
@@ -36,10 +40,29 @@ class Upgrader:
         self._identity = identity
         self.gate = gate
         self._settings = settings
+        self.expected = ExpectedSockets()
 
     @property
     def peer_id(self) -> PeerId:
         return self._identity.peer_id
+
+    async def accept(self, pipe: SocketPipe) -> Upgraded | None:
+        """Upgrade a connection that somebody has dialled; None when it was an expected socket, and has its owner.
+
+        Raises: UpgradeFailed; the pipe is closed then.
+        """
+        async with _closing_on_failure(pipe, self._settings.upgrade_deadline):
+            protocol, held = await answer(pipe.receive, pipe.send, self._speaks)
+            if protocol == NOISE:
+                return await self._secure(pipe, Direction.INBOUND, None, held, client=False)
+            expected = self.expected.claim(protocol.removeprefix(BULK))
+            if expected is None or held:
+                raise UpgradeFailed("a ticket was named twice, or the peer did not wait for the answer")
+            expected.give(pipe.detach())
+            return None
+
+    def _speaks(self, protocol: str) -> bool:
+        return protocol == NOISE or (protocol.startswith(BULK) and self.expected.knows(protocol.removeprefix(BULK)))
 
     async def upgrade(
         self, pipe: Pipe, direction: Direction, expected: PeerId | None, *, client: bool | None = None
@@ -50,21 +73,13 @@ class Upgrader:
         one must. Raises: UpgradeFailed.
         """
         first = direction is Direction.OUTBOUND if client is None else client
-        try:
-            with trio.fail_after(self._settings.upgrade_deadline):
-                return await self._upgrade(pipe, direction, expected, first)
-        except BaseException as error:
-            pipe.close()
-            if isinstance(error, trio.TooSlowError):
-                raise UpgradeFailed("the handshake took too long") from error
-            if isinstance(error, PipeBroken | NegotiationFailed):
-                raise UpgradeFailed(str(error)) from error
-            if isinstance(error, NotSpoken):
-                raise UpgradeFailed(f"the peer does not speak {error}") from error
-            raise
+        async with _closing_on_failure(pipe, self._settings.upgrade_deadline):
+            held = await _agree(pipe, NOISE, client=first)
+            return await self._secure(pipe, direction, expected, held, client=first)
 
-    async def _upgrade(self, pipe: Pipe, direction: Direction, expected: PeerId | None, client: bool) -> Upgraded:
-        held = await _agree(pipe, NOISE, client=client)
+    async def _secure(
+        self, pipe: Pipe, direction: Direction, expected: PeerId | None, held: bytes, *, client: bool
+    ) -> Upgraded:
         peer_id, channel, client = await shake_hands(pipe, self._identity, expected, client=client, held=held)
         admission = self.gate(peer_id, direction)
         if admission is Admission.REFUSED or peer_id == self._identity.peer_id:
@@ -81,6 +96,23 @@ class Upgrader:
             limits=self._settings.session,
         )
         return Upgraded(muxer, admission)
+
+
+@asynccontextmanager
+async def _closing_on_failure(pipe: Pipe, deadline: float) -> AsyncIterator[None]:
+    """Raises: UpgradeFailed for what the far side did, or did not within `deadline` seconds."""
+    try:
+        with trio.fail_after(deadline):
+            yield
+    except BaseException as error:
+        pipe.close()
+        if isinstance(error, trio.TooSlowError):
+            raise UpgradeFailed("the handshake took too long") from error
+        if isinstance(error, PipeBroken | NegotiationFailed):
+            raise UpgradeFailed(str(error)) from error
+        if isinstance(error, NotSpoken):
+            raise UpgradeFailed(f"the peer does not speak {error}") from error
+        raise
 
 
 async def _agree(ends: Pipe | SecureChannel, protocol: str, *, client: bool) -> bytes:

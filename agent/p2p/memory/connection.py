@@ -6,6 +6,7 @@ from typing import Protocol
 
 import trio
 
+from ..expected_sockets import ExpectedSockets
 from ..host import Admission, Connection, Direction, PathKind, PeerId
 from .stream import MemoryStream, Pipe
 
@@ -28,6 +29,9 @@ class Endpoint(Protocol):
 
     @property
     def peer_id(self) -> PeerId: ...
+
+    @property
+    def expected(self) -> ExpectedSockets: ...
 
     def hold(self, connection: MemoryConnection) -> None: ...
 

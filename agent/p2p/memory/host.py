@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 import trio
@@ -11,6 +12,7 @@ import trio
 from ....protocols.errors import PeerUnreachable, Unsupported
 from ...background import open_background
 from ...channels import LossyChannel
+from ..expected_sockets import ExpectedSocket, ExpectedSockets
 from ..host import (
     DIAL_DEADLINE,
     MAX_EVENTS,
@@ -30,6 +32,8 @@ from .stream import MemoryStream
 
 log = structlog.get_logger(__name__)
 PEER_TIMEOUT = 15.0
+_PORT = 1
+"""There are no ports here; a ticket is enough."""
 
 
 class MemoryHost:
@@ -48,6 +52,7 @@ class MemoryHost:
         self._peer_id, self._gate, self._address = peer_id, gate, address
         self._peer_timeout = peer_timeout
         self._nursery = nursery
+        self.expected = ExpectedSockets()
         self._handlers: dict[str, tuple[Handler, bool]] = {}
         self._open: list[MemoryConnection] = []
         self._events = LossyChannel[PeerEvent](MAX_EVENTS)
@@ -107,6 +112,28 @@ class MemoryHost:
                 raise Unsupported(f"{peer_id} does not serve us {protocol}", peer=peer_id)
             return ours
         raise PeerUnreachable(f"{peer_id} did not open a stream within {deadline:g} s", peer=peer_id)
+
+    @contextmanager
+    def expect_socket(self, peer_id: PeerId, ticket: str) -> Iterator[ExpectedSocket]:
+        if self._connection_to(peer_id) is None:
+            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        with self.expected.expect(ticket, _PORT) as expected:
+            yield expected
+
+    async def dial_socket(
+        self, peer_id: PeerId, ticket: str, port: int, *, deadline: float = DIAL_DEADLINE
+    ) -> socket.socket:
+        connection = self._connection_to(peer_id)
+        if connection is None:
+            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        with trio.move_on_after(deadline):
+            await self._travel(peer_id)
+            await self._travel(peer_id)
+            if connection.held_by(self) and (expected := connection.far(self).expected.claim(ticket)) is not None:
+                ours, theirs = socket.socketpair()
+                expected.give(theirs)
+                return ours
+        raise PeerUnreachable(f"{peer_id} takes no second connection", peer=peer_id)
 
     async def ping(self, peer_id: PeerId, *, deadline: float = DIAL_DEADLINE) -> float:
         started = trio.current_time()
