@@ -110,6 +110,7 @@ class Database:
         Raises: InsufficientResources when the disk is full, Unavailable, and what `work` raises.
         """
 
+        await trio.lowlevel.checkpoint_if_cancelled()
         mine = _Transaction(work)
         self._waiting.append(mine)
         if self._is_writing or len(self._waiting) > 1:

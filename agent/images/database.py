@@ -8,7 +8,7 @@ database any more is set aside.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,7 +93,7 @@ class ImageDatabase:
 
         await self._database.transact(work)
 
-    async def take(self, names: Iterable[Reference], digest: str | None) -> None:
+    async def take(self, names: Collection[Reference], digest: str | None) -> None:
         """The names stand for nothing any more; the base of `digest` is about to go."""
 
         def work(db: sqlite3.Connection) -> None:

@@ -244,6 +244,15 @@ async def test_what_has_begun_is_written_however_its_caller_is_cancelled(tmp_pat
     assert done == ["first"]
 
 
+async def test_who_is_cancelled_before_writes_nothing(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "db", FIRST) as db:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await insert(db, "one")
+        assert scope.cancelled_caught
+        assert await db.query("SELECT name FROM things") == []
+
+
 async def test_transactions_go_on_while_the_log_is_copied_into_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
