@@ -41,6 +41,8 @@ class Method(msgspec.Struct, frozen=True):
     example: Any
     journalled: bool
     by_asked_node: bool
+    newest: int
+    cached_rows: bool
     max_arguments: int
     args: type[msgspec.Struct]
     # The same, and the ID of the peer whose VM it is about.
@@ -194,6 +196,8 @@ def read_method(service: type, function: Any) -> Method:
         example=mark.example,
         journalled=mark.journalled and mark.verb not in READS,
         by_asked_node=mark.by_asked_node,
+        newest=mark.newest,
+        cached_rows=mark.cached_rows,
         max_arguments=mark.max_arguments,
         args=_struct(f"{name}_args", fields.values(), forbid_unknown=False, rename=on_wire),
         peer_args=_struct(f"{name}_at_peer", [*fields.values(), ("peer", str)], forbid_unknown=False),

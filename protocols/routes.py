@@ -23,6 +23,8 @@ class rest(msgspec.Struct, frozen=True):  # noqa: N801 - a decorator, written as
     peer's VM, is carried out by the node that is asked. `in_query`: the parameters are in the query, as those of a GET.
     `answer` is the type of the REST body where it is not the result, `remote_answer` the one under
     `/api/remote/<peer>` (protocols/bodies.py). `example` is a request body.
+    `newest` bounds a list: the result is the newest so many rows, by `created_at`, and the parameter `until` goes on
+    behind them. `cached_rows`: a row that has not changed is the same object in the next result.
     `max_arguments` are the bytes of packed arguments that a peer may send.
     `wire_name` and `wire_argument` are the names of the method and of its only argument on the peer protocol, where
     these are not the names that the code uses.
@@ -38,6 +40,8 @@ class rest(msgspec.Struct, frozen=True):  # noqa: N801 - a decorator, written as
     answer: Any = None
     remote_answer: Any = None
     example: Any = None
+    newest: int = 0
+    cached_rows: bool = False
     max_arguments: int = MAX_ARGUMENTS
     wire_name: str = ""
     wire_argument: str = ""

@@ -26,7 +26,7 @@ from .bodies import (
 from .guest_service import GuestService
 from .image_service import ImageService
 from .node import Account, Capacity, Health, Token, TokenRequest
-from .operation import Instant, Operation, OperationId, OperationState
+from .operation import MAX_LISTED, Instant, Operation, OperationId, OperationState
 from .peer_service import PeerService
 from .routes import rest
 from .vm import (
@@ -49,7 +49,7 @@ Seconds = Annotated[int, Meta(ge=1, le=3600)]
 class VmService(Protocol):
     """The VMs of one node. `vm` is a name or an id, as libvirt looks up both."""
 
-    @rest("GET", "/vm", Role.VIEWER, answer=VmList)
+    @rest("GET", "/vm", Role.VIEWER, answer=VmList, cached_rows=True)
     async def list_vms(self) -> list[Vm]:
         """List the VMs of the node."""
         ...
@@ -178,7 +178,7 @@ class VmService(Protocol):
 class OperationService(Protocol):
     """The journal of one node."""
 
-    @rest("GET", "/operations", Role.VIEWER, answer=OperationList)
+    @rest("GET", "/operations", Role.VIEWER, answer=OperationList, newest=MAX_LISTED, cached_rows=True)
     async def list_operations(
         self, state: OperationState | None = None, until: Instant | None = None
     ) -> list[Operation]:

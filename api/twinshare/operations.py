@@ -18,7 +18,6 @@ from ...protocols.bodies import Body, body_type, present
 from ...protocols.errors import InvalidRequest
 from ...protocols.method import Method
 from ...protocols.openapi import Endpoint, Media, endpoint
-from ...protocols.operation import MAX_LISTED
 from ...protocols.peer import PeerRef
 from ...protocols.services import SERVICES
 from ...protocols.table import all_methods
@@ -27,15 +26,11 @@ from ..rest.requests import RestRequest, current_request, request_options
 from ..rest.responses import EncodedList, json_response
 from ..rest.routes import Route, View
 from .listing import Listing, Page
-from .operation_pages import read_page
+from .newest_first import read_page
 
 ROOT = "/api"
 REMOTE = "/api/remote/<peer>"
 TABLE = all_methods(SERVICES)
-
-# Long lists, whose rows rarely change between two requests; each with the one key of its body.
-OPERATIONS = "list_operations"
-_KEPT_LISTS = {"list_vms": "vms", OPERATIONS: "operations"}
 
 # The lists whose bodies have a cursor take the parameters of listings.
 LISTINGS = {
@@ -58,15 +53,15 @@ def routes(node: Node) -> Iterator[Route]:
 
 
 def _view(node: Node, method: Method) -> View:
-    encode = EncodedList(_KEPT_LISTS[method.name]).encode if method.name in _KEPT_LISTS else None
+    encode = EncodedList(LISTINGS[method.name].key).encode if method.cached_rows else None
 
     async def view(**params: str) -> Response:
         request = current_request()
         query, page = _query(method, request)
         arguments = method.arguments(params, query, await request.json_body())
         call = partial(node.call, request_options(request, method), method)
-        if method.name == OPERATIONS and page is not None:
-            return json_response(await read_page(call, arguments, page))
+        if method.newest and page is not None:
+            return json_response(await read_page(method, call, arguments, page))
         return _response(method, await call(arguments), None, encode, page)
 
     return view
@@ -79,8 +74,8 @@ def _remote_view(node: Node, method: Method) -> View:
         query, page = _query(method, request)
         arguments = method.arguments(params, query, await request.json_body())
         call = partial(node.call, request_options(request, method), method, peer=peer)
-        if method.name == OPERATIONS and page is not None:
-            return json_response(await read_page(call, arguments, page))
+        if method.newest and page is not None:
+            return json_response(await read_page(method, call, arguments, page))
         return _response(method, await call(arguments), node.peer_id_of(peer), page=page)
 
     return view
@@ -111,8 +106,8 @@ def _response(
         return Response(result.data, content_type=result.media_type)
     if page is not None:
         return json_response(page.of(present(method, result, peer)))
-    if method.name == OPERATIONS and len(result) == MAX_LISTED:
-        following = LISTINGS[OPERATIONS].whole.cursor_at(result[-1])
+    if method.newest and len(result) == method.newest:
+        following = LISTINGS[method.name].whole.cursor_at(result[-1])
         return json_response(msgspec.structs.replace(present(method, result, peer), next=following))
     return json_response(encode(result) if encode is not None else present(method, result, peer))
 

@@ -15,7 +15,7 @@ import trio
 from tests.api.served import SPEC, Served, served, served_in_a_fleet
 from twinshare.agent.node import Node
 from twinshare.api.rest_client import RESTClient
-from twinshare.api.twinshare import operation_pages
+from twinshare.api.twinshare import newest_first
 from twinshare.protocols.operation import MAX_LISTED
 
 COUNT = 2 * MAX_LISTED + 50
@@ -75,7 +75,7 @@ async def test_every_operation_is_met_once(tmp_path: Path) -> None:
 async def test_one_answer_looks_at_so_many_and_says_where_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operation_pages, "MAX_READS", 1)
+    monkeypatch.setattr(newest_first, "MAX_READS", 1)
     async with served(tmp_path) as api:
         await with_history(api, api.node, "/api/vm")
         found = [page async for page in pages(api, "/api/operations", kind="start*", limit=100)]

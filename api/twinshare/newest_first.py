@@ -1,17 +1,16 @@
-"""The list of operations, of which the node gives `MAX_LISTED` at a time: read on until a page is full."""
+"""Pages of a list of which the node gives the newest rows (`Method.newest`): it is read on until a page is full."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET
 
-from ...protocols.bodies import OperationList
 from ...protocols.errors import InvalidRequest
-from ...protocols.operation import MAX_LISTED, Operation
+from ...protocols.method import Method
 from .listing import Page
 
 MAX_READS: Final = 10
@@ -20,24 +19,27 @@ NEWEST_FIRST: Final = "-created_at"
 
 
 async def read_page(
-    ask: Callable[[Mapping[str, Any]], Awaitable[list[Operation]]], arguments: Mapping[str, Any], page: Page
-) -> OperationList:
-    """Return a page of the operations that `ask` lists; in another order than `NEWEST_FIRST` it is of the newest.
+    method: Method,
+    ask: Callable[[Mapping[str, Any]], Awaitable[Sequence[Any]]],
+    arguments: Mapping[str, Any],
+    page: Page,
+) -> Any:
+    """Return a page of the rows that `ask` lists; in another order than `NEWEST_FIRST` it is of the newest.
 
     Raises: InvalidRequest for a cursor that is no time; what `ask` raises.
     """
-    wanted: dict[str, Operation] = {}
-    last: Operation | None = None
+    wanted: dict[str, Any] = {}
+    last: Any = None
     arguments = _from_cursor(arguments, page)
     for _ in range(MAX_READS):
         found = await ask(arguments)
-        wanted |= {each.id: each for each in found if page.wants(each)}
-        last = found[-1] if len(found) == MAX_LISTED else None
+        wanted |= {row.id: row for row in found if page.wants(row)}
+        last = found[-1] if len(found) == method.newest else None
         full = page.limit is not None and len(wanted) > page.limit + 1
         if last is None or (full and page.sort == NEWEST_FIRST) or last.created_at == arguments.get("until"):
             break
         arguments = {**arguments, "until": last.created_at}
-    answer: OperationList = page.of(OperationList(operations=list(wanted.values())))
+    answer = page.of(method.answer(**{page.listing.key: list(wanted.values())}))
     if answer.next is UNSET and last is not None and page.sort == NEWEST_FIRST:
         return msgspec.structs.replace(answer, next=page.cursor_at(last))
     return answer
