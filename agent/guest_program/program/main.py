@@ -26,7 +26,6 @@ KINDS = {
 MAX_STREAMS = 1024
 FULL = 256 * 1024
 """Bytes that wait for the port, above which no output of streams is added."""
-FRAMES_AT_ONCE = 64
 JOINED = 4096
 """Bytes of short frames that are written as one: a virtio port costs as much for each as for 32 KiB."""
 LOOK_FOR_HOST = 0.5
@@ -171,21 +170,19 @@ class GuestProgram(Program):
             self._out.append(data)
 
     def _write(self) -> None:
-        """Write until the port takes no more: it takes 32 KiB at a time."""
-        while self._out and self._connected:
-            try:
-                done = os.writev(self._port, self._out[:FRAMES_AT_ONCE])
-            except OSError as error:
-                if error.errno not in (EAGAIN, EINTR):
-                    self._gone()
-                return
-            whole = 0
-            while whole < len(self._out) and done >= len(self._out[whole]):
-                done -= len(self._out[whole])
-                whole += 1
-            del self._out[:whole]
-            if done:
-                self._out[0] = memoryview(self._out[0])[done:]
+        """Write until the port takes no more: 32 KiB at a time, be they parts of a `writev` or not."""
+        out = self._out
+        try:
+            while out and self._connected:
+                data = out[0]
+                done = os.write(self._port, data)
+                if done == len(data):
+                    del out[0]
+                else:
+                    out[0] = memoryview(data)[done:]
+        except OSError as error:
+            if error.errno not in (EAGAIN, EINTR):
+                self._gone()
 
     def _read(self) -> None:
         try:
