@@ -10,7 +10,8 @@ from pathlib import Path
 
 import trio
 
-from scripts.benchmarks._guest_ports import AgentFiles, raw_rates
+from scripts.benchmarks._guest_copies import copies
+from scripts.benchmarks._guest_ports import open_bare_port
 from scripts.benchmarks._looks import cpu, once, rss
 from scripts.benchmarks.rows import Row
 from tests.guest.disks import tiny_disk
@@ -21,8 +22,6 @@ from twinshare.api.rest_client import RESTClient
 MIB = 1 << 20
 COMMANDS = 30
 SPAWNS = 50
-COPY = 8 * MIB
-COPIES = 3
 SESSIONS = 100
 IDLE = 20.0
 BOOT = 180.0
@@ -33,7 +32,6 @@ async def measure() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="ts-bench-") as folder:
         home = Path(folder)
         rows = await _idle(home)
-        raw_in, raw_out, agent = await raw_rates(home, await tiny_disk())
         near = await start(home / "near", hypervisor="fake://")
         owner = await start(home / PEER)
         try:
@@ -41,7 +39,8 @@ async def measure() -> list[Row]:
             await until_online(near, PEER)
             await _create(owner)
             rows += await _commands(near, owner)
-            rows += await _copies(owner, raw_in, raw_out, agent)
+            async with open_bare_port(home, await tiny_disk()) as port:
+                rows += await copies(owner, port)
             rows += await _sessions(owner)
             async with RESTClient(owner.url) as client:
                 await client.delete_vm("one", force=True)
@@ -85,21 +84,6 @@ async def _commands(near: AgentProcess, owner: AgentProcess) -> list[Row]:
         Row(name="exec `true`, beyond the guest's own time", value=local - own, unit="ms", limit=60.0, note=note),
         Row(name="exec `true` through a peer, beyond that and the RTT", value=remote - own - rtt, unit="ms", limit=60.0,
             note=f"median {remote:.0f} ms; RTT {rtt:.1f} ms"),
-    ]  # fmt: skip
-
-
-async def _copies(owner: AgentProcess, raw_in: float, raw_out: float, agent: AgentFiles) -> list[Row]:
-    content = bytes(range(256)) * (COPY // 256)
-    async with RESTClient(owner.url) as client:
-        into = COPY / MIB / await _median(COPIES, lambda: client.write_file("one", "/root/copy", content)) * 1e3
-        out = COPY / MIB / await _median(COPIES, lambda: client.read_file("one", "/root/copy")) * 1e3
-    return [
-        Row(name="bare port, copy into the guest", value=raw_in, unit="MiB/s", baseline=into, limit=2.0,
-            note="baseline: a file by REST, verified and synced"),
-        Row(name="bare port, copy out of the guest", value=raw_out, unit="MiB/s", baseline=out, limit=2.0,
-            note="baseline: a file by REST, verified"),
-        Row(name="guest agent of QEMU, copy in", value=agent.written, unit="MiB/s", baseline=into, limit=0.1),
-        Row(name="guest agent of QEMU, copy out", value=agent.read, unit="MiB/s", baseline=out, limit=0.1),
     ]  # fmt: skip
 
 
