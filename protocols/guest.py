@@ -209,7 +209,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class WrittenFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was written. `digest` is the BLAKE2b (32 bytes, hex) of its content, as the guest has computed it."""
+    """A file that was written. `digest` is the BLAKE2b (32 bytes, hex) of its content, which the guest has verified."""
 
     file: FileEntry | None
     digest: str | None = None

@@ -125,7 +125,7 @@ class OutputEnd(msgspec.Struct, frozen=True, kw_only=True, tag="output_end"):
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished", omit_defaults=True):
     """The stream is at its end: the command has ended, the file is read or written.
 
-    `digest` is the BLAKE2b (32 bytes, hex) of what was transferred, as the guest has computed it.
+    `digest` is the BLAKE2b (32 bytes, hex) of what was transferred: the guest has computed it, or verified a CRC-32.
     """
 
     exit_code: int | None = None

@@ -19,7 +19,7 @@ from ...agent.node import Node
 from ...protocols.access import Role
 from ...protocols.errors import InvalidRequest, PeerMisbehaved, RangeNotSatisfiable, UnsupportedMediaType
 from ...protocols.guest import Modified, Offset, PathBase64, UserName, WrittenFile, path_bytes
-from ...protocols.guest_stream import Finished, Input, InputEnd, Output, ReadFile, WriteFile, pieces
+from ...protocols.guest_stream import Finished, Input, InputEnd, Output, ReadFile, WriteFile
 from ...protocols.openapi import Endpoint, Media
 from ...protocols.peer import PeerRef
 from ...protocols.vm import VmRef
@@ -168,9 +168,8 @@ async def _write(node: Node, request: RestRequest, vm: str, peer: str | None) ->
             )
         at = query.offset
         async for part in request.upload():
-            for piece in pieces(part):
-                await stream.send(Input(data=piece, offset=at))
-                at += len(piece)
+            await stream.send(Input(data=part, offset=at))
+            at += len(part)
         await stream.send(InputEnd())
         while not isinstance(message := await stream.receive(), Finished):
             pass
