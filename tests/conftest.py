@@ -16,6 +16,11 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
+
+# A busy machine fails no example, and each run has the same ones: --hypothesis-profile=default looks for others.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 SLOW_FILES = Path(__file__).with_name("slow_files.txt")
 

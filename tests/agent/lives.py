@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,6 +25,7 @@ import msgspec
 import structlog
 import trio
 
+from tests.ports import free_port
 from twinshare.agent.config import ApiConfig, Config, HypervisorConfig, NodeConfig, P2pConfig
 from twinshare.agent.images.contract_samples import pieces, raw_disk
 from twinshare.agent.journal.store import JournalStore
@@ -72,12 +72,6 @@ class Owned:
 
 
 Act = Callable[[Client], Awaitable[Any]]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 PORT = free_port()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,19 +9,13 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
+from tests.ports import free_port
 from twinshare.agent.relays import listen
 from twinshare.protocols.access import Caller, Role
 from twinshare.protocols.errors import Forbidden, PortTaken, Unsupported
 from twinshare.protocols.vm import ForwardSpec
 
 PEER = Caller(principal="peer", role=Role.OPERATOR, from_peer=True)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def forward(host_port: int = 0, guest_port: int = 80, **more: str) -> ForwardSpec:

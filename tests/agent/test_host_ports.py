@@ -9,9 +9,10 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec
-from tests.agent.test_create_forwards import forward, free_port
+from tests.agent.test_create_forwards import forward
 from tests.nodes.test_in_memory import call
 from tests.nodes.test_tunnels import pair
+from tests.ports import free_port
 from twinshare.agent.relays import listen
 from twinshare.agent.vm import host_ports, watch
 from twinshare.protocols.errors import HypervisorDown, PortTaken

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.ports import free_port
 from twinshare.agent.images.contract_samples import raw_disk
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
@@ -20,11 +21,6 @@ from twinshare.api.rest_client import RESTClient
 TOP = Path(__file__).resolve().parents[2]
 SERVICE = TOP / "scripts" / "twinshare-rest-api.service"
 pytestmark = pytest.mark.system
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The fleet as its users see it: any node's REST works on any node's VMs, whoever comes, goes and comes back."""
 
-import time
 from pathlib import Path
 
 import httpx
@@ -9,6 +8,7 @@ import trio
 
 from tests.guest.disks import tick_disk, tiny_disk
 from tests.nodes.fleet import PEER_TIMEOUT, agent_file, ask, fleet, join, online, start, until_online
+from tests.stopwatch import Stopwatch
 from twinshare.agent.testing import AgentProcess
 
 pytestmark = pytest.mark.system
@@ -55,10 +55,10 @@ async def test_a_fourth_node_joins_by_ticket_and_works_with_all_at_once(tmp_path
     async with fleet(tmp_path, 3) as nodes:
         fourth = await start(tmp_path / "node-4", hypervisor="fake://")
         try:
-            began = time.monotonic()
+            stopwatch = Stopwatch(fourth.pid, nodes[1].pid)
             await join(fourth, nodes[1])
-            taken = time.monotonic() - began
-            await until_online(fourth, "node-1", "node-2", "node-3", within=5)
+            taken = stopwatch.seconds
+            await until_online(fourth, "node-1", "node-2", "node-3", within=60)
             for number, node in enumerate(nodes, 1):
                 assert (await ask(fourth, "GET", f"/api/remote/node-{number}/vm"))["vms"] == []
                 assert (await ask(node, "GET", "/api/remote/node-4/vm"))["vms"] == []
@@ -78,16 +78,16 @@ async def test_a_killed_node_is_seen_offline_and_found_again_on_another_port(tmp
         await three.kill()
         for node, other in ((one, "node-2"), (two, "node-1")):
             await until_online(node, other, within=PEER_TIMEOUT + 10)
-            began = time.monotonic()
+            stopwatch = Stopwatch(node.pid)
             rows = (await ask(node, "GET", "/api/fleet/vm"))["vms"]
-            assert time.monotonic() - began < 2
+            assert stopwatch.seconds < 2
             assert [(row["name"], row["reachable"]) for row in rows] == [("far", False)]
         refused = await ask(one, "GET", "/api/remote/node-3/vm", status=502)
         assert refused["code"] == "peer_unreachable"
         await three.start()
         assert agent_file(three)["addresses"] != before
         for node, other in ((one, "node-2"), (two, "node-1")):
-            await until_online(node, other, "node-3", within=10)
+            await until_online(node, other, "node-3", within=60)
         [row] = (await ask(two, "GET", "/api/remote/node-3/vm"))["vms"]
         assert (row["id"], row["status"]) == (made["vm_id"], "running")
         await ask(one, "DELETE", "/api/remote/node-3/vm/far", {"force": True})

@@ -11,8 +11,9 @@ from tests.nodes.fleet import ask, fleet
 
 pytestmark = pytest.mark.system
 
-SECONDS = 12.0
 AT_ONCE = 32
+CALLS = 140
+"""Of each of them: together fewer than a peer may make at once, however fast the machine is."""
 
 
 async def test_random_cancellations_fail_no_other_call_and_keep_the_connection(tmp_path: Path) -> None:
@@ -21,8 +22,8 @@ async def test_random_cancellations_fail_no_other_call_and_keep_the_connection(t
         chance, done, failed = random.Random(7), [0, 0], []
         limits = httpx.Limits(max_connections=AT_ONCE)
 
-        async def call(http: httpx.AsyncClient, ends: float) -> None:
-            while trio.current_time() < ends:
+        async def call(http: httpx.AsyncClient) -> None:
+            for _ in range(CALLS):
                 timeout = chance.uniform(0, 0.05) if chance.random() < 0.5 else 30
                 with trio.move_on_after(timeout) as scope:
                     answer = await http.get("/api/remote/node-2/vm")
@@ -32,7 +33,7 @@ async def test_random_cancellations_fail_no_other_call_and_keep_the_connection(t
 
         async with httpx.AsyncClient(base_url=one.url, timeout=30, limits=limits) as http, trio.open_nursery() as calls:
             for _ in range(AT_ONCE):
-                calls.start_soon(call, http, trio.current_time() + SECONDS)
+                calls.start_soon(call, http)
         assert failed == []
         assert min(done) > 50, done
         after = await ask(one, "GET", "/api/p2p/peers/node-2")

@@ -17,6 +17,7 @@ import trio
 
 from tests.guest.disks import tiny_disk
 from tests.images.registry.servers import docker_registry, needs_registry
+from tests.ports import free_port
 from twinshare.agent.testing import AgentProcess, open_agent
 from twinshare.api.rest_client import RESTClient
 
@@ -64,12 +65,6 @@ curl -X POST http://localhost:7777/api/v1/images \
     "from_vm": "ubuntu-vm"
   }'
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def curl(node: AgentProcess, commands: str, host_port: int = 0) -> list[Any]:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import trio
 
-from tests.system.test_meda import free_port
+from tests.ports import free_port
 from twinshare.agent.testing import AgentProcess
 from twinshare.api.rest_client import RESTClient
 

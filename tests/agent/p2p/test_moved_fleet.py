@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
+from tests.ports import free_port
 from twinshare.agent.p2p.gossip import Gossip
 from twinshare.agent.p2p.libp2p import discovery
 from twinshare.agent.simulation import SimulatedNode
@@ -40,13 +41,6 @@ async def live_once(members: Sequence[SimulatedNode], *, bootstrap: Sequence[str
         await until(lambda: all_see_all(*members), 60)
 
 
-async def free_port() -> int:
-    with trio.socket.socket() as sock:
-        await sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("gossip", [True, False])
 async def test_a_fleet_that_moved_finds_itself_through_one_peer(gossip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "_LOOK_EVERY", 0.2)
@@ -54,5 +48,5 @@ async def test_a_fleet_that_moved_finds_itself_through_one_peer(gossip: bool, mo
     await live_once(members, bootstrap=(), dht=False)
     if not gossip:
         monkeypatch.setattr(Gossip, "_take_records", first_hand_only)
-    known = f"/ip4/127.0.0.1/tcp/{await free_port()}/p2p/{members[0].peer_id}"
+    known = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{members[0].peer_id}"
     await live_once(members, bootstrap=[known], dht=True)

@@ -1,4 +1,4 @@
-"""Twelve seconds of cancellations anywhere, against a host in another process: nothing fails that was not cancelled."""
+"""Hundreds of cancellations anywhere, against a host in another process: nothing fails that was not cancelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from .hosts import open_echo, peer_process, talks, until
 
 pytestmark = pytest.mark.system
 
-SECONDS = 12.0
 WORKERS = 32
 SIZES = (1, 100, 5_000, 70_000, 400_000, 1_500_000)
 TIMEOUTS = (0.002, 0.02, 0.1, 30, 30, 30)
@@ -38,9 +37,9 @@ async def test_random_cancellations_over_real_sockets() -> None:
     rng = random.Random(7)
     done = cancelled = 0
 
-    async def worker(host: LibP2pHost, peer_id: str, until: float) -> None:
+    async def worker(host: LibP2pHost, peer_id: str) -> None:
         nonlocal done, cancelled
-        while trio.current_time() < until:
+        while done < 500 or cancelled < 200:  # however fast the machine is
             data = rng.randbytes(rng.choice(SIZES))
             with trio.move_on_after(rng.choice(TIMEOUTS)) as scope:
                 await exchange(host, peer_id, data)
@@ -49,11 +48,10 @@ async def test_random_cancellations_over_real_sockets() -> None:
 
     async with peer_process() as peer, open_echo() as host:
         made = await host.connect(peer.peer_id, peer.addresses)
-        async with trio.open_nursery() as nursery:
-            for _ in range(WORKERS):
-                nursery.start_soon(worker, host, peer.peer_id, trio.current_time() + SECONDS)
-        assert done > 50
-        assert cancelled > 50
+        with trio.fail_after(120):
+            async with trio.open_nursery() as nursery:
+                for _ in range(WORKERS):
+                    nursery.start_soon(worker, host, peer.peer_id)
         assert list(host.connections) == [made]
         await talks(host, peer.peer_id)
         [live] = host.swarm.peers

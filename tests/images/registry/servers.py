@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pytest
 import trio
 
 from tests.images.registry.certificates import write_pair
+from tests.ports import free_port
 from twinshare.protocols.access import Role
 
 REGISTRY = "docker-registry"
@@ -36,11 +36,6 @@ class Settings:
     ca_file: str = ""
     roles: Sequence[Role] = ()
     push_roles: Sequence[Role] = ()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @asynccontextmanager

@@ -88,7 +88,7 @@ def test_any_bytes_are_a_layout_or_refused(data: bytes) -> None:
             decode_layout(content, [], 1 << 40)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=3))
 def test_a_changed_layout_is_refused_or_points_inside_the_packs(flips: list[tuple[int, int]]) -> None:
     index = index_bytes(random.Random(2).randbytes(400_000))

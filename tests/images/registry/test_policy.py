@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.images.registry.servers import Exchange, Settings, free_port, no_pause, scripted
+from tests.images.registry.servers import Exchange, Settings, no_pause, scripted
+from tests.ports import free_port
 from twinshare.agent.images.registry.blob_cache import Wanted, cache_blob
 from twinshare.agent.images.registry.client import Repository, once, open_registry_client
 from twinshare.agent.images.registry.http_policy import PassingError, Retry, reason_of
