@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from tests.agent.test_guest_sessions import run as run_command
 from tests.agent.test_guest_sessions import running
+from tests.leaks import open_files
 from twinshare.agent.guest import channel, vm_guest
 from twinshare.agent.guest.channel import GuestChannel
+from twinshare.agent.guest_program.program.command import Command
+from twinshare.agent.guest_program.program.stream import Program
 from twinshare.agent.hypervisor.domain_xml import GUEST_CHANNEL, guest_channel_is_open
 from twinshare.protocols.errors import GuestUnreachable
 from twinshare.protocols.guest import ExecRequest, SessionState
@@ -93,3 +99,35 @@ def test_a_program_that_starts_on_a_connection_breaks_no_protocol() -> None:
 def test_libvirt_says_whether_a_process_in_the_guest_has_the_port_open(target: str, expected: bool | None) -> None:
     xml = f"<domain><devices><channel type='unix'>{target}</channel></devices></domain>"
     assert guest_channel_is_open(xml) is expected
+
+
+class _NoLoop(Program):
+    """No descriptor of a command that does not start is ever watched."""
+
+    def unwatch(self, fd: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("terminal", "lacking"), [(False, "fork"), (False, "pipe"), (True, "fork"), (True, "openpty")])
+def test_a_command_that_cannot_be_started_leaves_nothing_open(
+    terminal: bool, lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = iter(range(2 if lacking == "pipe" else 0))
+    plain = getattr(os, lacking)
+
+    def fail() -> Any:
+        if next(usable, None) is not None:
+            return plain()
+        raise OSError(errno.EAGAIN, "no more")
+
+    monkeypatch.setattr(os, lacking, fail)
+    monkeypatch.delattr(os, "posix_spawn")
+    request = {
+        "user": "", "env": {}, "argv": [b"true"], "workdir": b"", "terminal": terminal, "rows": 24, "columns": 80,
+    }  # fmt: skip
+    before = sorted(open_files())
+    command = Command(_NoLoop(), 1)
+    with pytest.raises(OSError, match="no more"):
+        command.start(request)
+    command.close()
+    assert sorted(open_files()) == before

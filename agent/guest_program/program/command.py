@@ -44,19 +44,17 @@ class Command(Stream):
         env = user.environment()
         env.update(request["env"])
         self._terminal = bool(request["terminal"])
-        if self._terminal:
-            env.setdefault(b"TERM", b"xterm-256color")
-            master, slave = os.openpty()
-            self._resize(master, request)
-            ends, self._stdin, self._outputs = (slave, slave, slave), master, {master: OUT}
-        else:
-            (in_child, self._stdin), (out, out_child), (err, err_child) = os.pipe(), os.pipe(), os.pipe()
-            ends, self._outputs = (in_child, out_child, err_child), {out: OUT, err: ERR}
-        child = Child(request["argv"], user, env, ends)
-        child.workdir, child.terminal = request["workdir"] or env[b"HOME"], self._terminal
-        self._pid = child.start()
-        for fd in set(ends):
-            os.close(fd)
+        ends: "list[int]" = []
+        try:
+            self._open_ends(request, ends)
+            if self._terminal:
+                env.setdefault(b"TERM", b"xterm-256color")
+            child = Child(request["argv"], user, env, (ends[0], ends[1], ends[2]))
+            child.workdir, child.terminal = request["workdir"] or env[b"HOME"], self._terminal
+            self._pid = child.start()
+        finally:
+            for fd in set(ends):
+                os.close(fd)
         for fd in set(self._outputs) | {self._stdin}:
             os.set_blocking(fd, False)
         for fd in self._outputs:
@@ -69,6 +67,21 @@ class Command(Stream):
             self.take(request["stdin"])
         if request["close"]:
             self.take_end()
+
+    def _open_ends(self, request: "dict[str, Any]", ends: "list[int]") -> None:
+        """Open the terminal or the pipes: what is ours belongs to this stream at once, the child's go to `ends`."""
+        if self._terminal:
+            self._stdin, slave = os.openpty()
+            ends += [slave] * 3
+            self._outputs[self._stdin] = OUT
+            self._resize(self._stdin, request)
+            return
+        end, self._stdin = os.pipe()
+        ends.append(end)
+        for channel in (OUT, ERR):
+            ours, end = os.pipe()
+            ends.append(end)
+            self._outputs[ours] = channel
 
     # --- output ---
 

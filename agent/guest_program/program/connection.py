@@ -170,13 +170,15 @@ class SshServer(Connection):
         argv = ssh_server()
         if not argv:
             raise FileNotFoundError(ENOENT, "no SSH server")
-        near, far = socketpair(AF_UNIX, SOCK_STREAM)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        user = User("")
-        self._pid = Child(argv, user, user.environment(), (far.fileno(), far.fileno(), null)).start()
+        try:
+            near, far = socketpair(AF_UNIX, SOCK_STREAM)  # _socket closes what is not kept
+            user = User("")
+            self._pid = Child(argv, user, user.environment(), (far.fileno(), far.fileno(), null)).start()
+            far.close()
+        finally:
+            os.close(null)
         self.program.child(self._pid, self._ended)
-        far.close()
-        os.close(null)
         self.use(near)
 
     def _ended(self, status: int) -> None:
