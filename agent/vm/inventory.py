@@ -14,15 +14,14 @@ import msgspec
 import structlog
 import trio
 
-from ...protocols.access import LOCAL
 from ...protocols.errors import HypervisorDown, MacTaken, TwinshareError, VmNotFound, WrongState
-from ...protocols.events import VmStateChanged, VmUndefined, payload_of
 from ...protocols.node import Resources
 from ...protocols.vm import Vm, VmSpec, VmStatus
 from ..events import EventLog
 from ..hypervisor.port import Addresses, Change, ChangeKind, Hypervisor
 from .expiry import shown_end
 from .record import NO_REACH, Reach, Record, read_record, view
+from .status_events import StatusEvents
 
 log = structlog.get_logger(__name__)
 
@@ -51,14 +50,13 @@ class Inventory:
         self.answering: set[str] = set()
         self.unopened: dict[str, tuple[str, ...]] = {}
         self.creating: dict[str, VmSpec] = {}
-        self._hypervisor, self._events, self._node = hypervisor, events, node
+        self._hypervisor, self._node = hypervisor, node
+        self._status_events = StatusEvents(events)
         self._records: dict[str, Record] = {}
         # The VM of each record, with all that it was made of.
         self._views: dict[str, tuple[tuple[object, ...], Vm]] = {}
         self._at_work: dict[str, VmStatus] = {}
         self._making: dict[str, Vm] = {}
-        self._published: dict[str, tuple[VmStatus, str | None]] = {}
-        self._owners: dict[str, str] = {}
         self._changed = trio.Event()
         # When the hypervisor was asked for what we hold; for a while also of VMs that are gone.
         self._asked: dict[str, float] = {}
@@ -254,27 +252,8 @@ class Inventory:
             self.on_change(id)
 
     def _publish(self, id: str) -> None:
-        """Publish a VM's status when it differs from the one last published."""
-        record, making = self._records.get(id), self._making.get(id)
-        if record is None and making is None:
-            if self._published.pop(id, None) is not None:
-                self._events.publish(VmUndefined(id=id), self._owners.pop(id, LOCAL))
-            return
-        vm = self.view(record) if record else making
-        if vm is not None and self._published.get(id) != (vm.status, vm.reason):
-            self._published[id] = (vm.status, vm.reason)
-            self._owners[id] = vm.owner or LOCAL
-            state = VmStateChanged(id=id, name=vm.name, status=vm.status, reason=vm.reason)
-            self._events.publish(state, self._owners[id])
-
-    def remember(self) -> None:
-        """Restore what a former run of the agent published, so that listeners get only what has changed since."""
-        for event in self._events.kept:
-            match payload_of(event):
-                case VmStateChanged() as said:
-                    self._published[said.id] = (said.status, said.reason)
-                case VmUndefined() as gone:
-                    self._published.pop(gone.id, None)
+        record = self._records.get(id)
+        self._status_events.publish(id, self.view(record) if record else self._making.get(id))
 
     async def _follow(self) -> None:
         async for change in self._hypervisor.changes:
@@ -305,7 +284,6 @@ async def open_inventory(
 ) -> AsyncIterator[Inventory]:
     """The inventory, filled once if the hypervisor is there, and kept right."""
     inventory = Inventory(hypervisor, events, node)
-    inventory.remember()
     if hypervisor.connected:
         await inventory._take(Change(kind=ChangeKind.RESYNC))
     async with trio.open_nursery() as nursery:
