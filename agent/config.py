@@ -27,7 +27,7 @@ def loopback_endpoint(text: str) -> tuple[str, int]:
     """Return the address and the port that a text names. Raises: ValueError unless they are of the loopback."""
     host, _, port = text.rpartition(":")
     address = ipaddress.ip_address(host.strip("[]"))
-    if not address.is_loopback or not port.isdigit() or int(port) > 65535:
+    if not address.is_loopback or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError(f"'{text}' is no address of the loopback with a port, such as 127.0.0.1:5354")
     return str(address), int(port)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 import httpcore
@@ -13,7 +12,7 @@ import httpx
 
 from ..protocols.console import SILENCE
 from .async_client import AsyncApiClient
-from .exchange import NodeUnreachable, below
+from .exchange import NodeUnreachable, guest_path
 from .websocket import ClientSocket
 from .websocket_writer import WebsocketWriter, open_writer
 
@@ -78,9 +77,7 @@ class Console:
 async def open_console(client: AsyncApiClient, vm: str, peer: str | None) -> AsyncIterator[Console]:
     """Open the console for as long as the block lasts. Raises: what the node raises; NodeUnreachable."""
     socket = ClientSocket()
-    response: httpx.Response = await client.stream(
-        below(f"/vm/{quote(vm, safe='')}/console", peer), socket.headers, SILENCE
-    )
+    response: httpx.Response = await client.stream(guest_path(vm, "/console", peer), socket.headers, SILENCE)
     try:
         socket.check(response.status_code, response.headers.get("sec-websocket-accept", ""))
         stream = response.extensions["network_stream"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -16,7 +16,7 @@ from ..protocols.bodies import body_type
 from ..protocols.errors import ErrorBody, InvalidRequest, P2pStopped, PeerUnreachable, TwinshareError
 from ..protocols.guest import WrittenFile, text_or_base64
 from ..protocols.image import Image
-from ..protocols.method import Method
+from ..protocols.method import Method, path_part
 from ..protocols.operation import Operation
 from ..protocols.services import SERVICES
 from ..protocols.table import find_method
@@ -65,8 +65,8 @@ def is_unreachable(error: TwinshareError) -> bool:
 
 
 def below(path: str, peer: str | None) -> str:
-    """The path of a route on the node that is asked, or on `peer` through it."""
-    return f"{ROOT}{path}" if peer is None else f"{ROOT}/remote/{quote(peer, safe='')}{path}"
+    """The path of a route on the node that is asked, or on `peer` through it. Raises: InvalidRequest."""
+    return f"{ROOT}{path}" if peer is None else f"{ROOT}/remote/{path_part(peer, 'peer')}{path}"
 
 
 def method_named(name: str) -> Method:
@@ -144,7 +144,7 @@ def upload(name: str, *, raw: bool = False) -> Request:
 
 def guest_path(vm: str, rest: str, peer: str | None) -> str:
     """The path of a route below a VM, such as `/ssh` or `/sessions/ID/attach`."""
-    return below(f"/vm/{quote(vm, safe='')}{rest}", peer)
+    return below(f"/vm/{path_part(vm, 'vm')}{rest}", peer)
 
 
 def file_read(vm: str, path: bytes, peer: str | None, offset: int = 0, length: int | None = None) -> Request:

@@ -86,8 +86,9 @@ class Method(msgspec.Struct, frozen=True):
         """The other end of `arguments`: the path, the query and the body of a REST request that carries them.
 
         A field at its default is left out: the answering node knows it, and an older one may not know the field.
+        Raises: InvalidRequest when a part of the path is empty.
         """
-        path = _PLACEHOLDER.sub(lambda found: quote(str(arguments[found[1]]), safe=""), self.path)
+        path = _PLACEHOLDER.sub(lambda found: path_part(arguments[found[1]], found[1]), self.path)
         carried = {name: value for name, value in arguments.items() if name not in self.path_params}
         if self.query is not None:
             return path, {name: _text(value) for name, value in _given(self.query(**carried)).items()}, b""
@@ -127,6 +128,13 @@ class Method(msgspec.Struct, frozen=True):
             return decode_tolerantly(data, self.result, elements=MAX_RESULT_ELEMENTS)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise PeerMisbehaved(f"the peer's answer to {self.name} is not understood: {error}") from None
+
+
+def path_part(value: object, name: str) -> str:
+    """A value as one part of a path. Raises: InvalidRequest when it is empty, which would make another path of it."""
+    if value == "":
+        raise InvalidRequest(f"{name}: must not be empty", path=name)
+    return quote(str(value), safe="")
 
 
 def _is_given(body: bytes) -> bool:

@@ -10,6 +10,8 @@ from msgspec import Meta
 
 from .access import Role
 
+PRINCIPAL_NAME_PATTERN = "^[A-Za-z0-9._-]{1,64}$"
+
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """An amount of each thing that can run out: memory in MiB, virtual CPUs, disk in GiB."""
@@ -54,7 +56,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`expires_in` is in seconds; None never expires."""
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=PRINCIPAL_NAME_PATTERN)]
     role: Role = Role.OPERATOR
     expires_in: Annotated[int, Meta(ge=1, le=10 * 366 * 86400)] | None = None
 

@@ -12,6 +12,7 @@ import msgspec
 
 from .bounded.json import BadMember, check_json, check_single_members
 from .errors import InvalidRequest
+from .node import PRINCIPAL_NAME_PATTERN
 from .size import PATTERN as SIZE_PATTERN
 from .tolerant import decode_tolerantly
 from .vm import MAC_PATTERN, NAME_PATTERN
@@ -22,6 +23,7 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 _MEANT = {
     MAC_PATTERN: "must be a MAC address in lower case, such as 52:54:00:12:34:56",
     NAME_PATTERN: "must be 1 to 63 of a-z, 0-9 and '-', and neither begin nor end with '-'",
+    PRINCIPAL_NAME_PATTERN: "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'",
     SIZE_PATTERN: "must be a number and a unit, such as 512M or 2G",
 }
 _CHOICE = re.compile(r"\^\(([a-z|]+)\)\$")

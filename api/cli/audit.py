@@ -59,7 +59,7 @@ class _Seen(click.ParamType[ChainEntry]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ChainEntry:
         if isinstance(value, ChainEntry):
             return value
-        found = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", value)
+        found = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", value)
         if found is None:
             self.fail(f"'{value}' is not what 'twinshare audit verify' prints: a number, ':' and 64 hex digits")
         return ChainEntry(int(found[1]), bytes.fromhex(found[2]))

@@ -14,12 +14,11 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from urllib.parse import quote
 
 from ...protocols.console import SILENCE
 from ...protocols.vm import Vm
 from ..blocking_client import ApiClient
-from ..exchange import below
+from ..exchange import guest_path
 from ..websocket import ClientSocket
 from .output import say
 
@@ -40,7 +39,7 @@ def run_console(client: ApiClient, vm: Vm, peer: str | None, seconds: float | No
     """
     websocket = ClientSocket()
     # By id, so that it is the console of the VM whose name is shown.
-    connection, opening = client.upgrade(below(f"/vm/{quote(vm.id, safe='')}/console", peer), websocket)
+    connection, opening = client.upgrade(guest_path(vm.id, "/console", peer), websocket)
     on_terminal = sys.stdin.isatty()
     # A raw terminal does not begin its lines by itself.
     how = "; Ctrl-] leaves, Enter may show a prompt\r" if on_terminal else ""

@@ -48,7 +48,7 @@ def _loopback(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = "127.0.0.1" if host in {"", "localhost"} else host.strip("[]")
     try:
-        if ipaddress.ip_address(host).is_loopback and port.isdigit() and int(port) < 65536:
+        if ipaddress.ip_address(host).is_loopback and port.isascii() and port.isdigit() and int(port) < 65536:
             return host, int(port)
     except ValueError:
         pass

@@ -25,7 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Given = Mapping[str, Any]
 """What stands on the command line so far, by parameter; `peer` is `--on`."""
 NamesOf = Callable[["NodeClient", Given], Iterable[str]]
-_SIZE = re.compile(r"(\d{1,9})(?:([kmgt])(?:i?b)?)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,9})(?:([kmgt])(?:i?b)?)?", re.IGNORECASE)
 _BYTES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -132,7 +132,7 @@ class Ports(click.ParamType[ForwardSpec]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ForwardSpec:
         if isinstance(value, ForwardSpec):
             return value
-        found = re.fullmatch(r"(?:(\d{1,5}):)?(\d{1,5})", value)
+        found = re.fullmatch(r"(?:([0-9]{1,5}):)?([0-9]{1,5})", value)
         host, guest = (int(found[1] or 0), int(found[2])) if found else (0, 0)
         if not 0 < guest < 65536 or host > 65535:
             self.fail(f"'{value}' is not HOST:GUEST, two port numbers", param, ctx)
@@ -147,7 +147,7 @@ class Duration(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d{1,9})([smhd]?)", value)
+        found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", value)
         if not found:
             self.fail(f"'{value}' is not a duration such as 90, 10m, 12h or 30d", param, ctx)
         return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

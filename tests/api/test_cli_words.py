@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pty
+import shlex
 import signal
 import struct
 import subprocess
@@ -124,6 +125,21 @@ def test_a_peer_that_is_not_there_gets_the_nearest_name() -> None:
         assert "did you mean 'alice'?" in twinshare(node, *["vm", "ls", "--on", "alcie"]).stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vm show ''", "vm rm ''", "vm show va@", "vm logs @far", "vm console ''", "vm create a --image tiny --on ''",
+        "vm ls --on ''", "image show ''", "image rm ''", "op cancel ''", "peer show ''", "peer revoke ''",
+        "token revoke ''", "vm unforward va 80 --on ''", "vm cp va@:/etc/hosts -",
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_said_to_be_empty(command: str) -> None:
+    with recorded_node({}) as node:
+        result = twinshare(node, *shlex.split(command))
+    assert "must not be empty" in result.stderr, (result.exit_code, result.stderr)
+    assert node.seen == []
+
+
 # Units
 
 
@@ -147,6 +163,9 @@ def test_sizes_have_units(options: str, sent: dict[str, int]) -> None:
     ("options", "said"),
     [
         ("--memory 2X", "is not a size"),
+        ("--memory \u0661G", "is not a size"),
+        ("--ttl \uff12h", "is not a duration"),
+        ("--forward \u0661\u0662:80", "is not HOST:GUEST"),
         ("--memory 63", "less than 64 MiB"),
         ("--disk 1500M", "not a whole number of GiB"),
     ],

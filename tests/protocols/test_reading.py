@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from twinshare.protocols.errors import InvalidRequest
+from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.peer import InviteRequest
 from twinshare.protocols.reading import convert_query, decode_json
 from twinshare.protocols.size import SizeText
@@ -30,6 +31,7 @@ from twinshare.protocols.vm import ForwardSpec, VmSpec
         (b'{"name":"a","image":"x","mac":"52:54:00:AB:CD:EF"}', VmSpec, "mac: must be a MAC address in lower", "mac"),
         (b'{"name":"a","image":"x","image":"y"}', VmSpec, "image: is there twice", "image"),
         (b'{"limits":{"vm":2}}', InviteRequest, "limits: Object contains unknown field `vm`", "limits"),
+        (b'{"name":"a/b"}', TokenRequest, "name: must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'", "name"),
         (b'{"image":"x"}', VmSpec, "name: Object missing required field", "name"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from twinshare.protocols.access import Role
+from twinshare.protocols.errors import InvalidRequest
 from twinshare.protocols.node import TokenRequest
 from twinshare.protocols.operation import OperationState
 from twinshare.protocols.peer import Message
@@ -45,6 +46,14 @@ def test_a_request_carries_the_arguments(
     inside = {parameter: arguments[parameter] for parameter in method.path_params}
     read = method.arguments(inside, made[1], made[2])
     assert {parameter: read[parameter] for parameter in arguments} == arguments
+
+
+def test_a_part_of_a_path_is_not_empty() -> None:
+    for name, path_params in ((name, method.path_params) for name, method in TABLE.items() if method.path_params):
+        for empty in path_params:
+            arguments = dict.fromkeys(path_params, 1) | {empty: ""}
+            with pytest.raises(InvalidRequest, match=f"{empty}: must not be empty"):
+                TABLE[name].request(arguments)
 
 
 def test_defaults_stay_at_home() -> None:

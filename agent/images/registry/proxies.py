@@ -66,7 +66,7 @@ def _matches(host: str, port: int | None, without: str) -> bool:
     """NO_PROXY: names with all that is below them, addresses, networks, `*`; each may end in `:PORT`."""
     for part in without.lower().replace(",", " ").split():
         name, colon, wanted = part.rpartition(":")
-        if colon and wanted.isdigit() and (":" not in name or name.endswith("]")):
+        if colon and wanted.isascii() and wanted.isdigit() and (":" not in name or name.endswith("]")):
             if port != int(wanted):
                 continue
             part = name
