@@ -1,5 +1,7 @@
 """What `vm start`, `stop` and their like say beside the VM's state."""
 
+import shlex
+
 import pytest
 
 from tests.api.recorded import VM, Answer, operation, recorded_node
@@ -33,3 +35,18 @@ def test_a_node_that_knows_no_parameters_of_listings_is_asked_without(options: s
     assert node.seen[1].target == "/api/vm"
     with recorded_node({"GET /api/vm": [refused("other"), Answer({"vms": rows})]}) as node:
         assert twinshare(node, "vm", "ls", *options.split()).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vm show ''", "vm rm ''", "vm show va@", "vm logs @far", "vm console ''", "vm create a --image tiny --on ''",
+        "vm ls --on ''", "image show ''", "image rm ''", "op cancel ''", "peer show ''", "peer revoke ''",
+        "token revoke ''", "vm unforward va 80 --on ''", "vm cp va@:/etc/hosts -",
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_said_to_be_empty(command: str) -> None:
+    with recorded_node({}) as node:
+        result = twinshare(node, *shlex.split(command))
+    assert "must not be empty" in result.stderr, (result.exit_code, result.stderr)
+    assert node.seen == []
