@@ -7,8 +7,6 @@ again with a backoff.
 
 from __future__ import annotations
 
-import math
-import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +19,6 @@ from ...protocols.guest_channel import (
     DATA,
     MAX_STREAMS,
     MESSAGE,
-    NONCE,
     SUMMED,
     WINDOW,
     DoneReply,
@@ -29,33 +26,26 @@ from ...protocols.guest_channel import (
     Frame,
     FrameReader,
     GuestMisbehaved,
-    Hunter,
     OpenedReply,
     ProgramRestarted,
     Reply,
     ReportMessage,
     ResumedReply,
-    hello,
     message,
     read_reply,
 )
 from ..background import open_background
 from ..backoff import Backoff
 from .allowance import PER_STREAM, Allowance
+from .greeting import READ_SIZE, synchronize
+from .silence import IsOpen, SilenceWatch
 from .stream import ChannelStream
 
 log = structlog.get_logger(__name__)
 
-READ_SIZE = 256 << 10
 BATCH = 256 << 10
 """Bytes that are handed to the socket at once."""
 RETRY_FIRST, RETRY_LONGEST = 0.05, 10.0
-GREETING_LIMIT = 4 << 20
-"""Bytes that may come before the answer to HELLO: of a former connection, and of programs that have started."""
-HELLO_AGAIN = 1.0
-"""Seconds between two HELLOs to programs that say that they have started."""
-SILENCE_FIRST, SILENCE_LONGEST = 2.0, 30.0
-"""Seconds without a byte of a guest that has streams, after which it is looked whether its program is still there."""
 ENDED = (
     "the program that served the guest channel of VM '{vm}' has ended, and with it its sessions; start it again in the"
     " guest as root, by `systemctl restart twinshare-guest` or as docs/guests.md says, or restart the VM"
@@ -63,7 +53,6 @@ ENDED = (
 DROP: dict[str, object] = {"op": "drop"}
 
 Dial = Callable[[], Awaitable[trio.SocketStream]]
-IsOpen = Callable[[], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +73,7 @@ class GuestChannel:
         self._drops: list[int] = []
         self._allowance = Allowance()
         self._next_number = 1
-        self._added = trio.Event()
-        self._heard_at = -math.inf
+        self._silence = SilenceWatch(port.is_open, lambda: bool(self._streams), self._program_ended)
         self._connection = trio.CancelScope()
         self._work = trio.Event()
         self._ready = trio.Event()
@@ -127,7 +115,7 @@ class GuestChannel:
         self._streams[stream.number] = stream
         self._next_number = max(self._next_number, stream.number + 1)
         self._allowance.earn(PER_STREAM)
-        self._added.set()
+        self._silence.stream_added()
         self.flush()
         return stream
 
@@ -145,7 +133,7 @@ class GuestChannel:
     async def run(self) -> None:
         """Dial, serve, dial again; until it is cancelled or the VM has no channel."""
         async with open_background() as nursery:
-            nursery.start_soon(self._watch)
+            nursery.start_soon(self._silence.run)
             await self._keep_connected()
 
     async def _keep_connected(self) -> None:
@@ -189,7 +177,7 @@ class GuestChannel:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """Raises: GuestMisbehaved, trio.BrokenResourceError."""
-        rest = await self._synchronize(stream)
+        rest = await synchronize(stream)
         reader = FrameReader()
         rows = [[one.number, one.arrived, one.acknowledged + one.window] for one in self._streams.values()]
         self._drops.clear()
@@ -200,33 +188,10 @@ class GuestChannel:
             nursery.start_soon(self._write, stream, connection, nursery.cancel_scope)
             data = rest or await stream.receive_some(READ_SIZE)
             while data:
-                self._heard_at = trio.current_time()
+                self._silence.heard()
                 for one in reader.feed(data):
                     self._take(one, connection)
                 data = await stream.receive_some(READ_SIZE)
-
-    async def _synchronize(self, stream: trio.SocketStream) -> bytes:
-        """Find the beginning of the frames, however long the guest takes to boot. Returns what came after it.
-
-        Raises: GuestMisbehaved when the channel is closed before, trio.BrokenResourceError.
-        """
-        hunter = Hunter(nonce := secrets.token_bytes(NONCE))
-        said, received = trio.current_time(), 0
-        await stream.send_all(hello(nonce))
-        while data := await stream.receive_some(READ_SIZE):
-            rest = hunter.feed(data)
-            if rest is not None:
-                return rest
-            received += len(data)
-            if received > GREETING_LIMIT:
-                raise GuestMisbehaved("the guest sends something else than the answer to HELLO")
-            if hunter.announced:
-                # A program that has just started may not have seen the HELLO; a hostile one says so all the time.
-                await trio.sleep_until(said + HELLO_AGAIN)
-                hunter = Hunter(nonce := secrets.token_bytes(NONCE))
-                said = trio.current_time()
-                await stream.send_all(hello(nonce))
-        raise GuestMisbehaved("the channel was closed before the guest answered")
 
     async def _write(self, stream: trio.SocketStream, connection: _Connection, scope: trio.CancelScope) -> None:
         await connection.answered.wait()
@@ -245,38 +210,11 @@ class GuestChannel:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             scope.cancel()
 
-    async def _watch(self) -> None:
-        """End the streams, and the connection, when the program that had them is gone: no byte of it would say so.
-
-        It has to be gone twice: QEMU says so, too, in the moment in which it goes on from a file.
-        """
-        silence, gone = SILENCE_FIRST, False
-        while True:
-            added = self._added = trio.Event()
-            if not self._streams:
-                await added.wait()
-                silence = SILENCE_FIRST
-            looked_at = trio.current_time()
-            wakes = added if silence > SILENCE_FIRST else trio.Event()
-            with trio.move_on_after(silence):
-                await wakes.wait()
-            if self._heard_at >= looked_at or wakes.is_set():
-                silence, gone = SILENCE_FIRST, False
-            elif await self._is_open():
-                silence, gone = min(silence * 2, SILENCE_LONGEST), False
-            elif not gone:
-                silence, gone = SILENCE_FIRST, True
-            else:
-                log.info("the program in a guest has ended", vm=self.vm)
-                gone = False
-                self._fail_streams(GuestUnreachable(ENDED.format(vm=self.vm), vm=self.vm))
-                self._connection.cancel()
-
-    async def _is_open(self) -> bool:
-        try:
-            return await self._port.is_open()
-        except TwinshareError:
-            return True  # nobody knows
+    def _program_ended(self) -> None:
+        """End the streams, and the connection."""
+        log.info("the program in a guest has ended", vm=self.vm)
+        self._fail_streams(GuestUnreachable(ENDED.format(vm=self.vm), vm=self.vm))
+        self._connection.cancel()
 
     async def _send(self, stream: trio.SocketStream, batch: bytearray) -> None:
         self._allowance.earn(len(batch))

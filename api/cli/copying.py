@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...protocols.errors import FileNotFound, InvalidRequest, PeerMisbehaved, TwinshareError
-from ...protocols.guest import DirectoryRequest, FileEntry, FileKind, FileList, text_or_base64
+from ...protocols.errors import FileNotFound, InvalidRequest, TwinshareError
+from ...protocols.guest import DirectoryRequest, FileEntry, FileKind, FileList
 from ..exchange import NodeUnreachable, file_read, file_write
 from .connections import ConnectionPool, within_rate
+from .copied_files import below, component, counted, is_there, keep_attributes, named, skip, stat_of, verify
 from .node import NodeClient
 from .output import say, size
 from .progress import progress_line
@@ -29,9 +30,6 @@ PART = 8 << 20
 RESUMABLE = 1 << 20
 """A file of so many bytes is looked for, half sent, before it is sent."""
 RETRY_WITHIN = 60.0
-_CHUNK = 1 << 18
-_SAME_TIME = 1e-5
-"""Seconds: a time loses its nanoseconds on the way."""
 
 
 class Copy:
@@ -61,7 +59,7 @@ class Copy:
         except OSError as error:
             raise InvalidRequest(f"{source} cannot be read: {error.strerror}") from None
         if target.endswith(b"/") or self._is_directory(target):
-            target = _below(target, os.fsencode(path.resolve().name))
+            target = below(target, os.fsencode(path.resolve().name))
         if stat.S_ISDIR(found.st_mode):
             self._require_recursive(source)
             with ConnectionPool(self._connect) as pool:
@@ -79,12 +77,12 @@ class Copy:
         self._make(target, None)
         there = {file.name_bytes: file for file in self._listed(target)}
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-            inner = _below(target, os.fsencode(entry.name))
+            inner = below(target, os.fsencode(entry.name))
             if entry.is_dir(follow_symlinks=False):
                 yield from self._upload_directory(Path(entry.path), inner, pool)
             elif not entry.is_file(follow_symlinks=False):
                 self._leave_out(entry.path)
-            elif not _is_there(there.get(os.fsencode(entry.name)), found := entry.stat()):
+            elif not is_there(there.get(os.fsencode(entry.name)), found := entry.stat()):
                 pool.submit(partial(self._send_over, Path(entry.path), found, inner))
         yield target, path.stat()
 
@@ -95,16 +93,16 @@ class Copy:
         given: dict[str, Any] = (
             {} if found is None else {"mode": stat.S_IMODE(found.st_mode), "modified": found.st_mtime}
         )
-        fields: dict[str, Any] = _named(target) | given
+        fields: dict[str, Any] = named(target) | given
         request = DirectoryRequest(**fields)
         within_rate(lambda: self._client.call("make_directory", {"vm": self._vm, "request": request}, self._peer))
 
     def _send_stream(self, stream: BinaryIO, target: bytes) -> None:
         digest = hashlib.blake2b(digest_size=32)
         with progress_line() as show:
-            body = _counted(stream, digest, 0, None, show, os.fsdecode(target))
+            body = counted(stream, digest, 0, None, show, os.fsdecode(target))
             written = self._client.send(file_write(self._vm, target, self._peer, {}), body)
-        _verify(written.digest, digest, target)
+        verify(written.digest, digest, target)
 
     def _send_file(self, path: Path, found: os.stat_result, target: bytes) -> None:
         """Send one file, again from where it was when the connection is cut."""
@@ -131,13 +129,13 @@ class Copy:
         digest = hashlib.blake2b(digest_size=32)
         try:
             with path.open("rb") as file, progress_line() as show:
-                _skip(file, offset, digest)
-                body = _counted(file, digest, offset, found.st_size, show, str(path))
+                skip(file, offset, digest)
+                body = counted(file, digest, offset, found.st_size, show, str(path))
                 request = file_write(self._vm, target, self._peer, options | {"offset": offset})
                 written = self._client.send(request, body)
         except OSError as error:
             raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
-        _verify(written.digest, digest, target)
+        verify(written.digest, digest, target)
 
     def _offset_there(self, target: bytes, options: dict[str, Any]) -> int:
         """Ask how much of an upload the guest has: one that goes on behind its end is refused with that number."""
@@ -157,13 +155,13 @@ class Copy:
                 sys.stdout.buffer.write(data)
             return
         if target.is_dir():
-            target = target / _component(source.rstrip(b"/").rpartition(b"/")[2] or b"root")
+            target = target / component(source.rstrip(b"/").rpartition(b"/")[2] or b"root")
         if listed.entry.kind is FileKind.DIRECTORY:
             self._require_recursive(os.fsdecode(source))
             with ConnectionPool(self._connect) as pool:
                 directories = list(self._download_directory(source, listed.entry, target, pool))
             for directory, attributes in directories:
-                _keep_attributes(directory, attributes)
+                keep_attributes(directory, attributes)
         else:
             self._fetch(source, listed.entry, target)
 
@@ -175,12 +173,12 @@ class Copy:
             raise InvalidRequest(f"{target} is a link")
         target.mkdir(exist_ok=True)
         for file in self._listed(source):
-            inner, here = _below(source, file.name_bytes), target / _component(file.name_bytes)
+            inner, here = below(source, file.name_bytes), target / component(file.name_bytes)
             if file.kind is FileKind.DIRECTORY:
                 yield from self._download_directory(inner, file, here, pool)
             elif file.kind is not FileKind.FILE:
                 self._leave_out(os.fsdecode(inner))
-            elif not _is_there(file, _stat_of(here)):
+            elif not is_there(file, stat_of(here)):
                 pool.submit(partial(self._fetch_over, inner, file, here))
         yield target, entry
 
@@ -203,7 +201,7 @@ class Copy:
             if entry.size and done != entry.size:
                 part.unlink()
                 raise InvalidRequest(f"{os.fsdecode(source)!r} changed while it was read; copy it again")
-            _keep_attributes(part, entry)
+            keep_attributes(part, entry)
             part.rename(target)
         except OSError as error:
             raise InvalidRequest(f"{target} cannot be written: {error.strerror}") from None
@@ -227,7 +225,7 @@ class Copy:
     # Both
 
     def _list(self, path: bytes, after: str | None = None) -> FileList:
-        arguments = {"vm": self._vm, **_named(path), **({"after": after} if after else {})}
+        arguments = {"vm": self._vm, **named(path), **({"after": after} if after else {})}
         found: FileList = within_rate(lambda: self._client.call("list_files", arguments, self._peer))
         return found
 
@@ -253,66 +251,3 @@ class Copy:
     def _leave_out(self, what: str) -> None:
         self.left_out += 1
         say(f"left out, for it is no file: {what!r}")
-
-
-def _is_there(file: FileEntry | None, found: os.stat_result | None) -> bool:
-    """Whether an earlier copy has brought a file: both sides set its mode and its time when all of it is there."""
-    return (
-        file is not None
-        and found is not None
-        and stat.S_ISREG(found.st_mode)
-        and (file.kind, file.size, file.mode & 0o777) == (FileKind.FILE, found.st_size, found.st_mode & 0o777)
-        and abs(file.modified.timestamp() - found.st_mtime) < _SAME_TIME
-    )
-
-
-def _stat_of(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except OSError:
-        return None
-
-
-def _named(path: bytes) -> dict[str, str]:
-    text, coded = text_or_base64(path)
-    return {"path": text} if coded is None else {"path_base64": coded}
-
-
-def _below(directory: bytes, name: bytes) -> bytes:
-    return directory.rstrip(b"/") + b"/" + name
-
-
-def _component(name: bytes) -> str:
-    """Return a name of a guest as one component of a path here. Raises: PeerMisbehaved."""
-    if name in {b"", b".", b".."} or b"/" in name or b"\0" in name:
-        raise PeerMisbehaved(f"the guest names a file {name!r}")
-    return os.fsdecode(name)
-
-
-def _keep_attributes(path: Path, entry: FileEntry) -> None:
-    at = entry.modified.timestamp()
-    path.chmod(entry.mode & 0o777)
-    os.utime(path, (at, at))
-
-
-def _skip(file: BinaryIO, offset: int, digest: Any) -> None:
-    while offset > 0 and (data := file.read(min(_CHUNK, offset))):
-        digest.update(data)
-        offset -= len(data)
-
-
-def _counted(
-    file: BinaryIO, digest: Any, sent: int, total: int | None, show: Any, what: str
-) -> Iterator[bytes]:  # fmt: skip
-    """Yield the rest of a file, hash it and show how far it is."""
-    while data := file.read(_CHUNK):
-        digest.update(data)
-        yield data
-        sent += len(data)
-        show(f"{what}: {size(sent)}{f' of {size(total)}' if total is not None else ''}")
-
-
-def _verify(theirs: str | None, ours: Any, target: bytes) -> None:
-    """Raises: PeerMisbehaved."""
-    if theirs is not None and theirs != ours.hexdigest():
-        raise PeerMisbehaved(f"the guest has got other bytes than were sent to {os.fsdecode(target)!r}")

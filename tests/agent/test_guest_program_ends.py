@@ -13,8 +13,8 @@ import trio
 from tests.agent.test_guest_sessions import run as run_command
 from tests.agent.test_guest_sessions import running
 from tests.leaks import open_files
-from twinshare.agent.guest import channel, vm_guest
-from twinshare.agent.guest.channel import GuestChannel
+from twinshare.agent.guest import silence, vm_guest
+from twinshare.agent.guest.silence import SilenceWatch
 from twinshare.agent.guest_program.program.command import Command
 from twinshare.agent.guest_program.program.stream import Program
 from twinshare.agent.hypervisor.domain_xml import GUEST_CHANNEL, guest_channel_is_open
@@ -37,7 +37,7 @@ async def until_lost(guests: GuestService, session: str) -> str:
 async def test_a_program_that_dies_ends_its_sessions_and_works_again_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "SILENCE_FIRST", 0.1)
+    monkeypatch.setattr(silence, "SILENCE_FIRST", 0.1)
     monkeypatch.setattr(vm_guest, "READY_WITHIN", 0.5)
     async with running(tmp_path) as (_, guests, hypervisor, id):
         started = await run_command(guests, "sleep", "1000", detach=True)
@@ -53,7 +53,7 @@ async def test_a_program_that_dies_ends_its_sessions_and_works_again_when_it_is_
 
 async def test_a_command_for_a_program_that_has_died_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody had a session, so nobody has noticed."""
-    monkeypatch.setattr(channel, "SILENCE_FIRST", 0.1)
+    monkeypatch.setattr(silence, "SILENCE_FIRST", 0.1)
     async with running(tmp_path) as (_, guests, hypervisor, id):
         await run_command(guests, "true")
         hypervisor.end_program(id)
@@ -62,19 +62,19 @@ async def test_a_command_for_a_program_that_has_died_says_so(tmp_path: Path, mon
 
 
 async def test_sessions_of_a_guest_that_is_silent_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "SILENCE_FIRST", 0.02)
-    monkeypatch.setattr(channel, "SILENCE_LONGEST", 0.02)
-    looked, really = trio.Event(), GuestChannel._is_open
+    monkeypatch.setattr(silence, "SILENCE_FIRST", 0.02)
+    monkeypatch.setattr(silence, "SILENCE_LONGEST", 0.02)
+    looked, really = trio.Event(), SilenceWatch._is_open
     times = 0
 
-    async def is_open(self: GuestChannel) -> bool:
+    async def is_open(self: SilenceWatch) -> bool:
         nonlocal times
         times += 1
         if times == 3:
             looked.set()
         return await really(self)
 
-    monkeypatch.setattr(GuestChannel, "_is_open", is_open)
+    monkeypatch.setattr(SilenceWatch, "_is_open", is_open)
     async with running(tmp_path) as (_, guests, _, _):
         started = await run_command(guests, "sleep", "1000", detach=True)
         with trio.fail_after(60):
