@@ -26,6 +26,7 @@ _MEANT = {
     PRINCIPAL_NAME_PATTERN: "must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'",
     SIZE_PATTERN: "must be a number and a unit, such as 512M or 2G",
 }
+_OF_A_KEY = "key` in `"
 _CHOICE = re.compile(r"\^\(([a-z|]+)\)\$")
 
 
@@ -80,9 +81,13 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def _invalid(error: Exception, name: str | None = None) -> InvalidRequest:
-    """msgspec writes `… - at `$.field``: the path goes into the details, the rest is the sentence."""
+    """msgspec writes `… - at `$.field``, or ``key` in `$.field``: the path goes into the details, the rest is the
+    sentence.
+    """
     text = str(error) or type(error).__name__
     sentence, _, where = text.partition(" - at `")
+    if where.startswith(_OF_A_KEY):
+        sentence, where = f"a key: {sentence}", where.removeprefix(_OF_A_KEY)
     path = where.rstrip("`").removeprefix("$.") or name or "$"
     if (missing := re.search(r"missing required field `(\w+)`|unknown field `([^`]*)`", sentence)) and not where:
         path = missing[1] or missing[2]

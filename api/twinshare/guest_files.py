@@ -170,6 +170,8 @@ async def _write(node: Node, request: RestRequest, vm: str, peer: str | None) ->
         async for part in request.upload():
             await stream.send(Input(data=part, offset=at))
             at += len(part)
+        if query.size not in {None, at}:
+            raise InvalidRequest(f"size: the body ends at byte {at}, and {query.size} were announced", path="size")
         await stream.send(InputEnd())
         while not isinstance(message := await stream.receive(), Finished):
             pass

@@ -164,6 +164,12 @@ async def test_files_are_written_and_read(tmp_path: Path) -> None:
             await client.read_file("one", path, offset=300_000, length=1)
         with pytest.raises(FileNotFound):
             await client.read_file("one", f"{there}/none")
+        for size in (2, 4):
+            announced = {"path": path, "size": str(size)}
+            octets = {"Content-Type": "application/octet-stream"}
+            put = await api.client.put("/api/vm/one/file", params=announced, content=b"abc", headers=octets)
+            assert (put.status_code, put.json()["details"]) == (400, {"path": "size"})
+        assert (there / "a file").read_bytes() == content
         odd = os.fsencode(there) + b"/\xff\xfe"
         await client.write_file("one", odd, b"")
         assert await client.read_file("one", odd) == b""

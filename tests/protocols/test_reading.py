@@ -32,6 +32,7 @@ from twinshare.protocols.vm import ForwardSpec, VmSpec
         (b'{"name":"a","image":"x","image":"y"}', VmSpec, "image: is there twice", "image"),
         (b'{"limits":{"vm":2}}', InviteRequest, "limits: Object contains unknown field `vm`", "limits"),
         (b'{"name":"a/b"}', TokenRequest, "name: must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'", "name"),
+        (b'{"name":"a","image":"x","labels":{"":"b"}}', VmSpec, "labels: a key: Expected `str` of length", "labels"),
         (b'{"image":"x"}', VmSpec, "name: Object missing required field", "name"),
     ],
 )
