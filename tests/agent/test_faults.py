@@ -157,10 +157,14 @@ async def test_a_creation_can_be_cancelled_while_it_works(tmp_path: Path) -> Non
 async def test_whoever_hangs_up_stops_waiting_not_the_work(tmp_path: Path) -> None:
     async with open_test_node(tmp_path) as (node, vms, hypervisor):
         hypervisor.behaviour.delay = 0.1
-        with trio.move_on_after(0.05):
-            await vms.create_vm(spec())
-        operation = (await node.operations.list())[0]
-        assert (await node.operations.wait(operation.id, 5)).state is OperationState.DONE
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(vms.create_vm, spec())
+                while not (found := await node.operations.list()):
+                    await trio.sleep(0.001)
+                nursery.cancel_scope.cancel()
+        operation = found[0]
+        assert (await node.operations.wait(operation.id, 60)).state is OperationState.DONE
         assert (await vms.get_vm("one")).status is VmStatus.STOPPED
 
 

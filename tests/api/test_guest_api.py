@@ -6,6 +6,7 @@ import os
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,16 @@ async def test_an_upload_that_was_cut_off_goes_on(tmp_path: Path) -> None:
             yield content[:150_000]
             await trio.sleep_forever()
 
-        with trio.move_on_after(2):
-            await api.client.put("/api/vm/one/file", params=query, content=half(), headers=octets)
+        def has_begun() -> bool:
+            return any(part.stat().st_size for part in tmp_path.glob(".whole.*.part"))
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                put = partial(api.client.put, params=query, content=half(), headers=octets)
+                nursery.start_soon(put, "/api/vm/one/file")
+                while not has_begun():
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
         assert not (tmp_path / "whole").exists()
         refused = await api.client.put(
             "/api/vm/one/file", params={**query, "offset": 200_000}, content=b"", headers=octets

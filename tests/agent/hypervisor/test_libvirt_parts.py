@@ -283,9 +283,18 @@ async def test_a_guest_that_hangs_costs_one_thread_and_is_barred_until_it_answer
 
 
 async def test_after_a_caller_who_left_the_next_one_waits_its_turn() -> None:
-    lanes, answer = Lanes(), threading.Event()
-    with trio.move_on_after(0.05):
-        await lanes.ask_guest("a", answer.wait)
+    lanes, asked, answer = Lanes(), threading.Event(), threading.Event()
+
+    def ask() -> None:
+        asked.set()
+        answer.wait()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lanes.ask_guest, "a", ask)
+            while not asked.is_set():
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
     assert lanes.is_stuck("a")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lanes.ask_guest, "a", lambda: None)
