@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec, vms_of
+from tests.stopwatch import within
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.reach import consoles
@@ -40,7 +41,7 @@ async def running(folder: Path) -> AsyncIterator[tuple[Node, VmService, MemoryHy
 
 async def hear(console: Console, count: int) -> bytes:
     heard = b""
-    with trio.fail_after(10):
+    with within(10):
         while len(heard) < count:
             heard += await console.receive()
     return heard

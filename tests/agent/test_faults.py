@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import vms_of
+from tests.stopwatch import within
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Role
 from twinshare.protocols.errors import (
@@ -132,7 +133,7 @@ async def test_reads_answer_while_the_hypervisor_is_down(tmp_path: Path) -> None
                 await refused
         hypervisor.come_up()
         assert (await vms.stop_vm("one", force=True)).status is VmStatus.STOPPED
-        with trio.fail_after(10):
+        with within(10):
             while "hypervisor.up" not in (kinds := [event.type for event in node.events.kept]):
                 await trio.sleep(0.005)
         assert [kind for kind in kinds if kind.startswith("hypervisor.")] == ["hypervisor.down", "hypervisor.up"]

@@ -14,6 +14,7 @@ import trio
 from tests.agent.nodes import spec, vms_of
 from tests.agent.test_guest_files import read, write
 from tests.agent.test_guest_sessions import OPERATOR, VIEWER, guests_of, read_all, run, running
+from tests.stopwatch import within
 from twinshare.agent.node import Node
 from twinshare.protocols.access import LOCAL_ADMIN, Caller
 from twinshare.protocols.errors import Forbidden, GuestUnreachable, Overloaded, TwinshareError, WrongState
@@ -141,7 +142,7 @@ async def test_a_command_that_daemonizes_ends_and_its_daemon_goes_on(tmp_path: P
         done = await run(guests, "sh", "-c", f"setsid sh -c '{daemon.replace(chr(39), chr(34))}' & echo begun")
         assert (done.stdout, done.exit_code) == ("begun\n", 0)
         await run(guests, "touch", "stop")
-        with trio.fail_after(10):
+        with within(10):
             while (await run(guests, "test", "-e", "stopped")).exit_code:
                 await trio.sleep(0.05)
 

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from tests.agent.nodes import open_test_node, spec, vms_of
+from tests.stopwatch import within
 from twinshare.agent.guest.output_log import open_output_log
 from twinshare.agent.guest.session import HostedSession, SessionRecord, load_sessions
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
@@ -141,7 +142,7 @@ async def test_a_terminal_session(tmp_path: Path) -> None:
             await stream.send(Resize(columns=132, rows=43))
             await stream.send(Input(data=b"stty size; echo so-$((6*7)); exit 4\n"))
             whole = b""
-            with trio.fail_after(10):
+            with within(10):
                 while not isinstance(message := await stream.receive(), Finished):
                     assert isinstance(message, Output)
                     assert message.channel is Channel.STDOUT
@@ -161,7 +162,7 @@ async def test_signals_and_stdin_of_an_attached_session(tmp_path: Path) -> None:
             await stream.send(Input(data=b"ab", offset=0))
             await stream.send(Input(data=b"abcd", offset=0))  # of which two bytes are there already
             await stream.send(InputEnd())
-            with trio.fail_after(10):
+            with within(10):
                 whole = b""
                 while len(whole) < 4:
                     message = await stream.receive()

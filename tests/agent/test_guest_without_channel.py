@@ -18,6 +18,7 @@ import trio.testing
 
 from tests.agent.nodes import open_test_node, spec
 from tests.agent.test_guest_sessions import guests_of, read_all, run
+from tests.stopwatch import within
 from twinshare.agent.guest import agent_exec, vm_guest
 from twinshare.agent.guest.agent_exec import MAX_OUTPUT, start_by_agent
 from twinshare.agent.guest.channel import ChannelPort
@@ -85,7 +86,7 @@ async def test_a_session_of_the_agent_is_lost_with_the_node(tmp_path: Path) -> N
     async with running(tmp_path, f"fake://{tmp_path}/fake.json?guest_agent=1") as (_, guests, _, _):
         started = await run(guests, "sleep", "100", detach=True)
     async with open_test_node(tmp_path, uri=f"fake://{tmp_path}/fake.json?guest_agent=1") as (node, _, _):
-        with trio.fail_after(10):
+        with within(10):
             while (found := await guests_of(node).get_session("one", started.session)).state is SessionState.RUNNING:
                 await trio.sleep(0.01)
         assert found.reason

@@ -17,6 +17,7 @@ import trio.testing
 from tests.agent.guest_lab import open_guest, open_lab
 from tests.agent.nodes import open_test_node, spec
 from tests.agent.test_guest_sessions import guests_of
+from tests.stopwatch import within
 from twinshare.agent.guest import operations, vm_guest
 from twinshare.agent.guest.channel import ChannelPort
 from twinshare.agent.guest.vm_guest import VmGuest
@@ -147,7 +148,7 @@ async def hostile_guest(folder: Path, hostile: Hostile) -> AsyncIterator[VmGuest
 
 async def works(guest: VmGuest) -> None:
     """An honest guest, meanwhile."""
-    with trio.fail_after(15):
+    with within(15):
         session = await guest.start_session(ExecRequest(command=["echo", "x"]), "local")
         async with session.reading(0) as reader:
             assert await session.read(reader, 10) == [(0, OUT, b"x\n")]
@@ -337,7 +338,7 @@ async def test_nobody_waits_for_a_guest_without_end(tmp_path: Path, monkeypatch:
             hypervisor.serve_channel(made.id, Hostile(behave).run)
             await vms.start_vm(name)
         guests = guests_of(node)
-        with trio.fail_after(10):
+        with within(10):
             with pytest.raises(GuestUnreachable, match=r"did not start the command within 0\.2 s") as refused:
                 await guests.exec_vm("silent", ExecRequest(command=["true"]))
             assert (await guests.get_session("silent", refused.value.details["session"])).state == "running"
@@ -357,6 +358,6 @@ async def test_an_upload_of_which_the_guest_has_more_than_there_is(tmp_path: Pat
         hypervisor.serve_channel(made.id, Hostile(liar).run)
         await vms.start_vm("one")
         for request in (WriteFile(path=b"x"), WriteFile(path=b"x", size=10, upload="ab" * 8), ReadFile(path=b"x")):
-            with trio.fail_after(10), pytest.raises(GuestRefused, match="of what was never sent"):
+            with within(10), pytest.raises(GuestRefused, match="of what was never sent"):
                 async with node.guest_stream(LOCAL_ADMIN, "one", request):
                     pass

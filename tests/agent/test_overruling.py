@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import open_test_node, spec
+from tests.stopwatch import within
 from twinshare.agent.vm.admission import Host
 from twinshare.protocols.access import LOCAL_ADMIN
 from twinshare.protocols.errors import InsufficientResources, WrongState
@@ -20,7 +21,7 @@ POLITE = {"stop": VmService.stop_vm, "restart": VmService.restart_vm}
 
 
 async def until_shown(vms: VmService, status: VmStatus) -> None:
-    with trio.fail_after(10):
+    with within(10):
         while (await vms.get_vm("one")).status is not status:
             await trio.sleep(0.005)
 
@@ -38,7 +39,7 @@ async def test_force_overrules_every_polite_stop_that_waits(tmp_path: Path, wait
                 await getattr(vms, POLITE[waiting].__name__)("one", timeout=3600)
             ended.append(waiting)
 
-        with trio.fail_after(10):
+        with within(10):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 nursery.start_soon(wait)
@@ -58,7 +59,7 @@ async def test_metadata_change_while_a_guest_is_asked_to_shut_down(tmp_path: Pat
             with pytest.raises(WrongState, match="overruled"):
                 await vms.stop_vm("one", timeout=3600)
 
-        with trio.fail_after(10):
+        with within(10):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 await until_shown(vms, VmStatus.STOPPING)

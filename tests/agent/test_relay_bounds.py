@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
+from tests.stopwatch import within
 from twinshare.agent import relays
 from twinshare.agent.relays import open_relays
 from twinshare.agent.streams import CHUNK, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, SMALLEST, carry
@@ -175,7 +176,7 @@ async def test_dials_that_nobody_answers_give_way(monkeypatch: pytest.MonkeyPatc
             return await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
 
         port = await opened.open(("a",), "127.0.0.1", 0, dial)
-        with trio.fail_after(10):
+        with within(10):
             waiting = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
             while dials < 2:
                 await trio.lowlevel.checkpoint()
@@ -203,7 +204,7 @@ async def test_a_client_that_vanished_is_probed() -> None:
 
         nears: list[trio.SocketStream] = []
         port = await opened.open(("a",), "127.0.0.1", 0, dial, admits)
-        with trio.fail_after(10):
+        with within(10):
             async with await trio.open_tcp_stream("127.0.0.1", port) as near:
                 assert await near.receive_some() == b""
         assert probed == [1, 60]

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from tests.agent.nodes import images_of, vms_of
+from tests.stopwatch import within
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.hypervisor.port import Domain
 from twinshare.agent.open_node import open_node
@@ -42,7 +43,7 @@ async def test_vms_that_were_not_listed_are_not_taken_for_none(tmp_path: Path, m
         [image] = await images.list_images()
         assert node.images.store.base_path(image.digest).exists()  # type: ignore[attr-defined]  # the store on disk's own
         hangs.clear()
-        with trio.fail_after(10):
+        with within(10):
             while not node.vms.inventory.is_complete:
                 await trio.sleep(0.05)
         assert [vm.id for vm in await vms.list_vms()] == [made.id]

@@ -136,7 +136,7 @@ async def test_an_endless_early_body_is_cut_off(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         stream = await trio.open_tcp_stream(*api.address)
         await stream.send_all(EARLY["404"] + b"Transfer-Encoding: chunked\r\n\r\n")
-        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+        with within(10), pytest.raises(trio.BrokenResourceError):
             await send_for_ever(stream, b"10000\r\n" + b"x" * 0x10000 + b"\r\n", 0)
         await stream.aclose()
 

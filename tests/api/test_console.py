@@ -76,7 +76,7 @@ class Raw:
 
     async def events(self) -> AsyncGenerator[Any, None]:
         """Until the server closes the connection."""
-        with trio.fail_after(10):
+        with within(10):
             while True:
                 data = await self.stream.receive_some(65536)
                 self.protocol.receive_data(data or None)
@@ -346,7 +346,7 @@ async def test_the_end_of_the_node_is_reported(tmp_path: Path) -> None:
             with pytest.raises(Unavailable, match="stopping"):
                 await console.receive()
 
-    with trio.fail_after(10):
+    with within(10):
         async with trio.open_nursery() as nursery, running(tmp_path) as (api, _, _id):
             nursery.start_soon(listen, api.url)
             await opened.wait()
@@ -358,7 +358,7 @@ async def test_a_far_console(tmp_path: Path) -> None:
             await one.send(b"x")
             assert [await hear(one, 1), await hear(two, 1)] == [b"x", b"x"]
             await near.mesh.stop()
-            with trio.fail_after(10), pytest.raises(PeerUnreachable, match="lost"):
+            with within(10), pytest.raises(PeerUnreachable, match="lost"):
                 await two.receive()
         await refused(client, P2pStopped, "not running", vm="far", peer="node-0")
 

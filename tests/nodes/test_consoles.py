@@ -13,6 +13,7 @@ from tests.agent.nodes import spec
 from tests.agent.test_consoles import end_of, hear
 from tests.nodes.test_in_memory import call, open_fleet
 from tests.nodes.test_tunnels import pair
+from tests.stopwatch import within
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.reach import remote_console
@@ -137,7 +138,7 @@ async def test_a_peer_that_goes_away_ends_its_consoles_at_both_ends(tmp_path: Pa
         await console.send(b"x")
         assert await hear(console, 1) == b"x"
         network.partition([near.peer_id], [far.peer_id])
-        with trio.fail_after(10):
+        with within(10):
             ended = await end_of(console)
         assert isinstance(ended, PeerUnreachable)
         await nobody_listens(far)

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.api.served import SPEC, Served, served, served_in_a_fleet
+from tests.stopwatch import within
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.vm.reads import VmReads
@@ -117,7 +118,7 @@ async def test_a_wait_ends_with_its_token_and_the_operation_goes_on(root: str, t
             await create.ended.wait()
             await wait.ended.wait()
         assert (create.status, wait.status) == (401, 401)
-        with trio.fail_after(10):
+        with within(10):
             while {vm["status"] for vm in (await api.get(f"{root}/vm"))["vms"]} != {"running"}:
                 await trio.sleep(0.05)
         assert {vm["name"] for vm in (await api.get(f"{root}/vm"))["vms"]} == {"first", "second"}

@@ -242,7 +242,7 @@ async def restarting_holder(
 
         async def again() -> None:
             restart.set()
-            with trio.fail_after(10):
+            with within(10):
                 while founder.mesh.require_running().sessions.live:
                     await trio.sleep(0.01)
 
@@ -291,7 +291,7 @@ async def test_a_holder_that_does_not_return_ends_the_wait(tmp_path: Path, monke
         async with open_node_on(network, tmp_path, "holder") as node:
             await join(node, a)
             await give(node)
-        with trio.fail_after(10):
+        with within(10):
             async with trio.open_nursery() as nursery:
 
                 async def refused() -> None:

@@ -14,6 +14,7 @@ import trio
 
 from tests.nodes.images import DISK, MIB, Sent, content, give, half, pull
 from tests.nodes.test_in_memory import call, join, open_fleet, open_node_on
+from tests.stopwatch import within
 from twinshare.agent.images import peer_pull, peer_serve
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.host import Stream
@@ -133,7 +134,7 @@ async def test_whatever_a_peer_says_at_a_stream_of_images_the_node_goes_on(
             [request],
         ):
             async with asked(b, a, *frames) as stream:
-                with trio.fail_after(10):
+                with within(10):
                     try:
                         while await stream.receive_some(65536):
                             pass
@@ -161,12 +162,12 @@ async def test_a_peer_reads_so_many_at_once_and_no_more(tmp_path: Path) -> None:
 
             for _ in range(9):
                 nursery.start_soon(hold)
-            with trio.fail_after(10):
+            with within(10):
                 while len(answers) < 9:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert sum(b"overloaded" in answer for answer in answers) == 1
-        with trio.fail_after(10):
+        with within(10):
             while True:
                 try:
                     await pull(b)

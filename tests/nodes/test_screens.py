@@ -13,6 +13,7 @@ from tests.agent.test_consoles import end_of
 from tests.nodes.test_consoles import hypervisor_of
 from tests.nodes.test_in_memory import call
 from tests.nodes.test_tunnels import pair
+from tests.stopwatch import within
 from twinshare.agent.node import Node
 from twinshare.agent.reach.consoles import Console
 from twinshare.agent.reach.screens import MAX_VIEWERS
@@ -95,6 +96,6 @@ async def test_a_peer_that_goes_away_ends_its_screens(tmp_path: Path) -> None:
     async with pair(tmp_path) as (near, far, network), near.screen(LOCAL_ADMIN, "far", "node-0") as screen:
         assert await said(screen, len(GREETING)) == GREETING
         network.partition([near.peer_id], [far.peer_id])
-        with trio.fail_after(10):
+        with within(10):
             assert isinstance(await end_of(screen), PeerUnreachable)
         await nobody_looks(far)

@@ -12,6 +12,7 @@ import trio
 
 from tests.agent.nodes import spec
 from tests.nodes.test_in_memory import TABLE, call, eventually, join, keyed, open_fleet, open_node_on
+from tests.stopwatch import within
 from twinshare.agent.hypervisor.memory import MemoryHypervisor
 from twinshare.agent.node import Node
 from twinshare.agent.p2p.memory import MemoryNetwork
@@ -271,9 +272,8 @@ async def test_a_far_node_that_goes_away_ends_its_connections(tmp_path: Path) ->
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(b"x")
             network.partition([near.peer_id], [far.peer_id])
-            with trio.fail_after(10):
-                with suppress(trio.BrokenResourceError):
-                    assert await stream.receive_some() == b""
+            with within(10), suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
 
 
 async def test_a_peer_that_talks_nonsense_gets_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.stopwatch import within
 from twinshare.agent.hypervisor import log_size
 from twinshare.agent.hypervisor.domain_xml import DomainDefinition
 from twinshare.agent.hypervisor.libvirt import console_log, domain_ops
@@ -208,7 +209,7 @@ async def test_logs_that_grow_are_cut_while_others_are_missing(tmp_path: Path, m
         log.write_bytes(b"x" * (MAX_LOG_SIZE + 1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(console_log.limit_logs, lambda: logs, None)
-        with trio.fail_after(10):
+        with within(10):
             while any(log.stat().st_size > KEPT_SIZE for log in logs[1:]):
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()

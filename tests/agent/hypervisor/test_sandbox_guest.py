@@ -54,7 +54,7 @@ async def test_a_guest_finds_the_internet_and_nothing_of_its_host(data_dir: Path
         async with agent(data_dir, prefix=in_namespace(host)) as caller:
             vms = f"{(await caller.tell('state'))['path']}/vms"
             await caller.tell("own", path=vms)
-            assert await caller.tell("connected", within=5)
+            assert await caller.tell("connected", within=60)
             guest = await caller.tell("spawn", argv=_qemu(vms))
             try:
                 said = await _until_said(data_dir / "vms/serial.log", "asked everybody")

@@ -60,7 +60,7 @@ async def test_an_ordinary_user_is_walled_off_by_a_user_namespace(nobodys: Path)
 async def test_an_ordinary_users_guests_are_dialled_and_go_out_but_not_home(nobodys: Path) -> None:
     with lively_world() as host:
         async with agent(nobodys, prefix=(*in_namespace(host), *open_to_nobody()), uid=NOBODY) as caller:
-            assert await caller.tell("connected", within=5)
+            assert await caller.tell("connected", within=60)
             for address in OWN:
                 assert (await caller.tell("run", argv=reach(address, 8080)))[1] == ""
             assert await caller.run(*reach(OUTSIDE, 80)) == "internet"

@@ -168,7 +168,7 @@ async def test_one_peer_cannot_pile_up_connections() -> None:
     async with open_echo() as host, AsyncExitStack() as stack:
         for _ in range(10):
             await stack.enter_async_context(raw_muxed(host, seed))
-        await until(lambda: len(host.connections) == HostSettings().connections_each, 10.0)
+        await until(lambda: len(host.connections) == HostSettings().connections_each)
         assert len({each.peer_id for each in host.connections}) == 1
 
 

@@ -90,9 +90,9 @@ async def test_three_nodes_join_call_lose_one_and_find_it_again() -> None:
             await a.ask("node-2", "list_vms")
         assert [row.reachable for row in (await b.mesh.fleet_vms(LOCAL_ADMIN)).vms] == [False]
         async with open_real(c):
-            await until(lambda: all_see_all(a, b, c), 10)
+            await until(lambda: all_see_all(a, b, c))
             await a.call("revoke_peer", peer="node-2")
-            await until(lambda: all_see_all(a, b) and not c.online, 5)
+            await until(lambda: all_see_all(a, b) and not c.online)
 
 
 async def test_a_used_ticket_is_refused_and_the_services_start_again() -> None:
@@ -104,9 +104,9 @@ async def test_a_used_ticket_is_refused_and_the_services_start_again() -> None:
             await c.call("join_fleet", ticket=ticket.ticket)
         assert a.mesh.running
         await b.call("stop_p2p")
-        await until(lambda: not a.online, 5)
+        await until(lambda: not a.online)
         await b.call("start_p2p")
-        await until(lambda: all_see_all(a, b), 10)
+        await until(lambda: all_see_all(a, b))
 
 
 async def test_cancellations_leave_the_connection_whole() -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import trio
 import trio.testing
 
+from tests.stopwatch import within
 from twinshare.agent.p2p.offload import MAX_THREADS, SMALL, Decoder, Threads
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ async def settled(slow: Slow, decoders: list[Decoder], times: int) -> int:
         for decoder in decoders:
             for _ in range(times):
                 nursery.start_soon(decoder.decode, LARGE, slow.read)
-        with trio.fail_after(10):
+        with within(10):
             while not slow.running:
                 await trio.sleep(0.01)
         await trio.testing.wait_all_tasks_blocked(0.1)

@@ -50,7 +50,7 @@ async def test_of_two_connections_at_once_one_is_left_and_nobody_is_cut_off() ->
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(talks, one, other.peer_id, b"x" * 100_000)
                 nursery.start_soon(talks, other, one.peer_id, b"y" * 100_000)
-            await until(lambda a=one, b=other: len(a.connections) == len(b.connections) == 1, 10)
+            await until(lambda a=one, b=other: len(a.connections) == len(b.connections) == 1)
             for host in (one, other):
                 waiting = host.events.statistics().current_buffer_used
                 seen = [host.events.receive_nowait() for _ in range(waiting)]
