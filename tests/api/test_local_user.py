@@ -22,6 +22,9 @@ from twinshare.agent.guest_sockets import SocketOwners, held_by_guest, held_by_r
 from twinshare.agent.node import Node
 from twinshare.agent.sockets import FarSocket, far_socket, is_own
 
+lists_children = pytest.mark.skipif(
+    not os.access("/proc/thread-self/children", os.R_OK), reason="this kernel lists no children"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user: needs root")
 
 # In plain bash, which every user can run.
@@ -234,6 +237,7 @@ def test_the_names_of_a_clients_family_are_kept_for_a_moment_only(monkeypatch: p
         assert held_by_recent_client(connect())
 
 
+@lists_children
 def test_all_children_of_a_process_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel gives a long list in pieces."""
     pid = os.getpid()
