@@ -43,6 +43,8 @@ DEPTH = 4
 """How many questions are under way with each."""
 READ_AHEAD = 2
 """How many answers wait to be written, besides the one that is read and the one that is written."""
+TAKEN = 4
+"""How many a thread takes at once: the loop may be late."""
 PLANNED = 64
 """How many are planned at a time."""
 STALL = 30.0
@@ -279,7 +281,8 @@ class _PeerPull:
             await together(*[partial(self._take_on_line, batches, source)] * LINES)
 
     async def _take_on_line(self, batches: _Batches, source: Source) -> None:
-        asked: deque[Batch] = deque()
+        asked: deque[Batch] = deque()  # and not written yet
+        taken: deque[Batch] = deque()  # and not asked for yet
         if source.open_bulk is None:
             return
 
@@ -288,14 +291,17 @@ class _PeerPull:
                 self._write(batches.partial, batch, frames)
             except BadIndexError as error:
                 raise PeerMisbehaved(f"{source.title} sends a damaged image: {error}") from None
-            trio.from_thread.run_sync(self._tell, batches.partial)
             asked.popleft()
 
+        async def more() -> list[Batch]:
+            self._tell(batches.partial)
+            return [batch for _ in range(TAKEN) if (batch := await batches.take())]
+
         def take() -> Batch | None:
-            batch = trio.from_thread.run(batches.take)
-            if batch is not None:
-                asked.append(batch)
-            return batch
+            if not taken:
+                taken.extend(trio.from_thread.run(more))
+                asked.extend(taken)
+            return taken.popleft() if taken else None
 
         try:
             async with source.open_bulk(BlobRequest(digest=self._index.digest)) as line:
@@ -306,6 +312,7 @@ class _PeerPull:
             self._without_bulk.add(source.title)
         finally:
             batches.give_back(asked)
+        self._tell(batches.partial)
 
     def _write(self, disk: Partial, batch: Batch, frames: Sequence[memoryview]) -> None:
         decompressor = zstandard.ZstdDecompressor()
