@@ -86,7 +86,8 @@ class Journal:
         key = scoped_key(caller)
         # One lock a key: the same request that arrives twice at once must not be refused by its own claims.
         async with self._keys.setdefault(key, trio.Lock()):
-            row = await self._store.by_key(key)
+            # A key of our own making is new: its caller waits once less for the thread of the database.
+            row = await self._store.by_key(key) if caller.idempotency_key else None
             id = self._repeated(row, kind, request) if row else await self._begin(kind, key, request, caller)
         return await self._answer(id, detach=caller.detach)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from twinshare.agent.journal.active import ActiveOperation, Asked
 from twinshare.agent.journal.decode import former_caller
 from twinshare.agent.journal.pace import Pace
 from twinshare.agent.journal.store import JournalStore
+from twinshare.agent.state import State
 from twinshare.protocols.access import LOCAL_ADMIN, Caller, Limits, Role
 from twinshare.protocols.errors import HypervisorDown, RateLimited
 from twinshare.protocols.operation import Detached, OperationState
@@ -35,6 +37,24 @@ async def test_a_repeated_request_that_does_not_wait_is_answered_with_the_ended_
             ended = await node.operations.wait(detached.value.operation.id, 60)
             assert ended.state is OperationState.DONE
         assert detached.value.operation == ended
+
+
+async def test_a_change_without_a_key_is_looked_up_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn in the thread of the database is a wait behind what members have written."""
+    queries: list[str] = []
+    query = State.query
+
+    async def counting(state: State, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        queries.append(statement)
+        return await query(state, statement, values)
+
+    async with open_test_node(tmp_path) as (node, vms, _):
+        await vms.create_vm(spec())
+        monkeypatch.setattr(State, "query", counting)
+        await vms.start_vm("one")
+        assert not [each for each in queries if "WHERE key" in each]
+        await vms_of(node, caller(idempotency_key="key")).stop_vm("one", force=True)
+        assert len([each for each in queries if "WHERE key" in each]) == 1
 
 
 async def test_the_event_of_an_end_has_the_error_exactly_if_it_failed(tmp_path: Path) -> None:
