@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlencode
 
 import httpx
 
@@ -72,12 +73,16 @@ class RESTClient(Calls):
         return EventStream(self._client, below("/events", None), after)
 
     def attach_session(
-        self, vm: str, session: str, offset: int | None = None, peer: str | None = None
+        self, vm: str, session: str, offset: int | None = None, peer: str | None = None, *, writer: str = ""
     ) -> AbstractAsyncContextManager[GuestStream]:
-        """A session's output from `offset` on (else the first byte that is kept), and its input, for the block."""
+        """A session's output from `offset` on (else the first byte that is kept), and its input, for the block.
+
+        `writer` is what the first one's `opened` has, for a client that sends input again.
+        """
         from .guest_stream import open_guest_stream
 
-        query = "" if offset is None else f"?offset={offset}"
+        known = {"offset": offset, "writer": writer or None}
+        query = "?" + urlencode({name: value for name, value in known.items() if value is not None})
         return open_guest_stream(self._client, guest_path(vm, f"/sessions/{session}/attach", peer) + query)
 
     def console(self, vm: str, peer: str | None = None) -> AbstractAsyncContextManager[Console]:

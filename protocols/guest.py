@@ -35,6 +35,7 @@ PathBase64 = Annotated[
 """It stands in the address of a request, and fits into its head."""
 PathText = Annotated[str, Meta(max_length=4096, description="a path in the guest")]
 SessionId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+WriterId = Annotated[str, Meta(pattern="^([0-9a-f]{16})?$")]
 Offset = Annotated[int, Meta(ge=0, le=1 << 62)]
 Size = Annotated[int, Meta(ge=1, le=10_000)]
 Modified = Annotated[float, Meta(ge=0, le=1 << 40, description="seconds since 1970")]

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from .access import Delegate, Role
 from .errors import ErrorBody, PeerMisbehaved
-from .guest import FileEntry, GuestSession, Modified, Offset, SessionId, SignalName, Size, UserName
+from .guest import FileEntry, GuestSession, Modified, Offset, SessionId, SignalName, Size, UserName, WriterId
 from .tolerant import decode_tolerantly
 from .vm import VmRef
 
@@ -29,10 +29,15 @@ HEAD = struct.Struct(">I")
 
 
 class AttachSession(msgspec.Struct, frozen=True, kw_only=True, tag="attach", omit_defaults=True):
-    """Read a session's output from `offset` on, by default from the first byte that is kept, and write its stdin."""
+    """Read a session's output from `offset` on, by default from the first byte that is kept, and write its stdin.
+
+    A client that attaches again names itself by the `writer` of its first `Opened`: only its own input is taken for
+    what it sends again.
+    """
 
     session: SessionId
     offset: Offset | None = None
+    writer: WriterId = ""
 
 
 class ReadFile(msgspec.Struct, frozen=True, kw_only=True, tag="read", omit_defaults=True):
@@ -94,12 +99,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened", omit_defau
     """The stream is open. Output begins at `offset`; the guest has the input before `input_offset`.
 
     `input_end` is where the input of a session goes on for a client that has sent none: what lies between the two was
-    accepted from another one, or from this one before it was cut off.
+    accepted from another one, or from this one before it was cut off. `writer` is for a client that attaches again.
     """
 
     offset: int = 0
     input_offset: int = 0
     input_end: int | None = None
+    writer: WriterId = ""
     session: GuestSession | None = None
     file: FileEntry | None = None
 

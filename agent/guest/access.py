@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -51,6 +52,8 @@ log = structlog.get_logger(__name__)
 READ_SIZE = 256 << 10
 TAKEN_EVERY = 256 << 10
 """Bytes of a session's input after which its client hears that the guest has them."""
+MAX_WRITERS = 64
+"""Clients of a session whose input is known when they attach again."""
 NAMES: dict[type, str] = {
     AttachSession: "attach_session",
     ReadFile: "read_file",
@@ -62,17 +65,21 @@ NAMES: dict[type, str] = {
 
 
 class _SessionStream:
-    """A client that is attached to a session."""
+    """A client that is attached to a session, the first time as no `writer`."""
 
-    def __init__(self, guest: VmGuest, session: HostedSession, reader: Reader) -> None:
+    def __init__(self, guest: VmGuest, session: HostedSession, reader: Reader, writer: str) -> None:
         self._session, self._reader = session, reader
         self._pieces: list[tuple[int, int, bytes]] = []
         self._input_taken = session.input_received
-        self._input_end = session.stream.input_offset if session.stream else self._input_taken
+        accepted = session.stream.input_offset if session.stream else self._input_taken
+        self._writer = writer or secrets.token_hex(8)
+        self._input_end = session.input_ends.get(self._writer, accepted)
+        self._remember_input()
         self.opened = Opened(
             offset=reader.offset,
-            input_offset=self._input_taken,
-            input_end=self._input_end,
+            input_offset=min(self._input_taken, self._input_end),
+            input_end=accepted,
+            writer=self._writer,
             session=session.view(guest.name),
         )
 
@@ -124,8 +131,18 @@ class _SessionStream:
                 " attach again to send more",
                 offset=end,
             )
-        await send_input(stream, message)
-        self._input_end = stream.input_offset
+        try:
+            await send_input(stream, message)
+        finally:
+            self._input_end = stream.input_offset
+            self._remember_input()
+
+    def _remember_input(self) -> None:
+        ends = self._session.input_ends
+        ends.pop(self._writer, None)
+        ends[self._writer] = self._input_end
+        if len(ends) > MAX_WRITERS:
+            del ends[next(iter(ends))]
 
 
 class _ContentStream:
@@ -208,7 +225,7 @@ class GuestAccess:
         if session.stream is not None:
             await session.stream.wait_synced()
         async with session.reading(session.output.start if request.offset is None else request.offset) as reader:
-            yield _SessionStream(guest, session, reader)
+            yield _SessionStream(guest, session, reader, request.writer)
 
     @asynccontextmanager
     async def _open(self, guest: VmGuest, record: Record, request: StreamRequest) -> AsyncIterator[GuestStream]:

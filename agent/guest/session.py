@@ -77,6 +77,8 @@ class HostedSession:
         self.stream: ChannelStream | None = None
         self.input_turn = trio.Lock()
         """Held by the client that sends input: a message of it is whole in the guest's input."""
+        self.input_ends: dict[str, int] = {}
+        """The end of the input that each of the latest writers knows: what follows is not its own."""
         self._readers: set[Reader] = set()
         self._reader_left = 0.0  # sessions are loaded in a thread, which has no clock; `pump` sets it
         self._consumed = output.start

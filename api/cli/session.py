@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from urllib.parse import urlencode
 
 from ...protocols.console import SILENCE
 from ...protocols.errors import TwinshareError
@@ -47,6 +48,7 @@ class SessionRun:
         self._client, self._path, self._resumable = client, path, resumable
         self._terminal, self._input_open = terminal, reads_input
         self._offset: int | None = None
+        self._writer = ""
         # Input from `_input_start` on, which the node may not have taken; `_ended` after its end.
         self._input, self._input_start, self._sent = bytearray(), 0, 0
         self._ended = False
@@ -92,7 +94,10 @@ class SessionRun:
     def _attach(self) -> Finished:
         self._was_attached = False
         websocket, end = ClientSocket(), ClientEnd()
-        target = self._path if self._offset is None else f"{self._path}?offset={self._offset}"
+        target = self._path
+        if self._offset is not None or self._writer:
+            known = {"offset": self._offset, "writer": self._writer or None}
+            target += "?" + urlencode({name: value for name, value in known.items() if value is not None})
         connection, opening = self._client.upgrade(target, websocket)
         self._was_attached = True
         self._sent = 0
@@ -159,6 +164,7 @@ class SessionRun:
             raise NodeUnreachable("the session has lost input that was sent", "protocol")
         if self._offset is None and not self._input:
             self._input_start = accepted
+        self._writer = opened.writer
         self._forget_input(opened.input_offset)
         self._sent = 0
         unsent += websocket.text(input_offset(self._input_start))

@@ -18,7 +18,7 @@ from ...agent.node import Node
 from ...protocols.access import Role
 from ...protocols.console import CLOSED_NORMALLY
 from ...protocols.errors import UpgradeRequired
-from ...protocols.guest import Offset, SessionId
+from ...protocols.guest import Offset, SessionId, WriterId
 from ...protocols.guest_socket import NodeEnd
 from ...protocols.guest_stream import AttachSession, DialPort, DialSsh, Finished, StreamRequest
 from ...protocols.openapi import Endpoint, Media
@@ -31,9 +31,13 @@ from .relay import WebsocketRelay, check_path
 
 
 class AttachQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`offset` is the first byte of output that is wanted; without it, the first that is kept."""
+    """`offset` is the first byte of output that is wanted; without it, the first that is kept.
+
+    `writer`, from the first `opened`, is for a client that attaches again and sends input again.
+    """
 
     offset: Offset | None = None
+    writer: WriterId = ""
 
 
 Ask = Callable[[Incoming, Mapping[str, str]], StreamRequest]
@@ -52,7 +56,8 @@ class _Kind:
 
 
 def _attach(incoming: Incoming, path: Mapping[str, str]) -> StreamRequest:
-    return AttachSession(session=path["session"], offset=incoming.query_as(AttachQuery).offset)
+    query = incoming.query_as(AttachQuery)
+    return AttachSession(session=path["session"], offset=query.offset, writer=query.writer)
 
 
 def _ssh(incoming: Incoming, path: Mapping[str, str]) -> StreamRequest:

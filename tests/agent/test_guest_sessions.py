@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
 from tests.agent.nodes import open_test_node, spec, vms_of
 from tests.stopwatch import within
@@ -196,6 +197,31 @@ async def test_input_of_two_clients_is_ordered_and_none_is_taken_for_the_others(
                 await second.send(InputEnd())
         whole, _ = await read_all(node, started.session)
         assert whole == b"abxyz"
+
+
+async def test_a_client_that_attaches_again_is_not_taken_for_the_one_that_typed_meanwhile(tmp_path: Path) -> None:
+    async with running(tmp_path) as (node, guests, _, _):
+        started = await guests.exec_vm("one", ExecRequest(command=["cat"], interactive=True, detach=True))
+        asked = AttachSession(session=started.session)
+        async with node.guest_stream(LOCAL_ADMIN, "one", asked) as stream:
+            again = structs.replace(asked, writer=stream.opened.writer)
+            await stream.send(Input(data=b"ab", offset=0))
+        async with node.guest_stream(LOCAL_ADMIN, "one", asked) as other:
+            await other.send(Input(data=b"xy", offset=2))
+        async with node.guest_stream(LOCAL_ADMIN, "one", again) as stream:
+            assert stream.opened.input_offset <= 2
+            assert stream.opened.input_end == 4
+            await stream.send(Input(data=b"ab", offset=0))  # it has been taken
+            with pytest.raises(WrongState, match="another client has sent input"):
+                await stream.send(Input(data=b"cd", offset=2))
+        async with node.guest_stream(LOCAL_ADMIN, "one", asked) as stream:
+            again = structs.replace(asked, writer=stream.opened.writer)
+            await stream.send(Input(data=b"cd", offset=4))
+        async with node.guest_stream(LOCAL_ADMIN, "one", again) as stream:
+            await stream.send(Input(data=b"cdef", offset=4))  # half of it has been taken
+            await stream.send(InputEnd())
+        whole, _ = await read_all(node, started.session)
+        assert whole == b"abxycdef"
 
 
 async def test_a_large_input_of_one_client_is_not_parted_by_another(tmp_path: Path) -> None:
