@@ -129,7 +129,8 @@ async def test_input_that_was_accepted_is_not_taken_twice(tmp_path: Path) -> Non
 
 async def test_a_terminal_has_a_size_and_takes_signals(tmp_path: Path) -> None:
     async with running(tmp_path) as api, RESTClient(api.url) as client:
-        command = ["sh", "-c", "trap 'echo caught; exit 7' INT; stty size; read line; stty size; sleep 60"]
+        script = "trap 'echo caught; exit 7' INT; stty size; read line; stty size; while :; do sleep 1; done"
+        command = ["sh", "-c", script]
         made = await client.exec_vm("one", command, detach=True, terminal=True, interactive=True, columns=90, rows=30)
         async with client.attach_session("one", made.session) as stream:
             heard = b""
