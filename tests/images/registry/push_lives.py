@@ -30,7 +30,7 @@ from tests.images.stores import disk_store
 from twinshare.agent.images.contract_samples import pieces, quiet, with_boot_sector
 from twinshare.agent.images.registry import packs, push
 from twinshare.agent.images.registry.client import RegistryClient, Repository, open_registry_client
-from twinshare.agent.images.registry.http_client import HttpClient, Request
+from twinshare.agent.images.registry.http_client import Body, HttpClient, Request
 from twinshare.agent.images.registry.manifest import Descriptor
 from twinshare.protocols.errors import ImageNotFound
 from twinshare.protocols.reference import parse_reference
@@ -80,8 +80,10 @@ class Counting(RegistryClient):
 
     sent: list[str]
 
-    async def put_blob(self, repository: Repository, digest: str, *args: Any) -> bool:
-        sent = await super().put_blob(repository, digest, *args)
+    async def put_blob(
+        self, repository: Repository, digest: str, size: int, content: Body, mount_from: Sequence[str] = ()
+    ) -> bool:
+        sent = await super().put_blob(repository, digest, size, content, mount_from)
         if sent:
             self.sent.append(digest)
         return sent
