@@ -10,7 +10,8 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,24 @@ def pytest_collection_finish() -> None:
     """What the imports made is not searched for garbage after each test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what failed beneath the groups of nested nurseries, of which a traceback shows ten."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, BaseExceptionGroup):
+        causes = ["".join(traceback.format_exception(cause)[-4:]) for cause in _causes(call.excinfo.value)]
+        report.sections.append(("What failed", "\n".join(causes)))
+    return report
+
+
+def _causes(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _causes(each)
+        else:
+            yield each
 
 
 class _Errors(logging.Handler):

@@ -120,7 +120,10 @@ const ended = (operation) => ["done", "failed", "cancelled"].includes(operation.
 
 /** @param {Operation} operation */
 function keep(operation) {
-  state.operations.set(operation.id, { ...state.operations.get(operation.id), ...operation });
+  const known = state.operations.get(operation.id);
+  // An answer that was on its way while the operation ended.
+  if (known && ended(known) && !ended(operation)) return;
+  state.operations.set(operation.id, { ...known, ...operation });
   if (state.operations.size > MAX_OPERATIONS) {
     const oldest = [...state.operations.values()].filter(ended).sort((a, b) => a.created_at.localeCompare(b.created_at));
     for (const one of oldest.slice(0, state.operations.size - MAX_OPERATIONS)) state.operations.delete(one.id);
@@ -159,7 +162,8 @@ export async function run(operation, params = {}, peer = null, accepted = () => 
   if (!answer?.idempotency_key) return answer;
   const begun = { ...answer, peer };
   const end = new Promise((resolve, reject) => waiting.set(begun.id, { resolve, reject }));
-  keep(begun);
+  // Events may have brought more of it by now than its answer, which shows how it began.
+  keep({ ...begun, ...state.operations.get(begun.id), peer });
   if (peer !== null) void follow(begun);
   else setTimeout(() => look(begun), 300);
   return end.finally(soon);

@@ -129,7 +129,8 @@ class Databases:
         monkeypatch.setattr(sqlite3, "connect", connect)
 
     def when_an_operation_is_written(self, call: Callable[[], None]) -> None:
-        [connection] = [connection for file, connection in self.opened if file.endswith("twinshare.db")]
+        # The first one writes; a later one copies the log of the database.
+        connection = next(connection for file, connection in self.opened if file.endswith("twinshare.db"))
         connection.create_function("of_the_test", 0, call)
         connection.execute(
             "CREATE TEMP TRIGGER IF NOT EXISTS held BEFORE INSERT ON operations BEGIN SELECT of_the_test(); END"

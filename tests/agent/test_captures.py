@@ -51,6 +51,9 @@ async def test_a_refused_capture_is_no_operation(tmp_path: Path) -> None:
         with pytest.raises(ImageExists):
             await images_of(node).capture_image("one", "disk")
         suspend(hypervisor, made)
+        with trio.fail_after(60):
+            while [record.domain.state for record in node.vms.inventory.records()] != [DomainState.SUSPENDED]:
+                await trio.sleep(0.01)
         with pytest.raises(WrongState, match="its disk is not whole"):
             await images_of(node).capture_image("one", "made")
         assert await captures(node) == []

@@ -89,3 +89,34 @@ async def test_a_pull_shows_its_progress_and_is_cancelled(
         root = "/api" if node == "here" else "/api/remote/far"
         assert "debian" in {one["name"] for one in (await at.api.get(f"{root}/image"))["images"]}
         at_peace(page, at.api)
+
+
+async def test_an_answer_that_comes_after_its_events_undoes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a pull shows how it began, and took away the progress that events had brought meanwhile."""
+    remote = install(monkeypatch)
+    remote.contents["example.com/debian:12"] = raw_disk(1)
+    async with opened(tmp_path) as at:
+        page = at.page
+        await at.go(PAGE, has("disk:latest"))
+        remote.close()
+        await page.click("#activity > button", "document.querySelector('#activity.open')")
+        await page.run("""(() => {
+          const plain = window.fetch;
+          const late = new Promise((done) => (window.letAnswerCome = done));
+          window.fetch = async (url, options) => {
+            const answer = await plain(url, options);
+            if (options?.method === "POST") await late;
+            return answer;
+          };
+        })()""")
+        await page.click("main [data-operation=pull_image]", "document.querySelector('#pull')")
+        await page.fill("#pull [name=image]", "example.com/debian:12")
+        bar = "document.querySelector('#activity [role=progressbar]')?.ariaValueNow"
+        await page.click("#pull button.primary", f"{bar} === '50'")
+        shown = f"new Promise(done => {{ letAnswerCome(); setTimeout(() => done({bar}), 100); }})"
+        assert await page.run(shown) == "50"
+        remote.opened.set()
+        await page.until(has("debian:12"))
+        at_peace(page, at.api)
