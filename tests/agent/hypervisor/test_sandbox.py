@@ -52,7 +52,8 @@ async def spawned(sandbox: Sandbox, argv: list[str]) -> AsyncIterator[None]:
     finally:
         process.terminate()
         with trio.fail_after(60):
-            assert await process.wait() == 0
+            # QEMU answers on its control port a moment before it takes signals: the signal itself may end it.
+            assert await process.wait() in {0, -signal.SIGTERM}
 
 
 async def test_processes_inside_are_an_unprivileged_user_without_capabilities(tmp_path: Path) -> None:
