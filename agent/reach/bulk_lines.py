@@ -89,7 +89,7 @@ class BulkLines:
         self._expect = expect
         self._open: Counter[PeerId] = Counter()
 
-    def has_room(self, peer: PeerId) -> bool:
+    def _has_room(self, peer: PeerId) -> bool:
         """Whether this peer may have one more."""
         return self._open[peer] < MAX_SERVED_OF_PEER and self._open.total() < MAX_SERVED
 
@@ -103,8 +103,7 @@ class BulkLines:
         Raises: PeerMisbehaved, OSError, trio.TooSlowError, what `offer` raises.
         """
         peer, ticket = stream.peer_id, secrets.token_hex(32)
-        of_peer, in_all = self.count(peer)
-        if of_peer >= MAX_SERVED_OF_PEER or in_all >= MAX_SERVED:
+        if not self._has_room(peer):
             return False
         self._open[peer] += 1
         try:

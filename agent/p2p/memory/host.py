@@ -98,9 +98,7 @@ class MemoryHost:
 
     async def open_stream(self, peer_id: PeerId, protocol: str, *, deadline: float = DIAL_DEADLINE) -> Stream:
         await trio.lowlevel.checkpoint()
-        connection = self._connection_to(peer_id)
-        if connection is None:
-            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        connection = self._connected(peer_id)
         with trio.move_on_after(deadline):
             await self._travel(peer_id)
             await self._travel(peer_id)
@@ -115,17 +113,14 @@ class MemoryHost:
 
     @contextmanager
     def expect_socket(self, peer_id: PeerId, ticket: str) -> Iterator[ExpectedSocket]:
-        if self._connection_to(peer_id) is None:
-            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        self._connected(peer_id)
         with self.expected.expect(ticket, _PORT) as expected:
             yield expected
 
     async def dial_socket(
         self, peer_id: PeerId, ticket: str, port: int, *, deadline: float = DIAL_DEADLINE
     ) -> socket.socket:
-        connection = self._connection_to(peer_id)
-        if connection is None:
-            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        connection = self._connected(peer_id)
         with trio.move_on_after(deadline):
             await self._travel(peer_id)
             await self._travel(peer_id)
@@ -216,6 +211,12 @@ class MemoryHost:
 
     def _connection_to(self, peer_id: PeerId) -> MemoryConnection | None:
         return next((connection for connection in self._open if connection.view(self).peer_id == peer_id), None)
+
+    def _connected(self, peer_id: PeerId) -> MemoryConnection:
+        """Return the connection with a peer. Raises: PeerUnreachable."""
+        if (connection := self._connection_to(peer_id)) is None:
+            raise PeerUnreachable(f"there is no connection with {peer_id}", peer=peer_id)
+        return connection
 
     def _to(self, connection: MemoryConnection) -> list[MemoryConnection]:
         return [other for other in self._open if other.view(self).peer_id == connection.view(self).peer_id]
