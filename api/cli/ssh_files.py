@@ -13,6 +13,7 @@ from ...agent.ssh_key import ensure_ssh_key, private_key_file
 from ...protocols.errors import InvalidRequest
 
 _KEY = re.compile(r"[a-z0-9@.-]{1,64} [A-Za-z0-9+/]{16,8192}={0,2}")
+_HASHED = "|1|"
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,255}")
 
 
@@ -43,6 +44,8 @@ def ssh_options(proxy_command: str) -> Sequence[tuple[str, str]]:
         ("UserKnownHostsFile", str(directory / "known_hosts")),
         # Keys that came through the channel are in the file already, and another one is refused.
         ("StrictHostKeyChecking", "accept-new"),
+        # A key that ssh accepts must show of which host it is: that of a former VM of the name goes.
+        ("HashKnownHosts", "no"),
         ("CheckHostIP", "no"),
     ]
 
@@ -81,8 +84,10 @@ class HostKeys:
         with self.file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = self.file.read_text().splitlines() if self.file.exists() else []
+            # Where the system has ssh hash the names of hosts, nobody can tell of which VM a former version's line is.
+            lines, former = [line for line in lines if not line.startswith(_HASHED)], lines
             others = [line for line in lines if line.removeprefix("# ").split(" ")[0] != host]
             ours = renew([line for line in lines if line not in others])
-            if [*others, *ours] != lines:
+            if [*others, *ours] != former:
                 atomic_write(self.file, "".join(f"{line}\n" for line in [*others, *ours]).encode())
                 self.file.chmod(0o600)

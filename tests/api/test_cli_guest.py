@@ -325,6 +325,7 @@ async def test_ssh_gets_our_transport_key_and_known_hosts(tmp_path: Path) -> Non
         config = (await twinshare(api.url, "ssh-config", **more)).stdout.decode()
         assert config.startswith("Host *.twin\n")
         assert f"    UserKnownHostsFile {tmp_path}/mine/ssh/known_hosts\n" in config
+        assert "    HashKnownHosts no\n" in config
 
 
 def test_host_keys_of_a_former_vm_of_the_name_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +339,19 @@ def test_host_keys_of_a_former_vm_of_the_name_go(tmp_path: Path, monkeypatch: py
     assert keys.file.read_text().splitlines() == [f"other.twin {key}B id-3"]
     with pytest.raises(InvalidRequest):
         keys.keep("a b", "id-1", [key])
+
+
+def test_keys_under_hashed_names_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's ssh hashes names: the key of a former VM stayed, and the next one of its name was refused."""
+    monkeypatch.setenv("TWINSHARE_DATA_DIR", str(tmp_path))
+    keys = HostKeys()
+    public = tmp_path / "host"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", public], check=True)
+    keys.file.write_text(f"web.twin {public.with_suffix('.pub').read_text()}")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", keys.file], check=True, capture_output=True)
+    assert "web.twin" not in keys.file.read_text()
+    keys.accept("web.twin", "id-2")
+    assert keys.file.read_text() == "# web.twin id-2\n"
 
 
 def test_keys_that_ssh_accepted_go_with_their_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
